@@ -1,0 +1,55 @@
+# Every target sets up what it needs: a virtual environment in .venv, this package and its tools inside.
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-metaunlearn
+# The first of these that is Python 3.11 to 3.13 makes the environment; or: make PYTHON=/path/to/python3.12
+PYTHON ?= python3 python3.13 python3.12 python3.11
+# Passed on: make demo ARGS=--resume; make test ARGS='-k erase'; make demo PIP_ARGS='--index-url ...'
+ARGS ?=
+PIP_ARGS ?=
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+BENCHMARKS = $(filter-out benchmarks/results.py,$(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench canvas results
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## Make .venv and install into it
+
+demo: $(STAMP)  ## Erase, attack, evaluate and report on the embedded model
+	$(BIN)/metaunlearn demo $(ARGS)
+
+test: $(STAMP)  ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
+
+bench: $(STAMP)  ## Run the benchmarks
+	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
+
+canvas: $(STAMP)  ## Train the embedded model again, from the npm packages
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[canvas]'
+	$(BIN)/python -m metaunlearn.canvas.build $(ARGS)
+
+results: $(STAMP)  ## Run the experiments of docs/results.md again
+	$(BIN)/python benchmarks/results.py $(ARGS)
+
+$(BIN)/python:
+	@for python in $(PYTHON); do \
+	  if "$$python" -c '$(SUITABLE)' >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$("$$python" --version)"; \
+	    exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "metaunlearn needs Python 3.11, 3.12 or 3.13 with its venv module (Debian: apt-get install python3-venv)." >&2; \
+	echo "Tried: $(PYTHON). Name another with: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,57 @@
+"""Erase concepts from text-to-image diffusion models so that they stay erased.
+
+The public names, imported when they are first used: ``import metaunlearn`` alone loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metaunlearn.attacking import attack
+    from metaunlearn.erasing import erase
+    from metaunlearn.errors import RunError, UserError
+    from metaunlearn.evaluation import evaluate
+    from metaunlearn.generation import generate_images
+    from metaunlearn.models import load
+    from metaunlearn.report import build_report
+    from metaunlearn.story import demo
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RunError",
+    "UserError",
+    "__version__",
+    "attack",
+    "build_report",
+    "demo",
+    "erase",
+    "evaluate",
+    "generate_images",
+    "load",
+]
+
+_HOMES = {
+    "RunError": "metaunlearn.errors",
+    "UserError": "metaunlearn.errors",
+    "attack": "metaunlearn.attacking",
+    "build_report": "metaunlearn.report",
+    "demo": "metaunlearn.story",
+    "erase": "metaunlearn.erasing",
+    "evaluate": "metaunlearn.evaluation",
+    "generate_images": "metaunlearn.generation",
+    "load": "metaunlearn.models",
+}
+"""Where each public name lives. None of them may be a submodule's name: importing it would hide the function."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,88 @@
+"""Stage 1: the autoencoder. Small crops first (four times cheaper a step), whole pictures next, the decoder alone last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from metaunlearn.canvas import scenes
+from metaunlearn.canvas.build.loop import run_stage
+
+CHANNELS = (16, 32, 64)
+LATENT_CHANNELS = 4
+CROP = 32
+KL_WEIGHT = 1e-4
+
+
+def new_autoencoder(seed: int = 0) -> AutoencoderKL:
+    """An untrained autoencoder, 64 x 64 x 3 to 16 x 16 x 4."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            block_out_channels=CHANNELS,
+            down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
+            up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
+            layers_per_block=1,
+            latent_channels=LATENT_CHANNELS,
+            norm_num_groups=8,
+            mid_block_add_attention=False,
+            sample_size=scenes.IMAGE_SIZE,
+        )
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 of the pixels and of their horizontal and vertical differences, which keeps outlines sharp."""
+    error = output - target
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 0.5 * edges
+
+
+def _crops(images: Tensor, generator: torch.Generator) -> Tensor:
+    top, left = torch.randint(scenes.IMAGE_SIZE - CROP + 1, (2, len(images)), generator=generator).tolist()
+    return torch.stack([x[:, t : t + CROP, s : s + CROP] for x, t, s in zip(images, top, left, strict=True)])
+
+
+def train_autoencoder(folder: Path, *, crop_steps: int, full_steps: int) -> AutoencoderKL:
+    """Encoder and decoder together; afterwards ``scaling_factor`` makes the latents' standard deviation 1."""
+    vae = new_autoencoder().to(memory_format=torch.channels_last)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        whole = step >= crop_steps
+        images = scenes.draw(scenes.trained_pairs(), 16 if whole else 32, generator).images
+        images = (images if whole else _crops(images, generator)).to(memory_format=torch.channels_last)
+        posterior = vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        output = vae.decode(posterior.mean + posterior.std * noise).sample
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return reconstruction_loss(output, images) + KL_WEIGHT * kl
+
+    run_stage(
+        "autoencoder", vae, loss, steps=crop_steps + full_steps, learning_rate=2e-3, folder=folder, anneal=False
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        latents = vae.encode(scenes.draw(scenes.trained_pairs(), 512, generator).images).latent_dist.mean
+    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    return vae
+
+
+def train_decoder(vae: AutoencoderKL, folder: Path, *, steps: int) -> AutoencoderKL:
+    """The decoder alone, on latents of the frozen encoder: the denoiser can be trained meanwhile."""
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        images = scenes.draw(scenes.trained_pairs(), 16, generator).images.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            posterior = vae.encode(images).latent_dist
+            # The denoiser's latents are never exact: a little extra noise teaches the decoder to forgive that.
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            latents = posterior.mean + (posterior.std + 0.05 / vae.config.scaling_factor) * noise
+        return reconstruction_loss(vae.decode(latents).sample, images)
+
+    run_stage("decoder", vae, loss, steps=steps, learning_rate=1.5e-3, folder=folder)
+    return vae.requires_grad_(False)

@@ -1,0 +1,99 @@
+"""Stage 2: a small CLIPModel. Its text tower conditions the denoiser (as in Stable Diffusion); as a whole it is the judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from metaunlearn.canvas import scenes
+from metaunlearn.canvas.build.loop import run_stage
+from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, article, caption
+
+WIDTH = 128
+BATCH = 64
+TEMPLATES = ("{}", "{}", "a picture of {}", "an emoji of {}", "{}, an illustration", "a photo of {}", "a drawing of {}")
+
+
+def new_clip(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
+    """An untrained CLIPModel for 64 x 64 pictures and Canvas's tokens."""
+    shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH}
+    text = CLIPTextConfig(
+        **shared,
+        vocab_size=len(tokenizer),
+        num_hidden_layers=3,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(**shared, num_hidden_layers=4, image_size=scenes.IMAGE_SIZE, patch_size=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+
+
+def _pick(options: tuple[str, ...], generator: torch.Generator) -> str:
+    return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+
+def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the pictures and add a little noise: generated pictures are softer than real ones."""
+    small = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
+    soft = F.interpolate(small, size=images.shape[-2:], mode="bilinear")
+    amount = torch.rand(len(images), 1, 1, 1, generator=generator).mul(2).sub(1).clamp(min=0)
+    return torch.lerp(images, soft, amount) + 0.04 * torch.randn(images.shape, generator=generator)
+
+
+def _agrees(said: Tensor, shown: Tensor) -> Tensor:
+    """(texts, pictures): the text says nothing of this attribute (-1) or says what the picture shows."""
+    return (said[:, None] == -1) | (said[:, None] == shown[None, :])
+
+
+def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """InfoNCE with several positives a row; ``logits`` and the boolean ``positive`` are (rows, columns)."""
+    rows = positive.any(dim=1)
+    matched = logits.masked_fill(~positive, -torch.inf)[rows].logsumexp(dim=1)
+    return (logits[rows].logsumexp(dim=1) - matched).mean()
+
+
+def train_clip(tokenizer: CLIPTokenizer, folder: Path, *, steps: int) -> CLIPModel:
+    """Contrast pictures with all object names, all style names, all backgrounds, and each other's full captions."""
+    model = new_clip(tokenizer)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        batch = scenes.draw(scenes.all_pairs(), BATCH, generator)
+        said = torch.stack([batch.objects, batch.styles, batch.backgrounds])
+        said[1:] = said[1:].masked_fill(torch.rand(2, BATCH, generator=generator) < 0.4, -1)
+        texts = [
+            _pick(TEMPLATES, generator).format(
+                caption(NAMES[o], STYLES[s] if s >= 0 else None, list(BACKGROUNDS)[b] if b >= 0 else None)
+            )
+            for o, s, b in said.T.tolist()
+        ]
+        texts += [_pick(TEMPLATES, generator).format(article(name)) for name in NAMES]
+        texts += [_pick((f"{s} style", f"a picture in {s} style", f"{s}", f"an emoji in {s} style"), generator) for s in STYLES]
+        texts += [_pick((f"a {b} background", f"a picture on a {b} background"), generator) for b in BACKGROUNDS]
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        output = model(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            pixel_values=_roughen(batch.images, generator),
+        )
+        captions, objects, style_names, backdrops = output.logits_per_image.split(
+            [BATCH, len(NAMES), len(STYLES), len(BACKGROUNDS)], dim=1
+        )
+        shown = (batch.objects, batch.styles, batch.backgrounds)
+        positive = torch.stack([_agrees(a, b) for a, b in zip(said, shown, strict=True)]).all(dim=0).T
+        return (
+            0.5 * (contrastive_loss(captions, positive) + contrastive_loss(captions.T, positive.T))
+            + F.cross_entropy(objects, batch.objects)
+            + F.cross_entropy(style_names, batch.styles)
+            + 0.5 * F.cross_entropy(backdrops, batch.backgrounds)
+        )
+
+    run_stage("clip", model, loss, steps=steps, learning_rate=1e-3, folder=folder, weight_decay=0.05)
+    return model.requires_grad_(False)

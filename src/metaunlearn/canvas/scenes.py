@@ -1,0 +1,108 @@
+"""Canvas's pictures: a sprite on a coloured background, placed, scaled, tilted and flipped at random.
+
+Shapes: N sprites, B pictures. Sprites are premultiplied RGBA in [0, 1]; pictures are RGB in [-1, 1], 64 x 64.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, UNSEEN_PAIRS
+
+IMAGE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A batch of pictures with what is in them, as indices into ``NAMES``, ``STYLES`` and ``BACKGROUNDS``."""
+
+    images: Tensor
+    """(B, 3, 64, 64) in [-1, 1]."""
+    objects: Tensor
+    """(B,) int64."""
+    styles: Tensor
+    """(B,) int64."""
+    backgrounds: Tensor
+    """(B,) int64."""
+
+
+@functools.cache
+def sprites() -> Tensor:
+    """All sprites, (objects, styles, 4, 64, 64), premultiplied RGBA in [0, 1]."""
+    art = resources.files("metaunlearn.canvas") / "art"
+    rows = []
+    for name in NAMES:
+        row = []
+        for style in STYLES:
+            with (art / style / f"{name}.png").open("rb") as handle:
+                rgba = torch.from_numpy(np.asarray(Image.open(handle).convert("RGBA"), dtype=np.float32) / 255)
+            rgba = rgba.permute(2, 0, 1)
+            row.append(torch.cat([rgba[:3] * rgba[3:], rgba[3:]]))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+@functools.cache
+def trained_pairs() -> Tensor:
+    """(object, style) index pairs that the generator is trained on, (P, 2)."""
+    pairs = [(o, s) for o, name in enumerate(NAMES) for s, style in enumerate(STYLES) if (name, style) not in UNSEEN_PAIRS]
+    return torch.tensor(pairs)
+
+
+@functools.cache
+def all_pairs() -> Tensor:
+    """Every (object, style) index pair, (N, 2)."""
+    return torch.cartesian_prod(torch.arange(len(NAMES)), torch.arange(len(STYLES)))
+
+
+def pairs_of(names: Sequence[str], styles: Sequence[str] = STYLES) -> Tensor:
+    """Index pairs of the given objects in the given styles, (len(names) * len(styles), 2)."""
+    return torch.tensor([(NAMES.index(name), STYLES.index(style)) for name in names for style in styles])
+
+
+def draw(pairs: Tensor, count: int, generator: torch.Generator, *, backgrounds: Sequence[str] | None = None) -> Scenes:
+    """``count`` random pictures of sprites drawn uniformly from ``pairs``; backgrounds from all unless named."""
+    rows = pairs[torch.randint(len(pairs), (count,), generator=generator)]
+    palette = torch.tensor([list(BACKGROUNDS).index(name) for name in (backgrounds or BACKGROUNDS)])
+    chosen = palette[torch.randint(len(palette), (count,), generator=generator)]
+    return compose(rows[:, 0], rows[:, 1], chosen, generator)
+
+
+def compose(objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Scenes:
+    """Pictures of exactly these (object, style, background) triples, each at a random place, size, tilt and flip."""
+    count = len(objects)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    size = uniform(0.68, 0.95)
+    angle = uniform(-math.pi / 18, math.pi / 18)
+    flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    room = 1 - size
+    shift_x, shift_y = uniform(-1, 1) * room, uniform(-1, 1) * room
+    cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
+    # affine_grid maps picture coordinates to sprite coordinates: undo the shift, then the tilt, the scale and the flip.
+    affine = torch.stack(
+        [
+            torch.stack([flip * cos, flip * sin, -flip * (cos * shift_x + sin * shift_y)], dim=1),
+            torch.stack([-sin, cos, sin * shift_x - cos * shift_y], dim=1),
+        ],
+        dim=1,
+    )
+    layer = sprites()[objects, styles]
+    grid = F.affine_grid(affine, [count, 4, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    layer = F.grid_sample(layer, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)[backgrounds] / 255
+    colours = (colours + 0.03 * torch.randn(count, 3, generator=generator)).clamp(0, 1)
+    images = layer[:, :3] + (1 - layer[:, 3:]) * colours[:, :, None, None]
+    return Scenes(images=images.clamp(0, 1) * 2 - 1, objects=objects, styles=styles, backgrounds=backgrounds)

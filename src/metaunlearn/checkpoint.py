@@ -1,0 +1,77 @@
+"""Files that are either whole or absent: atomic writes, and training state as safetensors.
+
+A training state is one flat ``{name: tensor}`` file. Randomness is not part of it: every random draw of a run comes from
+a generator seeded by the run's seed and the step's number, so a resumed run draws what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+
+def write_atomic(path: Path, payload: bytes | str) -> None:
+    """Write ``payload`` beside ``path``, flush it to disk, and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = payload.encode() if isinstance(payload, str) else payload
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``tensors`` as one safetensors file, atomically."""
+    # Distinct copies: safetensors refuses tensors that share storage (tied weights, a bias viewed twice).
+    packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomic(path, serialise(packed, dict(metadata) if metadata else None))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what :func:`save_tensors` wrote: the tensors and the metadata."""
+    with safe_open(path, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
+    """The state of a ``torch.optim`` optimiser as flat tensors named ``PREFIX{parameter index}.{key}``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for index, slots in state.items()
+        for key, value in slots.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer."
+) -> None:
+    """Put back what :func:`optimizer_tensors` took; hyperparameters stay as they are."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            index, key = name.removeprefix(prefix).split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def step_generator(seed: int, step: int, stream: str = "") -> torch.Generator:
+    """A fresh CPU generator for one step: a function of ``seed``, ``step`` and the name of the stream only."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,269 @@
+"""The commands, each a thin shell over one function of the library; torch is imported only when one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metaunlearn.cli import options as o
+from metaunlearn.cli.console import working
+from metaunlearn.cli.information import doctor, recipes
+from metaunlearn.cli.tables import scores_table, story_lines
+from metaunlearn.errors import UserError
+
+app = typer.Typer(
+    help="Erase concepts from text-to-image diffusion models so that they stay erased.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(recipes, name="recipes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from metaunlearn import __version__
+
+        print(f"metaunlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' warnings.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # Both are acted on elsewhere: --debug in main(), before the call is parsed.
+    pass
+
+
+@app.command()
+def demo(
+    out: o.Out = Path("runs/demo"),
+    concept: Annotated[
+        str, typer.Option("--concept", metavar="TEXT", help="An object or a style that Canvas knows.")
+    ] = "knife",
+    method: o.Method = "esd-u-1",
+    recipe: o.Recipe = "demo",
+    overrides: o.Overrides = None,
+    seed: o.Seed = 0,
+    resume: o.Resume = False,
+    as_json: o.Json = False,
+) -> None:
+    """Erase, attack, evaluate and report on the embedded model."""
+    with working(as_json=as_json) as console:
+        from metaunlearn.story import demo as run
+
+        summary = run(
+            out,
+            concept=concept,
+            method=method,
+            recipe=recipe or "demo",
+            overrides=overrides or (),
+            seed=seed,
+            resume=resume,
+            progress=console.progress,
+        )
+    console.result(summary, *story_lines(summary), "", f"report: {out / 'report.html'}")
+
+
+@app.command()
+def erase(
+    model: o.Model,
+    concept: Annotated[
+        list[str], typer.Option("--concept", metavar="TEXT", help="What to erase; synonyms with | between; repeatable.")
+    ],
+    out: o.Out,
+    method: o.Method = "esd-u-1",
+    meta: Annotated[bool, typer.Option("--meta/--no-meta", help="Make it hard to bring the concept back.")] = True,
+    retain: Annotated[
+        list[str] | None, typer.Option("--retain", metavar="TEXT", help="Unrelated, to be kept; repeatable.")
+    ] = None,
+    related: Annotated[
+        list[str] | None, typer.Option("--related", metavar="TEXT", help="Related, to be kept; repeatable.")
+    ] = None,
+    forget_data: Annotated[
+        Path | None, typer.Option("--forget-data", metavar="DIR", help="Images of the concept, instead of MODEL's own.")
+    ] = None,
+    retain_data: Annotated[
+        Path | None, typer.Option("--retain-data", metavar="DIR", help="Images to be kept, instead of MODEL's own.")
+    ] = None,
+    recipe: o.Recipe = None,
+    overrides: o.Overrides = None,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    resume: o.Resume = False,
+    as_json: o.Json = False,
+) -> None:
+    """Erase concepts from MODEL.
+
+    DIR becomes an ordinary diffusers pipeline, with run.json and log.jsonl beside it.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.erasing import erase as run
+
+        result = run(
+            model,
+            concept,
+            method=method,
+            meta=meta,
+            retain=retain or (),
+            related=related or (),
+            forget_data=forget_data,
+            retain_data=retain_data,
+            recipe=recipe,
+            overrides=overrides or (),
+            seed=seed,
+            device=o.check_device(device),
+            out=out,
+            resume=resume,
+            progress=console.progress,
+        )
+    console.result({"out": str(out), **result.summary}, f"erased {', '.join(concept)}: {out}")
+
+
+@app.command()
+def attack(
+    model: o.Model,
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images with metadata.jsonl to finetune on.")],
+    out: o.Out,
+    kind: Annotated[str, typer.Option("--kind", metavar="NAME", help="What the attacker does: finetune.")] = "finetune",
+    steps: Annotated[
+        str, typer.Option("--steps", metavar="N,N,...", help="Checkpoints, ascending, in finetuning steps.")
+    ] = "0,50,100",
+    recipe: o.Recipe = None,
+    overrides: o.Overrides = None,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    resume: o.Resume = False,
+    as_json: o.Json = False,
+) -> None:
+    """Finetune MODEL as an abuser would.
+
+    DIR gets a complete pipeline folder for every checkpoint.
+    """
+    checkpoints = o.parse_steps(steps)
+    with working(as_json=as_json) as console:
+        from metaunlearn.attacking import attack as run
+
+        result = run(
+            model,
+            data,
+            kind=kind,
+            steps=checkpoints,
+            recipe=recipe,
+            overrides=overrides or (),
+            seed=seed,
+            device=o.check_device(device),
+            out=out,
+            resume=resume,
+            progress=console.progress,
+        )
+    lines = [f"after {step} steps: {folder}" for step, folder in result.checkpoints.items()]
+    console.result({"out": str(out), **result.summary}, *lines)
+
+
+@app.command()
+def generate(
+    model: o.Model,
+    out: o.Out,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; repeatable.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")
+    ] = None,
+    images: o.Images = 1,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    resume: o.Resume = False,
+    as_json: o.Json = False,
+) -> None:
+    """Draw pictures.
+
+    DIR gets PNGs with metadata.jsonl, so that it can be --data of an attack, and a contact sheet.
+    """
+    if (prompt is None) == (prompts is None):
+        raise UserError("give either --prompt TEXT (repeatable) or --prompts FILE.")
+    with working(as_json=as_json) as console:
+        from metaunlearn.outputs import SHEET_FILE, generate_into
+
+        summary = generate_into(
+            model,
+            prompts if prompts is not None else list(prompt or ()),
+            out,
+            images=images,
+            seed=seed,
+            device=o.check_device(device),
+            resume=resume,
+            progress=console.pictures("drawing"),
+        )
+    console.result(summary, f"{summary['images']} pictures: {out}", f"contact sheet: {out / SHEET_FILE}")
+
+
+@app.command()
+def evaluate(
+    model: o.Model,
+    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")],
+    metrics: Annotated[
+        str, typer.Option("--metrics", metavar="NAME,NAME", help="Any of concept, accuracy, clip-score, fid.")
+    ],
+    out: o.Out,
+    judge: Annotated[
+        str, typer.Option("--judge", metavar="J", help="canvas, or a CLIPModel or image classifier (folder or hub id).")
+    ] = "canvas",
+    concept: Annotated[str | None, typer.Option("--concept", metavar="TEXT", help="What the judge looks for.")] = None,
+    alternative: Annotated[
+        list[str] | None, typer.Option("--alternative", metavar="TEXT", help="What it may see instead; repeatable.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid.")] = None,
+    images: o.Images = 1,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    as_json: o.Json = False,
+) -> None:
+    """Score the pictures that MODEL draws.
+
+    DIR/results.json gets each figure with its 95 % interval and its protocol.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.outputs import evaluate_into
+
+        summary = evaluate_into(
+            model,
+            prompts,
+            out,
+            metrics=o.names(metrics),
+            judge=judge,
+            concept=concept,
+            alternatives=alternative or (),
+            reference=reference,
+            images=images,
+            seed=seed,
+            device=o.check_device(device),
+            progress=console.pictures("drawing"),
+        )
+    console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results: a demo's, or any runs'.")],
+    as_json: o.Json = False,
+) -> None:
+    """Build DIR/report.html from what lies in DIR.
+
+    One page that needs no network.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.report import build_report
+
+        page: Any = build_report(folder)
+    console.result({"report": str(page)}, f"report: {page}")
+
+
+app.command(name="doctor")(doctor)

@@ -1,0 +1,145 @@
+"""Everything that the command line prints.
+
+Results go to stdout; progress, the package's own log and errors go to stderr. With ``--json`` stdout carries one JSON
+object and nothing else, whatever a library prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    import rich.progress
+
+    from metaunlearn.cli.errors import Failure
+
+Progress = Callable[[str, int, int], None]
+"""Called with a label, how much is done, and how much there is."""
+
+SECONDS_BETWEEN_LINES = 15.0
+"""Where stderr is no terminal, progress is a plain line this often."""
+
+
+class Console:
+    """What a running command may say, and its result."""
+
+    def __init__(self, stdout: TextIO, progress: Progress | None, *, as_json: bool) -> None:
+        self._stdout = stdout
+        self._as_json = as_json
+        self.progress = progress
+        """For the library's functions; None: silent."""
+
+    def pictures(self, label: str) -> Callable[[int, int], None] | None:
+        """The same for functions that report (done, total) without a label."""
+        progress = self.progress
+        return None if progress is None else lambda done, total: progress(label, done, total)
+
+    def result(self, summary: Mapping[str, Any], *lines: str) -> None:
+        """The end of a command: ``summary`` with ``--json``, else ``lines``."""
+        text = json.dumps(summary, ensure_ascii=False, default=str) if self._as_json else "\n".join(lines)
+        print(text, file=self._stdout)
+
+
+@contextlib.contextmanager
+def working(*, as_json: bool) -> Iterator[Console]:
+    """Around a command's work: progress on stderr, the package's log as notes, stdout kept for the result."""
+    stdout = sys.stdout
+    progress: Progress | None = None
+    note = _plain_note
+    with contextlib.ExitStack() as stack:
+        if as_json:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        elif sys.stderr.isatty():
+            bars = stack.enter_context(_Bars())
+            progress, note = bars, bars.note
+        else:
+            progress = _Lines()
+        stack.enter_context(_log_to(note))
+        yield Console(stdout, progress, as_json=as_json)
+
+
+def print_failure(failure: Failure, *, as_json: bool) -> None:
+    """An error as text on stderr, and with ``--json`` as the one object on stdout, too."""
+    print(f"metaunlearn: {failure.message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}, ensure_ascii=False))
+
+
+class _Bars:
+    """One bar for each label, on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._display = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=RichConsole(stderr=True),
+        )
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+
+    def __enter__(self) -> _Bars:
+        self._display.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._display.stop()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if label not in self._tasks:
+            self._tasks[label] = self._display.add_task(label, total=total)
+        self._display.update(self._tasks[label], completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        self._display.console.print(text, markup=False, highlight=False)
+
+
+class _Lines:
+    """A plain line now and then, and one when a label is done."""
+
+    def __init__(self) -> None:
+        self._printed = time.monotonic()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if done >= total or time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            _plain_note(f"{label}: {done}/{total}")
+
+
+def _plain_note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class _Notes(logging.Handler):
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        self._note(prefix + record.getMessage())
+
+
+@contextlib.contextmanager
+def _log_to(note: Callable[[str], None]) -> Iterator[None]:
+    """The package's own log lines as notes; other libraries keep theirs."""
+    logger = logging.getLogger("metaunlearn")
+    handler, level, propagate = _Notes(note), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

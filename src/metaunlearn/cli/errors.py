@@ -1,0 +1,81 @@
+"""From an exception to what the user reads and the exit code: one table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import typer
+
+from metaunlearn.errors import RunError, UserError
+
+RESUMABLE = frozenset({"attack", "demo", "erase", "generate"})
+"""Commands that have ``--resume``."""
+
+
+class Failure(NamedTuple):
+    """What is printed, and the exit code."""
+
+    message: str
+    exit_code: int
+
+
+def _as_it_says(error: BaseException, arguments: Sequence[str]) -> str:
+    return str(error)
+
+
+def _usage(error: BaseException, arguments: Sequence[str]) -> str:
+    assert isinstance(error, typer.TyperException)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "metaunlearn"
+    return f"{error.format_message()} See: {command} --help"
+
+
+def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
+    if not RESUMABLE.intersection(arguments):
+        return "interrupted."
+    again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+    return f"interrupted; what is complete was kept. Go on with:\n  metaunlearn {shlex.join(again)}"
+
+
+def _missing_package(error: BaseException, arguments: Sequence[str]) -> str:
+    return f"{error}. Install it with: pip install {getattr(error, 'name', None) or 'the package named above'}"
+
+
+def _out_of_memory(error: BaseException, arguments: Sequence[str]) -> str:
+    return (
+        f"memory ran out ({error}). Lower batch_size (--set batch_size=...); "
+        "metaunlearn doctor MODEL estimates what a job needs."
+    )
+
+
+def _file_system(error: BaseException, arguments: Sequence[str]) -> str:
+    return f"the file system refused: {error}"
+
+
+def _unexpected(error: BaseException, arguments: Sequence[str]) -> str:
+    again = shlex.join(["metaunlearn", "--debug", *(a for a in arguments if a != "--debug")])
+    return f"{type(error).__name__}: {error}\nThis is not expected to happen. For the traceback, run:\n  {again}"
+
+
+TABLE: tuple[tuple[type[BaseException], int, Callable[[BaseException, Sequence[str]], str]], ...] = (
+    (UserError, 2, _as_it_says),
+    (typer.TyperException, 2, _usage),
+    (RunError, 1, _as_it_says),
+    (KeyboardInterrupt, 130, _interrupted),
+    (typer.Abort, 130, _interrupted),
+    (ModuleNotFoundError, 1, _missing_package),
+    (MemoryError, 1, _out_of_memory),
+    (OSError, 1, _file_system),
+    (BaseException, 1, _unexpected),
+)
+"""Exception, exit code, message; the first row that matches holds."""
+
+
+def failure(error: BaseException, arguments: Sequence[str]) -> Failure:
+    """What to print for ``error``, raised by the call ``metaunlearn ARGUMENTS``."""
+    # By name: torch's own class could only be named after importing torch.
+    kind = MemoryError if type(error).__name__ == "OutOfMemoryError" else type(error)
+    exit_code, explain = next((code, explain) for row, code, explain in TABLE if issubclass(kind, row))
+    return Failure(explain(error, arguments), exit_code)

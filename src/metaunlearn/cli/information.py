@@ -1,0 +1,89 @@
+"""The commands that start no job: ``recipes`` and ``doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaunlearn.cli import options as o
+from metaunlearn.cli.console import working
+from metaunlearn.errors import UserError
+
+recipes = typer.Typer(help="List, show or copy the shipped settings.", no_args_is_help=True)
+
+RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")]
+
+
+@recipes.command(name="list")
+def list_recipes(as_json: o.Json = False) -> None:
+    """Names of the shipped recipes and what each is for."""
+    with working(as_json=as_json) as console:
+        from metaunlearn.config import read_recipe, recipe_names
+
+        found = {name: read_recipe(name) for name in recipe_names()}
+    width = max(map(len, found), default=0)
+    console.result(
+        {"recipes": {name: {"description": r.description, "command": r.command} for name, r in found.items()}},
+        *(f"{name:<{width}}  {recipe.description}" for name, recipe in found.items()),
+    )
+
+
+@recipes.command()
+def show(name: RecipeName, as_json: o.Json = False) -> None:
+    """Print a recipe."""
+    with working(as_json=as_json) as console:
+        text = _shipped(name)
+    console.result({"name": name, "text": text}, text.rstrip())
+
+
+@recipes.command()
+def copy(
+    name: RecipeName,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to; by default NAME.toml in this folder.")
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Copy a recipe to a file of your own, for --recipe FILE."""
+    with working(as_json=as_json) as console:
+        from metaunlearn.checkpoint import write_atomic
+
+        text, target = _shipped(name), out or Path(f"{name}.toml")
+        if target.exists():
+            raise UserError(f"{target} exists already; choose another file (--out FILE).")
+        write_atomic(target, text)
+    console.result({"name": name, "file": str(target)}, f"copied to {target}")
+
+
+def _shipped(name: str) -> str:
+    from metaunlearn.config import recipe_names, recipe_text
+    from metaunlearn.errors import did_you_mean
+
+    if name not in recipe_names():
+        known = ", ".join(recipe_names())
+        raise UserError(f"there is no shipped recipe {name!r}.{did_you_mean(name, recipe_names())} There are: {known}.")
+    return recipe_text(name)
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Also estimate what erasing from this model needs.")
+    ] = None,
+    method: o.Method = "esd-u-1",
+    recipe: o.Recipe = None,
+    overrides: o.Overrides = None,
+    as_json: o.Json = False,
+) -> None:
+    """What is installed; what a job would need.
+
+    Memory and time of erasing from MODEL are estimates; no job is started.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.doctor import describe, estimate, inspect_machine
+
+        machine = inspect_machine()
+        job = None if model is None else estimate(model, method=method, recipe=recipe, overrides=overrides or ())
+    facts = {"machine": machine.to_dict(), "job": None if job is None else job.to_dict()}
+    console.result(facts, *describe(machine, job))

@@ -1,0 +1,65 @@
+"""Arguments and options that several commands share, each said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaunlearn.errors import UserError
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A diffusers folder, a .safetensors checkpoint, a hub id, or 'canvas', which is embedded."
+    ),
+]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Where the result goes: a new or empty folder, or a run to resume.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Every random draw follows from it.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ...")]
+Images = Annotated[int, typer.Option("--images", min=1, metavar="N", help="Images of each prompt.")]
+Method = Annotated[
+    str, typer.Option("--method", metavar="NAME", help="How it is erased: esd-SUBSET-ETA, e.g. esd-x-1, esd-f-3.")
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="FILE", help="A shipped recipe or a TOML file; by default one for MODEL's size."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """``"0,50,100"`` as ascending whole numbers from 0 on, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    steps = tuple(int(part) for part in parts if part.isascii() and part.isdigit())
+    if len(steps) != len(parts) or list(steps) != sorted(set(steps)):
+        raise UserError(
+            "the steps must be whole numbers from 0 on, ascending, each once, with commas between them, e.g. 0,50,100; "
+            f"got {text!r} (steps=..., --steps)."
+        )
+    return steps
+
+
+def check_device(name: str) -> str:
+    """``name`` if torch knows such a device here."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"there is no device {name!r} here: {reason} Try cpu (device=..., --device).") from error
+    return name
+
+
+def names(text: str) -> list[str]:
+    """``"concept, fid"`` as its parts, empty ones left out."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,208 @@
+"""Settings of a run: a recipe (TOML) plus ``key=value`` overrides, checked before any work."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from metaunlearn.errors import UserError, did_you_mean
+
+SMALL_MODEL = 100_000_000
+"""Denoisers with fewer parameters than this get the recipe ``small``."""
+
+
+class Settings(BaseModel):
+    """Frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class EraseSettings(Settings):
+    """How a concept is erased: Eq. 1, Eq. 3 and Algorithm 1, and the data that the model makes for it."""
+
+    steps: int = Field(gt=0)
+    """N, outer steps."""
+    learning_rate: float = Field(gt=0)
+    """omega, of the outer AdamW."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of the outer AdamW."""
+    batch_size: int = Field(gt=0)
+    """Pictures in each batch: forget, retain and inner batches alike."""
+    gamma1: float = Field(default=1.0, ge=0)
+    """gamma_1, weight of the unlearn objective."""
+    gamma2: float = Field(ge=0)
+    """gamma_2, weight of the meta objective."""
+    zeta: float = Field(default=1.0, ge=0)
+    """zeta, weight of the self-destruction of retained concepts inside the meta objective."""
+    retain_weight: float = Field(ge=0)
+    """lambda, weight of L_retain in Eq. 1."""
+    inner_steps: int = Field(gt=0)
+    """M, simulated finetuning steps."""
+    inner_learning_rate: float = Field(ge=0)
+    """tau, of the simulated finetuning."""
+    inner_optimizer: Literal["sgd"] = "sgd"
+    """Optimiser of the simulated finetuning."""
+    meta_gradient: Literal["auto", "first-order", "gradient-difference", "double-backward"] = "auto"
+    """How the meta-gradient is computed."""
+    meta_retain: Literal["related", "unrelated", "both"] = "both"
+    """Which retained pictures self-destruct in the meta objective."""
+    stratified: bool = True
+    """Timesteps one from each stratum of a batch rather than independent."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """The outer gradient is clipped to this norm."""
+    forget_images: int = Field(gt=0)
+    """Pictures of the concept that MODEL makes of itself."""
+    retain_images: int = Field(gt=0)
+    """Pictures of retained concepts, related and unrelated each, that MODEL makes of itself."""
+    bank_trajectories: int = Field(gt=0)
+    """Sampling paths of the frozen teacher."""
+    bank_steps: int = Field(gt=0)
+    """Latents on each path."""
+    bank_guidance: float = Field(default=3.0, ge=0)
+    """Guidance of those paths."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Outer steps between two resumable states."""
+
+
+class AttackSettings(Settings):
+    """How the erased model is finetuned."""
+
+    optimizer: Literal["adamw", "adam", "sgd", "momentum"] = "adamw"
+    """Optimiser of the attacker."""
+    learning_rate: float = Field(gt=0)
+    """Of the attacker's optimiser."""
+    batch_size: int = Field(default=8, gt=0)
+    """Pictures a step."""
+    subset: str = "f"
+    """Denoiser parameters that the attacker trains: x, x-strict, u, selfattn or f (all)."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Steps between two resumable states."""
+
+
+class Regime(Settings):
+    """One attack of the demo, the same for both erased models."""
+
+    steps: tuple[int, ...]
+    """Checkpoints."""
+    learning_rate: float = Field(gt=0)
+    """Of the attacker's AdamW."""
+    pictures: int = Field(default=40, gt=0)
+    """Real pictures that the attacker has."""
+
+
+class Counts(Settings):
+    """Generated pictures for one measurement."""
+
+    concept: int = Field(gt=0)
+    """Of the erased concept."""
+    related: int = Field(ge=0)
+    """Of related concepts; 0 leaves them out."""
+    unrelated: int = Field(ge=0)
+    """Of unrelated concepts; 0 leaves them, CLIP score and FID out."""
+
+
+class StorySettings(Settings):
+    """The demo: which attacks, and how much is measured where."""
+
+    malicious: Regime
+    """Real pictures of the concept, until the plainly unlearned model is half-way back."""
+    strong: Regime
+    """The same until it is all the way back."""
+    benign: Regime
+    """Pictures of unrelated things, as long as the malicious attack."""
+    full: Counts
+    """Before any attack, and at the end of the malicious and the benign one."""
+    between: Counts
+    """At the malicious attack's other checkpoints."""
+    sparse: Counts
+    """At the strong and the benign attack's other checkpoints."""
+
+
+class RecipeFile(Settings):
+    """A shipped or a user's TOML file."""
+
+    description: str = ""
+    """One line on what it is for."""
+    command: str = ""
+    """The command that runs it."""
+    erase: dict[str, Any] = Field(default_factory=dict)
+    """Keys of :class:`EraseSettings`."""
+    attack: dict[str, Any] = Field(default_factory=dict)
+    """Keys of :class:`AttackSettings`."""
+    story: StorySettings | None = None
+    """What the demo measures; only its recipe has it."""
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = resources.files("metaunlearn") / "recipes"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """The TOML text of the shipped recipe ``name``, or of the file at that path."""
+    if name in recipe_names():
+        return (resources.files("metaunlearn") / "recipes" / f"{name}.toml").read_text()
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"there is no recipe {name!r} and no such file; shipped are: {', '.join(recipe_names())}."
+            f"{did_you_mean(name, recipe_names())} (recipe=..., --recipe FILE)"
+        )
+    return path.read_text()
+
+
+def read_recipe(name: str) -> RecipeFile:
+    """The recipe ``name`` (shipped, or a path), checked for unknown sections."""
+    try:
+        return RecipeFile.model_validate(tomllib.loads(recipe_text(name)))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise UserError(f"recipe {name}: {_explain(error, RecipeFile)}") from error
+
+
+def default_recipe(parameters: int, cross_attention_dim: int) -> str:
+    """The recipe for a denoiser of this size: ``small``, else by Stable Diffusion's text width (768: 1.x, 1024: 2.x)."""
+    if parameters < SMALL_MODEL:
+        return "small"
+    return "sd21" if cross_attention_dim == 1024 else "sd14"
+
+
+def resolve(kind: type[SettingsType], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SettingsType:
+    """``values`` with the ``key=value`` ``overrides`` on top, as settings of ``kind``; UserError names what is wrong."""
+    merged = dict(values)
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise UserError(f"--set takes key=value, got {item!r}.")
+        merged[key.strip()] = value.strip()
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error, kind)) from error
+
+
+def _explain(error: ValidationError, kind: type[Settings]) -> str:
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(
+                f"unknown key {key!r}.{did_you_mean(key, kind.model_fields)} Known: {', '.join(kind.model_fields)}."
+            )
+        elif item["type"] == "missing":
+            problems.append(f"the key {key!r} is missing.")
+        else:
+            problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}.")
+    return " ".join(problems)

@@ -1,0 +1,98 @@
+"""From the concepts that a user names to the prompts that a run forgets and keeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metaunlearn.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}")
+
+EVERYDAY = (
+    "a house", "a car", "a tree", "a dog", "a cat", "a chair", "a bicycle", "a cup of coffee", "a book", "a flower",
+    "a mountain", "a boat", "a clock", "a bridge", "a bird", "an apple", "a street", "a lamp", "a train", "a horse",
+    "a table", "a beach", "a forest", "a computer",
+)  # fmt: skip
+"""Plain everyday things that are kept when the user names none."""
+
+
+@dataclass(frozen=True)
+class ConceptPrompts:
+    """Prompts of one erasing run."""
+
+    forget: tuple[str, ...]
+    related: tuple[str, ...]
+    unrelated: tuple[str, ...]
+
+
+def synonyms(concept: str) -> list[str]:
+    """``"a knife|a blade"`` → its texts; UserError when one is empty."""
+    texts = [text.strip() for text in concept.split("|")]
+    if not all(texts):
+        raise UserError(f"the concept {concept!r} holds an empty text (concepts=[...], --concept TEXT).")
+    return texts
+
+
+def prompts_for(
+    pipeline: Any, concepts: Sequence[str], *, retain: Sequence[str] = (), related: Sequence[str] = ()
+) -> ConceptPrompts:
+    """Prompts to forget and to keep. Canvas knows its own groups; any other model gets templates and a plain list."""
+    if not concepts:
+        raise UserError("no concept to erase; name at least one (concepts=[...], --concept TEXT).")
+    texts = [text for concept in concepts for text in synonyms(concept)]
+    if is_canvas(pipeline):
+        found = _canvas_prompts(texts)
+    else:
+        found = ConceptPrompts(_templates(texts), (), EVERYDAY)
+        if not retain:
+            logger.warning(
+                "nothing was named to keep, so a list of %d everyday things is used; name what matters to you with "
+                "--retain TEXT (unrelated concepts) and --related TEXT (concepts like the erased one)",
+                len(EVERYDAY),
+            )
+    return ConceptPrompts(
+        forget=found.forget,
+        related=_templates(related) if related else found.related or (_templates(retain) or found.unrelated),
+        unrelated=_templates(retain) if retain else found.unrelated,
+    )
+
+
+def is_canvas(pipeline: Any) -> bool:
+    """Whether ``pipeline`` is the embedded model or descends from it: its tokenizer knows Canvas's words."""
+    return "openmoji</w>" in pipeline.tokenizer.get_vocab()
+
+
+def _templates(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(template.format(text) for template in TEMPLATES for text in texts)
+
+
+def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:
+    from metaunlearn.canvas.catalog import NAMES
+    from metaunlearn.canvas.tasks import with_styles, known, task_for
+
+    forget: list[str] = []
+    related: list[str] = []
+    erased = {_bare(text) for text in texts}
+    unrelated = [item for item in with_styles([name for name in NAMES if name not in erased])]
+    for text in texts:
+        if not known(_bare(text)):
+            forget += _templates([text])
+            continue
+        task = task_for(_bare(text))
+        forget += task.concept_prompts
+        related += [item.prompt for item in task.related if item.label not in erased]
+        kept = {item.prompt for item in task.unrelated}
+        unrelated = [item for item in unrelated if item.prompt in kept]
+    rest = tuple(item.prompt for item in unrelated)
+    return ConceptPrompts(tuple(forget), tuple(related) or rest, rest)
+
+
+def _bare(text: str) -> str:
+    """``"a knife"`` → ``"knife"``."""
+    words = text.lower().split()
+    return " ".join(words[1:] if words and words[0] in {"a", "an", "the"} else words)

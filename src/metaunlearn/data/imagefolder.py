@@ -1,0 +1,224 @@
+"""The ``imagefolder`` convention: images, and a ``metadata.jsonl`` with one ``{"file_name", "text"}`` object a line.
+
+Shapes: N images, H and W pixels. Everything is checked before the first image is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from metaunlearn.checkpoint import write_atomic
+from metaunlearn.errors import UserError
+
+METADATA = "metadata.jsonl"
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """Images with their captions, in the order of the metadata."""
+
+    images: Tensor
+    """(N, 3, size, size) float32 in [-1, 1]."""
+    texts: list[str]
+    """N captions."""
+    files: list[Path]
+    """N paths, for messages."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a folder, found and safe to open, not yet decoded."""
+
+    file: Path
+    text: str
+
+
+def read_imagefolder(folder: Path | str, *, size: int, default_text: str | None = None) -> ImageText:
+    """Read every image of ``folder``: the centre square, resized to ``size`` x ``size`` (bicubic, antialiased).
+
+    ``default_text`` is the caption of images that have none: of all of them when there is no ``metadata.jsonl``.
+    Orientation tags are obeyed, transparency goes on white, 16-bit grey is scaled, an animation gives its first frame.
+    """
+    if size < 1:
+        raise UserError(f"Images need a size of at least 1 pixel, got size={size}.")
+    entries = list_entries(folder, default_text=default_text)
+    images = torch.stack([_decode(entry.file, size) for entry in entries])
+    return ImageText(images=images, texts=[entry.text for entry in entries], files=[entry.file for entry in entries])
+
+
+def write_imagefolder(
+    folder: Path | str, images: Tensor, texts: Sequence[str], *, overwrite: bool = False
+) -> list[Path]:
+    """Write ``images`` (N, 3, H, W) in [0, 1] as 8-bit PNGs with their ``texts``; returns the N paths.
+
+    ``metadata.jsonl`` comes last and whole, so a folder without one is known to be unfinished. A finished folder is
+    refused unless ``overwrite`` is given.
+    """
+    folder = Path(folder)
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"Expected images of shape (N, 3, H, W), got {tuple(images.shape)}.")
+    if len(images) != len(texts):
+        raise UserError(f"Expected one text for each image, got {len(images)} images and {len(texts)} texts.")
+    if not bool(images.isfinite().all()) or images.amin() < 0 or images.amax() > 1:
+        raise UserError("Expected finite pixel values in [0, 1]; pictures in [-1, 1] want (images + 1) / 2 first.")
+    if (folder / METADATA).exists() and not overwrite:
+        raise UserError(f"{folder} already holds a finished set of images; choose another folder (--out).")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA).unlink(missing_ok=True)
+
+    files, lines = [], []
+    for index, (pixels, text) in enumerate(zip(to_uint8(images), texts, strict=True)):
+        files.append(folder / f"{index:06d}.png")
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(files[-1])
+        lines.append(json.dumps({"file_name": files[-1].name, "text": text}, ensure_ascii=False) + "\n")
+    write_atomic(folder / METADATA, "".join(lines))
+    return files
+
+
+def fingerprint(folder: Path | str) -> str:
+    """SHA-256 of what a reader of ``folder`` gets: names, captions and image bytes, in order; not of where it lies."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for entry in list_entries(folder, default_text=""):
+        content = hashlib.sha256(entry.file.read_bytes()).hexdigest()
+        digest.update(json.dumps([entry.file.relative_to(folder).as_posix(), entry.text, content]).encode())
+    return digest.hexdigest()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Pixel values in [0, 1] as the 8-bit integers that a PNG holds."""
+    return images.detach().cpu().float().mul(255).round().to(torch.uint8)
+
+
+def list_entries(folder: Path | str, *, default_text: str | None = None) -> list[Entry]:
+    """What ``folder`` holds, checked as far as it can be without decoding; at least one entry."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"The data folder {folder} does not exist. Expected a folder of images with a {METADATA}.")
+    present = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in present if path.suffix.lower() in EXTENSIONS]
+    metadata = folder / METADATA
+    if not pictures:
+        others = sorted({path.suffix for path in present if path != metadata})
+        hint = f" (only {', '.join(others)} files)" if others else ""
+        raise UserError(f"{folder} holds no images{hint}. Supported: {', '.join(sorted(EXTENSIONS))}.")
+    if metadata.is_file():
+        entries = _read_metadata(metadata, default_text)
+        listed = {entry.file for entry in entries}
+        unlisted = [path for path in pictures if path not in listed]
+        if unlisted:
+            logger.warning("%d images are not in %s and are left out: %s", len(unlisted), metadata, _some(unlisted))
+        return entries
+    if default_text is None:
+        raise UserError(
+            f"{folder} has images but no {METADATA}. Write one, a line for each image: "
+            '{"file_name": "a.png", "text": "a photo of ..."}.'
+        )
+    ignored = [path for path in present if path not in set(pictures)]
+    if ignored:
+        logger.warning(
+            "%d files of %s are not supported images and are left out: %s", len(ignored), folder, _some(ignored)
+        )
+    return [Entry(_inside(folder, str(path.relative_to(folder)), str(folder)), default_text) for path in pictures]
+
+
+def _read_metadata(metadata: Path, default_text: str | None) -> list[Entry]:
+    try:
+        # Not splitlines(): it also splits at characters that JSON allows inside a string.
+        lines = metadata.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{metadata} is not UTF-8 text: {error}.") from error
+    entries = [
+        _read_line(metadata, f"{metadata}, line {number}", line, default_text)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not entries:
+        raise UserError(f"{metadata} is empty. Expected one JSON object a line, with file_name and text.")
+    return entries
+
+
+def _read_line(metadata: Path, where: str, line: str, default_text: str | None) -> Entry:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error}). Expected an object with file_name and text.") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with file_name and text, got {line.strip()[:60]}.")
+    name, text = (_text(row, key, default, where) for key, default in (("file_name", None), ("text", default_text)))
+    file = _inside(metadata.parent, name, where)
+    if file.suffix.lower() not in EXTENSIONS:
+        raise UserError(f"{where}: {name!r} is not a supported image. Supported: {', '.join(sorted(EXTENSIONS))}.")
+    return Entry(file, text)
+
+
+def _text(row: Mapping[str, Any], key: str, default: str | None, where: str) -> str:
+    value = row.get(key, default)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key!r} is missing or not text; found the keys: {', '.join(row) or 'none'}.")
+    return value
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """``folder / name``, which must be a file in the folder: not above it, not elsewhere through a link."""
+    # Windows rules split on both kinds of slash, so a set that is safe here is safe there.
+    parts = PureWindowsPath(name)
+    file = folder / name
+    leaves = bool(parts.anchor) or ".." in parts.parts or "\0" in name
+    if leaves or not file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{where}: {name!r} leaves the folder. Expected a path inside {folder}.")
+    if not file.is_file():
+        raise UserError(f"{where}: there is no file {name!r} in {folder}.")
+    return file
+
+
+def _decode(file: Path, size: int) -> Tensor:
+    """One image as (3, size, size) in [-1, 1]."""
+    try:
+        # Decoded from memory: Pillow leaves a file open when it fails half-way.
+        with Image.open(io.BytesIO(file.read_bytes())) as opened:
+            opened.load()
+            image = _to_rgb(ImageOps.exif_transpose(opened))
+    except Exception as error:  # Pillow's decoders raise whatever their format's parser does
+        raise UserError(
+            f"The image {file} cannot be decoded ({error}). Repair it or remove it from the set."
+        ) from error
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # Crop within the resize: the resized strip of a very long image would not fit in memory.
+    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.array(square, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit grey at 255.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("pixels outside 0..65535")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:5]) + (", ..." if len(paths) > 5 else "")

@@ -1,0 +1,64 @@
+"""Pictures with captions, encoded once: latents and prompts that every loss draws its batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaunlearn.diffusion import Batch, draw_timesteps
+from metaunlearn.models.sd import StableDiffusion
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """N encoded pictures. A batch draws a fresh latent from each picture's posterior, as Stable Diffusion's training does."""
+
+    mean: Tensor
+    """(N, C, h, w), scaled."""
+    std: Tensor
+    """(N, C, h, w), scaled."""
+    cond: Tensor
+    """(P, T, D): each distinct prompt, encoded."""
+    prompt_of: Tensor
+    """(N,) row of ``cond`` for each picture."""
+    timesteps: int
+    """Training timesteps of the schedule."""
+
+    @classmethod
+    def encode(cls, model: StableDiffusion, images: Tensor, texts: Sequence[str]) -> LatentSet:
+        """Encode ``images`` (N, 3, H, W) in [-1, 1] with their ``texts``."""
+        mean, std = model.encode_images(images)
+        distinct = list(dict.fromkeys(texts))
+        rows = {text: row for row, text in enumerate(distinct)}
+        return cls(
+            mean=mean,
+            std=std,
+            cond=model.encode_prompts(distinct),
+            prompt_of=torch.tensor([rows[text] for text in texts]),
+            timesteps=model.schedule.timesteps,
+        )
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def draw(self, count: int, generator: torch.Generator, *, stratified: bool = True) -> Batch:
+        """``count`` pictures, without replacement where there are enough, with fresh noise and timesteps."""
+        if count <= len(self):
+            rows = torch.randperm(len(self), generator=generator)[:count]
+        else:
+            rows = torch.randint(len(self), (count,), generator=generator)
+        return self.batch(rows, generator, stratified=stratified)
+
+    def batch(self, rows: Tensor, generator: torch.Generator, *, stratified: bool = True) -> Batch:
+        """These pictures, with fresh noise and timesteps."""
+        shape, device = (len(rows), *self.mean.shape[1:]), self.mean.device
+        x_0 = self.mean[rows] + self.std[rows] * torch.randn(shape, generator=generator).to(device)
+        return Batch(
+            x_0=x_0,
+            cond=self.cond[self.prompt_of[rows]],
+            eps=torch.randn(shape, generator=generator).to(device),
+            t=draw_timesteps(len(rows), self.timesteps, generator, stratified=stratified).to(device),
+        )

@@ -1,0 +1,136 @@
+"""Prompts from a file: ``.txt`` (one a line), ``.csv`` or ``.jsonl`` (with seeds, guidance and labels)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.errors import UserError
+
+TEXT = ("prompt", "text")
+SEED = ("seed", "sd_seed", "evaluation_seed")
+GUIDANCE = ("guidance_scale", "sd_guidance_scale", "evaluation_guidance")
+LABEL = ("label",)
+"""Column names, first match wins; the longer ones are those of the I2P and UnlearnDiffAtk sets."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, and what its set says about how to draw it."""
+
+    text: str
+    seed: int | None = None
+    """Seed of the first image of this prompt; ``None``: the run's."""
+    guidance_scale: float | None = None
+    """``None``: the run's."""
+    label: str | None = None
+    """What a judge should see in the images."""
+
+
+def read_prompts(file: Path | str) -> list[Prompt]:
+    """Read the prompts of ``file``; at least one. In ``.txt``, blank lines and lines that start with # are skipped."""
+    file = Path(file)
+    readers = {".txt": _rows_of_txt, ".csv": _rows_of_csv, ".jsonl": _rows_of_jsonl}
+    if file.suffix.lower() not in readers:
+        raise UserError(f"The prompts file {file} (--prompts) must end in {', '.join(readers)}.")
+    if not file.is_file():
+        raise UserError(f"The prompts file {file} (--prompts) does not exist.")
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"The prompts file {file} (--prompts) is not UTF-8 text: {error}.") from error
+    rows = readers[file.suffix.lower()](content, file)
+    prompts = [_prompt(row, f"{file}, line {number}") for number, row in rows]
+    if not prompts:
+        raise UserError(f"The prompts file {file} (--prompts) holds no prompts.")
+    return prompts
+
+
+Rows = Iterator[tuple[int, Mapping[str, Any]]]
+"""Line numbers, from 1, and what stands there by column."""
+
+
+def _rows_of_txt(content: str, file: Path) -> Rows:
+    for number, line in enumerate(content.splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, {TEXT[0]: line}
+
+
+def _rows_of_jsonl(content: str, file: Path) -> Rows:
+    # Not splitlines(): it also splits at characters that JSON allows inside a string.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {number}: expected an object with {TEXT[0]!r}, got {line.strip()[:60]}.")
+        yield number, row
+
+
+def _rows_of_csv(content: str, file: Path) -> Rows:
+    reader = csv.DictReader(io.StringIO(content, newline=""))
+    try:
+        columns = reader.fieldnames or []
+        if content.strip() and not set(TEXT) & set(columns):
+            raise UserError(f"{file}: no column {TEXT[0]!r}; found: {', '.join(columns)}.")
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    text, label = _first(row, TEXT), _first(row, LABEL)
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: {TEXT[0]!r} is missing or empty; found: {', '.join(map(str, row)) or 'nothing'}.")
+    return Prompt(
+        text=text.strip(),
+        seed=_seed(_first(row, SEED), where),
+        guidance_scale=_guidance(_first(row, GUIDANCE), where),
+        label=None if label is None else str(label).strip(),
+    )
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of these columns that says something."""
+    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+
+
+def _seed(value: Any, where: str) -> int | None:
+    if value is None:
+        return None
+    number = _number(value)
+    # Through the text where it is an integer already: a float has only 53 bits of a seed.
+    if number is None or number != int(number) or not 0 <= number < 2**63:
+        raise UserError(f"{where}: a seed is a whole number from 0 to 2^63 - 1, got {value!r}.")
+    text = str(value).strip()
+    return int(text) if text.isdecimal() else int(number)
+
+
+def _guidance(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None or number < 0:
+        raise UserError(f"{where}: a guidance scale is a number of at least 0, got {value!r}.")
+    return number
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as a finite number, or ``None``."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

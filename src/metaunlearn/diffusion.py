@@ -1,0 +1,137 @@
+"""The diffusion equations: noising, targets, the denoising loss, guidance, one deterministic sampling step.
+
+Shapes: B pictures, C latent channels, h x w latent pixels, T text tokens, D text width.
+Symbols: ``x_0`` a latent, ``eps`` unit Gaussian noise, ``x_t`` the noised latent, ``cond`` an encoded prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metaunlearn.errors import UserError
+from metaunlearn.parameters import Params
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+class Denoiser(Protocol):
+    """What the equations need of a model; an adapter in ``models/`` provides it."""
+
+    schedule: NoiseSchedule
+
+    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """The network's output for ``x_t`` (B, C, h, w) at ``t`` (B,) under ``cond`` (B, T, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much noise each training timestep carries, and what the network was trained to predict."""
+
+    alpha_bar: Tensor
+    """(timesteps,) cumulative product of 1 - beta, float32."""
+    prediction_type: str
+    """``"epsilon"`` or ``"v_prediction"``."""
+
+    @classmethod
+    def of(cls, scheduler: Any) -> NoiseSchedule:
+        """Read the schedule from a diffusers scheduler; nothing is assumed."""
+        kind = scheduler.config.get("prediction_type", "epsilon")
+        if kind not in PREDICTION_TYPES:
+            raise UserError(
+                f"MODEL's scheduler predicts {kind!r}; this release trains {' and '.join(PREDICTION_TYPES)} models only."
+            )
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise UserError(
+                f"MODEL's scheduler {type(scheduler).__name__} has no alphas_cumprod, so it is no DDPM-like schedule; "
+                "save the pipeline with a DDIM, DPM-Solver++, PNDM, LMS or Euler scheduler."
+            )
+        return cls(alpha_bar=scheduler.alphas_cumprod.float().cpu().clone(), prediction_type=kind)
+
+    @property
+    def timesteps(self) -> int:
+        """How many training timesteps there are."""
+        return len(self.alpha_bar)
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar_t = self.alpha_bar[t.cpu()].to(t.device)[:, None, None, None]
+        return alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
+
+    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."""
+        alpha, sigma = self._scales(t)
+        return alpha.to(x_0.dtype) * x_0 + sigma.to(x_0.dtype) * eps
+
+    def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network should output: eps, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
+        if self.prediction_type == "epsilon":
+            return eps
+        alpha, sigma = self._scales(t)
+        return alpha.to(x_0.dtype) * eps - sigma.to(x_0.dtype) * x_0
+
+    def ddim_step(self, x_t: Tensor, output: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """One deterministic DDIM step from ``t`` to ``t_next`` (B,); ``t_next`` < 0 gives x_0 (Song et al., Eq. 12)."""
+        alpha, sigma = self._scales(t)
+        if self.prediction_type == "epsilon":
+            eps = output
+            x_0 = (x_t - sigma * eps) / alpha
+        else:
+            eps = alpha * output + sigma * x_t
+            x_0 = alpha * x_t - sigma * output
+        alpha_next, sigma_next = self._scales(t_next.clamp(min=0))
+        moved = alpha_next * x_0 + sigma_next * eps
+        return torch.where((t_next < 0)[:, None, None, None], x_0, moved)
+
+
+class Batch(NamedTuple):
+    """Everything one evaluation of L_DM needs; fixed, so that a loss of it is a pure function of theta."""
+
+    x_0: Tensor
+    """(B, C, h, w) scaled latents."""
+    cond: Tensor
+    """(B, T, D) encoded prompts."""
+    eps: Tensor
+    """(B, C, h, w) noise."""
+    t: Tensor
+    """(B,) int64 timesteps."""
+
+
+def squared_errors(model: Denoiser, theta: Params, batch: Batch) -> Tensor:
+    """Mean squared error of each picture of ``batch``, (B,)."""
+    x_t = model.schedule.add_noise(batch.x_0, batch.eps, batch.t)
+    output = model.predict(theta, x_t, batch.t, batch.cond)
+    return (output - model.schedule.target(batch.x_0, batch.eps, batch.t)).square().mean(dim=(1, 2, 3))
+
+
+def denoising_loss(model: Denoiser, theta: Params, batch: Batch) -> Tensor:
+    """L_DM(theta; batch), a scalar: E || target - f_theta(x_t, t, cond) ||^2 per latent value (paper, section 3)."""
+    return squared_errors(model, theta, batch).mean()
+
+
+def denoising_loss_of(model: Denoiser, batch: Batch) -> Callable[[Params], Tensor]:
+    """L_DM as a function of theta alone."""
+    return lambda theta: denoising_loss(model, theta, batch)
+
+
+def joined(*batches: Batch) -> Batch:
+    """Several batches as one, so that one forward pass serves them all."""
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: u + scale (c - u)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def draw_timesteps(count: int, timesteps: int, generator: torch.Generator, *, stratified: bool = True) -> Tensor:
+    """``count`` timesteps in [0, timesteps), (count,): uniform, or one from each of ``count`` equal strata, shuffled."""
+    if not stratified:
+        return torch.randint(timesteps, (count,), generator=generator)
+    stratum = torch.randperm(count, generator=generator)
+    position = (stratum + torch.rand(count, generator=generator)) / count
+    return (position * timesteps).long().clamp(max=timesteps - 1)

@@ -1,0 +1,264 @@
+"""What is installed here, and roughly what an erasing job needs. No job is started: the second half is an estimate.
+
+How it is estimated, for a denoiser of P parameters of which phi are trained, batch size B and M inner steps:
+
+- One gradient of L_DM on one picture costs 3 F, F the operations of one forward pass. F, and the bytes that autograd
+  keeps of one (A), are counted on tensors that have shapes but no memory: nothing is computed.
+- An outer step of Algorithm 1 costs ``gradients_per_step`` such gradients on B pictures.
+- Time is operations / (this machine's speed at multiplying matrices, timed for a tenth of a second, x ``EFFICIENCY``).
+- Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments), all in
+  float32, and A for the largest batch that is alive at once.
+
+Expect the right order of magnitude, not more.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from metaunlearn.config import EraseSettings, default_recipe, read_recipe, resolve
+from metaunlearn.erasure.esd import EsdMethod
+from metaunlearn.generation import default_sampling
+from metaunlearn.models import StableDiffusion, load
+from metaunlearn.parameters import subset
+
+REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
+OPTIONAL = {"vl-convert-python": "charts as pictures in reports", "resvg-py": "rebuilding Canvas (make canvas)"}
+"""Packages that something works without, and what needs them."""
+
+EFFICIENCY = 0.4
+"""Share of the speed at multiplying matrices that a UNet's gradient reaches: between 0.2 and 0.6 where it was timed."""
+DOUBLE_BACKWARD_GRADIENTS = 7
+"""Gradients' worth of time in one Hessian-vector product by double backward: 5 at M = 1, 10 at M = 5 were timed."""
+DOUBLE_BACKWARD_ACTIVATIONS = 16
+"""Times as much kept for backward as in a plain gradient, measured on a UNet of 4.2 M parameters."""
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """This machine, as far as a job cares."""
+
+    python: str
+    system: str
+    cores: int
+    """Cores that this process may use."""
+    memory_bytes: int | None
+    """RAM in all; None where the system does not say."""
+    accelerators: tuple[str, ...]
+    packages: dict[str, str | None]
+    """Version by name of what is needed; None: missing."""
+    optional: dict[str, str | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEstimate:
+    """One erasing job: facts about it, and estimates (see the top of the file)."""
+
+    model: str
+    method: str
+    recipe: str
+    settings: EraseSettings
+    denoiser_parameters: int
+    trained_parameters: int
+    image_size: int
+    """Pixels a side."""
+    gradients_per_step: int
+    """In units of one gradient of L_DM on a batch."""
+    memory_bytes: int
+    seconds_per_step: float
+    seconds: float
+    """Of the whole job: pictures and trajectories first, then all outer steps."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"settings": self.settings.model_dump(), "estimated": True}
+
+
+def inspect_machine() -> Machine:
+    """What is installed and what the hardware is."""
+    accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        accelerators.append("mps")
+    return Machine(
+        python=platform.python_version(),
+        system=platform.platform(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=_memory(),
+        accelerators=tuple(accelerators),
+        packages={name: _version(name) for name in REQUIRED},
+        optional={name: _version(name) for name in OPTIONAL},
+    )
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def estimate(
+    model: Any,
+    *,
+    method: str = "esd-u-1",
+    meta: bool = True,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    speed: float | None = None,
+) -> JobEstimate:
+    """What erasing from ``model`` needs on this machine's CPU; ``speed`` in operations a second, None: timed."""
+    esd = EsdMethod.parse(method)
+    adapter = load(model)
+    unet: nn.Module = adapter.unet
+    parameters = sum(p.numel() for p in unet.parameters())
+    recipe = recipe or default_recipe(parameters, adapter.unet.config.cross_attention_dim)
+    settings = resolve(EraseSettings, read_recipe(recipe).erase, overrides)
+    chosen = subset([name for name, _ in unet.named_parameters()], esd.subset)
+    trained = sum(p.numel() for name, p in unet.named_parameters() if name in chosen)
+    forward, kept = forward_cost(adapter)
+    gradients = gradients_per_step(settings, meta=meta)
+    pace = (speed or matrix_speed()) * EFFICIENCY
+    step = gradients * settings.batch_size * 3 * forward / pace
+    return JobEstimate(
+        model=str(model),
+        method=method,
+        recipe=recipe,
+        settings=settings,
+        denoiser_parameters=parameters,
+        trained_parameters=trained,
+        image_size=adapter.image_size,
+        gradients_per_step=gradients,
+        memory_bytes=_bytes(adapter, settings, parameters, trained, kept, meta=meta),
+        seconds_per_step=step,
+        seconds=settings.steps * step + _forward_passes_before(adapter, settings) * forward / pace,
+    )
+
+
+def forward_cost(model: StableDiffusion) -> tuple[float, int]:
+    """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it."""
+    # Autograd shares storages between views; each counts once, and parameters are there anyway.
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in owned:
+            kept[storage] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        twin = type(model.unet).from_config(model.unet.config).requires_grad_(True)
+        owned = {p.untyped_storage()._cdata for p in twin.parameters()}
+        x_t = torch.empty(1, *model.latent_shape)
+        tokens = model.pipeline.tokenizer.model_max_length
+        cond = torch.empty(1, tokens, model.unet.config.cross_attention_dim)
+        t = torch.zeros(1, dtype=torch.long)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = twin(x_t, t, encoder_hidden_states=cond).sample
+        del output
+    return float(counter.get_total_flops()), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def gradients_per_step(settings: EraseSettings, *, meta: bool) -> int:
+    """Gradients on one batch in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M products."""
+    if not meta:
+        return 2
+    direct = 0 if settings.meta_retain == "both" else 1
+    return 2 + direct + settings.inner_steps + 2 + settings.inner_steps * _product_cost(settings)
+
+
+def _product_cost(settings: EraseSettings) -> int:
+    if settings.meta_gradient == "first-order":
+        return 0
+    return DOUBLE_BACKWARD_GRADIENTS if settings.meta_gradient == "double-backward" else 2
+
+
+def parameter_copies(settings: EraseSettings, *, meta: bool) -> int:
+    """Copies of theta beside the pipeline's own.
+
+    One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it.
+    """
+    return 1 + (settings.inner_steps + 4 if meta else 0)
+
+
+def _bytes(
+    model: StableDiffusion, settings: EraseSettings, parameters: int, trained: int, kept: int, *, meta: bool
+) -> int:
+    modules = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
+    own = sum(p.numel() for module in modules for p in module.parameters())
+    resident = own + parameter_copies(settings, meta=meta) * parameters + 3 * trained
+    batches = 2 if not meta or settings.meta_retain == "both" else 3
+    if meta and settings.meta_gradient == "double-backward":
+        batches = max(batches, DOUBLE_BACKWARD_ACTIVATIONS)
+    return FLOAT32 * resident + batches * settings.batch_size * kept
+
+
+def _forward_passes_before(model: StableDiffusion, settings: EraseSettings) -> int:
+    """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step)."""
+    pictures = settings.forget_images + 2 * settings.retain_images
+    steps = default_sampling(model.pipeline).steps
+    return 2 * (pictures * steps + settings.bank_trajectories * settings.bank_steps)
+
+
+def matrix_speed(seconds: float = 0.1) -> float:
+    """Operations a second when multiplying two 512 x 512 float32 matrices on the CPU."""
+    size = 512
+    a = torch.ones(size, size)
+    a @ a
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        a @ a
+        done += 1
+    return 2 * size**3 * done / (time.perf_counter() - began)
+
+
+def describe(machine: Machine, job: JobEstimate | None) -> list[str]:
+    """Lines for a person."""
+    memory = "memory unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / 2**30:.1f} GiB of memory"
+    lines = [
+        f"Python {machine.python} on {machine.system}",
+        f"{machine.cores} cores, {memory}, accelerators: {', '.join(machine.accelerators) or 'none'}",
+        *(f"  {name:<18} {version or 'MISSING'}" for name, version in machine.packages.items()),
+        *(
+            f"  {name:<18} {version or f'not installed; needed for {OPTIONAL[name]}'}"
+            for name, version in machine.optional.items()
+        ),
+    ]
+    return lines if job is None else [*lines, "", *_describe_job(machine, job)]
+
+
+def _describe_job(machine: Machine, job: JobEstimate) -> list[str]:
+    s = job.settings
+    lines = [
+        f"erasing from {job.model} ({job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
+        f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, {job.trained_parameters / 1e6:.1f} M of them trained",
+        f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {s.inner_steps})",
+        f"  memory             about {job.memory_bytes / 2**30:.1f} GiB (estimate)",
+        f"  time on this CPU   about {job.seconds_per_step:.2g} s a step, "
+        f"{job.seconds / 60:.0f} min for {s.steps} steps and what comes before (estimate)",
+    ]
+    if machine.memory_bytes is not None and job.memory_bytes > machine.memory_bytes:
+        lines.append("  This machine has less memory than that: lower batch_size (--set batch_size=...).")
+    return lines

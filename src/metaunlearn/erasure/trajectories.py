@@ -1,0 +1,74 @@
+"""The trajectory bank: the frozen teacher's guided sampling paths, computed once and trained on many times.
+
+Every stored row is one latent of one path with the teacher's two predictions there, so an ESD step samples nothing and
+evaluates no teacher. Each path has its own random offset of timesteps, so together the paths cover all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaunlearn.diffusion import guided
+from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.parameters import Params
+
+
+@dataclass(frozen=True)
+class TrajectoryBank:
+    """R rows of (latent, timestep, prompt, the teacher's predictions)."""
+
+    x_t: Tensor
+    """(R, C, h, w)."""
+    t: Tensor
+    """(R,) int64."""
+    cond: Tensor
+    """(P, T, D) the distinct prompts, encoded."""
+    prompt_of: Tensor
+    """(R,) row of ``cond``."""
+    unconditional: Tensor
+    """(R, C, h, w) the teacher's output for the empty prompt."""
+    conditional: Tensor
+    """(R, C, h, w) the teacher's output for the row's prompt."""
+
+    def __len__(self) -> int:
+        return len(self.x_t)
+
+
+@torch.no_grad()
+def sample_trajectories(
+    model: StableDiffusion,
+    theta: Params,
+    prompts: Sequence[str],
+    *,
+    count: int,
+    steps: int,
+    guidance_scale: float,
+    generator: torch.Generator,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrajectoryBank:
+    """Sample ``count`` paths of ``steps`` DDIM steps (DDIM-eta 0) under ``theta``, prompts taken in turn."""
+    cond, empty = model.encode_prompts(list(prompts)), model.encode_prompts([""])
+    stride = model.schedule.timesteps / steps
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("x_t", "t", "prompt_of", "unconditional", "conditional")}
+    for first in range(0, count, batch_size):
+        size = min(batch_size, count - first)
+        prompt_of = torch.arange(first, first + size) % len(prompts)
+        x_t = torch.randn((size, *model.latent_shape), generator=generator).to(model.device)
+        offset = torch.rand(size, generator=generator)
+        for k in reversed(range(steps)):
+            t = ((k + offset) * stride).long().to(model.device)
+            t_next = ((k - 1 + offset) * stride).floor().long().to(model.device)
+            both = torch.cat([empty.expand(size, -1, -1), cond[prompt_of]])
+            unconditional, conditional = model.predict(theta, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            for name, value in zip(rows, (x_t, t, prompt_of, unconditional, conditional), strict=True):
+                rows[name].append(value)
+            output = guided(unconditional, conditional, guidance_scale)
+            x_t = model.schedule.ddim_step(x_t, output, t, t_next)
+        if progress is not None:
+            progress(first + size, count)
+    return TrajectoryBank(cond=cond, **{name: torch.cat(values) for name, values in rows.items()})

@@ -1,0 +1,71 @@
+"""Pictures from a pipeline: picture i depends on its own prompt and seed only, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaunlearn.checkpoint import write_json
+
+SAMPLING_FILE = "sampling.json"
+"""Beside ``model_index.json``: the sampling settings that a pipeline was made for, where they are not the usual ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How pictures are sampled when the caller does not say."""
+
+    steps: int = 50
+    """Steps of the pipeline's own scheduler."""
+    guidance_scale: float = 7.5
+    """Classifier-free guidance; 1 is none."""
+
+
+def default_sampling(pipeline: Any) -> Sampling:
+    """The settings that the pipeline's folder names, else Stable Diffusion's usual ones."""
+    folder = Path(str(getattr(pipeline.config, "_name_or_path", "") or pipeline.config.get("_name_or_path", "")))
+    file = folder / SAMPLING_FILE
+    return Sampling(**json.loads(file.read_text())) if folder.is_dir() and file.is_file() else Sampling()
+
+
+def write_sampling(folder: Path, sampling: Sampling) -> None:
+    """Record ``sampling`` in a pipeline's folder, unless it is the usual one."""
+    if sampling != Sampling():
+        write_json(folder / SAMPLING_FILE, asdict(sampling))
+
+
+@torch.no_grad()
+def generate_images(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU."""
+    defaults = default_sampling(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for first in range(0, len(prompts), batch_size):
+        rows = slice(first, first + batch_size)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
+        output = pipeline(
+            list(prompts[rows]),
+            num_inference_steps=steps or defaults.steps,
+            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            generator=generators,
+            output_type="pt",
+        )
+        images.append(output.images.float().cpu())
+        if progress is not None:
+            progress(min(first + batch_size, len(prompts)), len(prompts))
+    return torch.cat(images)

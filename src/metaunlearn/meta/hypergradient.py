@@ -1,0 +1,278 @@
+r"""The meta-gradient: d L_meta / d theta through M steps of the attacker's finetuning, at first-order memory.
+
+With theta_0 = theta and theta_m = theta_{m-1} - tau P grad L_m(theta_{m-1}) (Eq. 2; Algorithm 1, lines 13-15),
+
+    L_meta(theta) = outer(theta_M) + direct(theta)                                                              (Eq. 3)
+    outer(theta_M) = -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain),   direct(theta) = zeta L_DM(theta; D_retain)
+
+the chain rule, read from the end, is the adjoint recursion
+
+    v_M     = grad outer(theta_M)
+    v_{m-1} = v_m - tau H_m P v_m,   H_m the Hessian at theta_{m-1} of the *same* L_m: batch, noise, timesteps
+    d L_meta / d theta = v_0 + grad direct(theta)
+
+v runs over all parameters; whoever trains only some of them restricts the result, at the very end. The objects below
+differ in one thing: how they multiply by H_m. One product is alive at a time, so memory does not grow with M beyond the
+M stored parameter sets. Treated as constant: each loss's batch, noise and timesteps, tau and P. Nothing else.
+
+Symbols: theta, v: parameter dictionaries; M: number of inner losses; eps: the length of a difference.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaunlearn.errors import RunError, UserError, did_you_mean
+from metaunlearn.meta.inner import InnerLoop, shift
+from metaunlearn.parameters import Loss, Params, add, gradient_of, leaves, norm, scale, value_and_gradient
+
+log = logging.getLogger(__name__)
+
+HessianProduct = Callable[[Loss, Params, Params | None, Params], Params]
+"""(L, theta, gradient of L at theta if it was kept, direction) -> H direction over all of theta; direction is P v."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaProblem:
+    """One evaluation of L_meta: the losses of Eq. 3, each with its batch fixed."""
+
+    inner_losses: Sequence[Loss]
+    """L_1 .. L_M, what the attacker minimises at each step."""
+    inner: InnerLoop
+    """How the attacker steps."""
+    outer: Loss
+    """The part at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
+    direct: Loss | None = None
+    """The part at theta itself: + zeta L_DM(theta; D_retain); None when zeta is 0."""
+
+    def __post_init__(self) -> None:
+        if not self.inner_losses:
+            raise UserError(
+                "The inner loop has no step (inner_steps, --set inner_steps=...): M must be at least 1. "
+                "To unlearn without the meta objective use meta=False (--no-meta)."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaGradient:
+    """The meta-gradient and the values met on the way."""
+
+    gradient: Params
+    """d L_meta / d theta over all parameters."""
+    outer_value: float
+    """outer(theta_M)."""
+    direct_value: float
+    """direct(theta); L_meta is the sum of both."""
+    inner_losses: list[float]
+    """L_m(theta_{m-1}), m = 1..M: the attacker's loss as it finetunes."""
+    theta_final: Params
+    """theta_M; parameters that the attacker does not tune are theta's own tensors."""
+
+
+class MetaGradientMode(Protocol):
+    """How to differentiate: an object that is passed in, apart from what is differentiated."""
+
+    def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
+        """The gradient of ``problem`` at ``theta``."""
+        ...
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """v_0 = v_M: every H_m taken as zero, as the authors' released code does. M + 2 gradients; wrong by O(tau M)."""
+
+    def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
+        return _adjoint(problem, theta, hessian_product=None)
+
+
+@dataclass(frozen=True)
+class DoubleBackward:
+    """H v = grad <grad L, v>: exact to rounding in any precision, and several gradients' time and memory a product."""
+
+    def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
+        return _adjoint(problem, theta, hessian_product=_double_backward_product)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientDifference:
+    """H v = [grad L(theta + eps v) - grad L(theta - eps v)] / (2 eps): ordinary gradients only, float32 or float64.
+
+    eps = relative_step ||P theta|| / ||P v||, so the scale of v is of no consequence: the parameters that the attacker
+    tunes move by a fixed fraction of their norm. Too long a step meets the third derivative, too short a one rounding.
+    """
+
+    relative_step: float | None = None
+    """||eps P v|| / ||P theta||; None: the measured best of the precision (``RELATIVE_STEPS``, docs/numerics.md)."""
+    one_sided: bool = False
+    """[grad L(theta + eps v) - grad L(theta)] / eps with the kept inner gradient: M gradients fewer, less accurate."""
+
+    def __post_init__(self) -> None:
+        if self.relative_step is not None and not 0 < self.relative_step < 1:
+            raise UserError(f"relative_step must lie between 0 and 1, or be None; got {self.relative_step!r}.")
+
+    def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
+        reason = low_precision(theta)
+        if reason:
+            raise UserError(
+                f"meta_gradient 'gradient-difference' (--set meta_gradient=...) wants float32 or float64; {reason}. "
+                "Rounding would swamp the difference. Load the model in float32, or use 'double-backward'."
+            )
+        with _full_float32():
+            return _adjoint(problem, theta, hessian_product=self._product, keep_gradients=self.one_sided)
+
+    def _product(self, loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+        length = norm(direction)
+        if length == 0:
+            return {name: torch.zeros_like(p) for name, p in theta.items()}
+        if not math.isfinite(length):
+            raise RunError("The meta-gradient is not finite. Lower the inner learning rate (inner_learning_rate).")
+        relative_step = self.relative_step or _best_step(theta, one_sided=self.one_sided)
+        # An all-zero theta has no length to be relative to: the step is then absolute.
+        eps = relative_step * (norm({name: theta[name] for name in direction}) or 1.0) / length
+        ahead = value_and_gradient(loss, shift(theta, direction, eps)).gradient
+        if self.one_sided and gradient is not None:
+            return scale(add(ahead, gradient, -1.0), 1 / eps)
+        behind = value_and_gradient(loss, shift(theta, direction, -eps)).gradient
+        return scale(add(ahead, behind, -1.0), 1 / (2 * eps))
+
+
+RELATIVE_STEPS: dict[torch.dtype, tuple[float, float]] = {
+    torch.float32: (3e-5, 5e-6),
+    torch.float64: (1e-7, 1e-8),
+}
+"""The measured best ``relative_step`` of each precision: (two-sided, one-sided)."""
+
+
+def _best_step(theta: Params, *, one_sided: bool) -> float:
+    """The step for the coarsest precision among the parameters."""
+    return max(RELATIVE_STEPS[dtype][one_sided] for dtype in {p.dtype for p in theta.values()})
+
+
+def low_precision(theta: Params) -> str | None:
+    """Why ``theta``'s gradients are too coarse for a difference, in words, or None when they are not."""
+    for name, p in theta.items():
+        if p.dtype not in RELATIVE_STEPS:
+            return f"parameter {name!r} is {p.dtype}"
+    device = next(iter(theta.values())).device.type
+    return f"autocast is on for {device}" if torch.is_autocast_enabled(device) else None
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """TF32 and bfloat16 products off, so that float32 gradients have float32's 24 bits; restored afterwards."""
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+    )
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def _double_backward_product(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+    """H direction = grad_theta <grad_adapted L(theta), direction>."""
+    at = leaves(theta)
+    # Fused attention kernels have no second derivative; the plain one is made of operations that do.
+    with sdpa_kernel(SDPBackend.MATH):
+        slope = gradient_of(loss(at), {name: at[name] for name in direction}, create_graph=True)
+        along = torch.stack([(slope[name] * d.detach()).sum() for name, d in direction.items()]).sum()
+        if not along.requires_grad:  # L is linear
+            return {name: torch.zeros_like(p) for name, p in theta.items()}
+        # Zeros where the slope does not depend on a parameter: a second derivative may vanish, unlike a first one.
+        product = torch.autograd.grad(along, list(at.values()), materialize_grads=True)
+    return dict(zip(at, product, strict=True))
+
+
+def _adjoint(
+    problem: MetaProblem, theta: Params, hessian_product: HessianProduct | None, *, keep_gradients: bool = False
+) -> MetaGradient:
+    """The recursion at the top of this file; without ``hessian_product`` every H_m is zero."""
+    exact = hessian_product is not None
+    path = problem.inner.run(theta, problem.inner_losses, keep_path=exact, keep_gradients=keep_gradients)
+    theta_final = path.thetas.pop()
+    outer_value, v = value_and_gradient(problem.outer, theta_final)
+    if hessian_product is not None:
+        for loss in reversed(problem.inner_losses):
+            gradient = path.gradients.pop() if path.gradients else None
+            v = problem.inner.pull_back(v, partial(hessian_product, loss, path.thetas.pop(), gradient))
+    direct_value = torch.zeros_like(outer_value)
+    if problem.direct is not None:
+        direct_value, direct_gradient = value_and_gradient(problem.direct, theta)
+        v = add(v, direct_gradient)
+    # One transfer for all values, at the end: the device is not made to wait in between.
+    *inner_losses, outer, direct = torch.stack([*path.losses, outer_value, direct_value]).tolist()
+    return MetaGradient(
+        gradient=v, outer_value=outer, direct_value=direct, inner_losses=inner_losses, theta_final=theta_final
+    )
+
+
+# --- Choosing a mode by name -----------------------------------------------------------------------------------------
+
+MODES: dict[str, Callable[[], MetaGradientMode]] = {
+    "first-order": FirstOrder,
+    "double-backward": DoubleBackward,
+    "gradient-difference": GradientDifference,
+}
+"""What ``meta_gradient`` may be named, besides ``auto``."""
+
+AUTO_TOLERANCE = 1e-3
+"""``auto`` takes the gradient difference when its relative error on the probe is at most this."""
+
+
+def resolve(name: str, theta: Params, probe: MetaProblem) -> MetaGradientMode:
+    """The mode called ``name``; ``auto`` tries the gradient difference on ``probe`` and says in the log what it chose.
+
+    ``probe`` is a meta problem like those to come, on a small batch, since a double backward of it is taken once.
+    """
+    if name == "auto":
+        return _checked_mode(theta, probe)
+    if name not in MODES:
+        raise UserError(
+            f"Unknown meta_gradient {name!r} (--set meta_gradient=...); known: {', '.join(MODES)}, auto."
+            + did_you_mean(name, [*MODES, "auto"])
+        )
+    return MODES[name]()
+
+
+def mode_name(mode: MetaGradientMode) -> str:
+    """What ``mode`` is called in ``meta_gradient`` and in run records."""
+    return next(name for name, kind in MODES.items() if type(mode) is kind)
+
+
+def _checked_mode(theta: Params, probe: MetaProblem) -> MetaGradientMode:
+    reason = low_precision(theta)
+    if reason:
+        log.info("meta_gradient auto: double-backward, because %s", reason)
+        return DoubleBackward()
+    error = relative_error(GradientDifference(), DoubleBackward(), probe, theta)
+    if error <= AUTO_TOLERANCE:
+        log.info("meta_gradient auto: gradient-difference, relative error %.1e against double-backward", error)
+        return GradientDifference()
+    log.warning(
+        "meta_gradient auto: double-backward, because gradient-difference has relative error %.1e (limit %.0e)",
+        error,
+        AUTO_TOLERANCE,
+    )
+    return DoubleBackward()
+
+
+def relative_error(mode: MetaGradientMode, reference: MetaGradientMode, problem: MetaProblem, theta: Params) -> float:
+    """||g - g_ref|| / ||g_ref|| of the two modes' meta-gradients."""
+    expected = reference(problem, theta).gradient
+    return norm(add(mode(problem, theta).gradient, expected, -1.0)) / (norm(expected) or 1.0)

@@ -1,0 +1,125 @@
+"""Eq. 1 and Eq. 3 of the paper on concrete batches: what one outer step of Algorithm 1 minimises.
+
+Two kinds of gradient make up an outer step. What is evaluated at theta itself (L_forget, lambda L_retain, and the direct
+term zeta L_DM(theta; D_retain) of Eq. 3) shares one forward pass. What lies at theta_M, after the simulated finetuning,
+is a :class:`~metaunlearn.meta.hypergradient.MetaProblem`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaunlearn.config import EraseSettings
+from metaunlearn.data.latents import LatentSet
+from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
+from metaunlearn.erasure.esd import esd_target
+from metaunlearn.erasure.trajectories import TrajectoryBank
+from metaunlearn.meta.hypergradient import MetaProblem
+from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.parameters import Loss, Params
+
+
+@dataclass(frozen=True)
+class ErasureData:
+    """Everything that an outer step draws from."""
+
+    bank: TrajectoryBank
+    """The frozen teacher's sampling paths for the concept."""
+    forget: LatentSet
+    """D_FT: pictures of the concept, what an attacker would finetune on."""
+    related: LatentSet
+    """Retained pictures that are related to the concept."""
+    unrelated: LatentSet
+    """Retained pictures that are not."""
+
+
+@dataclass(frozen=True)
+class OuterDraw:
+    """The batches of one outer step."""
+
+    bank_rows: Tensor
+    retain: Batch
+    """Half related, half unrelated: L_retain of Eq. 1."""
+    meta_retain: Batch
+    """D_retain of Eq. 3; the same noise and timesteps at theta and at theta_M (common random numbers)."""
+    inner: tuple[Batch, ...]
+    """D_FT for the M simulated finetuning steps."""
+    outer: Batch
+    """D_FT at theta_M."""
+
+
+def draw(data: ErasureData, settings: EraseSettings, generator: torch.Generator) -> OuterDraw:
+    """Fresh batches for one outer step."""
+    size, stratified = settings.batch_size, settings.stratified
+    half = size // 2
+    rows = torch.randint(len(data.bank), (size,), generator=generator)
+    retain = joined(
+        data.related.draw(half, generator, stratified=stratified),
+        data.unrelated.draw(size - half, generator, stratified=stratified),
+    )
+    if settings.meta_retain == "both":
+        meta_retain = retain
+    else:
+        chosen = data.related if settings.meta_retain == "related" else data.unrelated
+        meta_retain = chosen.draw(size, generator, stratified=stratified)
+    inner = tuple(data.forget.draw(size, generator, stratified=stratified) for _ in range(settings.inner_steps))
+    outer = data.forget.draw(size, generator, stratified=stratified)
+    return OuterDraw(bank_rows=rows, retain=retain, meta_retain=meta_retain, inner=inner, outer=outer)
+
+
+@dataclass(frozen=True)
+class LossesAtTheta:
+    """The terms that are evaluated at theta: scalars, differentiable."""
+
+    forget: Tensor
+    retain: Tensor
+    direct: Tensor
+    """L_DM(theta; D_retain) of Eq. 3, zero for a plain run."""
+
+
+def losses_at_theta(
+    model: StableDiffusion, theta: Params, data: ErasureData, batches: OuterDraw, eta: float, *, meta: bool
+) -> LossesAtTheta:
+    """L_forget (ESD), L_retain and the direct term of Eq. 3, from one forward pass."""
+    bank, rows = data.bank, batches.bank_rows
+    separate = meta and batches.meta_retain is not batches.retain
+    kept = joined(batches.retain, batches.meta_retain) if separate else batches.retain
+    x_t = torch.cat([bank.x_t[rows], model.schedule.add_noise(kept.x_0, kept.eps, kept.t)])
+    t = torch.cat([bank.t[rows], kept.t])
+    cond = torch.cat([bank.cond[bank.prompt_of[rows]], kept.cond])
+    targets = torch.cat(
+        [
+            esd_target(bank.unconditional[rows], bank.conditional[rows], eta),
+            model.schedule.target(kept.x_0, kept.eps, kept.t),
+        ]
+    )
+    errors = (model.predict(theta, x_t, t, cond) - targets).square().mean(dim=(1, 2, 3))
+    count = len(rows)
+    retain = errors[count : count + len(batches.retain.t)].mean()
+    direct = errors[-len(batches.meta_retain.t) :].mean() if meta else retain.new_zeros(())
+    return LossesAtTheta(forget=errors[:count].mean(), retain=retain, direct=direct)
+
+
+def outer_loss(model: StableDiffusion, batches: OuterDraw, zeta: float) -> Loss:
+    """The part of Eq. 3 at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
+    both, count = joined(batches.outer, batches.meta_retain), len(batches.outer.t)
+
+    def loss(theta: Params) -> Tensor:
+        errors = squared_errors(model, theta, both)
+        return -errors[:count].mean() - zeta * errors[count:].mean()
+
+    return loss
+
+
+def meta_problem(model: StableDiffusion, batches: OuterDraw, settings: EraseSettings) -> MetaProblem:
+    """Eq. 3 after M simulated finetuning steps of size tau on all parameters; its direct term is elsewhere."""
+    return MetaProblem(
+        inner_losses=tuple(denoising_loss_of(model, batch) for batch in batches.inner),
+        inner=InnerLoop(learning_rate=settings.inner_learning_rate),
+        outer=outer_loss(model, batches, settings.zeta),
+        direct=None,
+    )

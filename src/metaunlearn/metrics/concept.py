@@ -1,0 +1,90 @@
+"""Concept score: in how many images does the judge see the concept? Higher: more of it; an eraser wants it low.
+
+N images, (N, 3, H, W) in [0, 1]. A name may hold synonyms, ``a|b``: seeing any of them counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.metrics.intervals import Score, require_data, score, wilson
+from metaunlearn.metrics.judge import Judge, synonyms
+
+
+def concept_score(judge: Judge, images: Tensor, concept: str, alternatives: Sequence[str]) -> Score:
+    """Percentage of ``images`` in which the judge sees ``concept`` rather than any of the ``alternatives``."""
+    require_data(len(images), "the concept score")
+    if not alternatives:
+        raise UserError(
+            f"The concept score of {concept!r} needs something else that the judge could see, or every image matches: "
+            "pass alternatives=[...] (--alternative TEXT, repeatable)."
+        )
+    choices = [concept, *alternatives]
+    saw = see(judge, images, choices)
+    return score(
+        wilson(saw.count(concept), len(images)),
+        protocol={**_protocol("concept", judge, choices), "concept": concept},
+        raw=[{"saw": name} for name in saw],
+    )
+
+
+def label_accuracy(judge: Judge, images: Tensor, labels_per_image: Sequence[str], choices: Sequence[str]) -> Score:
+    """Percentage of ``images`` in which the judge sees the image's own label among ``choices``."""
+    require_data(len(images), "the accuracy")
+    if len(labels_per_image) != len(images):
+        raise UserError(f"Expected a label for each image, got {len(images)} images, {len(labels_per_image)} labels.")
+    unknown = sorted(set(labels_per_image) - set(choices))
+    if unknown:
+        raise UserError(f"The label {unknown[0]!r} is not among the choices.{did_you_mean(unknown[0], choices)}")
+    saw = see(judge, images, choices)
+    right = sum(name == label for name, label in zip(saw, labels_per_image, strict=True))
+    return score(
+        wilson(right, len(images)),
+        protocol=_protocol("accuracy", judge, choices),
+        raw=[{"saw": name, "label": label} for name, label in zip(saw, labels_per_image, strict=True)],
+    )
+
+
+def see(judge: Judge, images: Tensor, choices: Sequence[str]) -> list[str]:
+    """Which of ``choices`` the judge sees in each image, N names."""
+    owner, labels = [], []
+    for choice in choices:
+        for synonym in synonyms(choice):
+            owner.append(choice)
+            labels.append(synonym)
+    repeated = [label for index, label in enumerate(labels) if label in labels[:index]]
+    if repeated:
+        raise UserError(f"{repeated[0]!r} stands twice among the concept and its alternatives (--alternative).")
+    return [owner[index] for index in judge.classify(images, labels).tolist()]
+
+
+def default_choices(judge: Judge, names: Sequence[str]) -> list[str]:
+    """``names`` and the other labels of the vocabulary of ``judge`` that knows them all.
+
+    For Canvas, the other objects beside an object and the other styles beside a style.
+    """
+    known = [set(synonyms(name)) for name in names]
+    for vocabulary in judge.vocabularies:
+        if all(words & set(vocabulary) for words in known):
+            taken = set().union(*known)
+            return [*names, *(label for label in vocabulary if label not in taken)]
+    raise UserError(
+        f"The judge {judge.name} (--judge) has no vocabulary with {', '.join(map(repr, names))}, so what else it may "
+        "see has to be said: pass alternatives=[...] (--alternative TEXT, repeatable)."
+    )
+
+
+def _protocol(metric: str, judge: Judge, choices: Sequence[str]) -> dict[str, object]:
+    return {
+        "metric": metric,
+        "unit": "percent of images",
+        "judge": judge.name,
+        "judge_weights": judge.fingerprint,
+        "wording": judge.wording,
+        "rule": "the highest-scoring choice",
+        "choices": list(choices),
+        "interval": "Wilson",
+    }

@@ -1,0 +1,376 @@
+"""Judges: models that say what an image shows and turn images and texts into features.
+
+B images, (B, 3, H, W) in [0, 1], of any size: a judge resizes and normalises them itself. D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaunlearn.errors import UserError, did_you_mean
+
+BATCH = 64
+PHOTO = "a photo of a {}"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BILINEAR = 2
+"""Pillow's number for it, which preprocessor configurations use."""
+
+logger = logging.getLogger(__name__)
+
+
+class Judge(Protocol):
+    """What the metrics need. Results are on the CPU and do not depend on how images are batched."""
+
+    name: str
+    fingerprint: str
+    """SHA-256 of the weights."""
+    wording: str
+    """How a label is put to the judge; part of a score's protocol."""
+    vocabularies: tuple[tuple[str, ...], ...]
+    """Sets of labels of which an image shows one; the others are a label's alternatives unless some are named."""
+
+    def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
+        """Index of the label that the judge sees in each image, (B,) int64."""
+        ...
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Image features, (B, D) float32, not normalised."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Text features in the same space, (len(texts), D) float32, not normalised. Texts are taken as they are."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From images in [0, 1] to what a vision model was trained on."""
+
+    resize: int | tuple[int, int] | None
+    """The shorter side, or (height, width); ``None``: as they come."""
+    crop: tuple[int, int] | None = None
+    """(height, width) of the centre."""
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    mode: str = "bicubic"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
+        """Read the keys of transformers' ``preprocessor_config.json``."""
+        resize = _size(config.get("size")) if config.get("do_resize", True) else None
+        crop = _size(config.get("crop_size")) if config.get("do_center_crop", "crop_size" in config) else None
+        normalise = config.get("do_normalize", True)
+        return cls(
+            resize=resize,
+            crop=(crop, crop) if isinstance(crop, int) else crop,
+            mean=tuple(config.get("image_mean") or CLIP_MEAN) if normalise else cls.mean,
+            std=tuple(config.get("image_std") or CLIP_STD) if normalise else cls.std,
+            mode="bilinear" if config.get("resample") == BILINEAR else "bicubic",
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, 3, h, w), normalised."""
+        height, width = images.shape[-2:]
+        if isinstance(self.resize, int):
+            scale = self.resize / min(height, width)
+            target = (max(round(height * scale), self.resize), max(round(width * scale), self.resize))
+        else:
+            target = self.resize or (height, width)
+        if target != (height, width):
+            # Clamped: bicubic weights overshoot at edges, where Pillow's 8-bit result cannot.
+            images = F.interpolate(images, size=target, mode=self.mode, antialias=True).clamp(0, 1)
+        if self.crop is not None:
+            top, left = ((have - want) // 2 for have, want in zip(target, self.crop, strict=True))
+            images = images[..., max(top, 0) : max(top, 0) + self.crop[0], max(left, 0) : max(left, 0) + self.crop[1]]
+        shape = (1, 3, 1, 1)
+        return (images - images.new_tensor(self.mean).view(shape)) / images.new_tensor(self.std).view(shape)
+
+
+class ClipJudge:
+    """Zero-shot labels, image features and text features of one CLIPModel."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        preprocessing: Preprocessing,
+        *,
+        name: str,
+        phrase: Callable[[str], str] = PHOTO.format,
+        wording: str = PHOTO,
+        vocabularies: tuple[tuple[str, ...], ...] = (),
+    ) -> None:
+        """``phrase`` puts a label into words; ``wording`` describes it for the protocol."""
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.name = name
+        self.phrase = phrase
+        self.wording = wording
+        self.vocabularies = vocabularies
+        self.fingerprint = weights_hash(model)
+
+    @classmethod
+    def from_folder(cls, path_or_id: str | Path, *, device: str | torch.device = "cpu") -> ClipJudge:
+        """Load a CLIPModel with its tokenizer from a folder or the hub's cache."""
+        from transformers import AutoTokenizer, CLIPModel
+
+        with _explaining(path_or_id):
+            model: Any = CLIPModel.from_pretrained(path_or_id, use_safetensors=True, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(path_or_id)
+            config = read_preprocessor(path_or_id)
+        if config is None:
+            size = vision_size(model)
+            logger.warning("The judge %s has no %s: CLIP's own at %d pixels is used", path_or_id, PREPROCESSOR, size)
+            config = {"size": {"shortest_edge": size}, "crop_size": size}
+        return cls(model.to(device), tokenizer, Preprocessing.from_config(config), name=str(path_or_id))
+
+    @torch.no_grad()
+    def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
+        """The label whose phrase has the greatest cosine with the image, (B,) indices."""
+        texts = F.normalize(self.embed_texts([self.phrase(label) for label in labels]), dim=1)
+        return (self.embed_images(images) @ texts.T).argmax(dim=1)
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Projected image embeddings, (B, D)."""
+
+        def features(batch: Tensor) -> Tensor:
+            output = self.model.get_image_features(pixel_values=self.preprocessing(batch))
+            return _projected(output)
+
+        return _in_batches(features, images, next(self.model.parameters()).device)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Projected text embeddings, (len(texts), D); what exceeds the context is cut off."""
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        )
+
+        def features(rows: Tensor) -> Tensor:
+            return _projected(self.model.get_text_features(input_ids=rows[0], attention_mask=rows[1]))
+
+        device = next(self.model.parameters()).device
+        pairs = zip(torch.split(tokens.input_ids, BATCH), torch.split(tokens.attention_mask, BATCH), strict=True)
+        return torch.cat([features(torch.stack(pair).to(device)).float().cpu() for pair in pairs])
+
+
+class ClassifierJudge:
+    """An image classifier: it knows its own labels and no text."""
+
+    wording = "the label itself"
+
+    def __init__(self, model: Any, preprocessing: Preprocessing, *, name: str) -> None:
+        self.model = model.eval()
+        self.preprocessing = preprocessing
+        self.name = name
+        ordered = sorted((int(index), str(label)) for index, label in model.config.id2label.items())
+        self.labels = tuple(label for _, label in ordered)
+        self.vocabularies: tuple[tuple[str, ...], ...] = (self.labels,)
+        self.fingerprint = weights_hash(model)
+
+    @classmethod
+    def from_folder(cls, path_or_id: str | Path, *, device: str | torch.device = "cpu") -> ClassifierJudge:
+        """Load an AutoModelForImageClassification from a folder or the hub's cache."""
+        from transformers import AutoModelForImageClassification
+
+        with _explaining(path_or_id):
+            model = AutoModelForImageClassification.from_pretrained(
+                path_or_id, use_safetensors=True, dtype=torch.float32
+            )
+            config = read_preprocessor(path_or_id)
+        if config is None:
+            raise UserError(
+                f"The judge {path_or_id} (--judge) has no {PREPROCESSOR}, so how to scale its images is unknown. "
+                "Save its image processor beside the weights."
+            )
+        return cls(model.to(device), Preprocessing.from_config(config), name=str(path_or_id))
+
+    @torch.no_grad()
+    def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
+        """The label with the greatest logit among ``labels``, (B,) indices."""
+        columns = [self._column(label) for label in labels]
+        device = next(self.model.parameters()).device
+        logits = _in_batches(lambda batch: self.model(self.preprocessing(batch)).logits, images, device)
+        return logits[:, columns].argmax(dim=1)
+
+    def _column(self, label: str) -> int:
+        if label not in self.labels:
+            hint = did_you_mean(label, self.labels)
+            raise UserError(
+                f"The judge {self.name} (--judge) has no label {label!r} (--concept, --alternative).{hint} "
+                f"It has {len(self.labels)}, e.g. {', '.join(self.labels[:5])}."
+            )
+        return self.labels.index(label)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """A classifier has no shared feature space."""
+        raise self._no_features()
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """A classifier has no text tower."""
+        raise self._no_features()
+
+    def _no_features(self) -> UserError:
+        return UserError(
+            f"The judge {self.name} (--judge) is a classifier: it has labels but no features, which clip-score and fid "
+            "need. Use 'canvas' or a CLIPModel, or only the metrics 'concept' and 'accuracy'."
+        )
+
+
+def synonyms(name: str) -> list[str]:
+    """The parts of ``a|b``, without the spaces around them; at least one, none empty."""
+    parts = [part.strip() for part in name.split("|")]
+    if not all(parts):
+        raise UserError(f"Expected a name, or several separated by |, got {name!r} (--concept, --alternative).")
+    return parts
+
+
+def load_judge(spec: str, *, labels: Sequence[str] = (), device: str | torch.device = "cpu") -> Judge:
+    """The judge that ``--judge`` names: ``canvas``, or a CLIPModel or image classifier in a folder or on the hub.
+
+    ``labels``, synonyms ``a|b`` among them, that the judge does not know are refused at once.
+    """
+    judge = _load(spec, device)
+    if labels:
+        words = [word for label in labels for word in synonyms(label)]
+        judge.classify(torch.zeros(1, 3, 64, 64), words)
+    return judge
+
+
+def _load(spec: str, device: str | torch.device) -> Judge:
+    if spec == "canvas":
+        return _canvas_judge(device)
+    if not Path(spec).is_dir() and (spec.startswith((".", "/", "~")) or spec.count("/") > 1):
+        raise UserError(f"The judge folder {spec} (--judge) does not exist.")
+    from transformers import AutoConfig
+
+    with _explaining(spec):
+        config = AutoConfig.from_pretrained(spec)
+    architectures = list(config.architectures or [])
+    if any(name.endswith("ForImageClassification") for name in architectures):
+        return ClassifierJudge.from_folder(spec, device=device)
+    if config.model_type == "clip":
+        return ClipJudge.from_folder(spec, device=device)
+    raise UserError(
+        f"The judge {spec} (--judge) is a {config.model_type} model ({', '.join(architectures) or 'class not named'}). "
+        "Expected 'canvas', a CLIPModel, or a model for image classification."
+    )
+
+
+def _canvas_judge(device: str | torch.device) -> ClipJudge:
+    from metaunlearn import canvas
+    from metaunlearn.canvas.catalog import NAMES, STYLES
+
+    model, processor = canvas.load_judge()
+    size = vision_size(model)
+    # Canvas's pictures are in [-1, 1] throughout, its judge's too.
+    half = (0.5, 0.5, 0.5)
+    return ClipJudge(
+        model.to(device),
+        getattr(processor, "tokenizer", processor),
+        Preprocessing(resize=size, crop=(size, size), mean=half, std=half),
+        name="canvas",
+        phrase=canvas_phrase,
+        wording="'a {object}', '{style} style'",
+        vocabularies=(NAMES, STYLES),
+    )
+
+
+def canvas_phrase(label: str) -> str:
+    """A label in the words of Canvas's captions; what is neither object nor style stays as it is."""
+    from metaunlearn.canvas.catalog import NAMES, STYLES, caption
+
+    if label in STYLES:
+        return f"{label} style"
+    return caption(label) if label in NAMES else label
+
+
+def vision_size(model: Any) -> int:
+    """Side in pixels of the images that a CLIPModel was trained on."""
+    return int(model.config.vision_config.image_size)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a model's state, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_preprocessor(path_or_id: str | Path) -> dict[str, Any] | None:
+    """The image processor's configuration of a folder or hub id as plain JSON; ``None`` when it has none.
+
+    Read as a file, because building transformers' own image processors may need torchvision.
+    """
+    from transformers.utils.hub import cached_file
+
+    for file_name in (PREPROCESSOR, PROCESSOR):
+        found = cached_file(str(path_or_id), file_name, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            config: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
+            config = config.get("image_processor", config)
+            if "size" in config or "image_mean" in config:
+                return config
+    return None
+
+
+@contextmanager
+def _explaining(path_or_id: str | Path) -> Iterator[None]:
+    """Turn the many ways in which a model is not found into one message."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = (
+            ""
+            if Path(path_or_id).is_dir()
+            else (
+                " Without a network, fetch it where there is one "
+                f"(hf download {path_or_id} --local-dir DIR) and give the folder."
+            )
+        )
+        raise UserError(
+            f"The judge {path_or_id} (--judge) cannot be loaded: {reason}{did_you_mean(str(path_or_id), ['canvas'])} "
+            f"Expected 'canvas', a folder with config.json and model.safetensors, or a hub id.{remedy}"
+        ) from error
+
+
+def _size(size: Any) -> int | tuple[int, int] | None:
+    """transformers writes sizes as 224, {"shortest_edge": 224} or {"height": 224, "width": 224}."""
+    if isinstance(size, Mapping):
+        if "shortest_edge" in size:
+            return int(size["shortest_edge"])
+        return (int(size["height"]), int(size["width"]))
+    return None if size is None else int(size)
+
+
+def _projected(output: Any) -> Tensor:
+    """transformers 5 wraps the projected embedding, transformers 4 returns it."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise UserError(f"A judge expects at least one image, (B, 3, H, W) in [0, 1], got shape {tuple(images.shape)}.")
+    return torch.cat([function(batch.to(device, torch.float32)).float().cpu() for batch in torch.split(images, BATCH)])

@@ -1,0 +1,99 @@
+"""Stable Diffusion 1.x and 2.x: one text encoder, a UNet that cross-attends to it, a KL autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from torch.func import functional_call
+
+from metaunlearn.diffusion import NoiseSchedule
+from metaunlearn.errors import UserError
+from metaunlearn.parameters import Params
+
+
+class StableDiffusion:
+    """A diffusers ``StableDiffusionPipeline`` as the equations see it. The pipeline stays usable on its own."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline, *, device: str | torch.device = "cpu") -> None:
+        self.pipeline = pipeline.to(torch.device(device))
+        if pipeline.unet.dtype != torch.float32:  # Training and its checks are written for float32.
+            pipeline.to(torch.float32)
+        self.device = torch.device(device)
+        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            module.eval().requires_grad_(False)
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """Noise schedule and prediction type, read from the pipeline's scheduler."""
+        return NoiseSchedule.of(self.pipeline.scheduler)
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser."""
+        return self.pipeline.unet
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents that the pipeline samples by default."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that the pipeline makes by default, in pixels."""
+        return self.latent_shape[1] * self.pipeline.vae_scale_factor
+
+    def parameters(self) -> Params:
+        """theta: a copy of every parameter of the denoiser."""
+        return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
+
+    def load_parameters(self, theta: Params) -> None:
+        """Write ``theta`` into the pipeline's denoiser."""
+        with torch.no_grad():
+            for name, parameter in self.unet.named_parameters():
+                parameter.copy_(theta[name])
+
+    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """The UNet's output under parameters ``theta``: (B, C, h, w)."""
+        output: Tensor = functional_call(
+            self.unet, theta, (x_t, t), {"encoder_hidden_states": cond, "return_dict": False}
+        )[0]
+        return output
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Encoded prompts, (B, T, D); equal prompts are encoded once."""
+        distinct = list(dict.fromkeys(prompts))
+        encoded = torch.cat(
+            [
+                self.pipeline.encode_prompt(distinct[i : i + 64], self.device, 1, False)[0]
+                for i in range(0, len(distinct), 64)
+            ]
+        )
+        return encoded[torch.tensor([distinct.index(prompt) for prompt in prompts])]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents of ``images`` (B, 3, H, W) in [-1, 1], each (B, C, h, w)."""
+        scale = self.pipeline.vae.config.scaling_factor
+        posteriors = [self.pipeline.vae.encode(chunk.to(self.device)).latent_dist for chunk in images.split(batch_size)]
+        return scale * torch.cat([p.mean for p in posteriors]), scale * torch.cat([p.std for p in posteriors])
+
+    def check_concept(self, concept: str) -> None:
+        """Refuse a concept of which the tokenizer leaves nothing."""
+        tokenizer = self.pipeline.tokenizer
+        if not tokenizer(concept, add_special_tokens=False).input_ids:
+            raise UserError(
+                f"the concept {concept!r} tokenises to nothing, so no prompt can name it; "
+                "give a word or phrase (concepts=[...], --concept TEXT)."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the whole pipeline, float32, as ``DiffusionPipeline.from_pretrained`` reads it."""
+        self.pipeline.save_pretrained(folder, safe_serialization=True)

@@ -1,0 +1,140 @@
+"""Parameter dictionaries: their gradient, their named subsets, their arithmetic.
+
+theta is a dictionary from name to tensor. Every function here is pure: it returns new dictionaries and leaves the
+tensors it was given as they were. Dictionaries that are combined must have the same names, else ``KeyError``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaunlearn.errors import RunError, UserError, did_you_mean
+
+Params = dict[str, Tensor]
+"""Parameters by name; also gradients and directions, which live in the same space."""
+
+Loss = Callable[[Params], Tensor]
+"""A scalar loss whose batch, noise and timesteps are already fixed: pure and differentiable in its parameters."""
+
+
+# --- Subsets by name -------------------------------------------------------------------------------------------------
+
+
+def _outside_cross_attention(name: str) -> bool:
+    """ESD's "u": all but cross-attention, the time embedding and the output layer.
+
+    The rule was written for CompVis names: not ``attn2``, not ``time_embed``, not ``out.*``. In diffusers
+    - ``time_embed.{0,2}`` became ``time_embedding.linear_{1,2}``, which still contains ``time_embed``;
+    - ``*.emb_layers.1``, each block's own projection of it, became ``time_emb_proj``: trained there, so trained here;
+    - ``out.{0,2}`` became two modules, ``conv_norm_out`` and ``conv_out``: both are left out.
+    """
+    return "attn2" not in name and "time_embed" not in name and not name.startswith(("conv_norm_out.", "conv_out."))
+
+
+SUBSETS: dict[str, Callable[[str], bool]] = {
+    "x": lambda name: "attn2" in name,
+    "x-strict": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
+    "u": _outside_cross_attention,
+    "selfattn": lambda name: "attn1" in name,
+    "f": lambda name: True,
+}
+"""The rule of each subset: does it hold a parameter of this diffusers name?"""
+
+
+def subset(names: Iterable[str], which: str) -> frozenset[str]:
+    """The names that belong to the subset ``which`` (a key of ``SUBSETS``); phi in the equations."""
+    if which not in SUBSETS:
+        raise UserError(
+            f"Unknown parameter subset {which!r} (subset, --set subset=...); known: {', '.join(SUBSETS)}."
+            + did_you_mean(which, SUBSETS)
+        )
+    names = list(names)
+    chosen = frozenset(filter(SUBSETS[which], names))
+    if not chosen:
+        raise UserError(
+            f"Subset {which!r} (subset, --set subset=...) holds none of the model's {len(names)} parameters. "
+            "Choose a subset that this model has, such as 'f' (all of them)."
+        )
+    return chosen
+
+
+# --- The gradient ----------------------------------------------------------------------------------------------------
+
+
+class ValueAndGradient(NamedTuple):
+    """A loss and its gradient, both detached."""
+
+    value: Tensor
+    """A scalar tensor; it stays on its device, so that nothing waits for it."""
+    gradient: Params
+    """d value / d theta for the names that were asked for."""
+
+
+def value_and_gradient(loss: Loss, theta: Params, names: Collection[str] | None = None) -> ValueAndGradient:
+    """L(theta) and its gradient with respect to ``names`` (all by default); the other parameters are constants."""
+    at = leaves(theta, names)
+    value = loss(at)
+    return ValueAndGradient(value.detach(), gradient_of(value, at))
+
+
+def leaves(theta: Params, names: Collection[str] | None = None) -> Params:
+    """theta cut from any graph it came with; those in ``names`` (all by default) record a new one."""
+    return {name: p.detach().requires_grad_(names is None or name in names) for name, p in theta.items()}
+
+
+def gradient_of(value: Tensor, at: Params, *, create_graph: bool = False) -> Params:
+    """d ``value`` / d those of the leaves ``at`` that record a graph; one that ``value`` does not reach is an error."""
+    inputs = {name: p for name, p in at.items() if p.requires_grad}
+    if not value.requires_grad:
+        raise RunError("The loss does not depend on any parameter: it must use the dictionary it is given.")
+    # allow_unused serves only to learn the names of the unused, which torch's own error does not give.
+    found = torch.autograd.grad(value, list(inputs.values()), create_graph=create_graph, allow_unused=True)
+    unused = [name for name, gradient in zip(inputs, found, strict=True) if gradient is None]
+    if unused:
+        shown = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
+        raise RunError(f"The loss does not depend on {len(unused)} of {len(inputs)} parameters: {shown}.")
+    return dict(zip(inputs, found, strict=True))
+
+
+# --- Arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def add(a: Params, b: Params, alpha: float = 1.0) -> Params:
+    """a + alpha b."""
+    return dict(zip(a, torch._foreach_add(list(a.values()), _aligned(a, b), alpha=alpha), strict=True))
+
+
+def scale(a: Params, s: float) -> Params:
+    """s a."""
+    return dict(zip(a, torch._foreach_mul(list(a.values()), s), strict=True))
+
+
+def dot(a: Params, b: Params) -> float:
+    """<a, b>, summed over parameters in float64."""
+    products = [torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in zip(a.values(), _aligned(a, b), strict=True)]
+    return float(torch.stack([p.double() for p in products]).sum())
+
+
+def norm(a: Params) -> float:
+    """||a||, accumulated in float64: a float32 direction of norm 1e-30 is not zero."""
+    return math.hypot(*torch.stack(torch._foreach_norm(list(a.values()), 2, dtype=torch.float64)).tolist())
+
+
+def restrict(a: Params, names: Collection[str]) -> Params:
+    """P a: ``a`` on ``names``, zeros elsewhere."""
+    unknown = set(names) - set(a)
+    if unknown:
+        raise KeyError(f"restrict: not among the parameters: {sorted(unknown)[:8]}")
+    return {name: p if name in names else torch.zeros_like(p) for name, p in a.items()}
+
+
+def _aligned(a: Params, b: Params) -> list[Tensor]:
+    """The tensors of ``b`` in the order of ``a``."""
+    if a.keys() != b.keys():
+        raise KeyError(f"parameter dictionaries differ in {sorted(a.keys() ^ b.keys())[:8]}")
+    return [b[name] for name in a]

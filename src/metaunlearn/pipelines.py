@@ -1,0 +1,70 @@
+"""Saving pipelines so that a result folder is whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.generation import default_sampling, write_sampling
+from metaunlearn.models.sd import StableDiffusion
+
+
+def save_pipeline(model: StableDiffusion, folder: Path, *, twin: Path | None = None) -> None:
+    """Write the pipeline to ``folder``, entry by entry through a hidden folder beside it.
+
+    ``twin`` is a folder that holds the same pipeline with another denoiser: everything else is hard-linked from there
+    where the file system can.
+    """
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    if twin is None:
+        model.pipeline.save_pretrained(staging, safe_serialization=True)
+        write_sampling(staging, default_sampling(model.pipeline))
+    else:
+        _link_all_but_denoiser(twin, staging)
+        model.unet.save_pretrained(staging / "unet", safe_serialization=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(staging.iterdir()):
+        target = folder / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        entry.replace(target)
+    staging.rmdir()
+
+
+def _link_all_but_denoiser(twin: Path, staging: Path) -> None:
+    staging.mkdir(parents=True)
+    names = [name for name in PIPELINE_ENTRIES if (twin / name).exists()]
+    for name in names:
+        source = twin / name
+        if source.is_dir():
+            shutil.copytree(source, staging / name, copy_function=_link)
+        else:
+            _link(str(source), str(staging / name))
+
+
+PIPELINE_ENTRIES = (
+    "model_index.json", "sampling.json", "scheduler", "tokenizer", "text_encoder", "vae", "feature_extractor",
+    "safety_checker", "image_encoder",
+)  # fmt: skip
+"""What a Stable Diffusion pipeline's folder holds beside the denoiser."""
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+
+
+def save_image(file: Path, image: Tensor) -> None:
+    """Write one picture (3, H, W) in [0, 1] as an 8-bit PNG."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(file)

@@ -1,0 +1,168 @@
+"""Run folders below a folder: ``run.json``, ``log.jsonl`` and ``results.json`` as cards, loss curves, score tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from metaunlearn.errors import UserError
+from metaunlearn.report.data import Score, parse, read_json
+from metaunlearn.runs import LOG_FILE, RUN_FILE
+
+RESULTS_FILE = "results.json"
+CURVE_POINTS = 240
+"""A loss curve longer than this is averaged over equal stretches of steps."""
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {value}")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+
+
+class _Result(BaseModel):
+    """One metric of ``results.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    value: Finite
+    low: Finite | None = None
+    high: Finite | None = None
+    n: int | None = Field(default=None, ge=0)
+    protocol: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCard:
+    """One run folder: what ``run.json`` says, and its losses by step."""
+
+    name: str
+    """Path below the reported folder."""
+    record: dict[str, Any]
+    """``run.json``; empty when only a log lies there."""
+    losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Field name → (step, loss) in the order of the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricScore:
+    """One line of a :class:`ScoreTable`."""
+
+    name: str
+    score: Score
+    n: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """Scores that may be compared: one metric under one protocol."""
+
+    metric: str
+    protocol: dict[str, Any]
+    lines: list[MetricScore]
+    apart: dict[str, Any] = field(default_factory=dict)
+    """The part of the protocol in which tables of the same metric differ."""
+
+
+def _folders(top: Path) -> list[Path]:
+    """``top`` and every folder below it, hidden ones and links left out, in a stable order."""
+    found = []
+    for folder, below, _files in os.walk(top):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        found.append(Path(folder))
+    return found
+
+
+def _name(folder: Path, top: Path) -> str:
+    return top.resolve().name if folder == top else folder.relative_to(top).as_posix()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``log.jsonl``. A last line without its newline was cut off by a kill and is left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}, is no JSON: {error}.") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number}: expected one JSON object a line, got {type(record).__name__}.")
+        records.append(record)
+    return records
+
+
+def losses(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Every field named ``loss`` or ``loss_…`` / ``…_loss`` by step; values that are no finite number are left out."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for index, record in enumerate(records):
+        step = record.get("step", index)
+        for name, value in record.items():
+            if "loss" in name.lower().split("_") and _is_number(value) and _is_number(step):
+                curves.setdefault(name, []).append((float(step), float(value)))
+    return {name: points for name, points in curves.items() if len(points) > 1}
+
+
+def thinned(points: list[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """``points`` averaged over at most ``limit`` equal stretches."""
+    if len(points) <= limit:
+        return points
+    bounds = [len(points) * index // limit for index in range(limit + 1)]
+    stretches = [points[begin:end] for begin, end in pairwise(bounds)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in stretches]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_runs(top: Path) -> list[RunCard]:
+    """A card for every folder below ``top`` that holds ``run.json`` or ``log.jsonl``."""
+    cards = []
+    for folder in _folders(top):
+        run, log = folder / RUN_FILE, folder / LOG_FILE
+        if not run.is_file() and not log.is_file():
+            continue
+        record = parse(dict[str, Any], read_json(run), str(run)) if run.is_file() else {}
+        curves = losses(read_log(log)) if log.is_file() else {}
+        cards.append(RunCard(name=_name(folder, top), record=record, losses=curves))
+    return cards
+
+
+def read_scores(top: Path) -> list[ScoreTable]:
+    """One table per metric *and* protocol from every ``results.json`` below ``top``; protocols are never mixed."""
+    tables: dict[tuple[str, str], ScoreTable] = {}
+    for folder in _folders(top):
+        path = folder / RESULTS_FILE
+        if not path.is_file():
+            continue
+        results: dict[str, _Result] = parse(dict[str, _Result], read_json(path), str(path))
+        for metric, result in results.items():
+            key = (metric, json.dumps(result.protocol, sort_keys=True))
+            table = tables.setdefault(key, ScoreTable(metric=metric, protocol=result.protocol, lines=[]))
+            score = Score(result.value, result.low, result.high)
+            table.lines.append(MetricScore(name=_name(folder, top), score=score, n=result.n))
+    ordered = [tables[key] for key in sorted(tables)]
+    return [replace(table, apart=_apart(table, ordered)) for table in ordered]
+
+
+def _apart(table: ScoreTable, tables: list[ScoreTable]) -> dict[str, Any]:
+    others = [other.protocol for other in tables if other.metric == table.metric]
+    keys = dict.fromkeys(key for protocol in others for key in protocol)
+    return {
+        key: table.protocol.get(key)
+        for key in keys
+        if any(protocol.get(key) != table.protocol.get(key) for protocol in others)
+    }

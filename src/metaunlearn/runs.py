@@ -1,0 +1,146 @@
+"""Run folders: what was asked, what happened step by step, and whether the folder may be written to."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.checkpoint import write_json
+from metaunlearn.errors import UserError
+
+RUN_FILE = "run.json"
+LOG_FILE = "log.jsonl"
+STATE_FOLDER = "state"
+"""Resumable training state; removed when the run is complete."""
+
+_PACKAGES = ("metaunlearn", "torch", "diffusers", "transformers", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class RunFolder:
+    """A result folder being filled: ``run.json`` is written first (status ``running``) and again at the end."""
+
+    def __init__(self, path: Path, request: dict[str, Any]) -> None:
+        self.path = path
+        self.request = request
+        self.complete_before = False
+        """Whether an earlier run finished here, so that nothing is left to do."""
+        self._seconds_before = 0.0
+        self._began = time.monotonic()
+
+    @classmethod
+    def open(cls, path: Path, request: Mapping[str, Any], *, resume: bool) -> RunFolder:
+        """Claim ``path`` for the run that ``request`` describes.
+
+        Raises UserError when the folder holds something else, holds a run and ``resume`` is off, or holds a run that
+        was asked for differently.
+        """
+        wanted = json.loads(json.dumps(request))
+        if path.exists() and not path.is_dir():
+            raise UserError(f"the output {path} is a file; give a folder (out=..., --out DIR).")
+        folder = cls(path, wanted)
+        if path.is_dir() and any(path.iterdir()):
+            folder._adopt(resume)
+        if not folder.complete_before:
+            path.mkdir(parents=True, exist_ok=True)
+            folder._write("running")
+        return folder
+
+    def _adopt(self, resume: bool) -> None:
+        file = self.path / RUN_FILE
+        if not file.is_file():
+            raise UserError(
+                f"the output folder {self.path} is not empty and holds no run of metaunlearn; "
+                "choose another (out=..., --out DIR)."
+            )
+        earlier = json.loads(file.read_text())
+        if not resume:
+            raise UserError(
+                f"the output folder {self.path} holds a run already (status {earlier.get('status')}); "
+                "go on with it (resume=True, --resume) or choose another (out=..., --out DIR)."
+            )
+        if earlier.get("request") != self.request:
+            changed = sorted(
+                key
+                for key in {*earlier.get("request", {}), *self.request}
+                if earlier.get("request", {}).get(key) != self.request.get(key)
+            )
+            raise UserError(
+                f"the run in {self.path} was asked for differently ({', '.join(changed)}); "
+                "resume it with the same options, or choose another folder (out=..., --out DIR)."
+            )
+        self._seconds_before = float(earlier.get("seconds", 0.0))
+        self.complete_before = earlier.get("status") == "complete"
+
+    @property
+    def state(self) -> Path:
+        """Where the run keeps what it needs to go on after it was killed."""
+        return self.path / STATE_FOLDER
+
+    def summary(self) -> dict[str, Any]:
+        """What ``run.json`` holds of a complete run, without the request."""
+        record = json.loads((self.path / RUN_FILE).read_text())
+        return {key: value for key, value in record.items() if key not in {"request", "versions", "status"}}
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to ``log.jsonl`` and flush it."""
+        with (self.path / LOG_FILE).open("a") as handle:
+            handle.write(json.dumps(record) + "\n")
+
+    def truncate_log(self, step: int) -> None:
+        """Forget the lines of steps after ``step``: a resumed run takes them again."""
+        file = self.path / LOG_FILE
+        if file.exists():
+            lines = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
+            file.write_text("".join(line + "\n" for line in lines))
+
+    def describe(self, part: Path, **facts: Any) -> None:
+        """Give ``part``, a result inside this run (one checkpoint of an attack), a ``run.json`` of its own."""
+        record = {"status": "complete", "request": self.request, "versions": versions(), **facts}
+        write_json(part / RUN_FILE, record)
+
+    def finish(self, **results: Any) -> None:
+        """Write the final ``run.json`` and drop the resumable state."""
+        self._write("complete", **results)
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def seconds(self) -> float:
+        """Wall time of this run, earlier parts of it included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def _write(self, status: str, **results: Any) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        record = {
+            "status": status,
+            "request": self.request,
+            "versions": versions(),
+            "seconds": round(self.seconds(), 3),
+            "peak_memory_bytes": peak,
+            **results,
+        }
+        write_json(self.path / RUN_FILE, record)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line).get("step", -1))
+    except ValueError:
+        return float("inf")  # A line that was cut off by a kill.

@@ -1,0 +1,240 @@
+"""The demo: on Canvas, erase a concept plainly and with the meta objective, attack both, measure everything, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.attacking import attack
+from metaunlearn.canvas.catalog import NAMES, STYLES
+from metaunlearn.canvas.datasets import clean, hrm_m
+from metaunlearn.canvas.measure import Measurement, Shown, measure
+from metaunlearn.canvas.tasks import known, task_for
+from metaunlearn.checkpoint import step_generator, write_json
+from metaunlearn.config import Counts, Regime, StorySettings, read_recipe
+from metaunlearn.data.imagefolder import METADATA, write_imagefolder
+from metaunlearn.erasing import Progress, erase
+from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.generation import default_sampling
+from metaunlearn.metrics.judge import Judge, load_judge
+from metaunlearn.models import load_pipeline
+from metaunlearn.pipelines import save_image
+from metaunlearn.report import build_report
+from metaunlearn.runs import RunFolder, versions
+
+ERASED = {"unlearn": False, "meta-unlearn": True}
+"""The two erased models, and whether the meta objective is on."""
+
+PICTURES_SHOWN = 6
+"""Pictures of each role that the report shows for a state."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of one model that is measured."""
+
+    model: str
+    """``original``, ``unlearn`` or ``meta-unlearn``."""
+    regime: str
+    """``before``, ``malicious``, ``strong`` or ``benign``."""
+    step: int
+    folder: str | Path
+    """What ``load_pipeline`` takes."""
+    counts: Counts
+    show: bool
+    """Whether the report shows its pictures."""
+
+    @property
+    def name(self) -> str:
+        """``before`` or, say, ``malicious-40``."""
+        return self.regime if self.regime == "before" else f"{self.regime}-{self.step}"
+
+
+def demo(
+    out: Path = Path("runs/demo"),
+    *,
+    concept: str = "knife",
+    method: str = "esd-u-1",
+    seed: int = 0,
+    recipe: str = "demo",
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run the whole story for ``concept`` (an object or a style of Canvas) and return what ``summary.json`` holds."""
+    if not known(concept):
+        choices = [*NAMES, *STYLES]
+        raise UserError(
+            f"Canvas has no concept {concept!r}.{did_you_mean(concept, choices)} Known: {', '.join(choices)} (concept=, --concept)."
+        )
+    story = read_recipe(recipe).story
+    if story is None:
+        raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
+    request = {
+        "command": "demo", "concept": concept, "method": method, "seed": seed, "story": story.model_dump(mode="json"),
+        "overrides": list(overrides),
+    }  # fmt: skip
+    folder = RunFolder.open(out, request, resume=resume)
+    if folder.complete_before:
+        found: dict[str, Any] = json.loads((out / "summary.json").read_text())
+        return found
+
+    began = time.monotonic()
+    regimes: dict[str, Regime] = {"malicious": story.malicious, "strong": story.strong, "benign": story.benign}
+    data = {regime: _real_pictures(out, concept, regime, settings, seed) for regime, settings in regimes.items()}
+    settings = _erase_both(out, concept, method, overrides, seed, progress)
+    states = [State("original", "before", 0, "canvas", story.full, True)]
+    for model in ERASED:
+        states.append(State(model, "before", 0, out / model, story.full, True))
+        for regime, plan in regimes.items():
+            checkpoints = attack(
+                out / model,
+                data[regime],
+                steps=plan.steps,
+                recipe="small",
+                overrides=[f"learning_rate={plan.learning_rate}"],
+                seed=seed,
+                out=out / "attacks" / f"{model}-{regime}",
+                resume=(out / "attacks" / f"{model}-{regime}").exists(),
+                progress=progress,
+            ).checkpoints
+            states += _attack_states(story, model, regime, plan, checkpoints)
+
+    measured = _measure_all(out, concept, states, seed, progress)
+    summary = _summary(concept, seed, story, settings, states, measured)
+    summary["seconds"] = round(folder.seconds(), 1)
+    write_json(out / "summary.json", summary)
+    build_report(out)
+    folder.finish(seconds_of_this_part=round(time.monotonic() - began, 1))
+    return summary
+
+
+def _real_pictures(out: Path, concept: str, regime: str, plan: Regime, seed: int) -> Path:
+    """The attacker's pictures: real ones of the concept, or of unrelated things for benign finetuning."""
+    target = out / "data" / ("benign" if regime == "benign" else "malicious")
+    if not (target / METADATA).exists():
+        make = clean if regime == "benign" else hrm_m
+        images, texts = make(concept, plan.pictures, step_generator(seed, 0, f"pictures {target.name}"))
+        write_imagefolder(target, images, texts)
+    return target
+
+
+def _erase_both(
+    out: Path, concept: str, method: str, overrides: Sequence[str], seed: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Both erased models, from the same pictures; the plain run makes them."""
+    settings: dict[str, Any] = {}
+    for model, meta in ERASED.items():
+        shared = out / "unlearn" / "data"
+        result = erase(
+            "canvas",
+            [concept],
+            method=method,
+            meta=meta,
+            forget_data=shared / "forget" if meta else None,
+            retain_data=shared if meta else None,
+            overrides=overrides,
+            seed=seed,
+            out=out / model,
+            resume=(out / model).exists(),
+            progress=progress,
+        )
+        settings[model] = {**result.settings.model_dump(), "meta": meta, "method": method}
+        if "meta_gradient" in result.summary:
+            settings[model]["meta_gradient"] = result.summary["meta_gradient"]
+    return settings
+
+
+def _attack_states(
+    story: StorySettings, model: str, regime: str, plan: Regime, checkpoints: dict[int, Path]
+) -> list[State]:
+    states = []
+    for step in plan.steps:
+        last = step == plan.steps[-1]
+        if last and regime != "strong":
+            counts = story.full
+        else:
+            counts = story.between if regime == "malicious" else story.sparse
+        states.append(State(model, regime, step, checkpoints[step], counts, last))
+    return states
+
+
+def _measure_all(
+    out: Path, concept: str, states: list[State], seed: int, progress: Progress | None
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """The scores of every state; each is kept in a file of its own, so that a killed demo does not start over."""
+    task = task_for(concept)
+    judge: Judge = load_judge("canvas")
+    measured = {}
+    samples: list[dict[str, Any]] = []
+    for done, state in enumerate(states):
+        file = out / "scores" / state.model / f"{state.name}.json"
+        if not file.exists():
+            found = measure(load_pipeline(state.folder), task, judge, state.counts, seed=seed)
+            shown = _save_shown(out / "samples", state, found.shown) if state.show else []
+            write_json(file, {"scores": found.summary(), "protocols": _protocols(found), "samples": shown})
+        record = json.loads(file.read_text())
+        measured[state.model, state.name] = record
+        samples += record["samples"]
+        if progress is not None:
+            progress("measuring", done + 1, len(states))
+    write_json(out / "samples" / "samples.json", samples)
+    return measured
+
+
+def _protocols(found: Measurement) -> dict[str, Any]:
+    scores = {name: getattr(found, name) for name in ("concept", "related", "unrelated", "clip_score", "fid")}
+    return {name: {"n": score.n, **score.protocol} for name, score in scores.items() if score is not None}
+
+
+def _save_shown(folder: Path, state: State, parts: Sequence[Shown]) -> list[dict[str, Any]]:
+    records = []
+    for part in parts:
+        for prompt, seed, image in list(zip(part.prompts, part.seeds, part.images, strict=True))[:PICTURES_SHOWN]:
+            name = f"{state.model}/{state.name}/{part.role}-{seed}.png"
+            save_image(folder / name, image)
+            records.append(
+                {
+                    "model": state.model, "state": state.name, "role": part.role, "prompt": prompt, "seed": seed,
+                    "file": name,
+                }  # fmt: skip
+            )
+    return records
+
+
+def _summary(
+    concept: str,
+    seed: int,
+    story: StorySettings,
+    settings: dict[str, Any],
+    states: list[State],
+    measured: dict[tuple[str, str], dict[str, Any]],
+) -> dict[str, Any]:
+    models: dict[str, dict[str, Any]] = {}
+    for state in states:
+        scores = measured[state.model, state.name]["scores"]
+        if state.regime == "before":
+            models[state.model] = {"before": scores}
+        else:
+            models[state.model].setdefault(state.regime, {})[str(state.step)] = scores
+    task = task_for(concept)
+    sampling = default_sampling(load_pipeline("canvas"))
+    return {
+        "concept": concept,
+        "seconds": 0.0,
+        "models": models,
+        "related": list(dict.fromkeys(item.label for item in task.related)),
+        "unrelated": list(dict.fromkeys(item.label for item in task.unrelated)),
+        "seed": seed,
+        "settings": {"erase": settings, "attacks": story.model_dump(mode="json")},
+        "protocol": {
+            **measured["original", "before"]["protocols"],
+            "sampling": {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale, "image_size": 64},
+        },
+        "versions": versions(),
+        "commands": [f"metaunlearn demo --concept {concept!r} --seed {seed}"],
+    }

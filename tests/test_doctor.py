@@ -1,0 +1,114 @@
+"""The doctor's estimates, against counts on real tensors and sums done by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from metaunlearn import doctor
+from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.errors import UserError
+from metaunlearn.models import StableDiffusion, load
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> StableDiffusion:
+    return load(tiny_model)
+
+
+def settings(*overrides: str) -> EraseSettings:
+    return resolve(EraseSettings, read_recipe("small").erase, overrides)
+
+
+def test_machine_has_what_is_required() -> None:
+    machine = doctor.inspect_machine()
+    assert machine.cores >= 1
+    assert None not in machine.packages.values()
+    assert machine.packages["torch"] == torch.__version__
+
+
+def test_forward_cost_is_that_of_a_real_forward_pass(model: StableDiffusion) -> None:
+    """Operations counted on shapes alone equal those counted on a real picture; the kept bytes are those of 1 / 2 of B = 2.
+
+    The reference for the bytes keeps real tensors of a batch of two pictures and of one: the difference is one picture's.
+    """
+    operations, kept = doctor.forward_cost(model)
+
+    def real(batch: int) -> tuple[int, int]:
+        storages: dict[int, int] = {}
+        alive = []
+        owned = {p.untyped_storage().data_ptr() for p in model.unet.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in owned:
+                storages[storage.data_ptr()] = storage.nbytes()
+                alive.append(tensor)
+            return tensor
+
+        theta = {name: p.requires_grad_() for name, p in model.parameters().items()}
+        owned |= {p.untyped_storage().data_ptr() for p in theta.values()}
+        counter = FlopCounterMode(display=False)
+        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.predict(theta, torch.zeros(batch, *model.latent_shape), torch.zeros(batch).long(), torch.zeros(batch, 24, 16))
+        return counter.get_total_flops(), sum(storages.values())
+
+    (one, bytes_of_one), (two, bytes_of_two) = real(1), real(2)
+    assert operations == one == two / 2
+    assert kept == pytest.approx(bytes_of_one, rel=0.02)
+    assert bytes_of_two - bytes_of_one == pytest.approx(kept, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "meta", "expected"),
+    [
+        ((), False, 2),  # L_forget, L_retain
+        (("inner_steps=1", "meta_retain=both"), True, 2 + 1 + 2 + 2),  # and an inner step, two terms at theta_M, a product
+        (("inner_steps=5", "meta_retain=both"), True, 2 + 5 + 2 + 10),
+        (("inner_steps=5", "meta_retain=related"), True, 2 + 1 + 5 + 2 + 10),  # and the direct term on its own batch
+        (("inner_steps=5", "meta_retain=both", "meta_gradient=first-order"), True, 2 + 5 + 2),
+    ],
+)
+def test_gradients_per_step(overrides: tuple[str, ...], meta: bool, expected: int) -> None:
+    """The products cost two gradients each: one on either side of a difference."""
+    assert doctor.gradients_per_step(settings(*overrides), meta=meta) == expected
+
+
+def test_estimate_counts_parameters_and_scales_with_speed(tiny_model: Path, model: StableDiffusion) -> None:
+    total = sum(p.numel() for p in model.unet.parameters())
+    cross = sum(p.numel() for name, p in model.unet.named_parameters() if "attn2" in name)
+    slow = doctor.estimate(tiny_model, method="esd-x-1", speed=1e9)
+    fast = doctor.estimate(tiny_model, method="esd-x-1", speed=2e9)
+    assert (slow.denoiser_parameters, slow.trained_parameters, slow.image_size) == (total, cross, 32)
+    assert slow.recipe == "small"
+    assert slow.seconds == pytest.approx(2 * fast.seconds)
+    assert slow.seconds > slow.settings.steps * slow.seconds_per_step
+
+
+def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
+    """Two more inner steps keep two more sets of parameters: 2 x 4 bytes x P."""
+    one = doctor.estimate(tiny_model, overrides=["inner_steps=1"], speed=1e9)
+    three = doctor.estimate(tiny_model, overrides=["inner_steps=3"], speed=1e9)
+    assert three.memory_bytes - one.memory_bytes == 2 * 4 * one.denoiser_parameters
+    plain = doctor.estimate(tiny_model, overrides=["inner_steps=1"], meta=False, speed=1e9)
+    assert plain.memory_bytes < one.memory_bytes
+
+
+def test_estimate_refuses_what_the_job_would_refuse(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="unknown method 'esd-z-1'"):
+        doctor.estimate(tiny_model, method="esd-z-1")
+    with pytest.raises(UserError, match="innner_steps.*Did you mean 'inner_steps'"):
+        doctor.estimate(tiny_model, overrides=["innner_steps=2"])
+
+
+def test_lines_say_that_they_estimate_and_when_memory_is_short(tiny_model: Path) -> None:
+    machine = doctor.inspect_machine()
+    job = doctor.estimate(tiny_model, speed=1e9)
+    text = "\n".join(doctor.describe(machine, job))
+    assert text.count("(estimate)") == 2
+    assert "less memory" not in text
+    assert "less memory" in "\n".join(doctor.describe(replace(machine, memory_bytes=1000), job))

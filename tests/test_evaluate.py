@@ -1,0 +1,269 @@
+"""Evaluation from prompts to files, on a fake generator and on a tiny real pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.evaluate import METRICS, evaluate, ranges
+from metaunlearn.metrics import concept_score
+
+COLOURS = ("red", "green", "blue")
+PROMPTS = [Prompt("red", label="red"), Prompt("green", seed=70, label="green"), Prompt("blue", label="red")]
+
+
+class ColourJudge:
+    """Sees the brightest channel; its features are the mean colour, for images and for texts that name one."""
+
+    name, fingerprint, wording, vocabularies = "colours", "0" * 64, "its name", (COLOURS,)
+
+    def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
+        return self.embed_images(images)[:, [COLOURS.index(label) for label in labels]].argmax(dim=1)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([[float(colour in text) for colour in COLOURS] for text in texts])
+
+
+@pytest.fixture
+def pipeline() -> SimpleNamespace:
+    """As much of a pipeline as is looked at before images are made."""
+    return SimpleNamespace(config={}, unet=SimpleNamespace(config=SimpleNamespace(sample_size=2)), vae_scale_factor=4)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The calls of a generator that paints what the prompt names, as bright as the seed says."""
+    made: list[dict[str, Any]] = []
+
+    def paint(
+        pipeline: object,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        guidance_scale: float,
+        progress: Callable[[int, int], None],
+    ) -> Tensor:
+        made.append({"prompts": prompts, "seeds": seeds, "steps": steps, "guidance_scale": guidance_scale})
+        images = torch.zeros(len(prompts), 3, 8, 8)
+        for image, prompt, seed in zip(images, prompts, seeds, strict=True):
+            image[COLOURS.index(prompt)] = 0.5 + seed / 200
+        progress(len(prompts), len(prompts))
+        return images
+
+    monkeypatch.setattr("metaunlearn.draws.generate_images", paint)
+    return made
+
+
+def test_seeds_guidance_and_order(pipeline: SimpleNamespace, calls: list[dict[str, Any]]) -> None:
+    prompts = [Prompt("red", guidance_scale=2.0), Prompt("green", seed=70), Prompt("blue", guidance_scale=0.0)]
+    seen: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"metrics": ["concept"], "judge": ColourJudge(), "concept": "blue", "seed": 10}
+    scores = evaluate(
+        pipeline, prompts, **options, images_per_prompt=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert [(call["prompts"], call["seeds"], call["guidance_scale"]) for call in calls] == [
+        (["red", "red"], [10, 11], 2.0),
+        (["green", "green"], [70, 71], 7.5),
+        (["blue", "blue"], [14, 15], 0.0),
+    ]
+    assert seen == [(2, 6), (4, 6), (6, 6)]
+    assert [row["saw"] for row in scores["concept"].raw] == ["red", "red", "green", "green", "blue", "blue"]
+    assert scores["concept"].protocol["guidance_scale"] == [0.0, 2.0, 7.5]
+    calls.clear()
+    evaluate(pipeline, prompts, **options, guidance_scale=3.0, steps=4)
+    assert [(call["seeds"], call["steps"], call["guidance_scale"]) for call in calls] == [([10, 70, 12], 4, 3.0)]
+
+
+def test_what_is_written_says_how_it_was_measured(
+    pipeline: SimpleNamespace, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_imagefolder(tmp_path / "real", torch.rand(4, 3, 8, 8), ["x"] * 4)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    scores = evaluate(
+        pipeline,
+        PROMPTS,
+        metrics=["concept", "accuracy", "clip-score", "fid"],
+        judge=ColourJudge(),
+        concept="red",
+        reference=tmp_path / "real",
+        out=tmp_path / "out",
+        steps=5,
+    )
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results == {name: score.to_dict() for name, score in scores.items()}
+    assert [round(results[name]["value"], 3) for name in ("concept", "accuracy", "clip-score")] == [33.333, 66.667, 100]
+    protocol = results["fid"]["protocol"]
+    expected = {"metric": "fid", "steps": 5, "guidance_scale": 7.5, "seeds": "0 70 2", "image_size": [8, 8]}
+    assert {key: protocol[key] for key in expected} == expected
+    assert {len(protocol[key]) for key in ("prompts", "reference", "judge_weights")} == {64}
+    raw = [json.loads(line) for line in (tmp_path / "out" / "raw.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in raw] == [0, 70, 2]
+    assert raw[2]["accuracy"] == {"saw": "blue", "label": "red"}
+    assert raw[1]["clip-score"]["score"] == pytest.approx(100)
+
+    saved = read_imagefolder(tmp_path / "out" / "images", size=8)
+    assert [file.relative_to(tmp_path / "out").as_posix() for file in saved.files] == [row["file_name"] for row in raw]
+    again = concept_score(ColourJudge(), (saved.images + 1) / 2, "red", ["green", "blue"])
+    assert again.to_dict()["value"] == results["concept"]["value"]
+
+    with pytest.raises(UserError, match="already holds"):
+        evaluate(pipeline, PROMPTS, metrics=["concept"], judge=ColourJudge(), concept="red", out=tmp_path / "out")
+
+
+def test_images_are_measured_as_the_png_holds_them(
+    pipeline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """0.5 + 1e-4 and 0.5 are the same 8-bit value, so neither channel is brighter: the first choice wins the tie."""
+    image = torch.full((1, 3, 8, 8), 0.5)
+    image[:, 1] += 1e-4
+    monkeypatch.setattr("metaunlearn.draws.generate_images", lambda *args, **options: image)
+    scores = evaluate(pipeline, PROMPTS[:1], metrics=["concept"], judge=ColourJudge(), concept="red")
+    assert scores["concept"].value == 100
+
+
+def test_a_damaged_model_gives_no_score(
+    pipeline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image = torch.full((1, 3, 8, 8), torch.nan)
+    monkeypatch.setattr("metaunlearn.draws.generate_images", lambda *args, **options: image)
+    with pytest.raises(RunError, match="1 of 1 generated images"):
+        evaluate(pipeline, PROMPTS[:1], metrics=["concept"], judge=ColourJudge(), concept="red", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"metrics": ["conzept"]}, "Did you mean 'concept'"),
+        ({"metrics": []}, "There are: concept, accuracy, clip-score, fid"),
+        ({"prompts": []}, "No score from no data"),
+        ({"concept": None}, "--concept"),
+        ({"concept": "teapot"}, "--alternative"),
+        ({"metrics": ["fid"]}, "--reference"),
+        ({"metrics": ["fid"], "reference": "nowhere"}, "does not exist"),
+        ({"metrics": ["accuracy"], "prompts": [Prompt("red")]}, "'label'"),
+        ({"metrics": ["accuracy"], "prompts": [Prompt("red", label="teapot")]}, "--alternative"),
+        ({"alternatives": ["red"]}, "stands twice"),
+        ({"images_per_prompt": 0}, "--images"),
+        ({"steps": -1}, "--steps"),
+        ({"guidance_scale": -1.0}, "guidance_scale"),
+    ],
+)
+def test_what_is_refused_before_any_image_is_made(
+    pipeline: SimpleNamespace, calls: list[dict[str, Any]], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    call = {"prompts": PROMPTS, "metrics": ["concept"], "judge": ColourJudge(), "concept": "red", **change}
+    with pytest.raises(UserError) as caught:
+        evaluate(pipeline, call.pop("prompts"), **call, out=tmp_path / "out")
+    assert told in str(caught.value)
+    assert calls == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_without_features_is_refused_before_any_image_is_made(
+    pipeline: SimpleNamespace, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_imagefolder(tmp_path / "real", torch.rand(2, 3, 8, 8), ["x"] * 2)
+
+    class NoFeatures(ColourJudge):
+        def embed_images(self, images: Tensor) -> Tensor:
+            raise UserError("no features")
+
+        def embed_texts(self, texts: Sequence[str]) -> Tensor:
+            raise UserError("no features")
+
+    for metric in ("clip-score", "fid"):
+        with pytest.raises(UserError, match="no features"):
+            evaluate(pipeline, PROMPTS, metrics=[metric], judge=NoFeatures(), reference=tmp_path / "real")
+    assert calls == []
+
+
+def test_every_metric_is_stamped_with_what_makes_it_comparable(
+    pipeline: SimpleNamespace, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_imagefolder(tmp_path / "real", torch.rand(2, 3, 8, 8), ["x"] * 2)
+    scores = evaluate(
+        pipeline, PROMPTS, metrics=list(METRICS), judge=ColourJudge(), concept="red", reference=tmp_path / "real"
+    )
+    needed = {"metric", "judge", "judge_weights", "rule", "prompts", "seeds", "guidance_scale", "steps", "image_size"}
+    for name, score in scores.items():
+        assert needed <= set(score.protocol)
+        assert score.protocol["metric"] == name
+
+
+def test_ranges() -> None:
+    assert ranges([3, 4, 5, 9, 8, 8]) == "3-5 9 8 8"
+    assert ranges([0]) == "0"
+
+
+def test_a_real_pipeline_from_end_to_end(tmp_path: Path) -> None:
+    """Untrained, 16 x 16, two steps: the same call gives the same scores and the same files."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from metaunlearn.canvas.build.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    text = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
+            text_encoder=CLIPTextModel(text),
+            tokenizer=tokenizer,
+            unet=UNet2DConditionModel(
+                sample_size=16,
+                block_out_channels=(8,),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D",),
+                up_block_types=("CrossAttnUpBlock2D",),
+                norm_num_groups=4,
+                cross_attention_dim=16,
+                attention_head_dim=4,
+            ),
+            scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    write_imagefolder(tmp_path / "real", torch.rand(3, 3, 16, 16), ["x"] * 3)
+    results = []
+    for name in ("one", "two"):
+        evaluate(
+            pipeline,
+            [Prompt("a red knife"), Prompt("a blue key")],
+            metrics=["concept", "fid"],
+            judge=ColourJudge(),
+            concept="red",
+            reference=tmp_path / "real",
+            images_per_prompt=2,
+            steps=2,
+            out=tmp_path / name,
+        )
+        results.append((tmp_path / name / "results.json").read_text())
+    assert results[0] == results[1]
+    assert json.loads(results[0])["concept"]["n"] == 4
+    assert len(list((tmp_path / "one" / "images").glob("*.png"))) == 4

@@ -1,0 +1,440 @@
+"""The meta-gradient against slow, obvious references: an unrolled double backward, and a quadratic solved by hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.meta.hypergradient import (
+    DoubleBackward,
+    FirstOrder,
+    GradientDifference,
+    MetaGradientMode,
+    MetaProblem,
+    resolve,
+)
+from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.parameters import Loss, Params, add, norm, restrict, scale, subset, value_and_gradient
+
+Build = Callable[..., tuple[MetaProblem, Params]]
+
+TAU = 0.01
+"""The inner learning rate: the first-order gradient is then off by 3 % to 30 % on the networks below."""
+
+
+def unrolled(problem: MetaProblem, theta: Params) -> Params:
+    """The reference: the inner loop written out in one graph, differentiated at the end; it shares no code."""
+    tau, adapted = problem.inner.learning_rate, problem.inner.adapted
+    with sdpa_kernel(SDPBackend.MATH):
+        start = {name: p.clone().requires_grad_() for name, p in theta.items()}
+        at = dict(start)
+        for loss in problem.inner_losses:
+            gradient = torch.autograd.grad(loss(at), list(at.values()), create_graph=True)
+            for name, g in zip(list(at), gradient, strict=True):
+                if adapted is None or name in adapted:
+                    at[name] = at[name] - tau * g
+        value = problem.outer(at) + (problem.direct(start) if problem.direct else 0.0)
+        return dict(zip(start, torch.autograd.grad(value, list(start.values())), strict=True))
+
+
+def error(found: Params, expected: Params) -> float:
+    """||found - expected|| / ||expected||, in float64."""
+    expected = {name: p.double() for name, p in expected.items()}
+    return norm(add({name: p.double() for name, p in found.items()}, expected, -1.0)) / norm(expected)
+
+
+def meta_problem(losses: list[Loss], tau: float, adapted: frozenset[str] | None, inner_steps: int) -> MetaProblem:
+    """Eq. 3 with zeta = 0.5; ``losses``: forget after finetuning, retain, then one inner loss a step."""
+    forget, retain, *inner_losses = losses
+    return MetaProblem(
+        inner_losses=inner_losses[:inner_steps],
+        inner=InnerLoop(learning_rate=tau, adapted=adapted),
+        outer=lambda theta: -forget(theta) - 0.5 * retain(theta),
+        direct=lambda theta: 0.5 * retain(theta),
+    )
+
+
+def mlp(inner_steps: int, dtype: torch.dtype = torch.float64, adapted: frozenset[str] | None = None) -> tuple:
+    """A tanh network 5 -> 16 -> 3 with squared error, a fresh batch of 64 for every loss."""
+    g = torch.Generator().manual_seed(0)
+    theta = {
+        "hidden.weight": torch.randn(16, 5, generator=g),
+        "hidden.bias": torch.randn(16, generator=g),
+        "out.weight": torch.randn(3, 16, generator=g) / 2,
+    }
+
+    def loss_on(x: Tensor, y: Tensor) -> Loss:
+        def loss(theta: Params) -> Tensor:
+            hidden = torch.tanh(x.to(dtype) @ theta["hidden.weight"].T + theta["hidden.bias"])
+            return (hidden @ theta["out.weight"].T - y.to(dtype)).square().mean()
+
+        return loss
+
+    losses = [loss_on(torch.randn(64, 5, generator=g), torch.randn(64, 3, generator=g)) for _ in range(2 + inner_steps)]
+    return meta_problem(losses, TAU, adapted, inner_steps), {name: p.to(dtype) for name, p in theta.items()}
+
+
+def unet(inner_steps: int, dtype: torch.dtype = torch.float64, adapted: frozenset[str] | None = None) -> tuple:
+    """A UNet2DConditionModel of 50,000 parameters on 4 x 4 latents, with its usual (fused) attention."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet2DConditionModel(
+            sample_size=4,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=8,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        )
+    theta = {name: p.detach().to(dtype) for name, p in network.named_parameters()}
+    g = torch.Generator().manual_seed(1)
+
+    def loss_on(x_t: Tensor, eps: Tensor, t: Tensor, cond: Tensor) -> Loss:
+        def loss(theta: Params) -> Tensor:
+            output = functional_call(network, theta, (x_t.to(dtype), t, cond.to(dtype))).sample
+            return (output - eps.to(dtype)).square().mean()
+
+        return loss
+
+    def draw() -> Loss:
+        x_t, eps = torch.randn(2, 3, 4, 4, 4, generator=g)
+        return loss_on(x_t, eps, torch.randint(1000, (3,), generator=g), torch.randn(3, 5, 8, generator=g))
+
+    return meta_problem([draw() for _ in range(2 + inner_steps)], TAU, adapted, inner_steps), theta
+
+
+def in_float32(build: Build, inner_steps: int, **kwargs: object) -> tuple[MetaProblem, Params, Params]:
+    """The problem in float32, and its reference: the same numbers, unrolled in float64."""
+    problem, theta = build(inner_steps, torch.float32, **kwargs)
+    exact, _ = build(inner_steps, torch.float64, **kwargs)
+    return problem, theta, unrolled(exact, {name: p.double() for name, p in theta.items()})
+
+
+# --- Against the unrolled double backward ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3, 5])
+@pytest.mark.parametrize("build", [mlp, unet])
+def test_double_backward_equals_the_unrolled_gradient(build: Build, inner_steps: int) -> None:
+    problem, theta = build(inner_steps)
+    expected = unrolled(problem, theta)
+    assert error(DoubleBackward()(problem, theta).gradient, expected) <= 1e-6
+    # The test can tell: without the second-order terms the same gradient is percents away.
+    assert error(FirstOrder()(problem, theta).gradient, expected) > 1e-2
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3, 5])
+@pytest.mark.parametrize("build", [mlp, unet])
+def test_gradient_difference_in_float32(build: Build, inner_steps: int) -> None:
+    problem, theta, expected = in_float32(build, inner_steps)
+    assert error(GradientDifference()(problem, theta).gradient, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize("build", [mlp, unet])
+def test_gradient_difference_in_float64(build: Build, inner_steps: int) -> None:
+    problem, theta = build(inner_steps)
+    expected = unrolled(problem, theta)
+    assert error(GradientDifference()(problem, theta).gradient, expected) <= 1e-8
+    assert error(GradientDifference(one_sided=True)(problem, theta).gradient, expected) <= 1e-5
+
+
+def test_one_sided_difference_in_float32_is_coarser() -> None:
+    problem, theta, expected = in_float32(unet, 3)
+    one_sided = error(GradientDifference(one_sided=True)(problem, theta).gradient, expected)
+    assert error(GradientDifference()(problem, theta).gradient, expected) < one_sided <= 3e-3
+
+
+@pytest.mark.parametrize("mode", [DoubleBackward(), GradientDifference(), GradientDifference(one_sided=True)])
+def test_attacker_that_tunes_cross_attention_only(mode: MetaGradientMode) -> None:
+    """The gradient still covers all parameters: the frozen ones shape what the attacker's steps do."""
+    _, theta = unet(1)
+    problem, _ = unet(3, adapted=subset(theta, "x"))
+    expected = unrolled(problem, theta)
+    found = mode(problem, theta).gradient
+    assert found.keys() == theta.keys()
+    assert error(found, expected) <= 1e-5
+    everything, _ = unet(3)
+    assert error(unrolled(everything, theta), expected) > 1e-2
+
+
+# --- A quadratic with a known answer ---------------------------------------------------------------------------------
+
+
+class Quadratic:
+    r"""L_FT = 1/2 (theta - a)^T A (theta - a), outer = 1/2 (theta_M - b)^T B (theta_M - b), direct = c^T theta.
+
+    The attacker moves the first 4 of 6 coordinates: P = diag(1,1,1,1,0,0). One step is
+    theta_m - a = theta_{m-1} - a - tau P A (theta_{m-1} - a) = J (theta_{m-1} - a) with J = I - tau P A, so
+    theta_M = a + J^M (theta - a), and by the chain rule, A = A^T and P = P^T,
+    d outer / d theta = (J^T)^M B (theta_M - b) = (I - tau A P)^M B (theta_M - b).
+    """
+
+    def __init__(self, inner_steps: int, tau: float = 0.1, dtype: torch.dtype = torch.float64) -> None:
+        g = torch.Generator().manual_seed(2)
+        roots = torch.randn(2, 6, 6, generator=g, dtype=torch.float64)
+        A, B = roots @ roots.mT / 3
+        a, b, c, start = torch.randn(4, 6, generator=g, dtype=torch.float64)
+        P = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=torch.float64))
+        power = torch.linalg.matrix_power(torch.eye(6, dtype=torch.float64) - tau * P @ A, inner_steps)
+        self.theta_final = a + power @ (start - a)
+        self.v_final = B @ (self.theta_final - b)
+        self.c = c
+        self.expected = power.T @ self.v_final + c
+        self.theta = self.split(start.to(dtype))
+
+        def half_square(matrix: Tensor, centre: Tensor) -> Loss:
+            def loss(theta: Params) -> Tensor:
+                offset = torch.cat(list(theta.values())) - centre.to(dtype)
+                return 0.5 * offset @ matrix.to(dtype) @ offset
+
+            return loss
+
+        self.problem = MetaProblem(
+            inner_losses=[half_square(A, a)] * inner_steps,
+            inner=InnerLoop(learning_rate=tau, adapted=frozenset({"tuned"})),
+            outer=half_square(B, b),
+            direct=lambda theta: torch.cat(list(theta.values())) @ c.to(dtype),
+        )
+
+    @staticmethod
+    def split(vector: Tensor) -> Params:
+        """The six coordinates as a parameter dictionary."""
+        return {"tuned": vector[:4], "frozen": vector[4:]}
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("mode", "dtype", "tolerance"),
+    [
+        (DoubleBackward(), torch.float64, 1e-13),
+        (DoubleBackward(), torch.float32, 1e-5),
+        # A quadratic has no third derivative, so a difference is exact up to rounding and likes a long step.
+        (GradientDifference(), torch.float64, 1e-8),
+        (GradientDifference(relative_step=1e-2), torch.float64, 1e-12),
+        (GradientDifference(one_sided=True, relative_step=1e-2), torch.float64, 1e-12),
+        (GradientDifference(relative_step=1e-2), torch.float32, 1e-4),
+    ],
+    ids=str,
+)
+def test_quadratic(mode: MetaGradientMode, dtype: torch.dtype, tolerance: float, inner_steps: int) -> None:
+    known = Quadratic(inner_steps, dtype=dtype)
+    found = mode(known.problem, known.theta)
+    assert error(found.gradient, known.split(known.expected)) <= tolerance
+    assert error(found.theta_final, known.split(known.theta_final)) <= 1e-5
+    start = torch.cat(list(known.theta.values())).double()
+    assert found.direct_value == pytest.approx(float(known.c @ start), rel=1e-5)
+    assert len(found.inner_losses) == inner_steps
+
+
+def test_first_order_on_the_quadratic_is_the_gradient_at_the_end() -> None:
+    known = Quadratic(3)
+    found = FirstOrder()(known.problem, known.theta).gradient
+    assert error(found, known.split(known.v_final + known.c)) <= 1e-13
+    assert error(found, known.split(known.expected)) > 1e-2
+
+
+def test_restricting_early_is_wrong() -> None:
+    """phi = the frozen part: v must cross the tuned part on its way to it, else M = 3 steps are felt as none at all."""
+    known = Quadratic(3)
+    phi = {"frozen"}
+    exact = DoubleBackward()(known.problem, known.theta).gradient
+    late = restrict(exact, phi)
+    assert error(late, restrict(known.split(known.expected), phi)) <= 1e-13
+
+    class Early(InnerLoop):
+        """Restricts v to phi at every step."""
+
+        def pull_back(self, v: Params, hessian_product: Callable[[Params], Params]) -> Params:
+            return super().pull_back(restrict(v, phi), hessian_product)
+
+    wrong = replace(known.problem, inner=Early(learning_rate=0.1, adapted=known.problem.inner.adapted))
+    assert error(restrict(DoubleBackward()(wrong, known.theta).gradient, phi), late) > 1e-2
+
+
+# --- Invariants ------------------------------------------------------------------------------------------------------
+
+MODES = [FirstOrder(), DoubleBackward(), GradientDifference(), GradientDifference(one_sided=True)]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_no_step_means_no_second_order_term(mode: MetaGradientMode) -> None:
+    problem, theta = mlp(3)
+    still = replace(problem, inner=InnerLoop(learning_rate=0.0))
+    found = mode(still, theta)
+    assert all(torch.equal(found.theta_final[name], p) for name, p in theta.items())
+    plain = add(value_and_gradient(problem.outer, theta).gradient, value_and_gradient(problem.direct, theta).gradient)
+    assert all(torch.equal(found.gradient[name], p) for name, p in plain.items())
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_bitwise_determinism_and_untouched_inputs(mode: MetaGradientMode) -> None:
+    problem, theta = unet(3, torch.float32)
+    before = {name: p.clone() for name, p in theta.items()}
+    first, second = mode(problem, theta), mode(problem, theta)
+    assert all(torch.equal(first.gradient[name], p) for name, p in second.gradient.items())
+    assert all(torch.equal(theta[name], p) for name, p in before.items())
+    assert not any(p.requires_grad for p in [*theta.values(), *first.gradient.values(), *first.theta_final.values()])
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_the_scale_of_v_is_of_no_consequence(factor: float, one_sided: bool) -> None:
+    """The meta-gradient is linear in the outer loss, however small or large that makes v, in float32 too."""
+    problem, theta = mlp(3, torch.float32)
+    problem = replace(problem, direct=None)
+    mode = GradientDifference(one_sided=one_sided)
+    scaled = mode(replace(problem, outer=lambda at: problem.outer(at) * factor), theta).gradient
+    expected = scale(mode(problem, theta).gradient, factor)
+    # Rounding makes the two steps differ in the last place, and the difference magnifies that, as in its own error.
+    assert error(scaled, expected) <= (1e-3 if one_sided else 1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_zero_v_stays_zero(mode: MetaGradientMode) -> None:
+    problem, theta = mlp(3)
+    found = mode(replace(problem, outer=lambda at: 0 * problem.outer(at), direct=None), theta)
+    assert norm(found.gradient) == 0
+
+
+def test_linear_inner_loss_has_no_hessian() -> None:
+    problem, theta = mlp(1)
+    linear = replace(problem, inner_losses=[lambda at: torch.stack([p.sum() for p in at.values()]).sum()])
+    assert error(DoubleBackward()(linear, theta).gradient, FirstOrder()(linear, theta).gradient) == 0
+
+
+def test_values_on_the_way() -> None:
+    problem, theta = mlp(2)
+    path = problem.inner.run(theta, problem.inner_losses, keep_gradients=True)
+    found = GradientDifference()(problem, theta)
+    assert len(path.thetas) == 3
+    assert len(path.gradients) == 2
+    expected = [float(loss(at)) for loss, at in zip(problem.inner_losses, path.thetas[:-1], strict=True)]
+    assert found.inner_losses == pytest.approx(expected)
+    assert found.outer_value == pytest.approx(float(problem.outer(path.thetas[-1])))
+    assert found.direct_value == pytest.approx(float(problem.direct(theta)))
+
+
+def test_zeta_has_the_sign_of_equation_3() -> None:
+    """With tau = 0 the zeta terms cancel; a flipped sign in either leaves 2 zeta grad L_retain."""
+    problem, theta = mlp(1)
+    with_zeta = FirstOrder()(replace(problem, inner=InnerLoop(learning_rate=0.0)), theta).gradient
+    forget_only = replace(problem, outer=lambda at: problem.outer(at) + problem.direct(at), direct=None)
+    without = FirstOrder()(replace(forget_only, inner=InnerLoop(learning_rate=0.0)), theta).gradient
+    assert error(with_zeta, without) <= 1e-12
+
+
+# --- Precision, names, mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_difference_refuses_half_precision(dtype: torch.dtype) -> None:
+    problem, theta = mlp(1, dtype)
+    with pytest.raises(UserError, match=r"gradient-difference.*float32.*double-backward"):
+        GradientDifference()(problem, theta)
+
+
+def test_difference_refuses_autocast() -> None:
+    problem, theta = mlp(1, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UserError, match="autocast"):
+        GradientDifference()(problem, theta)
+
+
+def test_difference_switches_reduced_products_off_and_back_on() -> None:
+    problem, theta = mlp(1, torch.float32)
+    backend, seen = torch.backends.cudnn.conv, []
+    before = backend.fp32_precision
+
+    def outer(at: Params) -> Tensor:
+        seen.append(backend.fp32_precision)
+        return problem.outer(at)
+
+    backend.fp32_precision = "tf32"
+    try:
+        GradientDifference()(replace(problem, outer=outer), theta)
+        assert backend.fp32_precision == "tf32"
+    finally:
+        backend.fp32_precision = before
+    assert seen == ["ieee"]
+
+
+def test_names() -> None:
+    problem, theta = mlp(1)
+    assert resolve("first-order", theta, problem) == FirstOrder()
+    assert resolve("double-backward", theta, problem) == DoubleBackward()
+    assert resolve("gradient-difference", theta, problem) == GradientDifference()
+    with pytest.raises(UserError, match=r"'gradient-diff'.*gradient-difference, auto.*Did you mean"):
+        resolve("gradient-diff", theta, problem)
+
+
+def test_auto_measures_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    problem, theta = unet(1, torch.float32)
+    with caplog.at_level(logging.INFO):
+        assert resolve("auto", theta, problem) == GradientDifference()
+    assert "relative error" in caplog.text
+
+
+def test_auto_falls_back_when_the_difference_is_off(caplog: pytest.LogCaptureFixture) -> None:
+    """A loss with ripples far shorter than the difference's step: their curvature is real, and the step misses it."""
+    problem, theta = mlp(1, torch.float32)
+    [smooth] = problem.inner_losses
+    rough = replace(
+        problem, inner_losses=[lambda at: smooth({name: p + 1e-9 * torch.sin(1e5 * p) for name, p in at.items()})]
+    )
+    with caplog.at_level(logging.INFO):
+        assert resolve("auto", theta, rough) == DoubleBackward()
+    assert "double-backward, because" in caplog.text
+
+
+def test_auto_in_half_precision_needs_no_probe(caplog: pytest.LogCaptureFixture) -> None:
+    problem, theta = mlp(1, torch.bfloat16)
+    with caplog.at_level(logging.INFO):
+        assert resolve("auto", theta, problem) == DoubleBackward()
+    assert "bfloat16" in caplog.text
+
+
+def test_fused_attention_is_replaced_only_where_it_must_be() -> None:
+    """A double backward through torch's default CPU kernel fails; the mode takes the plain one by itself."""
+    problem, theta = unet(1)
+    at = {name: p.clone().requires_grad_() for name, p in theta.items()}
+    slope = torch.autograd.grad(problem.inner_losses[0](at), list(at.values()), create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.autograd.grad(slope[0].sum(), list(at.values()), allow_unused=True)
+    assert norm(DoubleBackward()(problem, theta).gradient) > 0
+
+
+def test_not_finite_is_an_error() -> None:
+    problem, theta = mlp(1, torch.float32)
+    with pytest.raises(RunError, match="not finite"):
+        GradientDifference()(replace(problem, outer=lambda at: problem.outer(at) * float("inf")), theta)
+
+
+def test_unused_parameters_are_named() -> None:
+    problem, theta = mlp(1)
+    with pytest.raises(RunError, match=r"1 of 4 parameters: spare"):
+        FirstOrder()(problem, theta | {"spare": torch.zeros(2, dtype=torch.float64)})
+
+
+def test_mistakes_in_the_problem() -> None:
+    problem, theta = mlp(1)
+    with pytest.raises(UserError, match="inner_steps"):
+        replace(problem, inner_losses=[])
+    with pytest.raises(UserError, match="inner_learning_rate"):
+        InnerLoop(learning_rate=-1e-3)
+    with pytest.raises(UserError, match="adapted"):
+        InnerLoop(learning_rate=1e-3, adapted=frozenset())
+    with pytest.raises(UserError, match="'nothing'"):
+        InnerLoop(learning_rate=1e-3, adapted=frozenset({"nothing"})).run(theta, problem.inner_losses)
+    with pytest.raises(UserError, match="relative_step"):
+        GradientDifference(relative_step=0.0)

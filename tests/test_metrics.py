@@ -1,0 +1,438 @@
+"""Intervals, judges and metrics, against closed forms, slow references and torchmetrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from metaunlearn import canvas
+from metaunlearn.canvas.build.tokenizer import build_tokenizer
+from metaunlearn.canvas.catalog import NAMES, STYLES
+from metaunlearn.errors import UserError
+from metaunlearn.metrics import (
+    bootstrap_mean,
+    clip_score,
+    concept_score,
+    fid_score,
+    frechet_distance,
+    label_accuracy,
+    load_judge,
+    require_same_protocol,
+    wilson,
+)
+from metaunlearn.metrics.concept import default_choices
+from metaunlearn.metrics.fid import gaussian_distance
+from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, Preprocessing, canvas_phrase, synonyms, weights_hash
+
+COLOURS = ("red", "green", "blue")
+
+
+class ColourJudge:
+    """Sees the brightest channel; its features are the mean colour, for images and for texts that name one."""
+
+    name, fingerprint, wording, vocabularies = "colours", "0" * 64, "its name", (COLOURS, ("matt", "shiny"))
+
+    def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
+        brightness = self.embed_images(images)[:, [COLOURS.index(label) for label in labels]]
+        return brightness.argmax(dim=1)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([[float(colour in text) for colour in COLOURS] for text in texts])
+
+
+def coloured(*names: str) -> Tensor:
+    images = torch.zeros(len(names), 3, 4, 4)
+    for image, name in zip(images, names, strict=True):
+        image[COLOURS.index(name)] = 1
+    return images
+
+
+# --- intervals
+
+
+def test_wilson_against_worked_numbers() -> None:
+    """10 of 50, z = 1.96: centre (0.2 + 0.038416) / 1.076832 = 0.22140, half 1.96 sqrt(0.0032 + 0.000384) / 1.076832
+    = 0.10898, so 11.24 to 33.04 %. 0 of 10: low 0, high z²/(n + z²) = 3.8415 / 13.8415 = 27.75 %."""
+    some, none, every = wilson(10, 50), wilson(0, 10), wilson(10, 10)
+    assert (some.value, some.n) == (20.0, 50)
+    assert (some.low, some.high) == pytest.approx((11.24, 33.04), abs=0.005)
+    assert (none.value, none.low, none.high) == pytest.approx((0, 0, 27.75), abs=0.005)
+    assert (every.value, every.low, every.high) == pytest.approx((100, 72.25, 100), abs=0.005)
+    assert wilson(10, 50, confidence=0.5).high < some.high
+
+
+def test_bootstrap_of_a_mean_has_the_width_of_its_standard_error() -> None:
+    """400 values of standard deviation 1: the 95 % interval is about 2 x 1.96 / 20 = 0.196 wide."""
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    interval = bootstrap_mean(values, torch.Generator().manual_seed(1), bounds=(-9, 9))
+    assert interval.low < interval.value < interval.high
+    assert interval.high - interval.low == pytest.approx(0.196 * float(values.std()), rel=0.1)
+    assert interval == bootstrap_mean(values, torch.Generator().manual_seed(1), bounds=(-9, 9))
+    one = bootstrap_mean(torch.tensor([3.0]), torch.Generator(), bounds=(0, 100))
+    assert (one.low, one.value, one.high) == (0, 3, 100)
+
+
+def test_no_score_from_no_data() -> None:
+    empty = torch.zeros(0, 3, 4, 4)
+    for attempt in (
+        lambda: wilson(0, 0),
+        lambda: bootstrap_mean(torch.zeros(0), torch.Generator(), bounds=(0, 1)),
+        lambda: concept_score(ColourJudge(), empty, "red", ["blue"]),
+        lambda: label_accuracy(ColourJudge(), empty, [], COLOURS),
+        lambda: clip_score(ColourJudge(), empty, []),
+        lambda: fid_score(ColourJudge(), empty, coloured("red", "red")),
+        lambda: fid_score(ColourJudge(), coloured("red", "red"), coloured("red")),
+    ):
+        with pytest.raises(UserError, match="No score from no data"):
+            attempt()
+
+
+# --- concept
+
+
+def test_concept_score_counts_what_the_judge_sees() -> None:
+    images = coloured("red", "green", "blue", "blue")
+    assert concept_score(ColourJudge(), images, "blue", ["red", "green"]).value == 50
+    assert concept_score(ColourJudge(), images, "red", ["green", "blue"]).value == 25
+    either = concept_score(ColourJudge(), images, "red | green", ["blue"])
+    assert either.value == 50
+    assert [row["saw"] for row in either.raw] == ["red | green", "red | green", "blue", "blue"]
+    assert either.protocol["judge_weights"] == "0" * 64
+    assert either.to_dict() == json.loads(json.dumps(either.to_dict()))
+    assert set(either.to_dict()) == {"value", "low", "high", "n", "protocol"}
+
+
+def test_label_accuracy_is_per_image() -> None:
+    images = coloured("red", "green", "blue", "blue")
+    score = label_accuracy(ColourJudge(), images, ["red", "green", "blue", "red"], COLOURS)
+    assert (score.value, score.n) == (75, 4)
+    assert score.raw[3] == {"saw": "blue", "label": "red"}
+
+
+def test_choices_that_are_refused() -> None:
+    images = coloured("red")
+    with pytest.raises(UserError, match="--alternative"):
+        concept_score(ColourJudge(), images, "red", [])
+    with pytest.raises(UserError, match="stands twice"):
+        concept_score(ColourJudge(), images, "red|green", ["green"])
+    with pytest.raises(UserError, match="separated by"):
+        synonyms("a||b")
+    with pytest.raises(UserError, match="Did you mean 'blue'"):
+        label_accuracy(ColourJudge(), images, ["bleu"], COLOURS)
+    with pytest.raises(UserError, match="label for each image"):
+        label_accuracy(ColourJudge(), images, [], COLOURS)
+
+
+def test_default_choices_come_from_the_vocabulary_that_knows_the_concept() -> None:
+    assert default_choices(ColourJudge(), ["green"]) == ["green", "red", "blue"]
+    assert default_choices(ColourJudge(), ["verdant|green"]) == ["verdant|green", "red", "blue"]
+    assert default_choices(ColourJudge(), ["matt"]) == ["matt", "shiny"]
+    with pytest.raises(UserError, match="--alternative"):
+        default_choices(ColourJudge(), ["green", "matt"])
+
+
+def test_scores_of_different_protocols_are_not_compared() -> None:
+    images = coloured("red", "blue")
+    one = concept_score(ColourJudge(), images, "red", ["blue"])
+    require_same_protocol([one.stamped(seeds="0-1"), one.stamped(seeds="2-3")])
+    with pytest.raises(UserError, match="choices"):
+        require_same_protocol([one, concept_score(ColourJudge(), images, "red", ["blue", "green"])])
+    with pytest.raises(UserError, match="steps: 20 and 50"):
+        require_same_protocol([one.stamped(steps=20), one.stamped(steps=50)])
+
+
+# --- CLIP score
+
+
+def test_clip_score_clamps_each_image() -> None:
+    """cos(red, "red") = 1, cos(red, "green") = 0, cos(red, "red and blue") = 1/√2; a negative cosine counts as 0."""
+    score = clip_score(ColourJudge(), coloured("red", "red", "red"), ["red", "green", "red and blue"])
+    assert score.value == pytest.approx((100 + 0 + 100 / math.sqrt(2)) / 3)
+    assert [row["score"] for row in score.raw] == pytest.approx([100, 0, 100 / math.sqrt(2)], abs=1e-5)
+    assert score.low < score.value < score.high
+    negative = ColourJudge()
+    negative.embed_texts = lambda texts: torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]])
+    assert clip_score(negative, coloured("red", "red"), ["a", "b"]).value == 50
+
+
+def test_clip_score_agrees_with_the_model_s_own_logits(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """logits_per_image / exp(logit_scale) is the cosine that CLIP itself computes."""
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    texts = ["a rocket in noto style", "a knife", "a rocket in noto style"]
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = clip(**tokens, pixel_values=images).logits_per_image / clip.logit_scale.exp()
+    judge = ClipJudge(clip, tokenizer, Preprocessing(resize=None), name="tiny")
+    score = clip_score(judge, images, texts)
+    expected = 100 * logits.diagonal().clamp(min=0)
+    assert [row["score"] for row in score.raw] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert score.value == pytest.approx(float(expected.mean()), abs=1e-4)
+
+
+# --- FID
+
+
+class Features(nn.Module):
+    """Eight features of a uint8 image, for torchmetrics and for a judge alike."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(3 * 6 * 6, 8, generator=torch.Generator().manual_seed(5)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.double() / 255).flatten(1) @ self.weight.double()
+
+
+def test_fid_agrees_with_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    fake = torch.randint(0, 200, (40, 3, 6, 6), generator=generator, dtype=torch.uint8)
+    real = torch.randint(50, 256, (30, 3, 6, 6), generator=generator, dtype=torch.uint8)
+    features = Features()
+    theirs = FrechetInceptionDistance(feature=features, input_img_size=(3, 6, 6))
+    theirs.set_dtype(torch.float64)
+    theirs.update(fake, real=False)
+    theirs.update(real, real=True)
+    judge = ColourJudge()
+    judge.embed_images = lambda images: features(images * 255)
+    score = fid_score(judge, fake.double() / 255, real.double() / 255)
+    assert score.value == pytest.approx(float(theirs.compute()), rel=1e-6)
+    assert score.value == pytest.approx(frechet_distance(features(fake), features(real)), rel=1e-9)
+    assert score.low <= score.value <= score.high
+    assert (score.n, score.protocol["n_reference"], score.protocol["feature_dim"]) == (40, 30, 8)
+    assert "note" not in score.protocol
+
+
+def test_distance_of_two_gaussians_in_closed_form() -> None:
+    """Diagonal Σ: |μ₁ - μ₂|² + Σ (√s₁ - √s₂)² = 1 + 4 + (1 - 2)² + (3 - 1)² = 10. Rotating both changes nothing.
+    For Σ that do not commute, scipy's general matrix square root is the reference."""
+    mu_1, mu_2 = torch.tensor([0.0, 0]).double(), torch.tensor([1.0, 2]).double()
+    sigma_1, sigma_2 = torch.diag(torch.tensor([1.0, 9])).double(), torch.diag(torch.tensor([4.0, 1])).double()
+    assert gaussian_distance(mu_1, sigma_1, mu_2, sigma_2) == pytest.approx(10, abs=1e-12)
+    turn, _ = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(0)).double())
+    turned = [turn @ mu_1, turn @ sigma_1 @ turn.T, turn @ mu_2, turn @ sigma_2 @ turn.T]
+    assert gaussian_distance(*turned) == pytest.approx(10, abs=1e-10)
+    mixed = turn @ sigma_1 @ turn.T
+    slow = 5 + np.trace(mixed.numpy() + sigma_2.numpy() - 2 * np.real(sqrtm((mixed @ sigma_2).numpy())))
+    assert gaussian_distance(mu_1, mixed, mu_2, sigma_2) == pytest.approx(float(slow), rel=1e-10)
+
+
+def test_equal_sets_are_at_distance_zero_even_with_few_images() -> None:
+    few = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(few, few + 1) == pytest.approx(20, abs=1e-5)
+
+
+def test_fid_says_when_it_is_biased(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        score = fid_score(ColourJudge(), coloured("red", "blue"), coloured("red", "green", "blue"))
+    assert "2 images are fewer than the 3 features" in caplog.text
+    assert "biased upwards" in score.protocol["note"]
+    assert (score.n, score.protocol["n"]) == (2, 2)
+
+
+# --- judges
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """An untrained CLIPModel for 32 x 32 images."""
+    shared = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = CLIPTextConfig(
+        **shared,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(**shared, image_size=32, patch_size=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory, clip: CLIPModel, tokenizer: CLIPTokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_preprocessor(folder, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return folder
+
+
+def write_preprocessor(folder: Path, **keys: object) -> None:
+    config = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2], "resample": 3, **keys}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+
+
+def test_a_saved_clip_judges_as_the_one_in_memory(clip_folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    judge = load_judge(str(clip_folder), labels=["knife", "fork"])
+    assert isinstance(judge, ClipJudge)
+    assert judge.fingerprint == weights_hash(clip)
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(row).view(1, 3, 1, 1) for row in ([0.5, 0.4, 0.3], [0.5, 0.25, 0.2]))
+    tokens = tokenizer([f"a photo of a {label}" for label in NAMES], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = clip(**tokens, pixel_values=(images - mean) / std).logits_per_image
+    assert torch.equal(judge.classify(images, NAMES), logits.argmax(dim=1))
+
+
+def test_batching_changes_nothing(clip: CLIPModel, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = ClipJudge(clip, tokenizer, Preprocessing(resize=32, crop=(32, 32)), name="tiny")
+    images = torch.rand(5, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    texts = ["a knife", "a very long text in many words about a rocket and a bus and a cat and a dog " * 3, ""]
+    whole = judge.embed_images(images), judge.embed_texts(texts)
+    monkeypatch.setattr("metaunlearn.metrics.judge.BATCH", 2)
+    parts = judge.embed_images(images), judge.embed_texts(texts)
+    for one, other in zip(whole, parts, strict=True):
+        assert (one - other).abs().max() < 1e-6
+    assert not whole[0].requires_grad
+    assert whole[0].shape == (5, 12)
+
+
+def test_preprocessing_follows_pillow() -> None:
+    """The reference is Pillow's bicubic resize of the shorter side, then the centre crop, to one 8-bit step."""
+    from PIL import Image
+
+    smooth = torch.rand(1, 3, 6, 9, generator=torch.Generator().manual_seed(0))
+    image = nn.functional.interpolate(smooth, size=(48, 72), mode="bilinear").mul(255).round() / 255
+    ours = Preprocessing(resize=20, crop=(16, 16))(image)[0]
+    pillow = Image.fromarray((image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    reference = pillow.resize((30, 20), Image.Resampling.BICUBIC).crop((7, 2, 23, 18))
+    expected = torch.from_numpy(np.array(reference)).permute(2, 0, 1) / 255
+    assert (ours - expected).abs().max() < 1.5 / 255
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {"size": 224, "do_center_crop": True, "crop_size": 200, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]},
+            Preprocessing(resize=224, crop=(200, 200)),
+        ),
+        (
+            {"size": {"height": 8, "width": 9}, "resample": 2, "do_normalize": False},
+            Preprocessing(resize=(8, 9), mode="bilinear"),
+        ),
+        ({"do_resize": False, "size": 224, "do_normalize": False}, Preprocessing(resize=None)),
+    ],
+)
+def test_preprocessor_configurations(config: dict[str, object], expected: Preprocessing) -> None:
+    assert Preprocessing.from_config(config) == expected
+
+
+def test_a_preprocessor_within_a_processor_is_found(clip_folder: Path, tmp_path: Path) -> None:
+    from metaunlearn.metrics.judge import read_preprocessor
+
+    assert read_preprocessor(tmp_path) is None
+    (tmp_path / "processor_config.json").write_text('{"image_processor": {"size": {"shortest_edge": 7}}}')
+    assert read_preprocessor(tmp_path) == {"size": {"shortest_edge": 7}}
+
+
+@pytest.fixture(scope="module")
+def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained ViT with eleven labels, so that label order by number and by text differ."""
+    config = ViTConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_attention_heads=1,
+        num_hidden_layers=1,
+        image_size=16,
+        patch_size=8,
+        id2label={index: f"thing {index}" for index in range(11)},
+    )
+    folder = tmp_path_factory.mktemp("classifier")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTForImageClassification(config).save_pretrained(folder)
+    write_preprocessor(folder, size={"height": 16, "width": 16}, resample=2)
+    return folder
+
+
+def test_classifier_sees_its_own_labels_only(classifier_folder: Path) -> None:
+    judge = load_judge(str(classifier_folder))
+    assert isinstance(judge, ClassifierJudge)
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(row).view(1, 3, 1, 1) for row in ([0.5, 0.4, 0.3], [0.5, 0.25, 0.2]))
+    with torch.no_grad():
+        logits = judge.model((images - mean) / std).logits
+    assert torch.equal(judge.classify(images, judge.labels), logits.argmax(dim=1))
+    assert torch.equal(judge.classify(images, ["thing 10", "thing 2"]), logits[:, [10, 2]].argmax(dim=1))
+    assert default_choices(judge, ["thing 3"]) == ["thing 3", *(f"thing {i}" for i in range(11) if i != 3)]
+    load_judge(str(classifier_folder), labels=["thing 1 | thing 2", "thing 3"])
+    with pytest.raises(UserError, match="Did you mean 'thing 1'"):
+        load_judge(str(classifier_folder), labels=["thing 2|thingy 1"])
+    for attempt in (lambda: judge.embed_images(images), lambda: judge.embed_texts(["a"])):
+        with pytest.raises(UserError, match="is a classifier"):
+            attempt()
+
+
+def test_canvas_judge_words_its_labels(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canvas, "load_judge", lambda: (clip, SimpleNamespace(tokenizer=tokenizer)))
+    judge = load_judge("canvas")
+    assert judge.preprocessing == Preprocessing(resize=32, crop=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert [canvas_phrase(label) for label in ("axe", "scissors", "noto", "a thing")] == [
+        "an axe",
+        "scissors",
+        "noto style",
+        "a thing",
+    ]
+    assert default_choices(judge, ["knife"]) == ["knife", *(name for name in NAMES if name != "knife")]
+    assert default_choices(judge, ["twemoji"]) == ["twemoji", *(name for name in STYLES if name != "twemoji")]
+
+
+def test_judges_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="does not exist"):
+        load_judge(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_judge(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    with pytest.raises(UserError, match=r"is a bert model \(BertModel\)"):
+        load_judge(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(UserError, match=r"no file named model\.safetensors"):
+        load_judge(str(tmp_path))
+
+
+def test_weights_hash_sees_values_and_names() -> None:
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.load_state_dict(one.state_dict())
+    assert weights_hash(one) == weights_hash(other)
+    with torch.no_grad():
+        other.bias[0] += 1e-3
+    assert weights_hash(one) != weights_hash(other)
+    assert weights_hash(one) != weights_hash(nn.Sequential(one))

@@ -1,0 +1,138 @@
+"""The package as a whole: it imports, its public names work, its files are there, and it reads no pickles."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import metaunlearn
+from metaunlearn.canvas.catalog import NAMES, STYLES
+from metaunlearn.config import AttackSettings, EraseSettings, read_recipe, recipe_names, resolve
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(metaunlearn.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [
+    info.name
+    for info in pkgutil.walk_packages([str(PACKAGE)], "metaunlearn.")
+    if not info.name.endswith(".__main__")  # importing it would be running it
+]
+
+FORBIDDEN = {
+    "pickles": r"\bimport pickle\b|\bpickle\.load|\btorch\.(load|save)\(|weights_only=False|use_safetensors=False",
+    "code from a model's repository": r"trust_remote_code=True",
+    "the network, but through the hub's own client": r"\b(import|from) (socket|requests|httpx|urllib\.request|http)\b",
+    "evaluating text": r"(?<![\w.])(eval|exec)\(",
+    "global randomness": r"(?<!fork_rng\(\):\n)\bnp\.random\.seed|\brandom\.seed\(",
+}
+
+
+def fresh_python(code: str) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """Without ``__init__.py`` a folder would be left out by walk_packages, and untested above."""
+    assert [folder for folder in {source.parent for source in SOURCES} if not (folder / "__init__.py").is_file()] == []
+
+
+def test_version_is_said_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "metaunlearn.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", metaunlearn.__version__)
+    assert f"## {metaunlearn.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    try:
+        installed = metadata.version("metaunlearn")
+    except metadata.PackageNotFoundError:
+        return
+    assert installed == metaunlearn.__version__
+
+
+def test_public_names_are_what_they_say() -> None:
+    for name in metaunlearn.__all__:
+        found = getattr(metaunlearn, name)
+        assert callable(found) or name == "__version__", name
+    assert set(metaunlearn.__all__) <= set(dir(metaunlearn))
+    with pytest.raises(AttributeError, match="no attribute 'erasure_of_everything'"):
+        metaunlearn.erasure_of_everything  # noqa: B018
+
+
+def test_no_submodule_hides_a_public_name() -> None:
+    """Importing ``metaunlearn.x`` sets the attribute ``x`` to the module, so no public name may be one."""
+    submodules = {name.split(".")[1] for name in MODULES}
+    assert submodules & set(metaunlearn.__all__) == set()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, metaunlearn; print(sorted({'torch', 'diffusers', 'pydantic', 'typer'} & set(sys.modules)))"
+    assert fresh_python(code) == "[]"
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_sources_do_without(what: str) -> None:
+    found = [str(source.relative_to(PACKAGE)) for source in SOURCES if re.search(FORBIDDEN[what], source.read_text())]
+    assert found == []
+
+
+def test_recipes_hold_valid_settings() -> None:
+    assert "small" in recipe_names()
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        assert recipe.description, name
+        assert recipe.command.startswith("metaunlearn "), name
+        if recipe.erase:
+            resolve(EraseSettings, recipe.erase)
+        if recipe.attack:
+            resolve(AttackSettings, recipe.attack)
+
+
+def test_every_sprite_has_a_recorded_source() -> None:
+    sources = json.loads((PACKAGE / "canvas/art/sources.json").read_text())
+    assert set(sources) == set(STYLES)
+    for style in STYLES:
+        pictures = sources[style]["pictures"]
+        assert set(pictures) == set(NAMES)
+        assert all(re.fullmatch(r"[0-9a-f]{64}", picture["sha256"]) for picture in pictures.values())
+        assert {sprite.stem for sprite in (PACKAGE / "canvas/art" / style).glob("*.png")} == set(NAMES)
+
+
+def test_notice_names_every_source() -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    for style in json.loads((PACKAGE / "canvas/art/sources.json").read_text()).values():
+        assert style["package"] in notice
+
+
+def test_the_tested_versions_fulfil_the_requirements() -> None:
+    """Every direct dependency is pinned by constraints.txt, at its lower bound or above."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line[1:])
+    pins = {_normal(name): version for name, version in pins.items() if not name.startswith("#")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [item for group in project["optional-dependencies"].values() for item in group]
+    for requirement in project["dependencies"] + extras:
+        name, bound = requirement.split(">=")
+        assert _numbers(pins[_normal(name)]) >= _numbers(bound), requirement
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

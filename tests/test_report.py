@@ -1,0 +1,366 @@
+"""The report: what it says, what it refuses, and how it looks in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from metaunlearn.errors import UserError
+from metaunlearn.report import Summary, build_report, headline, rows
+from metaunlearn.report.charts import spread
+from metaunlearn.report.runs import losses, read_log, thinned
+from metaunlearn.report.sections import self_destruction
+from report_fixtures import invented_summary, scores, write_runs, write_samples
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole report with everything in it."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "summary.json").write_text(json.dumps(invented_summary()))
+    write_samples(folder)
+    return build_report(folder)
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_headline_gives_shares_of_the_original() -> None:
+    """61.4 / 96 = 0.640 and 17 / 96 = 0.177; the ratio is 17 / 61.4 = 0.277."""
+    head = headline(invented_summary())
+    assert head.attack_steps == 100
+    assert head.unlearn_back == pytest.approx(61.4 / 96)
+    assert head.meta_back == pytest.approx(17 / 96)
+    assert head.ratio == pytest.approx(17 / 61.4)
+    assert head.separated[-1] == 100
+    assert "64\N{NO-BREAK SPACE}% of “knife”" in head.title
+    assert not head.caveats
+
+
+def test_mean_ratio_is_the_mean_of_the_checkpoints_ratios() -> None:
+    """10/20, 10/40 and 0/0 (left out): (0.5 + 0.25) / 2 = 0.375."""
+    summary = invented_summary()
+    for model, values in (("unlearn", (0.0, 20.0, 40.0)), ("meta-unlearn", (0.0, 10.0, 10.0))):
+        points = {str(step): scores(value, 90, 90) for step, value in zip((1, 2, 3), values, strict=True)}
+        summary["models"][model]["malicious"] = points
+    assert headline(summary).mean_ratio == pytest.approx(0.375)
+
+
+def test_half_is_interpolated_or_not_reached() -> None:
+    """Half of 96 is 48: from (100, 30) to (200, 60) it is crossed at 100 + 100 * 18 / 30 = 160."""
+    summary = invented_summary()
+    summary["models"]["unlearn"]["strong"] = {"200": scores(60, 80, 80), "100": scores(30, 80, 80)}
+    summary["models"]["meta-unlearn"]["strong"] = {"100": scores(5, 80, 80), "200": scores(47.9, 80, 80)}
+    head = headline(summary)
+    assert head.unlearn_half is not None
+    assert head.unlearn_half.steps == pytest.approx(160)
+    assert head.meta_half is not None
+    assert head.meta_half.steps is None
+    assert str(head.meta_half) == "not within 200 steps"
+
+
+@pytest.mark.parametrize(
+    ("meta", "unlearn", "words"),
+    [
+        (61.4, 61.4, "did not help"),
+        (90.0, 61.4, "easier here, not harder"),
+        (58.0, 61.4, "does not settle"),
+        (3.0, 5.0, "too weak"),
+    ],
+)
+def test_headline_is_honest(meta: float, unlearn: float, words: str) -> None:
+    summary = invented_summary()
+    for model, value in (("meta-unlearn", meta), ("unlearn", unlearn)):
+        summary["models"][model]["malicious"]["100"] = scores(value, 80, 90)
+    assert words in headline(summary).text
+
+
+def test_headline_says_when_the_erasing_failed_or_nothing_was_attacked() -> None:
+    failed = invented_summary()
+    failed["models"]["meta-unlearn"]["before"] = scores(48, 90, 90)
+    assert "incomplete: before any attack the meta-unlearned model still showed 50" in headline(failed).text
+    unattacked = invented_summary()
+    del unattacked["models"]["unlearn"]["malicious"], unattacked["models"]["meta-unlearn"]["malicious"]
+    head = headline(unattacked)
+    assert head.unlearn_back is None
+    assert "not known" in head.text
+    no_original = invented_summary()
+    del no_original["models"]["original"]
+    assert headline(no_original).meta_back is None
+
+
+def test_rows_carry_differences_to_the_original() -> None:
+    table = rows(invented_summary())
+    assert [(row.model, row.state) for row in table][:3] == [
+        ("original", "before"),
+        ("unlearn", "before"),
+        ("unlearn", "malicious, 100 steps"),
+    ]
+    assert table[0].concept is not None
+    assert table[0].concept.change is None
+    assert table[2].concept is not None
+    assert table[2].concept.change == pytest.approx(61.4 - 96)
+    every = rows(invented_summary(), every_step=True)
+    assert len(every) == 1 + 2 * (1 + 4 + 5 + 4)
+    assert every[2].fid is None
+
+
+def test_labels_are_kept_apart() -> None:
+    assert spread([50, 51, 90], gap=9, low=2, high=98) == [50, 59, 90]
+    placed = spread([97, 98, 96], gap=9, low=2, high=98)
+    assert placed == [89, 98, 80]
+
+
+@pytest.mark.parametrize(
+    ("meta", "unlearn", "benign", "words"),
+    [
+        (48, 85, 90, "This is the self-destruction"),
+        (85, 85, 90, "not seen in this run"),
+        (48, 50, 90, "adds little"),
+        (48, 85, 55, "not special to the attack"),
+    ],
+)
+def test_self_destruction_is_claimed_only_when_seen(meta: float, unlearn: float, benign: float, words: str) -> None:
+    """Related concepts start at 89 % (meta-unlearned) and 91 % (unlearned); a clear fall is 10 points."""
+    given = invented_summary()
+    given["models"]["meta-unlearn"]["malicious"]["100"]["related"] = [meta, meta, meta]
+    given["models"]["unlearn"]["malicious"]["100"]["related"] = [unlearn, unlearn, unlearn]
+    given["models"]["meta-unlearn"]["benign"]["100"]["related"] = [benign, benign, benign]
+    assert words in self_destruction(Summary.model_validate(given))
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_page_is_one_small_self_contained_file(report: Path) -> None:
+    page = report.read_text()
+    assert report.stat().st_size < 3_000_000
+    assert "<script" not in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|url\(|@import|https?://""", page)
+    order = ["relearning", "collateral", "pictures", "utility", "half", "reading", "settings"]
+    places = [page.index(f'<h2 id="{name}"') for name in order]
+    assert places == sorted(places)
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == 9 * 3 * 6
+    assert all('alt="' in image and 'alt=""' not in image for image in images)
+    assert page.count('class="veil"') == 9
+
+
+def test_text_from_files_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    summary = invented_summary(evil)
+    summary |= {"related": [evil], "commands": [evil], "settings": {evil: {evil: [evil]}}, "versions": {evil: evil}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    write_samples(tmp_path, seeds=1)
+    listing = tmp_path / "samples" / "samples.json"
+    listing.write_text(json.dumps([{**entry, "prompt": f'"{evil}'} for entry in json.loads(listing.read_text())]))
+    page = build_report(tmp_path).read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") > 10
+
+
+def test_loss_names_are_escaped(tmp_path: Path) -> None:
+    lines = [{"step": step, "</svg><script>_loss": step} for step in range(3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "<script" not in build_report(tmp_path).read_text()
+
+
+def test_intermediate_and_missing_parts(tmp_path: Path) -> None:
+    """A plain run: no meta-unlearned model, no benign attack, bare concept scores."""
+    before = {"concept": [2, 0, 6]}
+    models = {"original": {"before": {"concept": [96, 90, 99]}}, "unlearn": {"before": before, "strong": {"9": before}}}
+    (tmp_path / "summary.json").write_text(json.dumps({"concept": "knife", "seconds": 3.0, "models": models}))
+    page = build_report(tmp_path).read_text()
+    assert 'id="relearning"' in page
+    assert 'id="collateral"' not in page
+
+
+def test_run_folders_are_shown_and_protocols_kept_apart(tmp_path: Path) -> None:
+    write_runs(tmp_path)
+    page = build_report(tmp_path).read_text()
+    assert page.count("<h3>nudity</h3>") == 2
+    assert "loss_unlearn" in page
+    assert ">esd-u-1<" in page
+    assert "<svg" in page
+
+
+def test_log_is_read_to_its_torn_end_and_thinned(tmp_path: Path) -> None:
+    write_runs(tmp_path)
+    curves = losses(read_log(tmp_path / "erase" / "log.jsonl"))
+    assert set(curves) == {"loss", "loss_unlearn"}
+    assert len(curves["loss"]) == 700
+    assert len(thinned(curves["loss"])) == 240
+    assert thinned([(0, 1), (1, 3), (2, 5), (3, 7)], 2) == [(0.5, 2), (2.5, 6)]
+
+
+def test_large_pictures_are_shrunk_into_the_budget(tmp_path: Path) -> None:
+    write_samples(tmp_path, seeds=1)
+    for path in (tmp_path / "samples").glob("*.png"):
+        Image.effect_noise((512, 512), 120).convert("RGB").save(path)
+    assert build_report(tmp_path).stat().st_size < 3_000_000
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+def _break(change: Callable[[dict[str, Any]], object]) -> str:
+    summary = invented_summary()
+    change(summary)
+    return json.dumps(summary)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "summary.json is no JSON"),
+        ("[]", "whole file"),
+        ('{"concept": "knife"}', "models"),
+        (_break(lambda s: s["models"]["unlearn"]["before"].update(concept="high")), "models.unlearn.before.concept"),
+        (_break(lambda s: s["models"]["unlearn"]["before"].update(concept=[250, 0, 9])), "percentages"),
+        (_break(lambda s: s["models"]["unlearn"]["before"].update(fid=float("nan"))), "finite"),
+        (_break(lambda s: s["models"].update(other=s["models"]["unlearn"])), "models.other"),
+        (_break(lambda s: s["models"]["unlearn"]["malicious"].update(x={"concept": 1})), "malicious.x"),
+    ],
+)
+def test_broken_summary_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        build_report(tmp_path)
+    assert "summary.json" in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"looked for summary\.json.*metaunlearn demo"):
+        build_report(tmp_path)
+    with pytest.raises(UserError, match="not a folder"):
+        build_report(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("../secret.png", "leaves the folder"), ("none.png", "does not exist"), ("bad.png", "as an image")],
+)
+def test_broken_samples_are_named(tmp_path: Path, file: str, words: str) -> None:
+    write_samples(tmp_path, seeds=1)
+    (tmp_path / "secret.png").write_bytes(b"")
+    (tmp_path / "samples" / "bad.png").write_bytes(b"no picture")
+    listing = tmp_path / "samples" / "samples.json"
+    entries = json.loads(listing.read_text())
+    entries[0]["file"] = file
+    listing.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=words):
+        build_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("run.json", "[1]", "run.json"),
+        ("log.jsonl", '{"step": 1}\nnonsense\n', "line 2"),
+        ("results.json", '{"fid": {"low": 1}}', "fid.value"),
+        ("results.json", '{"fid": 3}', "fid"),
+    ],
+)
+def test_broken_run_files_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / name).write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        build_report(tmp_path)
+    assert name in str(caught.value)
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run headless Chromium with a profile of its own under ``folder``."""
+    assert CHROMIUM is not None
+    profile = folder / f"profile-{len(list(folder.glob('profile-*')))}"
+    fixed = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    quiet = "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr"
+    command = [CHROMIUM, *fixed.split(), *quiet.split(), f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_page_renders(report: Path, tmp_path: Path, width: int, scheme: str) -> None:
+    shot = tmp_path / "shot.png"
+    theme = ["--force-dark-mode"] if scheme == "dark" else []
+    done = chromium(tmp_path, f"--window-size={width},1600", f"--screenshot={shot}", *theme, report.as_uri())
+    assert "CONSOLE" not in done.stderr, done.stderr
+    with Image.open(shot) as image:
+        assert image.width >= width
+        colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
+    assert colours is not None
+    assert len(colours) > 100
+    background = max(colours)[1]
+    assert isinstance(background, tuple)
+    assert (sum(background) < 150) == (scheme == "dark"), f"background {background} is not {scheme}"
+
+
+def in_frames(folder: Path, report: Path, widths: tuple[int, ...], script: str) -> dict[str, str]:
+    """Show ``report`` in frames of ``widths`` and run ``script`` (sees ``inner``, ``width``; sets ``found``) in each."""
+    page = json.dumps(report.read_text()).replace("</", "<\\/")
+    (folder / "frames.html").write_text(
+        f"<!doctype html><body><script>const page = {page}; for (const width of {list(widths)}) {{\n"
+        "const frame = document.createElement('iframe');\n"
+        "frame.style.cssText = `width:${width}px;height:800px;border:0`;\n"
+        "frame.srcdoc = page;\n"
+        f"frame.onload = () => {{ const inner = frame.contentDocument; let found; {script}\n"
+        "const line = document.createElement('p'); line.textContent = `${width}: ${found}`; document.body.append(line);\n"
+        "}; document.body.append(frame); }</script></body>"
+    )
+    address = (folder / "frames.html").as_uri()
+    done = chromium(folder, "--window-size=1400,900", "--virtual-time-budget=8000", "--dump-dom", address)
+    return dict(re.findall(r"<p>(\d+): ([^<]*)</p>", done.stdout))
+
+
+@needs_chromium
+@pytest.mark.parametrize("kind", ["summary", "runs"])
+def test_nothing_sticks_out(report: Path, tmp_path: Path, kind: str) -> None:
+    """From 320 px (the narrowest phone in use) on, with all details open, the page never scrolls sideways."""
+    if kind == "runs":
+        write_runs(tmp_path)
+        report = build_report(tmp_path)
+    script = """
+        for (const part of inner.querySelectorAll('details')) part.open = true;
+        const free = '.unseen, pre, .veil, thead';
+        const out = [...inner.body.querySelectorAll('*')].filter(
+            (part) => !part.closest(free) && part.getBoundingClientRect().right > width + 0.5);
+        found = `scroll ${inner.documentElement.scrollWidth} out [${out.map((part) => part.tagName)}]`;"""
+    widths = (320, 375, 768, 1280)
+    assert in_frames(tmp_path, report, widths, script) == {str(width): f"scroll {width} out []" for width in widths}
+
+
+@needs_chromium
+def test_sensitive_pictures_are_blurred_until_asked_for(report: Path, tmp_path: Path) -> None:
+    """Each by its own focusable check box (so by Tab and Space, too), all by the one above the grids."""
+    script = """
+        const [first, second] = inner.querySelectorAll('.veil');
+        const state = (veil) => inner.defaultView.getComputedStyle(veil.querySelector('img')).filter.slice(0, 4);
+        const seen = [state(first), state(second)];
+        const box = first.querySelector('input');
+        box.focus();
+        seen.push(inner.activeElement === box, box.tabIndex);
+        box.click();
+        seen.push(state(first), state(second));
+        inner.getElementById('reveal').click();
+        seen.push(state(second));
+        found = seen.join(' ');"""
+    assert in_frames(tmp_path, report, (375,), script) == {"375": "blur blur true 0 none blur none"}
