@@ -32,42 +32,42 @@ def test_machine_has_what_is_required() -> None:
 
 
 def test_forward_cost_is_that_of_a_real_forward_pass(model: StableDiffusion) -> None:
-    """Operations counted on shapes alone equal those counted on a real picture; the kept bytes are those of 1 / 2 of B = 2.
+    """Fake tensors against real ones. The bytes are those of every distinct tensor that autograd keeps, parameters aside."""
+    kept: dict[int, torch.Tensor] = {}
+    theta = {name: p.requires_grad_() for name, p in model.parameters().items()}
+    owned = {p.data_ptr() for p in theta.values()}
 
-    The reference for the bytes keeps real tensors of a batch of two pictures and of one: the difference is one picture's.
-    """
-    operations, kept = doctor.forward_cost(model)
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
 
-    def real(batch: int) -> tuple[int, int]:
-        storages: dict[int, int] = {}
-        alive = []
-        owned = {p.untyped_storage().data_ptr() for p in model.unet.parameters()}
+    counter = FlopCounterMode(display=False, custom_mapping=doctor._CPU_ATTENTION)
+    x_t, cond = torch.zeros(1, *model.latent_shape), torch.zeros(1, 24, 16)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.predict(theta, x_t, torch.zeros(1, dtype=torch.long), cond)
+    real_bytes = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in owned)
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in owned:
-                storages[storage.data_ptr()] = storage.nbytes()
-                alive.append(tensor)
-            return tensor
+    operations, bytes_kept = doctor.forward_cost(model)
+    assert operations == counter.get_total_flops()
+    assert bytes_kept == pytest.approx(real_bytes, rel=0.01)
 
-        theta = {name: p.requires_grad_() for name, p in model.parameters().items()}
-        owned |= {p.untyped_storage().data_ptr() for p in theta.values()}
-        counter = FlopCounterMode(display=False)
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.predict(theta, torch.zeros(batch, *model.latent_shape), torch.zeros(batch).long(), torch.zeros(batch, 24, 16))
-        return counter.get_total_flops(), sum(storages.values())
 
-    (one, bytes_of_one), (two, bytes_of_two) = real(1), real(2)
-    assert operations == one == two / 2
-    assert kept == pytest.approx(bytes_of_one, rel=0.02)
-    assert bytes_of_two - bytes_of_one == pytest.approx(kept, rel=0.05)
+def test_operations_of_attention() -> None:
+    """Two products of (8 x 16) by (16 x 8) for each of 2 heads: 2 x 2 x (2 x 8 x 16 x 8) operations."""
+    q = torch.zeros(1, 2, 8, 16)
+    (count,) = doctor._CPU_ATTENTION.values()
+    assert count(q.shape, q.shape, q.shape) == 2 * 2 * (2 * 8 * 16 * 8)
 
 
 @pytest.mark.parametrize(
     ("overrides", "meta", "expected"),
     [
         ((), False, 2),  # L_forget, L_retain
-        (("inner_steps=1", "meta_retain=both"), True, 2 + 1 + 2 + 2),  # and an inner step, two terms at theta_M, a product
+        (
+            ("inner_steps=1", "meta_retain=both"),
+            True,
+            2 + 1 + 2 + 2,
+        ),  # and an inner step, two terms at theta_M, a product
         (("inner_steps=5", "meta_retain=both"), True, 2 + 5 + 2 + 10),
         (("inner_steps=5", "meta_retain=related"), True, 2 + 1 + 5 + 2 + 10),  # and the direct term on its own batch
         (("inner_steps=5", "meta_retain=both", "meta_gradient=first-order"), True, 2 + 5 + 2),

@@ -89,7 +89,7 @@ def palette_with_transparency() -> Image.Image:
         (Image.new("LA", (8, 8), (0, 51)), [204, 204, 204]),
         (Image.new("RGB", (8, 8), (10, 20, 30)).quantize(2), [10, 20, 30]),
         (palette_with_transparency(), [255, 255, 255]),
-        (Image.fromarray(np.full((8, 8), 100 * 257, dtype=np.uint16)), [100, 100, 100]),
+        (Image.fromarray(np.full((8, 8), 200 * 257, dtype=np.uint16)), [200, 200, 200]),
         (Image.new("1", (8, 8), 1), [255, 255, 255]),
     ],
     ids=["clear", "opaque", "grey with alpha", "palette", "clear palette", "16 bit", "1 bit"],

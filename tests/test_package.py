@@ -32,7 +32,6 @@ FORBIDDEN = {
     "code from a model's repository": r"trust_remote_code=True",
     "the network, but through the hub's own client": r"\b(import|from) (socket|requests|httpx|urllib\.request|http)\b",
     "evaluating text": r"(?<![\w.])(eval|exec)\(",
-    "global randomness": r"(?<!fork_rng\(\):\n)\bnp\.random\.seed|\brandom\.seed\(",
 }
 
 

@@ -315,7 +315,7 @@ def test_page_renders(report: Path, tmp_path: Path, width: int, scheme: str) -> 
 
 
 def in_frames(folder: Path, report: Path, widths: tuple[int, ...], script: str) -> dict[str, str]:
-    """Show ``report`` in frames of ``widths`` and run ``script`` (sees ``inner``, ``width``; sets ``found``) in each."""
+    """Show ``report`` in frames of ``widths``; in each run ``script`` (uses ``inner``, ``width``; sets ``found``)."""
     page = json.dumps(report.read_text()).replace("</", "<\\/")
     (folder / "frames.html").write_text(
         f"<!doctype html><body><script>const page = {page}; for (const width of {list(widths)}) {{\n"
@@ -323,7 +323,8 @@ def in_frames(folder: Path, report: Path, widths: tuple[int, ...], script: str) 
         "frame.style.cssText = `width:${width}px;height:800px;border:0`;\n"
         "frame.srcdoc = page;\n"
         f"frame.onload = () => {{ const inner = frame.contentDocument; let found; {script}\n"
-        "const line = document.createElement('p'); line.textContent = `${width}: ${found}`; document.body.append(line);\n"
+        "const line = document.createElement('p'); line.textContent = `${width}: ${found}`;\n"
+        "document.body.append(line);\n"
         "}; document.body.append(frame); }</script></body>"
     )
     address = (folder / "frames.html").as_uri()

@@ -3,7 +3,7 @@
 How it is estimated, for a denoiser of P parameters of which phi are trained, batch size B and M inner steps:
 
 - One gradient of L_DM on one picture costs 3 F, F the operations of one forward pass. F, and the bytes that autograd
-  keeps of one (A), are counted on tensors that have shapes but no memory: nothing is computed.
+  keeps of one (A), are counted on fake tensors, which have shapes but no memory: nothing is computed.
 - An outer step of Algorithm 1 costs ``gradients_per_step`` such gradients on B pictures.
 - Time is operations / (this machine's speed at multiplying matrices, timed for a tenth of a second, x ``EFFICIENCY``).
 - Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments), all in
@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from metaunlearn.config import EraseSettings, default_recipe, read_recipe, resolve
 from metaunlearn.erasure.esd import EsdMethod
@@ -158,27 +159,35 @@ def estimate(
 
 def forward_cost(model: StableDiffusion) -> tuple[float, int]:
     """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it."""
-    # Autograd shares storages between views; each counts once, and parameters are there anyway.
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
+        # By storage: views of one storage count once, and parameters are there anyway.
         storage = tensor.untyped_storage()._cdata
         if storage not in owned:
             kept[storage] = tensor
         return tensor
 
-    with torch.device("meta"):
-        twin = type(model.unet).from_config(model.unet.config).requires_grad_(True)
+    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    with FakeTensorMode():
+        twin = type(model.unet).from_config(model.unet.config)
         owned = {p.untyped_storage()._cdata for p in twin.parameters()}
-        x_t = torch.empty(1, *model.latent_shape)
-        tokens = model.pipeline.tokenizer.model_max_length
-        cond = torch.empty(1, tokens, model.unet.config.cross_attention_dim)
-        t = torch.zeros(1, dtype=torch.long)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = twin(x_t, t, encoder_hidden_states=cond).sample
+        x_t = torch.zeros(1, *model.latent_shape)
+        cond = torch.zeros(1, model.pipeline.tokenizer.model_max_length, model.unet.config.cross_attention_dim)
+        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            # Named, so that what it keeps is alive while it is counted.
+            output = twin(x_t, torch.zeros(1, dtype=torch.long), encoder_hidden_states=cond)
+        kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         del output
-    return float(counter.get_total_flops()), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return float(counter.get_total_flops()), kept_bytes
+
+
+def _attention_operations(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations}
+"""The counter has no formula of its own for the fused attention of the CPU."""
 
 
 def gradients_per_step(settings: EraseSettings, *, meta: bool) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.evaluate import METRICS, evaluate, ranges
-from metaunlearn.metrics import concept_score
+from metaunlearn.evaluation import METRICS, evaluate, ranges
+from metaunlearn.metrics import concept_score, fid_score
 
 COLOURS = ("red", "green", "blue")
 PROMPTS = [Prompt("red", label="red"), Prompt("green", seed=70, label="green"), Prompt("blue", label="red")]
@@ -118,7 +118,10 @@ def test_what_is_written_says_how_it_was_measured(
     saved = read_imagefolder(tmp_path / "out" / "images", size=8)
     assert [file.relative_to(tmp_path / "out").as_posix() for file in saved.files] == [row["file_name"] for row in raw]
     again = concept_score(ColourJudge(), (saved.images + 1) / 2, "red", ["green", "blue"])
-    assert again.to_dict()["value"] == results["concept"]["value"]
+    assert again.value == results["concept"]["value"]
+    real = read_imagefolder(tmp_path / "real", size=8)
+    distance = fid_score(ColourJudge(), (saved.images + 1) / 2, (real.images + 1) / 2).value
+    assert distance == pytest.approx(results["fid"]["value"], rel=1e-5)
 
     with pytest.raises(UserError, match="already holds"):
         evaluate(pipeline, PROMPTS, metrics=["concept"], judge=ColourJudge(), concept="red", out=tmp_path / "out")

@@ -1,0 +1,116 @@
+"""Whole attacks on a tiny pipeline: checkpoints, determinism, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from metaunlearn.attacking import attack
+from metaunlearn.data.imagefolder import write_imagefolder
+from metaunlearn.errors import RunError, UserError
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+FAST = ("batch_size=2", "checkpoint_every=2")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    write_imagefolder(folder, torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0)), ["a zebra"] * 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def attacked(tiny_model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("attacked") / "run"
+    attack(tiny_model, pictures, steps=(0, 2, 5), overrides=FAST, out=out)
+    return out
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    a, b = load_file(one / UNET), load_file(two / UNET)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_checkpoint_is_a_pipeline(attacked: Path, tiny_model: Path) -> None:
+    for step in (0, 2, 5):
+        DiffusionPipeline.from_pretrained(attacked / f"step-{step:06d}", safety_checker=None)
+        assert json.loads((attacked / f"step-{step:06d}" / "run.json").read_text())["step"] == step
+    assert same_weights(attacked / "step-000000", tiny_model)
+    assert not same_weights(attacked / "step-000002", attacked / "step-000005")
+    assert same_weights(attacked, attacked / "step-000005")
+    assert [json.loads(line)["step"] for line in (attacked / "log.jsonl").open()] == [1, 2, 3, 4, 5]
+
+
+def test_all_parameters_move(attacked: Path, tiny_model: Path) -> None:
+    before, after = load_file(tiny_model / UNET), load_file(attacked / "step-000005" / UNET)
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+def test_interrupted_attack_resumes_to_the_same_weights(
+    tiny_model: Path, pictures: Path, attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at step 4 (the last state was kept at 4 and its line logged), then resumed."""
+
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attack(tiny_model, pictures, steps=(0, 2, 5), overrides=FAST, out=tmp_path / "run", progress=stop)
+    attack(tiny_model, pictures, steps=(0, 2, 5), overrides=FAST, out=tmp_path / "run", resume=True)
+    for part in ("step-000002", "step-000005"):
+        assert same_weights(tmp_path / "run" / part, attacked / part)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == (attacked / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
+def test_other_optimizers(tiny_model: Path, pictures: Path, attacked: Path, tmp_path: Path, optimizer: str) -> None:
+    attack(tiny_model, pictures, steps=(2,), overrides=[*FAST, f"optimizer={optimizer}"], out=tmp_path / "run")
+    assert not same_weights(tmp_path / "run", attacked / "step-000002")
+
+
+def test_subset(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    attack(tiny_model, pictures, steps=(1,), overrides=[*FAST, "subset=x"], out=tmp_path / "run")
+    before, after = load_file(tiny_model / UNET), load_file(tmp_path / "run" / UNET)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("attn2" in name for name in moved)
+
+
+@pytest.mark.parametrize("steps", [(), (-1,), (5, 2), (3, 3)])
+def test_wrong_steps_are_refused(tiny_model: Path, pictures: Path, tmp_path: Path, steps: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="ascending"):
+        attack(tiny_model, pictures, steps=steps, out=tmp_path / "run")
+
+
+def test_unknown_kind_and_subset_are_refused(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'finetune'"):
+        attack(tiny_model, pictures, kind="finetun", out=tmp_path / "run")
+    with pytest.raises(UserError, match="ubset"):
+        attack(tiny_model, pictures, overrides=["subset=y"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import metaunlearn.attacks.finetune as module
+
+    whole = module.denoising_loss
+    calls = iter(range(100))
+
+    def breaks(*arguments: object) -> torch.Tensor:
+        loss = whole(*arguments)  # type: ignore[arg-type]
+        return loss * float("nan") if next(calls) == 3 else loss
+
+    monkeypatch.setattr(module, "denoising_loss", breaks)
+    with pytest.raises(RunError, match="step 4"):
+        attack(tiny_model, pictures, steps=(0, 2, 5), overrides=FAST, out=tmp_path / "run")
+    assert (tmp_path / "run" / "step-000002" / UNET).exists()
+    assert not (tmp_path / "run" / "step-000005").exists()

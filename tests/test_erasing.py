@@ -1,0 +1,188 @@
+"""Whole erasing runs on a tiny pipeline: what they write, that they resume bit for bit, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from metaunlearn.erasing import erase
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.meta.train import Algorithm1
+from metaunlearn.models import load_pipeline
+
+FAST = (
+    "steps=6", "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4",
+    "checkpoint_every=2",
+)  # fmt: skip
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def run(model: Path, out: Path, *more: str, **options: object) -> None:
+    erase(model, ["zebra"], out=out, overrides=[*FAST, *more], **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def erased(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One uninterrupted run with the meta objective."""
+    out = tmp_path_factory.mktemp("erased") / "run"
+    run(tiny_model, out)
+    return out
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    a, b = load_file(one / UNET), load_file(two / UNET)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_result_folder_is_a_pipeline_with_a_record(erased: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(erased, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a zebra", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
+    record = json.loads((erased / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert record["request"]["settings"]["steps"] == 6
+    assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    lines = [json.loads(line) for line in (erased / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert not (erased / "state").exists()
+    assert len(list((erased / "data" / "forget").glob("*.png"))) == 4
+
+
+def test_only_the_subset_moves(erased: Path, tiny_model: Path) -> None:
+    before, after = load_file(tiny_model / UNET), load_file(erased / UNET)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert not any("attn2" in name or "time_embedding" in name or "conv_out" in name for name in moved)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path / "again")
+    assert same_weights(tmp_path / "again", erased)
+    run(tiny_model, tmp_path / "other", seed=1)
+    assert not same_weights(tmp_path / "other", erased)
+
+
+def test_meta_and_plain_differ(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path / "plain", meta=False)
+    assert not same_weights(tmp_path / "plain", erased)
+
+
+def test_gamma2_of_zero_is_the_plain_run(tiny_model: Path, tmp_path: Path) -> None:
+    """With gamma_2 = 0 the meta objective has no weight, so Algorithm 1 takes the plain run's steps."""
+    run(tiny_model, tmp_path / "plain", meta=False)
+    run(tiny_model, tmp_path / "zero", "gamma2=0", "meta_gradient=first-order")
+    a, b = load_file(tmp_path / "plain" / UNET), load_file(tmp_path / "zero" / UNET)
+    assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-6
+
+
+@pytest.mark.parametrize("stop_after", [1, 4])
+def test_killed_run_resumes_to_the_same_weights(tiny_model: Path, erased: Path, tmp_path: Path, stop_after: int) -> None:
+    """SIGKILL once ``stop_after`` steps are logged: between two states (1), and on a state's step (4)."""
+    out = tmp_path / "run"
+    script = (
+        "import sys, time; from pathlib import Path; from metaunlearn.erasing import erase\n"
+        "def slow(label, done, total):\n"
+        "    if label == 'erasing': time.sleep(0.4)\n"
+        f"erase(Path(sys.argv[1]), ['zebra'], out=Path(sys.argv[2]), overrides={list(FAST)!r}, progress=slow)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tiny_model), str(out)], stderr=subprocess.DEVNULL)
+    log = out / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= stop_after:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    with pytest.raises(UserError, match="--resume"):
+        run(tiny_model, out)
+    run(tiny_model, out, resume=True)
+    assert same_weights(out, erased)
+    assert (out / "log.jsonl").read_text() == (erased / "log.jsonl").read_text()
+
+
+def test_finished_run_is_left_alone_on_resume(tiny_model: Path, erased: Path) -> None:
+    stamp = (erased / UNET).stat().st_mtime_ns
+    run(tiny_model, erased, resume=True)
+    assert (erased / UNET).stat().st_mtime_ns == stamp
+
+
+def test_resume_with_other_settings_is_refused(tiny_model: Path, erased: Path) -> None:
+    with pytest.raises(UserError, match="settings"):
+        run(tiny_model, erased, "learning_rate=0.5", resume=True)
+
+
+def test_foreign_folder_is_refused_and_untouched(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not lose")
+    with pytest.raises(UserError, match="holds no run"):
+        run(tiny_model, tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner_steps=0", "inner_steps"),
+        ("steps=-5", "steps"),
+        ("gama2=1", "Did you mean 'gamma2'"),
+        ("meta_gradient=exact", "meta_gradient"),
+        ("steps", "key=value"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(
+    tiny_model: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tiny_model, tmp_path / "out", override)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("concept", ["", "  ", "zebra|"])
+def test_empty_concepts_are_refused(tiny_model: Path, tmp_path: Path, concept: str) -> None:
+    with pytest.raises(UserError, match="concept"):
+        erase(tiny_model, [concept], out=tmp_path / "out", overrides=FAST)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_method_and_model_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown method"):
+        run(tiny_model, tmp_path / "out", method="esd-q-1")
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Algorithm1._gradient_at_theta
+
+    def breaks_at_the_fourth(self: Algorithm1, batches: object) -> object:
+        gradient, record = whole(self, batches)  # type: ignore[arg-type]
+        if self.step == 3:
+            record["loss_forget"] = float("nan")
+        return gradient, record
+
+    monkeypatch.setattr(Algorithm1, "_gradient_at_theta", breaks_at_the_fourth)
+    with pytest.raises(RunError, match="step 4"):
+        run(tiny_model, tmp_path / "out")
+    assert (tmp_path / "out" / "state" / "training.safetensors").exists()
+    monkeypatch.undo()
+    run(tiny_model, tmp_path / "out", resume=True)
+
+
+def test_a_pipeline_object_is_not_changed(tiny_model: Path) -> None:
+    pipeline = load_pipeline(tiny_model)
+    before = {name: p.clone() for name, p in pipeline.unet.named_parameters()}
+    result = erase(pipeline, ["zebra"], overrides=FAST)
+    assert all(torch.equal(p, before[name]) for name, p in pipeline.unet.named_parameters())
+    assert any(not torch.equal(p, before[name]) for name, p in result.pipeline.unet.named_parameters())
