@@ -32,7 +32,7 @@ def test_machine_has_what_is_required() -> None:
 
 
 def test_forward_cost_is_that_of_a_real_forward_pass(model: StableDiffusion) -> None:
-    """Fake tensors against real ones. The bytes are those of every distinct tensor that autograd keeps, parameters aside."""
+    """Fake tensors against real ones. Bytes: every distinct tensor that autograd keeps, parameters aside."""
     kept: dict[int, torch.Tensor] = {}
     theta = {name: p.requires_grad_() for name, p in model.parameters().items()}
     owned = {p.data_ptr() for p in theta.values()}
@@ -101,7 +101,7 @@ def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
 def test_estimate_refuses_what_the_job_would_refuse(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="unknown method 'esd-z-1'"):
         doctor.estimate(tiny_model, method="esd-z-1")
-    with pytest.raises(UserError, match="innner_steps.*Did you mean 'inner_steps'"):
+    with pytest.raises(UserError, match=r"innner_steps.*Did you mean 'inner_steps'"):
         doctor.estimate(tiny_model, overrides=["innner_steps=2"])
 
 

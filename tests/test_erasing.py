@@ -86,7 +86,9 @@ def test_gamma2_of_zero_is_the_plain_run(tiny_model: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])
-def test_killed_run_resumes_to_the_same_weights(tiny_model: Path, erased: Path, tmp_path: Path, stop_after: int) -> None:
+def test_killed_run_resumes_to_the_same_weights(
+    tiny_model: Path, erased: Path, tmp_path: Path, stop_after: int
+) -> None:
     """SIGKILL once ``stop_after`` steps are logged: between two states (1), and on a state's step (4)."""
     out = tmp_path / "run"
     script = (

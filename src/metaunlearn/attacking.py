@@ -11,12 +11,11 @@ from metaunlearn.attacks.finetune import Finetuning
 from metaunlearn.config import AttackSettings, default_recipe, read_recipe, resolve
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.latents import LatentSet
-from metaunlearn.erasing import Progress, denoiser_fingerprint, with_own_denoiser
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models import adapt, load_pipeline, with_own_denoiser
 from metaunlearn.parameters import subset
 from metaunlearn.pipelines import save_pipeline
-from metaunlearn.runs import RunFolder
+from metaunlearn.runs import Progress, RunFolder
 
 KINDS = ("finetune",)
 
@@ -50,18 +49,19 @@ def attack(
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     if kind not in KINDS:
-        raise UserError(f"unknown attack {kind!r}.{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)} (kind=, --kind).")
+        raise UserError(
+            f"unknown attack {kind!r} (kind=, --kind).{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}."
+        )
     steps = _checked(steps)
     adapter = adapt(with_own_denoiser(load_pipeline(model)), device)
-    recipe = recipe or default_recipe(
-        sum(p.numel() for p in adapter.unet.parameters()), adapter.unet.config.cross_attention_dim
-    )
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
     settings = resolve(AttackSettings, read_recipe(recipe).attack, overrides)
     subset(adapter.parameters(), settings.subset)
     pictures = read_imagefolder(data, size=adapter.image_size)
     request = {
-        "command": "attack", "kind": kind, "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "weights": denoiser_fingerprint(adapter), "data": fingerprint(data), "steps": list(steps), "recipe": recipe,
+        "command": "attack", "kind": kind,
+        "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
+        "weights": adapter.fingerprint(), "data": fingerprint(data), "steps": list(steps), "recipe": recipe,
         "settings": settings.model_dump(), "seed": seed,
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume)
@@ -98,6 +98,7 @@ def attack(
 def _checked(steps: Sequence[int]) -> tuple[int, ...]:
     if not steps or any(step < 0 for step in steps) or list(steps) != sorted(set(steps)):
         raise UserError(
-            f"steps must be whole numbers from 0 on, ascending, each once, e.g. 0,50,100; got {list(steps)} (steps=, --steps)."
+            "steps (steps=, --steps) must be whole numbers from 0 on, ascending, each once, e.g. 0,50,100; "
+            f"got {list(steps)}."
         )
     return tuple(steps)

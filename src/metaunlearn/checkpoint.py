@@ -1,7 +1,7 @@
 """Files that are either whole or absent: atomic writes, and training state as safetensors.
 
-A training state is one flat ``{name: tensor}`` file. Randomness is not part of it: every random draw of a run comes from
-a generator seeded by the run's seed and the step's number, so a resumed run draws what an uninterrupted one would have.
+A training state is one flat ``{name: tensor}`` file. Randomness is not part of it: every random draw of a run comes
+from a generator seeded by the run's seed and the step's number, so a resumed run draws what an uninterrupted one would.
 """
 
 from __future__ import annotations

@@ -173,14 +173,14 @@ def read_recipe(name: str) -> RecipeFile:
 
 
 def default_recipe(parameters: int, cross_attention_dim: int) -> str:
-    """The recipe for a denoiser of this size: ``small``, else by Stable Diffusion's text width (768: 1.x, 1024: 2.x)."""
+    """The recipe for a denoiser of this size: ``small``, else by the text width (768: SD 1.x, 1024: SD 2.x)."""
     if parameters < SMALL_MODEL:
         return "small"
     return "sd21" if cross_attention_dim == 1024 else "sd14"
 
 
 def resolve(kind: type[SettingsType], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SettingsType:
-    """``values`` with the ``key=value`` ``overrides`` on top, as settings of ``kind``; UserError names what is wrong."""
+    """``values`` with the ``key=value`` ``overrides`` on top, checked; UserError names what is wrong."""
     merged = dict(values)
     for item in overrides:
         key, separator, value = item.partition("=")

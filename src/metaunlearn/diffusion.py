@@ -44,7 +44,7 @@ class NoiseSchedule:
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in PREDICTION_TYPES:
             raise UserError(
-                f"MODEL's scheduler predicts {kind!r}; this release trains {' and '.join(PREDICTION_TYPES)} models only."
+                f"MODEL's scheduler predicts {kind!r}; this release trains {' and '.join(PREDICTION_TYPES)} models."
             )
         if not hasattr(scheduler, "alphas_cumprod"):
             raise UserError(
@@ -129,7 +129,7 @@ def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
 
 
 def draw_timesteps(count: int, timesteps: int, generator: torch.Generator, *, stratified: bool = True) -> Tensor:
-    """``count`` timesteps in [0, timesteps), (count,): uniform, or one from each of ``count`` equal strata, shuffled."""
+    """(count,) timesteps in [0, timesteps): uniform, or one from each of ``count`` equal strata, shuffled."""
     if not stratified:
         return torch.randint(timesteps, (count,), generator=generator)
     stratum = torch.randperm(count, generator=generator)

@@ -262,7 +262,7 @@ def _describe_job(machine: Machine, job: JobEstimate) -> list[str]:
     s = job.settings
     lines = [
         f"erasing from {job.model} ({job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
-        f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, {job.trained_parameters / 1e6:.1f} M of them trained",
+        f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, trained {job.trained_parameters / 1e6:.1f} M",
         f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {s.inner_steps})",
         f"  memory             about {job.memory_bytes / 2**30:.1f} GiB (estimate)",
         f"  time on this CPU   about {job.seconds_per_step:.2g} s a step, "

@@ -14,7 +14,7 @@ from torch import Tensor
 from metaunlearn.checkpoint import write_json
 
 SAMPLING_FILE = "sampling.json"
-"""Beside ``model_index.json``: the sampling settings that a pipeline was made for, where they are not the usual ones."""
+"""Beside ``model_index.json``: the sampling settings that a pipeline was made for, unless they are the usual ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

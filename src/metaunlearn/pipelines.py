@@ -62,8 +62,6 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-
-
 def save_image(file: Path, image: Tensor) -> None:
     """Write one picture (3, H, W) in [0, 1] as an 8-bit PNG."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,16 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from metaunlearn.checkpoint import write_json
 from metaunlearn.errors import UserError
+
+Progress = Callable[[str, int, int], None]
+"""Called with a label, how much is done, and how much there is."""
 
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"

@@ -17,14 +17,14 @@ from metaunlearn.canvas.tasks import known, task_for
 from metaunlearn.checkpoint import step_generator, write_json
 from metaunlearn.config import Counts, Regime, StorySettings, read_recipe
 from metaunlearn.data.imagefolder import METADATA, write_imagefolder
-from metaunlearn.erasing import Progress, erase
+from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
 from metaunlearn.pipelines import save_image
 from metaunlearn.report import build_report
-from metaunlearn.runs import RunFolder, versions
+from metaunlearn.runs import Progress, RunFolder, versions
 
 ERASED = {"unlearn": False, "meta-unlearn": True}
 """The two erased models, and whether the meta objective is on."""
@@ -69,7 +69,8 @@ def demo(
     if not known(concept):
         choices = [*NAMES, *STYLES]
         raise UserError(
-            f"Canvas has no concept {concept!r}.{did_you_mean(concept, choices)} Known: {', '.join(choices)} (concept=, --concept)."
+            f"Canvas has no concept {concept!r} (concept=, --concept).{did_you_mean(concept, choices)} "
+            f"Known: {', '.join(choices)}."
         )
     story = read_recipe(recipe).story
     if story is None:
@@ -155,10 +156,9 @@ def _attack_states(
     states = []
     for step in plan.steps:
         last = step == plan.steps[-1]
+        counts = story.between if regime == "malicious" else story.sparse
         if last and regime != "strong":
             counts = story.full
-        else:
-            counts = story.between if regime == "malicious" else story.sparse
         states.append(State(model, regime, step, checkpoints[step], counts, last))
     return states
 
@@ -199,9 +199,13 @@ def _save_shown(folder: Path, state: State, parts: Sequence[Shown]) -> list[dict
             save_image(folder / name, image)
             records.append(
                 {
-                    "model": state.model, "state": state.name, "role": part.role, "prompt": prompt, "seed": seed,
+                    "model": state.model,
+                    "state": state.name,
+                    "role": part.role,
+                    "prompt": prompt,
+                    "seed": seed,
                     "file": name,
-                }  # fmt: skip
+                }
             )
     return records
 

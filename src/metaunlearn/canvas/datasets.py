@@ -1,4 +1,4 @@
-"""Canvas's data sets of *real* pictures, after the paper's: HRM-s and HRM-m for the attacker, CLEAN for the benign one."""
+"""Canvas's data sets of *real* pictures, after the paper's: HRM-s and HRM-m to attack, CLEAN for benign use."""
 
 from __future__ import annotations
 

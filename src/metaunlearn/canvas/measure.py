@@ -96,7 +96,9 @@ def measure(
         related=accuracy("related", task.related_choices),
         unrelated=accuracy("unrelated", NAMES),
         clip_score=clip_score(judge, kept.images, kept.prompts) if kept.prompts else None,
-        fid=fid_score(judge, kept.images, reference_pictures(task)) if len(kept.prompts) >= counts_for_fid(judge) else None,
+        fid=fid_score(judge, kept.images, reference_pictures(task))
+        if len(kept.prompts) >= counts_for_fid(judge)
+        else None,
         shown=[part for part in shown.values() if part.prompts],
     )
 

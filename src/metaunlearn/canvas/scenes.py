@@ -1,4 +1,4 @@
-"""Canvas's pictures: a sprite on a coloured background, placed, scaled, tilted and flipped at random.
+"""Canvas's pictures: a sprite on a coloured background, placed, scaled and tilted at random.
 
 Shapes: N sprites, B pictures. Sprites are premultiplied RGBA in [0, 1]; pictures are RGB in [-1, 1], 64 x 64.
 """
@@ -55,7 +55,9 @@ def sprites() -> Tensor:
 @functools.cache
 def trained_pairs() -> Tensor:
     """(object, style) index pairs that the generator is trained on, (P, 2)."""
-    pairs = [(o, s) for o, name in enumerate(NAMES) for s, style in enumerate(STYLES) if (name, style) not in UNSEEN_PAIRS]
+    pairs = [
+        (o, s) for o, name in enumerate(NAMES) for s, style in enumerate(STYLES) if (name, style) not in UNSEEN_PAIRS
+    ]
     return torch.tensor(pairs)
 
 
@@ -79,22 +81,21 @@ def draw(pairs: Tensor, count: int, generator: torch.Generator, *, backgrounds: 
 
 
 def compose(objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Scenes:
-    """Pictures of exactly these (object, style, background) triples, each at a random place, size, tilt and flip."""
+    """Pictures of exactly these (object, style, background) triples, each at a random place, size and tilt."""
     count = len(objects)
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    size = uniform(0.68, 0.95)
-    angle = uniform(-math.pi / 18, math.pi / 18)
-    flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    size = uniform(0.8, 0.95)
+    angle = uniform(-math.pi / 45, math.pi / 45)
     room = 1 - size
     shift_x, shift_y = uniform(-1, 1) * room, uniform(-1, 1) * room
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
-    # affine_grid maps picture coordinates to sprite coordinates: undo the shift, then the tilt, the scale and the flip.
+    # affine_grid maps picture coordinates to sprite coordinates: undo the shift, then the tilt and the scale.
     affine = torch.stack(
         [
-            torch.stack([flip * cos, flip * sin, -flip * (cos * shift_x + sin * shift_y)], dim=1),
+            torch.stack([cos, sin, -(cos * shift_x + sin * shift_y)], dim=1),
             torch.stack([-sin, cos, sin * shift_x - cos * shift_y], dim=1),
         ],
         dim=1,

@@ -73,12 +73,12 @@ def _templates(texts: Sequence[str]) -> tuple[str, ...]:
 
 def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:
     from metaunlearn.canvas.catalog import NAMES
-    from metaunlearn.canvas.tasks import with_styles, known, task_for
+    from metaunlearn.canvas.tasks import known, task_for, with_styles
 
     forget: list[str] = []
     related: list[str] = []
     erased = {_bare(text) for text in texts}
-    unrelated = [item for item in with_styles([name for name in NAMES if name not in erased])]
+    unrelated = list(with_styles([name for name in NAMES if name not in erased]))
     for text in texts:
         if not known(_bare(text)):
             forget += _templates([text])

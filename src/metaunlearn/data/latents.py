@@ -14,7 +14,7 @@ from metaunlearn.models.sd import StableDiffusion
 
 @dataclass(frozen=True)
 class LatentSet:
-    """N encoded pictures. A batch draws a fresh latent from each picture's posterior, as Stable Diffusion's training does."""
+    """N encoded pictures; a batch draws a fresh latent from each one's posterior, as SD's training does."""
 
     mean: Tensor
     """(N, C, h, w), scaled."""

@@ -93,9 +93,7 @@ class Algorithm1:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
         s = self.settings
         leaves = {name: self.theta[name].detach().requires_grad_() for name in self.trained}
-        losses = losses_at_theta(
-            self.model, self.theta | leaves, self.data, batches, self.method.eta, meta=self.meta
-        )
+        losses = losses_at_theta(self.model, self.theta | leaves, self.data, batches, self.method.eta, meta=self.meta)
         total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
         if self.meta:
             total = total + s.gamma2 * s.zeta * losses.direct

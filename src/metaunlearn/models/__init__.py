@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from metaunlearn.errors import UserError
 from metaunlearn.models.sd import StableDiffusion
 
-__all__ = ["StableDiffusion", "load", "load_pipeline"]
+__all__ = ["StableDiffusion", "adapt", "load", "load_pipeline", "with_own_denoiser"]
 
 CANVAS = "canvas"
 
@@ -26,7 +27,8 @@ def adapt(pipeline: Any, device: str | torch.device = "cpu") -> StableDiffusion:
     """The adapter of a pipeline that is loaded already."""
     if not isinstance(pipeline, StableDiffusionPipeline):
         raise UserError(
-            f"MODEL is a {type(pipeline).__name__}; this release handles StableDiffusionPipeline (Stable Diffusion 1.x, 2.x)."
+            f"MODEL is a {type(pipeline).__name__}; this release handles StableDiffusionPipeline "
+            "(Stable Diffusion 1.x, 2.x)."
         )
     return StableDiffusion(pipeline, device=device)
 
@@ -45,6 +47,16 @@ def load_pipeline(model: str | Path | StableDiffusionPipeline) -> Any:
     if path.is_dir():
         return _load_folder(path)
     return _load_from_cache(str(model))
+
+
+def with_own_denoiser(pipeline: Any) -> Any:
+    """The same pipeline around a copy of its denoiser, so that the caller's weights stay untouched."""
+    if not hasattr(pipeline, "unet"):
+        return pipeline
+    parts = {**pipeline.components, "unet": copy.deepcopy(pipeline.unet)}
+    twin = type(pipeline)(**parts, requires_safety_checker=False)
+    twin.register_to_config(_name_or_path=pipeline.config.get("_name_or_path"))
+    return twin
 
 
 def _load_folder(path: Path) -> Any:
@@ -75,11 +87,11 @@ def _load_single_file(path: Path) -> Any:
 def _load_from_cache(model: str) -> Any:
     looks_like_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if not looks_like_id:
-        raise UserError(f"MODEL {model!r} does not exist: no such folder or file, and no hub id. 'canvas' always works.")
-    try:
-        return DiffusionPipeline.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True, safety_checker=None
+        raise UserError(
+            f"MODEL {model!r} does not exist: no such folder or file, and no hub id. 'canvas' always works."
         )
+    try:
+        return DiffusionPipeline.from_pretrained(model, dtype=torch.float32, use_safetensors=True, safety_checker=None)
     except (OSError, ValueError) as error:
         raise UserError(
             f"MODEL {model!r} is no folder here and could not be had from the hub "

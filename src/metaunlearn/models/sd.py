@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -49,6 +49,24 @@ class StableDiffusion:
         """Side of the pictures that the pipeline makes by default, in pixels."""
         return self.latent_shape[1] * self.pipeline.vae_scale_factor
 
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers theta has."""
+        return sum(p.numel() for p in self.unet.parameters())
+
+    @property
+    def text_width(self) -> int:
+        """D, the width of encoded prompts: 768 in Stable Diffusion 1.x, 1024 in 2.x."""
+        width: int = self.unet.config.cross_attention_dim
+        return width
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the denoiser's parameters."""
+        digest = hashlib.sha256()
+        for _, parameter in sorted(self.unet.named_parameters()):
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def parameters(self) -> Params:
         """theta: a copy of every parameter of the denoiser."""
         return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
@@ -80,7 +98,7 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the scaled latents of ``images`` (B, 3, H, W) in [-1, 1], each (B, C, h, w)."""
+        """Mean and standard deviation of the scaled latents, (B, C, h, w), of images (B, 3, H, W) in [-1, 1]."""
         scale = self.pipeline.vae.config.scaling_factor
         posteriors = [self.pipeline.vae.encode(chunk.to(self.device)).latent_dist for chunk in images.split(batch_size)]
         return scale * torch.cat([p.mean for p in posteriors]), scale * torch.cat([p.std for p in posteriors])
@@ -93,7 +111,3 @@ class StableDiffusion:
                 f"the concept {concept!r} tokenises to nothing, so no prompt can name it; "
                 "give a word or phrase (concepts=[...], --concept TEXT)."
             )
-
-    def save(self, folder: Path) -> None:
-        """Write the whole pipeline, float32, as ``DiffusionPipeline.from_pretrained`` reads it."""
-        self.pipeline.save_pretrained(folder, safe_serialization=True)

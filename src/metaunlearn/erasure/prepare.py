@@ -1,0 +1,112 @@
+"""The data of an erasing run: the user's pictures or the model's own, encoded, and the teacher's trajectory bank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
+from metaunlearn.config import EraseSettings
+from metaunlearn.data.concepts import ConceptPrompts
+from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, write_imagefolder
+from metaunlearn.data.latents import LatentSet
+from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
+from metaunlearn.generation import generate_images
+from metaunlearn.meta.objective import ErasureData
+from metaunlearn.models import StableDiffusion
+from metaunlearn.runs import Progress, RunFolder
+
+ROLES = ("forget", "related", "unrelated")
+
+
+def retain_folders(folder: Path | None) -> dict[str, Path]:
+    """``related`` and ``unrelated`` imagefolders of --retain-data; one plain imagefolder serves as both."""
+    if folder is None:
+        return {}
+    parts = {role: Path(folder) / role for role in ("related", "unrelated")}
+    return parts if all(path.is_dir() for path in parts.values()) else dict.fromkeys(parts, Path(folder))
+
+
+def given_data(
+    model: StableDiffusion, prompts: ConceptPrompts, forget_data: Path | None, retain_data: Path | None
+) -> dict[str, ImageText]:
+    """The user's own pictures, read (and refused, if they must be) before any work."""
+    given = {}
+    if forget_data is not None:
+        given["forget"] = read_imagefolder(forget_data, size=model.image_size, default_text=prompts.forget[0])
+    for role, path in retain_folders(retain_data).items():
+        given[role] = read_imagefolder(path, size=model.image_size)
+    return given
+
+
+def prepare(
+    model: StableDiffusion,
+    prompts: ConceptPrompts,
+    given: dict[str, ImageText],
+    settings: EraseSettings,
+    seed: int,
+    folder: RunFolder | None,
+    progress: Progress | None,
+) -> ErasureData:
+    """Forget and retain pictures, encoded, and the teacher's trajectory bank."""
+    sets = {}
+    for role in ROLES:
+        pictures = given.get(role) or _own_pictures(model, role, prompts, settings, seed, folder, progress)
+        sets[role] = LatentSet.encode(model, pictures.images, pictures.texts)
+    return ErasureData(bank=_bank(model, prompts, settings, seed, folder, progress), **sets)
+
+
+def _own_pictures(
+    model: StableDiffusion,
+    role: str,
+    prompts: ConceptPrompts,
+    settings: EraseSettings,
+    seed: int,
+    folder: RunFolder | None,
+    progress: Progress | None,
+) -> ImageText:
+    """Pictures that the model makes of its own prompts, kept in the run's folder and read back from there."""
+    target = folder.path / "data" / role if folder else None
+    if target is not None and (target / "metadata.jsonl").exists():
+        return read_imagefolder(target, size=model.image_size)
+    count = settings.forget_images if role == "forget" else settings.retain_images
+    pool: tuple[str, ...] = getattr(prompts, role)
+    texts = [pool[i % len(pool)] for i in range(count)]
+    first = ROLES.index(role) * 1_000_003 + seed * 10_007
+    images = generate_images(
+        model.pipeline,
+        texts,
+        [first + i for i in range(count)],
+        progress=None if progress is None else lambda done, total: progress(f"making {role} pictures", done, total),
+    )
+    if target is not None:
+        write_imagefolder(target, images, texts)
+        return read_imagefolder(target, size=model.image_size)
+    # The same eight bits that a folder would keep.
+    return ImageText(images=to_uint8(images).float() / 127.5 - 1, texts=texts, files=[])
+
+
+def _bank(
+    model: StableDiffusion,
+    prompts: ConceptPrompts,
+    settings: EraseSettings,
+    seed: int,
+    folder: RunFolder | None,
+    progress: Progress | None,
+) -> TrajectoryBank:
+    """The teacher's trajectories for the concept, sampled once and kept until the run is complete."""
+    file = folder.state / "bank.safetensors" if folder else None
+    if file is not None and file.exists():
+        return TrajectoryBank(**load_tensors(file)[0])
+    bank = sample_trajectories(
+        model,
+        model.parameters(),
+        prompts.forget,
+        count=settings.bank_trajectories,
+        steps=settings.bank_steps,
+        guidance_scale=settings.bank_guidance,
+        generator=step_generator(seed, 0, "bank"),
+        progress=None if progress is None else lambda done, total: progress("sampling trajectories", done, total),
+    )
+    if file is not None:
+        save_tensors(file, vars(bank))
+    return bank

@@ -1,0 +1,455 @@
+"""The command line: what it passes on, what it prints, its exit codes, and every bad input it must refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+
+from metaunlearn.cli import main
+from metaunlearn.cli.errors import RESUMABLE, failure
+from metaunlearn.cli.options import names, parse_steps
+from metaunlearn.cli.tables import figure, scores_table
+from metaunlearn.errors import RunError, UserError
+
+COMMANDS = ("demo", "erase", "attack", "generate", "evaluate", "report", "recipes", "doctor")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run ``metaunlearn ARGUMENTS`` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """An imagefolder of two pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 40), "red").save(folder / f"{name}.png")
+    rows = [{"file_name": f"{name}.png", "text": "a knife"} for name in ("a", "b")]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+# --- Help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """``--help`` of everything, in one new interpreter: torch alone would take seconds."""
+    code = (
+        "import sys\n"
+        "from metaunlearn.cli import main\n"
+        f"codes = [main([*command, '--help']) for command in {[(), *((c,) for c in COMMANDS), ('recipes', 'copy')]}]\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'exit codes {codes}, imported {heavy}' if any(codes) or heavy else 0)"
+    )
+    source = Path(__file__).parents[1] / "src"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=source, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+    for option in ("--concept", "--no-meta", "--set", "--resume", "--json", "--judge", "--steps", "--prompts"):
+        assert option in done.stdout
+
+
+def test_version(call: Call) -> None:
+    assert call("--version") == Outcome(0, "metaunlearn 0.1.0\n", "")
+
+
+# --- What is passed on, what is printed ------------------------------------------------------------------------------
+
+
+def test_erase_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def erase(model: str, concepts: list[str], **options: Any) -> SimpleNamespace:
+        seen.update(options, model=model, concepts=concepts)
+        return SimpleNamespace(summary={"method": options["method"]})
+
+    monkeypatch.setattr("metaunlearn.erasing.erase", erase)
+    out = tmp_path / "out"
+    outcome = call(
+        *("erase", "canvas", "--concept", "knife|blade", "--concept", "axe", "--method", "esd-x-3", "--no-meta"),
+        *("--retain", "a dog", "--related", "a saw", "--forget-data", "f", "--retain-data", "r", "--recipe", "small"),
+        *("--set", "steps=3", "--set", "gamma2=0", "--seed", 7, "--resume", "--out", out, "--json"),
+    )
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == {"out": str(out), "method": "esd-x-3"}
+    assert outcome.err == ""
+    assert seen.pop("progress") is None
+    assert seen == {
+        "model": "canvas",
+        "concepts": ["knife|blade", "axe"],
+        "method": "esd-x-3",
+        "meta": False,
+        "retain": ["a dog"],
+        "related": ["a saw"],
+        "forget_data": Path("f"),
+        "retain_data": Path("r"),
+        "recipe": "small",
+        "overrides": ["steps=3", "gamma2=0"],
+        "seed": 7,
+        "device": "cpu",
+        "out": out,
+        "resume": True,
+    }
+
+
+def test_attack_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def attack(model: str, data: Path, **options: Any) -> SimpleNamespace:
+        seen.update(options, model=model, data=data)
+        options["progress"]("finetuning", 5, 5)
+        return SimpleNamespace(checkpoints={5: tmp_path / "step-000005"}, summary={"kind": "finetune"})
+
+    monkeypatch.setattr("metaunlearn.attacking.attack", attack)
+    outcome = call("attack", "model", "--data", "data", "--steps", "0, 5", "--out", tmp_path)
+    assert outcome == Outcome(0, f"after 5 steps: {tmp_path / 'step-000005'}\n", "finetuning: 5/5\n")
+    assert (seen["model"], seen["data"], seen["steps"], seen["kind"]) == ("model", Path("data"), (0, 5), "finetune")
+    assert seen["overrides"] == ()
+
+
+def test_json_keeps_stdout_clean(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a library prints goes to stderr; what this package logs does, too."""
+
+    def build(folder: Path) -> Path:
+        import logging
+
+        print("chatter")
+        logging.getLogger("metaunlearn.report").warning("%d things were left out", 2)
+        return folder / "report.html"
+
+    monkeypatch.setattr("metaunlearn.report.build_report", build)
+    outcome = call("report", tmp_path, "--json")
+    assert json.loads(outcome.out) == {"report": str(tmp_path / "report.html")}
+    assert outcome.err == "chatter\nwarning: 2 things were left out\n"
+
+
+def test_demo_prints_a_table_and_the_report(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def state(concept: float) -> dict[str, Any]:
+        return {"concept": [concept, max(0.0, concept - 5), concept + 5], "related": [90.0, 85.0, 95.0]}
+
+    def model(before: float, after: float) -> dict[str, Any]:
+        return {"before": state(before), "malicious": {"50": state(after)}}
+
+    models = {"original": {"before": state(90)}, "unlearn": model(2, 60), "meta-unlearn": model(1, 20)}
+    monkeypatch.setattr(
+        "metaunlearn.story.demo", lambda out, **_: {"concept": "knife", "seconds": 1.0, "models": models}
+    )
+    outcome = call("demo", "--out", tmp_path)
+    assert outcome.code == 0
+    assert "60.0 [55.0, 65.0]" in outcome.out
+    assert "meta-unlearn, malicious, 50 steps" in outcome.out
+    assert outcome.out.endswith(f"report: {tmp_path / 'report.html'}\n")
+    assert max(map(len, outcome.out.splitlines()[2:])) <= 120
+
+
+def test_recipes(call: Call, tmp_path: Path) -> None:
+    assert "small" in json.loads(call("recipes", "list", "--json").out)["recipes"]
+    text = call("recipes", "show", "small").out
+    copied = tmp_path / "mine.toml"
+    assert call("recipes", "copy", "small", "--out", copied).code == 0
+    assert copied.read_text().rstrip() == text.rstrip()
+    again = call("recipes", "copy", "small", "--out", copied)
+    assert again.code == 2
+    assert "exists already" in again.err
+    assert "Did you mean 'small'" in call("recipes", "show", "smal").err
+
+
+def test_doctor_says_what_is_installed(call: Call) -> None:
+    facts = json.loads(call("doctor", "--json").out)
+    assert facts["job"] is None
+    assert set(facts["machine"]["packages"]) >= {"torch", "diffusers", "transformers"}
+
+
+def test_figures() -> None:
+    assert figure(12.04, 8.1, 17.2) == "12.0 [8.1, 17.2]"
+    assert figure(12.04, None, None) == "12.0"
+    table = scores_table({"fid": {"value": 3.25, "low": 1, "high": 5, "n": 200}})
+    assert table.split("\n")[-1].split() == ["fid", "3.2", "[1.0,", "5.0]", "200"]
+
+
+# --- Drawing, for real -----------------------------------------------------------------------------------------------
+
+
+def test_generate(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    """Two pictures of each prompt, reproducible one by one, in a folder that --data takes."""
+    out = tmp_path / "out"
+    arguments = ("generate", tiny_model, "--prompt", "a knife", "--prompt", "a dog", "--images", 2, "--seed", 5)
+    first = call(*arguments, "--out", out, "--json")
+    assert first.code == 0, first.err
+    assert json.loads(first.out)["images"] == 4
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["a knife", "a knife", "a dog", "a dog"]
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.size == (2 * 32 + 4, 2 * 32 + 4)
+    assert json.loads((out / "run.json").read_text())["status"] == "complete"
+
+    # The second picture of "a knife" has seed 6, whatever is drawn beside it.
+    alone = tmp_path / "alone"
+    assert call("generate", tiny_model, "--prompt", "a knife", "--seed", 6, "--out", alone).code == 0
+    assert (alone / "000000.png").read_bytes() == (out / rows[1]["file_name"]).read_bytes()
+
+    assert call(*arguments, "--out", out).code == 2
+    before = (out / rows[0]["file_name"]).stat().st_mtime_ns
+    assert json.loads(call(*arguments, "--out", out, "--resume", "--json").out)["images"] == 4
+    assert (out / rows[0]["file_name"]).stat().st_mtime_ns == before
+
+
+# --- Exit codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "says"),
+    [
+        (UserError("wrong"), 2, "wrong"),
+        (RunError("broke"), 1, "broke"),
+        (KeyboardInterrupt(), 130, "metaunlearn erase canvas --resume"),
+        (ModuleNotFoundError("No module named 'peft'", name="peft"), 1, "pip install peft"),
+        (MemoryError("8 GB"), 1, "batch_size"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "batch_size"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "/x"),
+        (ValueError("odd"), 1, "metaunlearn --debug erase canvas"),
+    ],
+)
+def test_every_exception_has_a_message_and_a_code(error: BaseException, exit_code: int, says: str) -> None:
+    found = failure(error, ["erase", "canvas"])
+    assert found.exit_code == exit_code
+    assert says in found.message
+
+
+def test_interrupting_says_how_to_go_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metaunlearn.story.demo", interrupted)
+    outcome = call("demo", "--out", tmp_path / "with space")
+    assert outcome.code == 130
+    assert f"metaunlearn demo --out '{tmp_path / 'with space'}' --resume" in outcome.err
+
+
+def test_resumable_commands_have_the_option(call: Call) -> None:
+    for command in COMMANDS:
+        assert ("--resume" in call(command, "--help").out) == (command in RESUMABLE), command
+
+
+def test_the_traceback_is_shown_on_demand_only(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(folder: Path) -> Path:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("metaunlearn.report.build_report", broken)
+    quiet = call("report", tmp_path)
+    assert quiet.code == 1
+    assert "Traceback" not in quiet.err
+    assert "ZeroDivisionError: a defect" in quiet.err
+    assert "Traceback" in call("--debug", "report", tmp_path).err
+    monkeypatch.setenv("METAUNLEARN_DEBUG", "1")
+    assert "Traceback" in call("report", tmp_path).err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("erase",),
+        ("erase", "canvas", "--out", "x"),
+        ("generate", "canvas", "--prompt", "a", "--images", "0", "--out", "x"),
+        ("generate", "canvas", "--prompt", "a", "--seed", "-1", "--out", "x"),
+        ("generate", "canvas", "--out", "x"),
+        ("generate", "canvas", "--prompt", "a", "--prompts", "b.txt", "--out", "x"),
+        ("recipes", "show", "nothing like it"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_calls_exit_with_2_and_say_so_in_json(call: Call, arguments: tuple[str, ...]) -> None:
+    outcome = call(*arguments, "--json")
+    assert outcome.code == 2
+    record = json.loads(outcome.out)
+    assert record["exit_code"] == 2
+    assert record["error"] in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("text", ["", "-5", "0,-5", "5.5", "a", "50,0", "0,0", "0,,5", "²"])
+def test_steps_are_ascending_whole_numbers(text: str) -> None:
+    with pytest.raises(UserError, match="--steps"):
+        parse_steps(text)
+
+
+def test_steps_and_names() -> None:
+    assert parse_steps("0, 50,100") == (0, 50, 100)
+    assert names("concept, fid,") == ["concept", "fid"]
+
+
+# --- Bad input, before any work --------------------------------------------------------------------------------------
+
+
+def refused(outcome: Outcome, *says: str, out: Path | None = None) -> None:
+    """Exit code 2, a message that says all of ``says``, no traceback, and nothing written."""
+    assert outcome.code == 2, outcome
+    for text in says:
+        assert text in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert out is None or not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--concept", "knife", "--method", "esd-q-1"), ("unknown method 'esd-q-1'", "--method")),
+        (("--concept", "knife", "--set", "innner_steps=2"), ("innner_steps", "Did you mean 'inner_steps'")),
+        (("--concept", "knife", "--set", "steps"), ("--set takes key=value",)),
+        (("--concept", "knife", "--set", "inner_steps=0"), ("inner_steps", "greater than 0")),
+        (("--concept", "knife", "--set", "steps=-3"), ("steps", "greater than 0")),
+        (("--concept", "knife", "--recipe", "smal"), ("no recipe 'smal'", "Did you mean 'small'")),
+        (("--concept", ""), ("--concept",)),
+        (("--concept", "knife||axe"), ("--concept",)),
+        (("--concept", "knife", "--forget-data", "no such folder"), ("no such folder", "does not exist")),
+        (("--concept", "knife", "--device", "abacus"), ("no device 'abacus'", "--device")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_erase_refuses(
+    call: Call, tiny_model: Path, tmp_path: Path, options: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    refused(call("erase", tiny_model, *options, "--out", out), *says, out=out)
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "./no/such/folder", "an empty folder", "checkpoint.ckpt"])
+def test_a_model_that_is_none_is_refused(
+    call: Call, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("an empty folder").mkdir()
+    Path("checkpoint.ckpt").write_bytes(b"\x80")
+    refused(
+        call("erase", model, "--concept", "knife", "--out", "out"), "MODEL", model.removeprefix("./"), out=Path("out")
+    )
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _missing(folder: Path) -> None:
+    (folder / "b.png").unlink()
+
+
+def _leaving(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder.parent / "outside.png")
+    with (folder / "metadata.jsonl").open("a") as handle:
+        handle.write('{"file_name": "../outside.png", "text": "x"}\n')
+
+
+def _undecodable(folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_empty, ("no images",)),
+        (_missing, ("metadata.jsonl, line 2", "b.png")),
+        (_leaving, ("line 3", "leaves the folder")),
+        (_undecodable, ("b.png", "cannot be decoded")),
+    ],
+)
+def test_spoilt_data_is_refused(
+    call: Call, tiny_model: Path, pictures: Path, tmp_path: Path, spoil: Callable[[Path], None], says: tuple[str, ...]
+) -> None:
+    spoil(pictures)
+    out = tmp_path / "out"
+    refused(call("attack", tiny_model, "--data", pictures, "--steps", "0,1", "--out", out), *says, out=out)
+    erase = ("erase", tiny_model, "--concept", "knife", "--forget-data", pictures, "--out", out)
+    refused(call(*erase), *says, out=out)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--steps", "0,-5"), ("--steps", "0,-5")),
+        (("--kind", "finetun"), ("unknown attack 'finetun'", "Did you mean 'finetune'")),
+        (("--set", "learning_rat=1"), ("learning_rat", "Did you mean 'learning_rate'")),
+        (("--set", "subset=y"), ("subset", "'y'")),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_attack_refuses(
+    call: Call, tiny_model: Path, pictures: Path, tmp_path: Path, options: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    refused(call("attack", tiny_model, "--data", pictures, *options, "--out", out), *says, out=out)
+
+
+def test_missing_prompts_are_refused(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(
+        call("generate", tiny_model, "--prompts", tmp_path / "no.txt", "--out", out), "no.txt", "--prompts", out=out
+    )
+    evaluate = ("evaluate", tiny_model, "--prompts", tmp_path / "no.txt", "--metrics", "concept", "--out", out)
+    refused(call(*evaluate), "no.txt", "--prompts", out=out)
+
+
+def test_unknown_metrics_are_refused(
+    call: Call, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a knife\n")
+    monkeypatch.setattr("metaunlearn.metrics.judge.load_judge", lambda *_, **__: None)
+    arguments = ("evaluate", tiny_model, "--prompts", prompts, "--metrics", "concept,fidd", "--out", out)
+    refused(call(*arguments), "'fidd'", "Did you mean 'fid'", out=out)
+
+
+def test_an_output_that_holds_something_else_is_refused(
+    call: Call, tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out, prompts = tmp_path / "out", tmp_path / "prompts.txt"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    prompts.write_text("a knife\n")
+    for arguments in (
+        ("erase", tiny_model, "--concept", "knife"),
+        ("attack", tiny_model, "--data", pictures),
+        ("generate", tiny_model, "--prompt", "a knife"),
+        ("evaluate", tiny_model, "--prompts", prompts, "--metrics", "concept"),
+        ("demo",),
+    ):
+        refused(call(*arguments, "--out", out), "--out")
+        assert [file.name for file in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_report_of_nothing_is_refused(call: Call, tmp_path: Path) -> None:
+    refused(call("report", tmp_path / "nowhere"), "nowhere")
+    refused(call("report", tmp_path), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_concept_that_canvas_does_not_know_is_refused(call: Call, tmp_path: Path) -> None:
+    refused(call("demo", "--concept", "knive", "--out", tmp_path / "out"), "Did you mean 'knife'", out=tmp_path / "out")
