@@ -44,7 +44,7 @@ def test_every_checkpoint_is_a_pipeline(attacked: Path, tiny_model: Path) -> Non
     assert same_weights(attacked / "step-000000", tiny_model)
     assert not same_weights(attacked / "step-000002", attacked / "step-000005")
     assert same_weights(attacked, attacked / "step-000005")
-    assert [json.loads(line)["step"] for line in (attacked / "log.jsonl").open()] == [1, 2, 3, 4, 5]
+    assert [json.loads(line)["step"] for line in (attacked / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
 def test_all_parameters_move(attacked: Path, tiny_model: Path) -> None:

@@ -121,9 +121,6 @@ def in_float32(build: Build, inner_steps: int, **kwargs: object) -> tuple[MetaPr
     return problem, theta, unrolled(exact, {name: p.double() for name, p in theta.items()})
 
 
-# --- Against the unrolled double backward ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("inner_steps", [1, 3, 5])
 @pytest.mark.parametrize("build", [mlp, unet])
 def test_double_backward_equals_the_unrolled_gradient(build: Build, inner_steps: int) -> None:
@@ -167,9 +164,6 @@ def test_attacker_that_tunes_cross_attention_only(mode: MetaGradientMode) -> Non
     assert error(found, expected) <= 1e-5
     everything, _ = unet(3)
     assert error(unrolled(everything, theta), expected) > 1e-2
-
-
-# --- A quadratic with a known answer ---------------------------------------------------------------------------------
 
 
 class Quadratic:
@@ -236,13 +230,9 @@ def test_quadratic(mode: MetaGradientMode, dtype: torch.dtype, tolerance: float,
     start = torch.cat(list(known.theta.values())).double()
     assert found.direct_value == pytest.approx(float(known.c @ start), rel=1e-5)
     assert len(found.inner_losses) == inner_steps
-
-
-def test_first_order_on_the_quadratic_is_the_gradient_at_the_end() -> None:
-    known = Quadratic(3)
-    found = FirstOrder()(known.problem, known.theta).gradient
-    assert error(found, known.split(known.v_final + known.c)) <= 1e-13
-    assert error(found, known.split(known.expected)) > 1e-2
+    first_order = FirstOrder()(known.problem, known.theta).gradient
+    assert error(first_order, known.split(known.v_final + known.c)) <= 1e-5
+    assert error(first_order, known.split(known.expected)) > 1e-2
 
 
 def test_restricting_early_is_wrong() -> None:
@@ -262,8 +252,6 @@ def test_restricting_early_is_wrong() -> None:
     wrong = replace(known.problem, inner=Early(learning_rate=0.1, adapted=known.problem.inner.adapted))
     assert error(restrict(DoubleBackward()(wrong, known.theta).gradient, phi), late) > 1e-2
 
-
-# --- Invariants ------------------------------------------------------------------------------------------------------
 
 MODES = [FirstOrder(), DoubleBackward(), GradientDifference(), GradientDifference(one_sided=True)]
 
@@ -326,28 +314,13 @@ def test_values_on_the_way() -> None:
     assert found.direct_value == pytest.approx(float(problem.direct(theta)))
 
 
-def test_zeta_has_the_sign_of_equation_3() -> None:
-    """With tau = 0 the zeta terms cancel; a flipped sign in either leaves 2 zeta grad L_retain."""
-    problem, theta = mlp(1)
-    with_zeta = FirstOrder()(replace(problem, inner=InnerLoop(learning_rate=0.0)), theta).gradient
-    forget_only = replace(problem, outer=lambda at: problem.outer(at) + problem.direct(at), direct=None)
-    without = FirstOrder()(replace(forget_only, inner=InnerLoop(learning_rate=0.0)), theta).gradient
-    assert error(with_zeta, without) <= 1e-12
-
-
-# --- Precision, names, mistakes --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_difference_refuses_half_precision(dtype: torch.dtype) -> None:
+def test_difference_refuses_half_precision_and_autocast(dtype: torch.dtype) -> None:
     problem, theta = mlp(1, dtype)
     with pytest.raises(UserError, match=r"gradient-difference.*float32.*double-backward"):
         GradientDifference()(problem, theta)
-
-
-def test_difference_refuses_autocast() -> None:
     problem, theta = mlp(1, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UserError, match="autocast"):
+    with torch.autocast("cpu", dtype=dtype), pytest.raises(UserError, match="autocast"):
         GradientDifference()(problem, theta)
 
 
@@ -371,9 +344,8 @@ def test_difference_switches_reduced_products_off_and_back_on() -> None:
 
 def test_names() -> None:
     problem, theta = mlp(1)
-    assert resolve("first-order", theta, problem) == FirstOrder()
-    assert resolve("double-backward", theta, problem) == DoubleBackward()
-    assert resolve("gradient-difference", theta, problem) == GradientDifference()
+    for name, mode in zip(("first-order", "double-backward", "gradient-difference"), MODES[:3], strict=True):
+        assert resolve(name, theta, problem) == mode
     with pytest.raises(UserError, match=r"'gradient-diff'.*gradient-difference, auto.*Did you mean"):
         resolve("gradient-diff", theta, problem)
 

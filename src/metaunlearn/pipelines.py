@@ -33,6 +33,8 @@ def save_pipeline(model: StableDiffusion, folder: Path, *, twin: Path | None = N
         target = folder / entry.name
         if target.is_dir():
             shutil.rmtree(target)
+        else:  # A rename onto another link of the same file would leave both.
+            target.unlink(missing_ok=True)
         entry.replace(target)
     staging.rmdir()
 
