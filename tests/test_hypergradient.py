@@ -136,6 +136,7 @@ def test_double_backward_equals_the_unrolled_gradient(build: Build, inner_steps:
 def test_gradient_difference_in_float32(build: Build, inner_steps: int) -> None:
     problem, theta, expected = in_float32(build, inner_steps)
     assert error(GradientDifference()(problem, theta).gradient, expected) <= 1e-4
+    assert error(GradientDifference(one_sided=True)(problem, theta).gradient, expected) <= 3e-3
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
@@ -145,12 +146,6 @@ def test_gradient_difference_in_float64(build: Build, inner_steps: int) -> None:
     expected = unrolled(problem, theta)
     assert error(GradientDifference()(problem, theta).gradient, expected) <= 1e-8
     assert error(GradientDifference(one_sided=True)(problem, theta).gradient, expected) <= 1e-5
-
-
-def test_one_sided_difference_in_float32_is_coarser() -> None:
-    problem, theta, expected = in_float32(unet, 3)
-    one_sided = error(GradientDifference(one_sided=True)(problem, theta).gradient, expected)
-    assert error(GradientDifference()(problem, theta).gradient, expected) < one_sided <= 3e-3
 
 
 @pytest.mark.parametrize("mode", [DoubleBackward(), GradientDifference(), GradientDifference(one_sided=True)])
@@ -204,7 +199,6 @@ class Quadratic:
 
     @staticmethod
     def split(vector: Tensor) -> Params:
-        """The six coordinates as a parameter dictionary."""
         return {"tuned": vector[:4], "frozen": vector[4:]}
 
 
@@ -244,8 +238,6 @@ def test_restricting_early_is_wrong() -> None:
     assert error(late, restrict(known.split(known.expected), phi)) <= 1e-13
 
     class Early(InnerLoop):
-        """Restricts v to phi at every step."""
-
         def pull_back(self, v: Params, hessian_product: Callable[[Params], Params]) -> Params:
             return super().pull_back(restrict(v, phi), hessian_product)
 
@@ -390,12 +382,6 @@ def test_not_finite_is_an_error() -> None:
     problem, theta = mlp(1, torch.float32)
     with pytest.raises(RunError, match="not finite"):
         GradientDifference()(replace(problem, outer=lambda at: problem.outer(at) * float("inf")), theta)
-
-
-def test_unused_parameters_are_named() -> None:
-    problem, theta = mlp(1)
-    with pytest.raises(RunError, match=r"1 of 4 parameters: spare"):
-        FirstOrder()(problem, theta | {"spare": torch.zeros(2, dtype=torch.float64)})
 
 
 def test_mistakes_in_the_problem() -> None:

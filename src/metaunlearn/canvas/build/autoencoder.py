@@ -85,15 +85,29 @@ def _train(name: str, vae: AutoencoderKL, folder: Path, *, crop_steps: int, full
 
 
 def train_autoencoder(folder: Path, *, crop_steps: int, full_steps: int) -> AutoencoderKL:
-    """The four-fold, then the eight-fold autoencoder; ``scaling_factor`` gives the latents a standard deviation of 1."""
+    """The four-fold, then the eight-fold autoencoder, whose latents have mean 0 and standard deviation 1 by channel."""
     small = new_autoencoder(SMALL_CHANNELS, SMALL_LATENT_CHANNELS)
     small = _train("autoencoder-small", small, folder, crop_steps=crop_steps, full_steps=full_steps)
     vae = _train("autoencoder", grown(small), folder, crop_steps=crop_steps, full_steps=full_steps)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        latents = vae.encode(scenes.draw(scenes.trained_pairs(), 512, generator).images).latent_dist.mean
-    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    standardise(vae, scenes.draw(scenes.trained_pairs(), 512, torch.Generator().manual_seed(0)).images)
     return vae
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, images: Tensor) -> None:
+    """Give each latent channel mean 0 and standard deviation 1 over ``images``, without changing what is decoded.
+
+    The encoder's last 1 x 1 convolution yields (z - mu) / sigma, the decoder's first one undoes it.
+    """
+    mean = vae.encode(images).latent_dist.mean
+    mu, sigma = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))
+    count, out, back = len(mu), vae.quant_conv, vae.post_quant_conv
+    out.weight[:count] /= sigma[:, None, None, None]
+    out.bias[:count] = (out.bias[:count] - mu) / sigma
+    out.bias[count:] -= 2 * sigma.log()
+    back.bias += back.weight[:, :, 0, 0] @ mu
+    back.weight *= sigma[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
 
 
 def train_decoder(vae: AutoencoderKL, folder: Path, *, steps: int) -> AutoencoderKL:

@@ -1,0 +1,95 @@
+"""The steps that build Canvas: growing and standardising the autoencoder, losses, and a training loop that resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metaunlearn.canvas.build.autoencoder import (
+    LATENT_CHANNELS,
+    SMALL_CHANNELS,
+    SMALL_LATENT_CHANNELS,
+    grown,
+    new_autoencoder,
+    reconstruction_loss,
+    standardise,
+)
+from metaunlearn.canvas.build.clip import contrastive_loss
+from metaunlearn.canvas.build.denoiser import prompt_for
+from metaunlearn.canvas.build.loop import run_stage
+
+
+def test_grown_autoencoder_keeps_the_small_ones_outer_levels() -> None:
+    small = new_autoencoder(SMALL_CHANNELS, SMALL_LATENT_CHANNELS)
+    large, weights = grown(small), small.state_dict()
+    images = torch.rand(2, 3, 64, 64)
+    assert large.encode(images).latent_dist.mean.shape == (2, LATENT_CHANNELS, 8, 8)
+    assert large.decode(torch.zeros(2, LATENT_CHANNELS, 8, 8)).sample.shape == images.shape
+    for ours, theirs in (
+        ("encoder.conv_in.weight", "encoder.conv_in.weight"),
+        ("decoder.up_blocks.1.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.conv1.weight"),
+        ("decoder.conv_out.weight", "decoder.conv_out.weight"),
+    ):
+        assert torch.equal(large.state_dict()[ours], weights[theirs])
+
+
+@torch.no_grad()
+def test_standardising_changes_the_latents_and_not_the_pictures() -> None:
+    vae = new_autoencoder(SMALL_CHANNELS, SMALL_LATENT_CHANNELS).eval()
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = vae.encode(images).latent_dist
+    pictures = vae.decode(before.mean).sample
+    standardise(vae, images)
+    after = vae.encode(images).latent_dist
+    torch.testing.assert_close(vae.decode(after.mean).sample, pictures, atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.mean.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.mean.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    ratio = before.mean.std(dim=(0, 2, 3))[None, :, None, None]
+    torch.testing.assert_close(after.std * ratio, before.std)
+    assert vae.config.scaling_factor == 1
+
+
+def test_reconstruction_loss_by_hand() -> None:
+    """An error of 1 in one of four pixels: 1/4; each direction's two differences hold one error: 1/2 * (1/2 + 1/2)."""
+    target, output = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+    output[0, 0, 0, 0] = 1
+    assert reconstruction_loss(output, target).item() == pytest.approx(0.25 + 0.5)
+
+
+def test_contrastive_loss_with_two_positives() -> None:
+    """Equal logits over four columns, two of them right: -log(2/4)."""
+    positive = torch.tensor([[True, True, False, False]])
+    assert contrastive_loss(torch.zeros(1, 4), positive).item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
+
+
+def test_prompts_name_the_object_or_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts = [prompt_for([0, 1, 2], generator) for _ in range(300)]
+    assert 10 < prompts.count("") < 60
+    assert sum("knife" in prompt or "twemoji" in prompt for prompt in prompts) == len(prompts) - prompts.count("")
+    assert any("grey background" in prompt for prompt in prompts)
+
+
+def test_a_stage_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    def train(folder: Path, *, break_at: int | None = None) -> Tensor:
+        model = nn.Linear(3, 1)
+        with torch.no_grad():
+            model.weight.fill_(0.1)
+            model.bias.zero_()
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            if step == break_at:
+                raise KeyboardInterrupt
+            x = torch.randn(8, 3, generator=generator)
+            return (model(x).squeeze(1) - x.sum(dim=1)).square().mean()
+
+        run_stage("line", model, loss, steps=12, learning_rate=0.1, folder=folder, checkpoint_every=4)
+        return model.weight.detach()
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", break_at=10)
+    assert torch.equal(train(tmp_path / "broken"), whole)
