@@ -1,15 +1,20 @@
-"""What several tests share: a complete Stable Diffusion pipeline with random weights, as small as one can be."""
+"""What several tests share: a tiny but complete Stable Diffusion pipeline, two pictures, and the command line."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
+from metaunlearn.cli import main
 from metaunlearn.generation import Sampling, write_sampling
 
 TINY_SIZE = 32
@@ -72,4 +77,37 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     new_tiny_pipeline().save_pretrained(folder, safe_serialization=True)
     write_sampling(folder, Sampling(steps=3, guidance_scale=2.0))
+    return folder
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run ``metaunlearn ARGUMENTS`` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """An imagefolder of two pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 40), "red").save(folder / f"{name}.png")
+    rows = [{"file_name": f"{name}.png", "text": "a knife"} for name in ("a", "b")]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -22,7 +22,10 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 class Denoiser(Protocol):
     """What the equations need of a model; an adapter in ``models/`` provides it."""
 
-    schedule: NoiseSchedule
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise levels and the prediction type."""
+        ...
 
     def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """The network's output for ``x_t`` (B, C, h, w) at ``t`` (B,) under ``cond`` (B, T, D)."""

@@ -87,9 +87,9 @@ def compose(objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: tor
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    size = uniform(0.8, 0.95)
-    angle = uniform(-math.pi / 45, math.pi / 45)
-    room = 1 - size
+    size = uniform(0.86, 0.95)
+    angle = uniform(-math.pi / 60, math.pi / 60)
+    room = 0.5 * (1 - size)
     shift_x, shift_y = uniform(-1, 1) * room, uniform(-1, 1) * room
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
     # affine_grid maps picture coordinates to sprite coordinates: undo the shift, then the tilt and the scale.

@@ -11,9 +11,8 @@ from torch import Tensor
 from metaunlearn.erasure.trajectories import TrajectoryBank
 from metaunlearn.errors import UserError
 from metaunlearn.models.sd import StableDiffusion
-from metaunlearn.parameters import Loss, Params
+from metaunlearn.parameters import SUBSETS, Loss, Params
 
-SUBSETS = ("x", "x-strict", "u", "selfattn", "f")
 NAME = re.compile(rf"esd-({'|'.join(SUBSETS)})-(\d+(?:\.\d+)?)")
 
 
