@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-metaunlearn
 # The first of these that is Python 3.11 to 3.13 makes the environment; or: make PYTHON=/path/to/python3.12
 PYTHON ?= python3 python3.13 python3.12 python3.11
-# Passed on: make demo ARGS=--resume; make test ARGS='-k erase'; make demo PIP_ARGS='--index-url ...'
+# Passed on: make demo ARGS='--concept clown --out runs/clown'; make test ARGS='-k erase'; make demo PIP_ARGS='--index-url ...'
 ARGS ?=
 PIP_ARGS ?=
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -19,7 +19,7 @@ help:  ## Show this list
 setup: $(STAMP)  ## Make .venv and install into it
 
 demo: $(STAMP)  ## Erase, attack, evaluate and report on the embedded model
-	$(BIN)/metaunlearn demo $(ARGS)
+	$(BIN)/metaunlearn demo --resume $(ARGS)
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
