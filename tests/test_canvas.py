@@ -91,6 +91,11 @@ def test_weights_are_what_their_checksums_say_and_small() -> None:
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 25e6
 
 
+def test_weights_name_no_folder_of_the_machine_that_made_them() -> None:
+    for config in canvas.weights_folder().rglob("*.json"):
+        assert not json.loads(config.read_text()).get("_name_or_path")
+
+
 def test_sources_are_recorded_for_every_sprite() -> None:
     art = canvas.weights_folder().parent / "art"
     sources = json.loads((art / "sources.json").read_text())

@@ -58,6 +58,10 @@ def write_weights(pipeline: StableDiffusionPipeline, clip: CLIPModel, tokenizer:
         "do_convert_rgb": True, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
     }  # fmt: skip
     (folder / "judge" / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    for config in folder.rglob("config.json"):  # Where a part was loaded from is nobody's business.
+        settings = json.loads(config.read_text())
+        settings.pop("_name_or_path", None)
+        config.write_text(json.dumps(settings, indent=2) + "\n")
     files = sorted(folder.rglob("*.safetensors"))
     sums = {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
