@@ -1,4 +1,4 @@
-"""``python -m metaunlearn.canvas.build``: Canvas from the npm packages to the shipped weights; stop it and it goes on."""
+"""``python -m metaunlearn.canvas.build``: Canvas from the npm packages to the shipped weights; it resumes."""
 
 from __future__ import annotations
 

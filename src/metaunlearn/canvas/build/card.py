@@ -1,4 +1,4 @@
-"""``python -m metaunlearn.canvas.build.card``: measure the shipped Canvas and write ``docs/canvas.md`` and its sheet."""
+"""``python -m metaunlearn.canvas.build.card``: measure Canvas; write ``docs/canvas.md`` and its sheet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from metaunlearn.canvas import scenes
 from metaunlearn.canvas.build.render import PACKAGES
 from metaunlearn.canvas.catalog import NAMES, STYLES, UNSEEN_PAIRS, caption
 from metaunlearn.data.imagefolder import to_uint8
-from metaunlearn.diffusion import denoising_loss
 from metaunlearn.data.latents import LatentSet
+from metaunlearn.diffusion import denoising_loss
 from metaunlearn.generation import default_sampling, generate_images
 from metaunlearn.metrics.concept import label_accuracy
 from metaunlearn.metrics.intervals import Score
@@ -69,7 +69,10 @@ def _generated(judge: Judge) -> list[tuple[str, Score, int]]:
         images = generate_images(pipeline, prompts, [7_000_000 + i for i in range(len(items))])
         objects = label_accuracy(judge, images, [item[0] for item in items], NAMES)
         styles = label_accuracy(judge, images, [item[1] for item in items], STYLES)
-        rows += [(f"generated, {kind} pairs, object", objects, floors[0]), (f"generated, {kind} pairs, style", styles, floors[1])]
+        rows += [
+            (f"generated, {kind} pairs, object", objects, floors[0]),
+            (f"generated, {kind} pairs, style", styles, floors[1]),
+        ]
     return rows
 
 
@@ -132,7 +135,7 @@ def _card(rows: list[tuple[str, Score, int]], times: dict[str, float]) -> str:
         f"{len(NAMES)} objects × {len(STYLES)} styles at 64 × 64 px; {len(UNSEEN_PAIRS)} pairs were never shown to the "
         "autoencoder or the denoiser. The judge, which must know what it judges, has seen all pairs; its text tower is "
         "the pipeline's text encoder.", "",
-        f"Generated with the shipped sampler: {sampling.steps} DPM-Solver++ steps, guidance {sampling.guidance_scale:g}. "
+        f"Shipped sampler: {sampling.steps} DPM-Solver++ steps, guidance {sampling.guidance_scale:g}. "
         "Percentages with 95 % Wilson intervals.", "",
         "| what | right | 95 % interval | pictures | wanted |", "|---|---|---|---|---|",
         *(

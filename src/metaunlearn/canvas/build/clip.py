@@ -1,4 +1,4 @@
-"""Stage 2: a small CLIPModel. Its text tower conditions the denoiser (as in Stable Diffusion); as a whole it is the judge."""
+"""Stage 2, a CLIPModel. Its text tower conditions the denoiser (as in SD); as a whole it is the judge."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def train_clip(tokenizer: CLIPTokenizer, folder: Path, *, steps: int) -> CLIPMod
             for o, s, b in said.T.tolist()
         ]
         texts += [_pick(TEMPLATES, generator).format(article(name)) for name in NAMES]
-        texts += [_pick((f"{s} style", f"a picture in {s} style", f"{s}", f"an emoji in {s} style"), generator) for s in STYLES]
+        texts += [
+            _pick((f"{s} style", f"a picture in {s} style", f"{s}", f"an emoji in {s} style"), generator)
+            for s in STYLES
+        ]
         texts += [_pick((f"a {b} background", f"a picture on a {b} background"), generator) for b in BACKGROUNDS]
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         output = model(

@@ -21,7 +21,9 @@ SAMPLING = Sampling(steps=12, guidance_scale=3.0)
 def text_tower(clip: CLIPModel) -> CLIPTextModel:
     """The judge's text tower as the pipeline's text encoder."""
     text = CLIPTextModel(clip.config.text_config)
-    weights = {name.removeprefix("text_model."): p for name, p in clip.text_model.state_dict(prefix="text_model.").items()}
+    weights = {
+        name.removeprefix("text_model."): p for name, p in clip.text_model.state_dict(prefix="text_model.").items()
+    }
     own = text.state_dict()
     text.load_state_dict({name: weights[name.removeprefix("text_model.")] for name in own})
     return text.eval().requires_grad_(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from transformers import CLIPTokenizer
 
 from metaunlearn.canvas.catalog import BACKGROUNDS, OBJECTS, STYLES
@@ -39,7 +41,7 @@ def _add_word(word: str, merges: list[tuple[str, str]], vocabulary: list[str]) -
     parts = [*word[:-1], word[-1] + WORD_END]
     rank = {pair: index for index, pair in enumerate(merges)}
     while len(parts) > 1:
-        known = [(rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in rank]
+        known = [(rank[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in rank]
         if known:
             _, at = min(known)
         else:
