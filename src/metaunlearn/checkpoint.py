@@ -71,6 +71,22 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def save_training(file: Path, theta: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Keep what a resumed run needs: the trained parameters, the optimiser's state, the steps done."""
+    tensors = {f"theta.{name}": p for name, p in theta.items()}
+    save_tensors(file, tensors | optimizer_tensors(optimizer), {"step": str(step)})
+
+
+def restore_training(file: Path, theta: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
+    """Put back, in place, what :func:`save_training` kept; return the steps done."""
+    tensors, metadata = load_tensors(file)
+    with torch.no_grad():
+        for name, p in theta.items():
+            p.copy_(tensors[f"theta.{name}"])
+    restore_optimizer(optimizer, tensors)
+    return int(metadata["step"])
+
+
 def step_generator(seed: int, step: int, stream: str = "") -> torch.Generator:
     """A fresh CPU generator for one step: a function of ``seed``, ``step`` and the name of the stream only."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=8).digest()

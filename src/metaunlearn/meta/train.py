@@ -11,13 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaunlearn.checkpoint import (
-    load_tensors,
-    optimizer_tensors,
-    restore_optimizer,
-    save_tensors,
-    step_generator,
-)
+from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import EraseSettings
 from metaunlearn.erasure.esd import EsdMethod
 from metaunlearn.errors import RunError
@@ -111,15 +105,12 @@ class Algorithm1:
         )
 
     def save(self, file: Path) -> None:
-        """Keep what a resumed run needs: the trained parameters, the optimiser's state, the step."""
-        tensors = {f"theta.{name}": self.theta[name] for name in self.trained}
-        save_tensors(file, tensors | optimizer_tensors(self.optimizer), {"step": str(self.step)})
+        """Keep what a resumed run needs."""
+        save_training(file, self._trained_theta(), self.optimizer, self.step)
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
-        tensors, metadata = load_tensors(file)
-        with torch.no_grad():
-            for name in self.trained:
-                self.theta[name].copy_(tensors[f"theta.{name}"])
-        restore_optimizer(self.optimizer, tensors)
-        self.step = int(metadata["step"])
+        self.step = restore_training(file, self._trained_theta(), self.optimizer)
+
+    def _trained_theta(self) -> Params:
+        return {name: self.theta[name] for name in self.trained}
