@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaunlearn.erasure.esd import EsdMethod, esd_errors, esd_loss, esd_target
+from metaunlearn.data.latents import LatentSet
+from metaunlearn.erasure.esd import EsdMethod, esd_target
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import UserError
+from metaunlearn.meta.objective import ErasureData, OuterDraw, losses_at_theta
 from metaunlearn.models import StableDiffusion, load
 
 
@@ -60,19 +62,20 @@ def test_bank_covers_the_timesteps(bank: TrajectoryBank) -> None:
     assert torch.bincount(bank.t // 250).tolist() == [5, 5, 5, 5]
 
 
-def test_error_of_the_teacher_is_the_distance_to_the_target(model: StableDiffusion, bank: TrajectoryBank) -> None:
+@pytest.mark.parametrize("eta", [1.0, 3.0])
+def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
+    model: StableDiffusion, bank: TrajectoryBank, eta: float
+) -> None:
     """The student starts as the teacher: its error is ||c - (u - eta (c - u))||^2 = (1 + eta)^2 ||c - u||^2."""
-    rows = torch.arange(len(bank))
-    expected = 4 * (bank.conditional - bank.unconditional).square().mean(dim=(1, 2, 3))
+    kept = LatentSet.encode(model, torch.zeros(2, 3, 32, 32), ["a key", "a key"])
+    batch = kept.draw(2, torch.Generator().manual_seed(3))
+    rows = torch.tensor([3, 17, 3])
+    batches = OuterDraw(bank_rows=rows, retain=batch, meta_retain=batch, inner=(), outer=batch)
+    data = ErasureData(bank=bank, forget=kept, related=kept, unrelated=kept)
     with torch.no_grad():
-        torch.testing.assert_close(esd_errors(model, model.parameters(), bank, rows, 1.0), expected)
-
-
-def test_loss_is_a_pure_function_of_theta(model: StableDiffusion, bank: TrajectoryBank) -> None:
-    loss = esd_loss(model, bank, 1.0, batch_size=4, generator=torch.Generator().manual_seed(3))
-    theta = model.parameters()
-    with torch.no_grad():
-        assert loss(theta).item() == loss(theta).item()
+        losses = losses_at_theta(model, model.parameters(), data, batches, eta, meta=False)
+    distance = (bank.conditional[rows] - bank.unconditional[rows]).square().mean()
+    torch.testing.assert_close(losses.forget, (1 + eta) ** 2 * distance)
 
 
 def test_bank_is_deterministic(model: StableDiffusion, bank: TrajectoryBank) -> None:

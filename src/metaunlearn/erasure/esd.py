@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from metaunlearn.erasure.trajectories import TrajectoryBank
 from metaunlearn.errors import UserError
-from metaunlearn.models.sd import StableDiffusion
-from metaunlearn.parameters import SUBSETS, Loss, Params
+from metaunlearn.parameters import SUBSETS
 
 NAME = re.compile(rf"esd-({'|'.join(SUBSETS)})-(\d+(?:\.\d+)?)")
 
@@ -40,18 +37,3 @@ class EsdMethod:
 def esd_target(unconditional: Tensor, conditional: Tensor, eta: float) -> Tensor:
     """ESD Eq. 6: eps_0(∅) - eta (eps_0(c) - eps_0(∅)), all from the frozen teacher; shape of its arguments."""
     return unconditional - eta * (conditional - unconditional)
-
-
-def esd_errors(model: StableDiffusion, theta: Params, bank: TrajectoryBank, rows: Tensor, eta: float) -> Tensor:
-    """Squared distance of the student's prediction for the concept to the target, per row, (B,)."""
-    target = esd_target(bank.unconditional[rows], bank.conditional[rows], eta)
-    output = model.predict(theta, bank.x_t[rows], bank.t[rows], bank.cond[bank.prompt_of[rows]])
-    return (output - target).square().mean(dim=(1, 2, 3))
-
-
-def esd_loss(
-    model: StableDiffusion, bank: TrajectoryBank, eta: float, *, batch_size: int, generator: torch.Generator
-) -> Loss:
-    """L_forget on a random batch of the bank, as a function of theta."""
-    rows = torch.randint(len(bank), (batch_size,), generator=generator)
-    return lambda theta: esd_errors(model, theta, bank, rows, eta).mean()
