@@ -42,7 +42,7 @@ from metaunlearn.metrics import (
 )
 from metaunlearn.metrics.concept import default_choices
 from metaunlearn.metrics.fid import gaussian_distance
-from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, Preprocessing, canvas_phrase, synonyms, weights_hash
+from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, Preprocessing, canvas_phrase, weights_hash
 
 COLOURS = ("red", "green", "blue")
 
@@ -139,7 +139,7 @@ def test_choices_that_are_refused() -> None:
     with pytest.raises(UserError, match="stands twice"):
         concept_score(ColourJudge(), images, "red|green", ["green"])
     with pytest.raises(UserError, match="separated by"):
-        synonyms("a||b")
+        concept_score(ColourJudge(), images, "red||green", ["blue"])
     with pytest.raises(UserError, match="Did you mean 'blue'"):
         label_accuracy(ColourJudge(), images, ["bleu"], COLOURS)
     with pytest.raises(UserError, match="label for each image"):

@@ -34,7 +34,10 @@ def synonyms(concept: str) -> list[str]:
     """``"a knife|a blade"`` → its texts; UserError when one is empty."""
     texts = [text.strip() for text in concept.split("|")]
     if not all(texts):
-        raise UserError(f"the concept {concept!r} holds an empty text (concepts=[...], --concept TEXT).")
+        raise UserError(
+            f"expected a text, or several separated by |, got {concept!r} "
+            "(concepts=[...], --concept TEXT, --alternative TEXT)."
+        )
     return texts
 
 

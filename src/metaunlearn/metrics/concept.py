@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from metaunlearn.data.concepts import synonyms
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.intervals import Score, require_data, score, wilson
-from metaunlearn.metrics.judge import Judge, synonyms
+from metaunlearn.metrics.judge import Judge
 
 
 def concept_score(judge: Judge, images: Tensor, concept: str, alternatives: Sequence[str]) -> Score:

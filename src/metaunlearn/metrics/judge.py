@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metaunlearn.data.concepts import synonyms
 from metaunlearn.errors import UserError, did_you_mean
 
 BATCH = 64
@@ -234,14 +235,6 @@ class ClassifierJudge:
             f"The judge {self.name} (--judge) is a classifier: it has labels but no features, which clip-score and fid "
             "need. Use 'canvas' or a CLIPModel, or only the metrics 'concept' and 'accuracy'."
         )
-
-
-def synonyms(name: str) -> list[str]:
-    """The parts of ``a|b``, without the spaces around them; at least one, none empty."""
-    parts = [part.strip() for part in name.split("|")]
-    if not all(parts):
-        raise UserError(f"Expected a name, or several separated by |, got {name!r} (--concept, --alternative).")
-    return parts
 
 
 def load_judge(spec: str, *, labels: Sequence[str] = (), device: str | torch.device = "cpu") -> Judge:
