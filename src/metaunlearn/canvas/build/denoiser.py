@@ -106,5 +106,5 @@ def train_denoiser(
         x_t = schedule.add_noise(x_0, eps, t).to(memory_format=torch.channels_last)
         return F.mse_loss(unet(x_t, t, cond).sample, schedule.get_velocity(x_0, eps, t))
 
-    run_stage("denoiser", unet, loss, steps=steps, learning_rate=1e-3, folder=folder)
+    run_stage("denoiser", unet, loss, steps=steps, learning_rate=2e-3, folder=folder)
     return unet.requires_grad_(False)

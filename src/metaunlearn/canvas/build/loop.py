@@ -35,7 +35,9 @@ def run_stage(
     to 2 % along a cosine; without, it stays (for a stage that a later one continues).
     """
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )
     average = {key: p.detach().clone() for key, p in trained.items()}
     state_file = folder / f"{name}.safetensors"
     start = 0
