@@ -141,7 +141,7 @@ def test_an_output_that_holds_something_else_is_refused(
         ("erase", tiny_model, "--concept", "knife"),
         ("attack", tiny_model, "--data", pictures),
         ("generate", tiny_model, "--prompt", "a knife"),
-        ("evaluate", tiny_model, "--prompts", prompts, "--metrics", "concept"),
+        ("evaluate", tiny_model, "--prompts", prompts, "--metrics", "concept", "--concept", "knife"),
         ("demo",),
     ):
         refused(call(*arguments, "--out", out), "--out")

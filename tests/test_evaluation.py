@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import TINY_SIZE, new_tiny_pipeline
+from metaunlearn import draws
 from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import METRICS, evaluate, ranges
 from metaunlearn.metrics import concept_score, fid_score
+from metaunlearn.outputs import evaluate_into
 
 COLOURS = ("red", "green", "blue")
 PROMPTS = [Prompt("red", label="red"), Prompt("green", seed=70, label="green"), Prompt("blue", label="red")]
@@ -54,13 +57,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         *,
         steps: int,
         guidance_scale: float,
-        progress: Callable[[int, int], None],
     ) -> Tensor:
         made.append({"prompts": prompts, "seeds": seeds, "steps": steps, "guidance_scale": guidance_scale})
         images = torch.zeros(len(prompts), 3, 8, 8)
         for image, prompt, seed in zip(images, prompts, seeds, strict=True):
             image[COLOURS.index(prompt)] = 0.5 + seed / 200
-        progress(len(prompts), len(prompts))
         return images
 
     monkeypatch.setattr("metaunlearn.draws.generate_images", paint)
@@ -213,46 +214,46 @@ def test_ranges() -> None:
     assert ranges([0]) == "0"
 
 
+def test_a_killed_evaluation_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after two of three batches: the resumed run draws the third only, and ends in the same files."""
+    monkeypatch.setattr(draws, "BATCH", 2)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a knife\na key\na fox\na bell\na cat\n")
+    drawn: list[str] = []
+    generate_images = draws.generate_images
+
+    def counted(pipeline: object, texts: Sequence[str], *arguments: object, **options: object) -> torch.Tensor:
+        drawn.extend(texts)
+        return generate_images(pipeline, texts, *arguments, **options)
+
+    def run(name: str, *, stop_at: int | None = None, resume: bool = False) -> None:
+        def progress(done: int, _: int) -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        evaluate_into(
+            str(tiny_model), prompts, tmp_path / name, metrics=["concept"], concept="knife", resume=resume,
+            progress=progress,
+        )  # fmt: skip
+
+    run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", stop_at=4)
+    with pytest.raises(UserError, match="--resume"):
+        run("killed")
+    monkeypatch.setattr(draws, "generate_images", counted)
+    run("killed", resume=True)
+    assert drawn == ["a cat"]
+    for file in ("results.json", "raw.jsonl", "images/000000.png", "images/000004.png"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    run("killed", resume=True)
+    assert drawn == ["a cat"], "a finished run is read, not repeated"
+
+
 def test_a_real_pipeline_from_end_to_end(tmp_path: Path) -> None:
-    """Untrained, 16 x 16, two steps: the same call gives the same scores and the same files."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from metaunlearn.canvas.build.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer()
-    text = CLIPTextConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=1,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
-            text_encoder=CLIPTextModel(text),
-            tokenizer=tokenizer,
-            unet=UNet2DConditionModel(
-                sample_size=16,
-                block_out_channels=(8,),
-                layers_per_block=1,
-                down_block_types=("CrossAttnDownBlock2D",),
-                up_block_types=("CrossAttnUpBlock2D",),
-                norm_num_groups=4,
-                cross_attention_dim=16,
-                attention_head_dim=4,
-            ),
-            scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    write_imagefolder(tmp_path / "real", torch.rand(3, 3, 16, 16), ["x"] * 3)
+    """Untrained, two steps: the same call gives the same scores and the same files."""
+    pipeline = new_tiny_pipeline()
+    write_imagefolder(tmp_path / "real", torch.rand(3, 3, TINY_SIZE, TINY_SIZE), ["x"] * 3)
     results = []
     for name in ("one", "two"):
         evaluate(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.generation import generate_images
+from metaunlearn.generation import BATCH, generate_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +49,40 @@ def make_pictures(
     draws: Sequence[Draw],
     *,
     steps: int | None = None,
+    kept: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """One picture for each draw, in order: (N, 3, H, W) in [0, 1]. A pipeline takes one guidance scale at a time."""
+    """One picture for each draw, in order: (N, 3, H, W) in [0, 1].
+
+    ``kept`` is a folder that gets each finished batch; batches that lie there are not drawn again, so that a run that
+    was killed goes on. It must not be shared by other draws.
+    """
+    pictures: dict[int, Tensor] = {}
+    for number, batch in enumerate(_batches(draws)):
+        file = None if kept is None else kept / f"{number:05d}.safetensors"
+        if file is not None and file.exists():
+            made = load_tensors(file)[0]["pictures"]
+        else:
+            made = generate_images(
+                pipeline,
+                [draws[index].text for index in batch],
+                [draws[index].seed for index in batch],
+                steps=steps,
+                guidance_scale=draws[batch[0]].guidance_scale,
+            )
+            if file is not None:
+                save_tensors(file, {"pictures": made})
+        pictures.update(zip(batch, made, strict=True))
+        if progress is not None:
+            progress(len(pictures), len(draws))
+    return torch.stack([pictures[index] for index in range(len(draws))])
+
+
+def _batches(draws: Sequence[Draw]) -> list[list[int]]:
+    """Indices of draws that go through a pipeline together: it takes one guidance scale at a time."""
     by_guidance: dict[float, list[int]] = {}
     for index, draw in enumerate(draws):
         by_guidance.setdefault(draw.guidance_scale, []).append(index)
-    pictures: dict[int, Tensor] = {}
-    for guidance_scale, indices in by_guidance.items():
-        before = len(pictures)
-
-        def report(done: int, _: int, before: int = before) -> None:
-            if progress is not None:
-                progress(before + done, len(draws))
-
-        made = generate_images(
-            pipeline,
-            [draws[index].text for index in indices],
-            [draws[index].seed for index in indices],
-            steps=steps,
-            guidance_scale=guidance_scale,
-            progress=report,
-        )
-        pictures.update(zip(indices, made, strict=True))
-    return torch.stack([pictures[index] for index in range(len(draws))])
+    return [
+        indices[first : first + BATCH] for indices in by_guidance.values() for first in range(0, len(indices), BATCH)
+    ]

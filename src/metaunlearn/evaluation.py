@@ -56,6 +56,85 @@ class Metric(NamedTuple):
     score: Callable[[Tensor, Request], Score]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is to be drawn and measured, with everything that can be refused refused already."""
+
+    metrics: Sequence[str]
+    prompts: Sequence[Prompt]
+    steps: int
+    request: Request
+    reference_fingerprint: str | None
+
+    def run(
+        self,
+        pipeline: Any,
+        *,
+        out: Path | None = None,
+        kept: Path | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Score]:
+        """Draw the images and score them; ``kept`` as in :func:`~metaunlearn.draws.make_pictures`."""
+        draws = self.request.draws
+        images = make_pictures(pipeline, draws, steps=self.steps, kept=kept, progress=progress)
+        broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+        if broken:
+            raise RunError(f"{broken} of {len(images)} generated images are not finite numbers: the model is damaged.")
+        images = to_uint8(images).float() / 255
+        facts = _facts(self.prompts, draws, self.steps, images)
+        scores = {name: METRICS[name].score(images, self.request).stamped(**facts) for name in self.metrics}
+        if "fid" in scores:
+            scores["fid"] = scores["fid"].stamped(reference=self.reference_fingerprint)
+        if out is not None:
+            _write(out, images, draws, scores)
+        return scores
+
+
+def plan(
+    pipeline: Any,
+    prompts: Sequence[Prompt],
+    *,
+    metrics: Sequence[str],
+    judge: Judge,
+    concept: str | None = None,
+    alternatives: Sequence[str] = (),
+    reference: Path | str | None = None,
+    seed: int = 0,
+    images_per_prompt: int = 1,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> Evaluation:
+    """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
+    check_metrics(metrics)
+    _check_call(prompts, images_per_prompt, steps, guidance_scale)
+    defaults = default_sampling(pipeline)
+    if guidance_scale is not None:
+        prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
+    compared = reference if "fid" in metrics else None
+    request = Request(
+        judge=judge,
+        draws=draws_for(
+            prompts,
+            images=images_per_prompt,
+            seed=seed,
+            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+        ),
+        concept=concept,
+        alternatives=alternatives,
+        reference=None if compared is None else _read_reference(compared, pipeline),
+        seed=seed,
+    )
+    for name in metrics:
+        METRICS[name].check(request)
+    return Evaluation(
+        metrics=metrics,
+        prompts=prompts,
+        steps=defaults.steps if steps is None else steps,
+        request=request,
+        reference_fingerprint=None if compared is None else fingerprint(compared),
+    )
+
+
 def evaluate(
     pipeline: Any,
     prompts: Sequence[Prompt],
@@ -78,50 +157,26 @@ def evaluate(
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. Everything that can be refused is
     refused before the first image is made.
     """
-    _check_call(prompts, metrics, images_per_prompt, steps, guidance_scale, out)
-    defaults = default_sampling(pipeline)
-    steps = defaults.steps if steps is None else steps
-    if guidance_scale is not None:
-        prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
-    draws = draws_for(
+    if out is not None and (Path(out) / RESULTS).exists():
+        raise UserError(f"{out} (--out) already holds {RESULTS}; choose another folder.")
+    evaluation = plan(
+        pipeline,
         prompts,
-        images=images_per_prompt,
-        seed=seed,
-        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-    )
-    request = Request(
+        metrics=metrics,
         judge=judge,
-        draws=draws,
         concept=concept,
         alternatives=alternatives,
-        reference=None if reference is None or "fid" not in metrics else _read_reference(reference, pipeline),
+        reference=reference,
         seed=seed,
+        images_per_prompt=images_per_prompt,
+        steps=steps,
+        guidance_scale=guidance_scale,
     )
-    for name in metrics:
-        METRICS[name].check(request)
-
-    images = make_pictures(pipeline, draws, steps=steps, progress=progress)
-    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
-    if broken:
-        raise RunError(f"{broken} of {len(images)} generated images are not finite numbers: the model is damaged.")
-    images = to_uint8(images).float() / 255
-    facts = _facts(prompts, draws, steps, images)
-    scores = {name: METRICS[name].score(images, request).stamped(**facts) for name in metrics}
-    if "fid" in scores and reference is not None:
-        scores["fid"] = scores["fid"].stamped(reference=fingerprint(reference))
-    if out is not None:
-        _write(Path(out), images, draws, scores)
-    return scores
+    return evaluation.run(pipeline, out=None if out is None else Path(out), progress=progress)
 
 
-def _check_call(
-    prompts: Sequence[Prompt],
-    metrics: Sequence[str],
-    images_per_prompt: int,
-    steps: int | None,
-    guidance_scale: float | None,
-    out: Path | str | None,
-) -> None:
+def check_metrics(metrics: Sequence[str]) -> None:
+    """UserError unless all are names of ``METRICS``, at least one."""
     known = ", ".join(METRICS)
     if not metrics:
         raise UserError(f"No metric was named (metrics=, --metrics). There are: {known}.")
@@ -130,6 +185,11 @@ def _check_call(
             raise UserError(
                 f"There is no metric {name!r} (--metrics).{did_you_mean(name, METRICS)} There are: {known}."
             )
+
+
+def _check_call(
+    prompts: Sequence[Prompt], images_per_prompt: int, steps: int | None, guidance_scale: float | None
+) -> None:
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
     for option, number in (("images_per_prompt=, --images", images_per_prompt), ("steps=, --steps", steps)):
@@ -137,8 +197,6 @@ def _check_call(
             raise UserError(f"Expected at least 1 ({option}), got {number}.")
     if guidance_scale is not None and guidance_scale < 0:
         raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=), got {guidance_scale}.")
-    if out is not None and (Path(out) / RESULTS).exists():
-        raise UserError(f"{out} (--out) already holds {RESULTS}; choose another folder.")
 
 
 def _read_reference(reference: Path | str, pipeline: Any) -> Tensor:

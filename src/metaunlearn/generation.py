@@ -1,4 +1,7 @@
-"""Pictures from a pipeline: picture i depends on its own prompt and seed only, whatever else is in the batch."""
+"""Pictures from a pipeline: picture i follows from its own prompt and seed.
+
+What else is in its batch changes the order of floating-point sums, so at most the last of 255 levels.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from torch import Tensor
 
 from metaunlearn.checkpoint import write_json
 
+BATCH = 32
+"""Pictures that go through a pipeline together."""
 SAMPLING_FILE = "sampling.json"
 """Beside ``model_index.json``: the sampling settings that a pipeline was made for, unless they are the usual ones."""
 
@@ -48,7 +53,7 @@ def generate_images(
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU."""

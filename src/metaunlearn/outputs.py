@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,19 +49,21 @@ def generate_into(
         raise UserError("expected at least one prompt (--prompt TEXT or --prompts FILE), got none.")
     if images < 1:
         raise UserError(f"expected at least 1 picture of each prompt (images=, --images), got {images}.")
-    pipeline = load(model, device).pipeline
+    adapter = load(model, device)
+    pipeline = adapter.pipeline
     sampling = default_sampling(pipeline)
     draws = draws_for(rows, images=images, seed=seed, guidance_scale=sampling.guidance_scale)
     request = {
         "command": "generate",
         "model": model,
+        "weights": adapter.fingerprint(),
         "images": [[draw.text, draw.seed, draw.guidance_scale] for draw in draws],
         "steps": sampling.steps,
     }
     folder = RunFolder.open(out, request, resume=resume)
     if folder.complete_before:
         return {"out": str(out), **folder.summary()}
-    pictures = make_pictures(pipeline, draws, steps=sampling.steps, progress=progress)
+    pictures = make_pictures(pipeline, draws, steps=sampling.steps, kept=folder.state, progress=progress)
     write_imagefolder(out, pictures, [draw.text for draw in draws], overwrite=True)
     contact_sheet(pictures[:SHEET_PICTURES]).save(out / SHEET_FILE)
     folder.finish(images=len(pictures), image_size=list(pictures.shape[2:]), sheet=SHEET_FILE)
@@ -80,22 +83,35 @@ def evaluate_into(
     images: int = 1,
     seed: int = 0,
     device: str = "cpu",
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score ``model`` on the prompts of a file; ``out`` gets ``results.json``, the pictures and ``run.json``.
 
     Returns ``results.json``'s content under ``"results"``.
     """
-    from metaunlearn.evaluation import evaluate
+    from metaunlearn.evaluation import RESULTS, check_metrics, plan
     from metaunlearn.metrics.judge import load_judge
 
-    _require_free(out)
+    check_metrics(metrics)
     rows = read_prompts(prompts)
-    pipeline = load(model, device).pipeline
+    adapter = load(model, device)
     labels = [] if concept is None else [concept, *alternatives]
+    evaluation = plan(
+        adapter.pipeline,
+        rows,
+        metrics=metrics,
+        judge=load_judge(judge, labels=labels, device=device),
+        concept=concept,
+        alternatives=alternatives,
+        reference=reference,
+        seed=seed,
+        images_per_prompt=images,
+    )
     request = {
         "command": "evaluate",
         "model": model,
+        "weights": adapter.fingerprint(),
         "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest(),
         "metrics": list(metrics),
         "judge": judge,
@@ -105,22 +121,11 @@ def evaluate_into(
         "images": images,
         "seed": seed,
     }
-    folder = RunFolder(out, request)
-    scores = evaluate(
-        pipeline,
-        rows,
-        metrics=metrics,
-        judge=load_judge(judge, labels=labels, device=device),
-        concept=concept,
-        alternatives=alternatives,
-        reference=reference,
-        seed=seed,
-        images_per_prompt=images,
-        out=out,
-        progress=progress,
-    )
-    folder.finish(metrics=list(scores))
-    return {"out": str(out), "results": {name: score.to_dict() for name, score in scores.items()}}
+    folder = RunFolder.open(out, request, resume=resume)
+    if not folder.complete_before:
+        scores = evaluation.run(adapter.pipeline, out=out, kept=folder.state, progress=progress)
+        folder.finish(metrics=list(scores))
+    return {"out": str(out), "results": json.loads((out / RESULTS).read_text())}
 
 
 def contact_sheet(images: Tensor) -> Image.Image:
@@ -134,8 +139,3 @@ def contact_sheet(images: Tensor) -> Image.Image:
         corner = (index % columns * (width + SHEET_GAP), index // columns * (height + SHEET_GAP))
         sheet.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), corner)
     return sheet
-
-
-def _require_free(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"the output {out} holds something already; choose another folder (out=..., --out DIR).")

@@ -224,6 +224,7 @@ def evaluate(
     images: o.Images = 1,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
+    resume: o.Resume = False,
     as_json: o.Json = False,
 ) -> None:
     """Score the pictures that MODEL draws.
@@ -245,6 +246,7 @@ def evaluate(
             images=images,
             seed=seed,
             device=o.check_device(device),
+            resume=resume,
             progress=console.pictures("drawing"),
         )
     console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")
