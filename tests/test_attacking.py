@@ -37,14 +37,19 @@ def same_weights(one: Path, two: Path) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+def logged_steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def test_every_checkpoint_is_a_pipeline(attacked: Path, tiny_model: Path) -> None:
     for step in (0, 2, 5):
         DiffusionPipeline.from_pretrained(attacked / f"step-{step:06d}", safety_checker=None)
         assert json.loads((attacked / f"step-{step:06d}" / "run.json").read_text())["step"] == step
+        assert logged_steps(attacked / f"step-{step:06d}") == list(range(1, step + 1))
     assert same_weights(attacked / "step-000000", tiny_model)
     assert not same_weights(attacked / "step-000002", attacked / "step-000005")
     assert same_weights(attacked, attacked / "step-000005")
-    assert [json.loads(line)["step"] for line in (attacked / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert logged_steps(attacked) == [1, 2, 3, 4, 5]
 
 
 def test_all_parameters_move(attacked: Path, tiny_model: Path) -> None:

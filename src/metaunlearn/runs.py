@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.checkpoint import write_json
+from metaunlearn.checkpoint import write_atomic, write_json
 from metaunlearn.errors import UserError
 
 Progress = Callable[[str, int, int], None]
@@ -110,15 +110,20 @@ class RunFolder:
 
     def truncate_log(self, step: int) -> None:
         """Forget the lines of steps after ``step``: a resumed run takes them again."""
-        file = self.path / LOG_FILE
-        if file.exists():
-            lines = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
-            file.write_text("".join(line + "\n" for line in lines))
+        if (self.path / LOG_FILE).exists():
+            write_atomic(self.path / LOG_FILE, self._log_until(step))
 
-    def describe(self, part: Path, **facts: Any) -> None:
-        """Give ``part``, a result inside this run (one checkpoint of an attack), a ``run.json`` of its own."""
-        record = {"status": "complete", "request": self.request, "versions": versions(), **facts}
-        write_json(part / RUN_FILE, record)
+    def _log_until(self, step: int) -> str:
+        file = self.path / LOG_FILE
+        lines = file.read_text().splitlines() if file.exists() else []
+        return "".join(line + "\n" for line in lines if _step_of(line) <= step)
+
+    def describe(self, part: Path, *, step: int) -> None:
+        """Give ``part``, this run's result after ``step`` steps, a ``run.json`` and a ``log.jsonl`` of its own."""
+        write_atomic(part / LOG_FILE, self._log_until(step))
+        write_json(
+            part / RUN_FILE, {"status": "complete", "request": self.request, "versions": versions(), "step": step}
+        )
 
     def finish(self, **results: Any) -> None:
         """Write the final ``run.json`` and drop the resumable state."""
