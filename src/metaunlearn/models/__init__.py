@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from huggingface_hub import HfApi
 
 from metaunlearn.errors import UserError
 from metaunlearn.models.sd import StableDiffusion
@@ -16,6 +17,8 @@ from metaunlearn.models.sd import StableDiffusion
 __all__ = ["StableDiffusion", "adapt", "load", "load_pipeline", "with_own_denoiser"]
 
 CANVAS = "canvas"
+HUB_SECONDS = 10
+"""How long the hub may take to say whether it has a model."""
 
 
 def load(model: str | Path | StableDiffusionPipeline, device: str | torch.device = "cpu") -> StableDiffusion:
@@ -34,7 +37,7 @@ def adapt(pipeline: Any, device: str | torch.device = "cpu") -> StableDiffusion:
 
 
 def load_pipeline(model: str | Path | StableDiffusionPipeline) -> Any:
-    """The diffusers pipeline that ``model`` names, in float32, without downloading anything that is not cached."""
+    """The diffusers pipeline that ``model`` names, in float32; only a hub id that is not in the cache is downloaded."""
     if not isinstance(model, str | Path):
         return model
     if str(model) == CANVAS:
@@ -46,7 +49,7 @@ def load_pipeline(model: str | Path | StableDiffusionPipeline) -> Any:
         return _load_single_file(path)
     if path.is_dir():
         return _load_folder(path)
-    return _load_from_cache(str(model))
+    return _load_from_hub(str(model))
 
 
 def with_own_denoiser(pipeline: Any) -> Any:
@@ -84,16 +87,24 @@ def _load_single_file(path: Path) -> Any:
         raise UserError(f"MODEL {path} cannot be loaded as a Stable Diffusion checkpoint: {error}") from error
 
 
-def _load_from_cache(model: str) -> Any:
+def _load_from_hub(model: str) -> Any:
     looks_like_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if not looks_like_id:
         raise UserError(
             f"MODEL {model!r} does not exist: no such folder or file, and no hub id. 'canvas' always works."
         )
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "safety_checker": None}
     try:
-        return DiffusionPipeline.from_pretrained(model, dtype=torch.float32, use_safetensors=True, safety_checker=None)
-    except (OSError, ValueError) as error:
+        return DiffusionPipeline.from_pretrained(model, local_files_only=True, **options)
+    except (OSError, ValueError):
+        pass  # Not in the cache, or not all of it.
+    try:
+        # Asked first because one request fails at once where there is no network; a download tries for long.
+        HfApi().model_info(model, timeout=HUB_SECONDS)
+        return DiffusionPipeline.from_pretrained(model, **options)
+    except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"MODEL {model!r} is no folder here and could not be had from the hub "
-            f"(fetch it first with: hf download {model}): {error}"
+            f"MODEL {model!r} is no folder here, is not in the cache and could not be had from the hub: {reason}. "
+            f"Fetch it where there is a network (hf download {model} --local-dir DIR) and give the folder."
         ) from error
