@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from colours import COLOURS, ColourJudge
 from conftest import TINY_SIZE, new_tiny_pipeline
 from metaunlearn import draws
 from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
@@ -20,23 +21,7 @@ from metaunlearn.evaluation import METRICS, evaluate, ranges
 from metaunlearn.metrics import concept_score, fid_score
 from metaunlearn.outputs import evaluate_into
 
-COLOURS = ("red", "green", "blue")
 PROMPTS = [Prompt("red", label="red"), Prompt("green", seed=70, label="green"), Prompt("blue", label="red")]
-
-
-class ColourJudge:
-    """Sees the brightest channel; its features are the mean colour, for images and for texts that name one."""
-
-    name, fingerprint, wording, vocabularies = "colours", "0" * 64, "its name", (COLOURS,)
-
-    def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
-        return self.embed_images(images)[:, [COLOURS.index(label) for label in labels]].argmax(dim=1)
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        return images.mean(dim=(2, 3))
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([[float(colour in text) for colour in COLOURS] for text in texts])
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +24,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from colours import COLOURS, ColourJudge
 from metaunlearn import canvas
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.canvas.catalog import NAMES, STYLES
@@ -43,24 +43,6 @@ from metaunlearn.metrics import (
 from metaunlearn.metrics.concept import default_choices
 from metaunlearn.metrics.fid import gaussian_distance
 from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, Preprocessing, canvas_phrase, weights_hash
-
-COLOURS = ("red", "green", "blue")
-
-
-class ColourJudge:
-    """Sees the brightest channel; its features are the mean colour, for images and for texts that name one."""
-
-    name, fingerprint, wording, vocabularies = "colours", "0" * 64, "its name", (COLOURS, ("matt", "shiny"))
-
-    def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
-        brightness = self.embed_images(images)[:, [COLOURS.index(label) for label in labels]]
-        return brightness.argmax(dim=1)
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        return images.mean(dim=(2, 3))
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([[float(colour in text) for colour in COLOURS] for text in texts])
 
 
 def coloured(*names: str) -> Tensor:
