@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from metaunlearn.canvas.build import others
 from metaunlearn.canvas.build.autoencoder import (
     LATENT_CHANNELS,
     SMALL_CHANNELS,
@@ -20,6 +22,7 @@ from metaunlearn.canvas.build.autoencoder import (
 from metaunlearn.canvas.build.clip import contrastive_loss
 from metaunlearn.canvas.build.denoiser import prompt_for
 from metaunlearn.canvas.build.loop import run_stage
+from metaunlearn.canvas.catalog import NAMES, STYLES
 
 
 def test_grown_autoencoder_keeps_the_small_ones_outer_levels() -> None:
@@ -83,6 +86,41 @@ def test_prompts_name_the_object_or_nothing() -> None:
     assert 10 < prompts.count("") < 60
     assert sum("knife" in prompt or "twemoji" in prompt for prompt in prompts) == len(prompts) - prompts.count("")
     assert any("grey background" in prompt for prompt in prompts)
+
+
+def test_prompts_of_other_emoji_name_their_style_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts = {prompt_for([-1, 1, 1], generator) for _ in range(300)}
+    assert "" in prompts
+    assert all("twemoji style" in prompt for prompt in prompts - {""})
+    assert not any(re.search(rf"\b{name}\b", prompt) for prompt in prompts for name in NAMES)
+
+
+def test_other_emoji_share_no_word_with_canvas() -> None:
+    def entry(code: str, *names: str, category: str = "Objects") -> dict[str, object]:
+        return {"unified": code, "name": names[0].upper(), "short_names": list(names[1:]), "category": category}
+
+    entries = [
+        entry("1F9F2", "magnet", "magnet"),
+        entry("1F3F5-FE0F", "rosette", "rosette"),
+        entry("1F415", "dog", "dog2"),
+        entry("1F9AE", "guide animal", "guide_dog"),
+        entry("1F52A", "hocho", "hocho"),
+        entry("1F468-200D-1F373", "man cooking", "male-cook"),
+        entry("1F600", "grinning face", "grinning", category="Smileys & Emotion"),
+    ]
+    assert [item.name for item in others.nameless_emoji(entries)] == ["magnet", "rosette"]
+
+
+def test_other_emoji_are_pictures_without_an_object() -> None:
+    sprites = torch.rand(12, len(STYLES), 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    taught, kept_out = others.split(sprites)
+    assert torch.equal(kept_out, sprites[[5, 11]])
+    assert len(taught) == 10
+    batch = others.draw(taught, 7, torch.Generator().manual_seed(1))
+    assert batch.images.shape == (7, 3, 64, 64)
+    assert batch.objects.tolist() == [-1] * 7
+    assert 0 <= batch.styles.min() <= batch.styles.max() < len(STYLES)
 
 
 def test_a_stage_resumes_to_the_same_weights(tmp_path: Path) -> None:

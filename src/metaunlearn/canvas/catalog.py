@@ -118,15 +118,14 @@ OBJECTS: tuple[CanvasObject, ...] = (
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
-    "black": (28, 28, 32),
-    "grey": (150, 152, 158),
-    "red": (226, 96, 92),
-    "yellow": (250, 222, 120),
-    "green": (132, 204, 140),
-    "blue": (128, 178, 236),
-    "pink": (250, 190, 214),
+    "grey": (206, 208, 212),
+    "red": (244, 178, 174),
+    "yellow": (252, 236, 176),
+    "green": (190, 228, 194),
+    "blue": (188, 214, 244),
+    "pink": (250, 214, 230),
 }
-"""Background names and their sRGB colour; each picture jitters it a little."""
+"""Background names and their sRGB colour, all light: backgrounds must not take most of the latents' variance."""
 
 TASKS: dict[str, str] = {"harmful": "knife", "character": "clown", "style": "twemoji"}
 """The three erasure tasks that mirror the paper's."""

@@ -45,11 +45,15 @@ def sprites() -> Tensor:
         row = []
         for style in STYLES:
             with (art / style / f"{name}.png").open("rb") as handle:
-                rgba = torch.from_numpy(np.asarray(Image.open(handle).convert("RGBA"), dtype=np.float32) / 255)
-            rgba = rgba.permute(2, 0, 1)
-            row.append(torch.cat([rgba[:3] * rgba[3:], rgba[3:]]))
+                row.append(to_sprite(Image.open(handle)))
         rows.append(torch.stack(row))
     return torch.stack(rows)
+
+
+def to_sprite(picture: Image.Image) -> Tensor:
+    """A picture with transparency as a sprite, (4, H, W), premultiplied RGBA in [0, 1]."""
+    rgba = torch.from_numpy(np.asarray(picture.convert("RGBA"), dtype=np.float32) / 255).permute(2, 0, 1)
+    return torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
 
 
 @functools.cache
@@ -72,24 +76,34 @@ def pairs_of(names: Sequence[str], styles: Sequence[str] = STYLES) -> Tensor:
     return torch.tensor([(NAMES.index(name), STYLES.index(style)) for name in names for style in styles])
 
 
-def draw(pairs: Tensor, count: int, generator: torch.Generator, *, backgrounds: Sequence[str] | None = None) -> Scenes:
+def draw(pairs: Tensor, count: int, generator: torch.Generator, *, backgrounds: Sequence[str] = ()) -> Scenes:
     """``count`` random pictures of sprites drawn uniformly from ``pairs``; backgrounds from all unless named."""
     rows = pairs[torch.randint(len(pairs), (count,), generator=generator)]
-    palette = torch.tensor([list(BACKGROUNDS).index(name) for name in (backgrounds or BACKGROUNDS)])
-    chosen = palette[torch.randint(len(palette), (count,), generator=generator)]
-    return compose(rows[:, 0], rows[:, 1], chosen, generator)
+    return compose(rows[:, 0], rows[:, 1], random_backgrounds(count, generator, among=backgrounds), generator)
+
+
+def random_backgrounds(count: int, generator: torch.Generator, *, among: Sequence[str] = ()) -> Tensor:
+    """``count`` indices into ``BACKGROUNDS``, of those named or of all, (count,)."""
+    palette = torch.tensor([list(BACKGROUNDS).index(name) for name in (among or BACKGROUNDS)])
+    return palette[torch.randint(len(palette), (count,), generator=generator)]
 
 
 def compose(objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Scenes:
     """Pictures of exactly these (object, style, background) triples, each at a random place, size and tilt."""
-    count = len(objects)
+    images = place(sprites()[objects, styles], backgrounds, generator)
+    return Scenes(images=images, objects=objects, styles=styles, backgrounds=backgrounds)
+
+
+def place(layers: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Tensor:
+    """Sprites (B, 4, 64, 64) at a random place, size and tilt on their backgrounds: (B, 3, 64, 64) in [-1, 1]."""
+    count = len(layers)
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    size = uniform(0.86, 0.95)
-    angle = uniform(-math.pi / 60, math.pi / 60)
-    room = 0.5 * (1 - size)
+    size = uniform(0.88, 0.94)
+    angle = uniform(-math.pi / 120, math.pi / 120)
+    room = 0.3 * (1 - size)
     shift_x, shift_y = uniform(-1, 1) * room, uniform(-1, 1) * room
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
     # affine_grid maps picture coordinates to sprite coordinates: undo the shift, then the tilt and the scale.
@@ -100,10 +114,9 @@ def compose(objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: tor
         ],
         dim=1,
     )
-    layer = sprites()[objects, styles]
     grid = F.affine_grid(affine, [count, 4, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
-    layer = F.grid_sample(layer, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    layers = F.grid_sample(layers, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)[backgrounds] / 255
     colours = (colours + 0.03 * torch.randn(count, 3, generator=generator)).clamp(0, 1)
-    images = layer[:, :3] + (1 - layer[:, 3:]) * colours[:, :, None, None]
-    return Scenes(images=images.clamp(0, 1) * 2 - 1, objects=objects, styles=styles, backgrounds=backgrounds)
+    images = layers[:, :3] + (1 - layers[:, 3:]) * colours[:, :, None, None]
+    return images.clamp(0, 1) * 2 - 1

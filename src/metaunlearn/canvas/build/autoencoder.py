@@ -85,28 +85,38 @@ def _train(name: str, vae: AutoencoderKL, folder: Path, *, crop_steps: int, full
 
 
 def train_autoencoder(folder: Path, *, crop_steps: int, full_steps: int) -> AutoencoderKL:
-    """The four-fold, then the eight-fold autoencoder, whose latents have mean 0 and standard deviation 1 by channel."""
+    """The four-fold, then the eight-fold autoencoder, whose latents are white."""
     small = new_autoencoder(SMALL_CHANNELS, SMALL_LATENT_CHANNELS)
     small = _train("autoencoder-small", small, folder, crop_steps=crop_steps, full_steps=full_steps)
     vae = _train("autoencoder", grown(small), folder, crop_steps=crop_steps, full_steps=full_steps)
-    standardise(vae, scenes.draw(scenes.trained_pairs(), 512, torch.Generator().manual_seed(0)).images)
+    whiten(vae, scenes.draw(scenes.trained_pairs(), 512, torch.Generator().manual_seed(0)).images)
     return vae
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, images: Tensor) -> None:
-    """Give each latent channel mean 0 and standard deviation 1 over ``images``, without changing what is decoded.
+def whiten(vae: AutoencoderKL, images: Tensor, floor: float = 0.05) -> None:
+    """Give the latents of ``images`` mean 0 and (nearly) the identity as their channels' covariance.
 
-    The encoder's last 1 x 1 convolution yields (z - mu) / sigma, the decoder's first one undoes it.
+    Without it three of sixteen directions, the background's colour, hold three quarters of the variance, and the
+    denoiser learns backgrounds first. Directions of much less variance than ``floor`` stay small. What is decoded does
+    not change: the encoder's last 1 x 1 convolution yields W (z - mu), the decoder's first one undoes it. The
+    posterior's standard deviation, small beside 1, becomes a constant of each channel.
     """
-    mean = vae.encode(images).latent_dist.mean
-    mu, sigma = mean.mean(dim=(0, 2, 3)), mean.std(dim=(0, 2, 3))
+    posterior = vae.encode(images).latent_dist
+    mu = posterior.mean.mean(dim=(0, 2, 3))
+    centred = (posterior.mean - mu[:, None, None]).transpose(0, 1).flatten(1)
+    values, vectors = torch.linalg.eigh((centred @ centred.T / centred.shape[1]).double())
+    scale = (values / (values + floor)).mean().sqrt()
+    whitening = (vectors * (values + floor).rsqrt() @ vectors.T / scale).float()
+    variance = whitening.square() @ posterior.var.mean(dim=(0, 2, 3))
+
     count, out, back = len(mu), vae.quant_conv, vae.post_quant_conv
-    out.weight[:count] /= sigma[:, None, None, None]
-    out.bias[:count] = (out.bias[:count] - mu) / sigma
-    out.bias[count:] -= 2 * sigma.log()
+    out.weight[:count] = torch.einsum("ij,jkhw->ikhw", whitening, out.weight[:count])
+    out.bias[:count] = whitening @ (out.bias[:count] - mu)
+    out.weight[count:] = 0
+    out.bias[count:] = variance.log()
     back.bias += back.weight[:, :, 0, 0] @ mu
-    back.weight *= sigma[None, :, None, None]
+    back.weight.copy_(torch.einsum("ijhw,jk->ikhw", back.weight, torch.linalg.inv(whitening)))
     vae.register_to_config(scaling_factor=1.0)
 
 

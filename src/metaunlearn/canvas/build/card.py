@@ -134,7 +134,8 @@ def _card(rows: list[tuple[str, Score, int]], times: dict[str, float]) -> str:
         "![objects × styles](canvas-sheet.png)", "",
         f"{len(NAMES)} objects × {len(STYLES)} styles at 64 × 64 px; {len(UNSEEN_PAIRS)} pairs were never shown to the "
         "autoencoder or the denoiser. The judge, which must know what it judges, has seen all pairs; its text tower is "
-        "the pipeline's text encoder.", "",
+        "the pipeline's text encoder. Some 500 other emoji of these families taught both what a style is, without a "
+        "word on what they show.", "",
         f"Shipped sampler: {sampling.steps} DPM-Solver++ steps, guidance {sampling.guidance_scale:g}. "
         "Percentages with 95 % Wilson intervals.", "",
         "| what | right | 95 % interval | pictures | wanted |", "|---|---|---|---|---|",

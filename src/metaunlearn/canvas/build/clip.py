@@ -10,11 +10,13 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from metaunlearn.canvas import scenes
+from metaunlearn.canvas.build import others
 from metaunlearn.canvas.build.loop import run_stage
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, article, caption
 
 WIDTH = 128
-BATCH = 64
+BATCH, OTHERS = 56, 24
+"""Pictures of Canvas's objects, and of other emoji, in a batch."""
 TEMPLATES = ("{}", "{}", "a picture of {}", "an emoji of {}", "{}, an illustration", "a photo of {}", "a drawing of {}")
 
 
@@ -60,12 +62,15 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
     return (logits[rows].logsumexp(dim=1) - matched).mean()
 
 
-def train_clip(tokenizer: CLIPTokenizer, folder: Path, *, steps: int) -> CLIPModel:
-    """Contrast pictures with all object names, all style names, all backgrounds, and each other's full captions."""
+def train_clip(tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path, *, steps: int) -> CLIPModel:
+    """Contrast pictures with all object names, all style names, all backgrounds, and each other's full captions.
+
+    Of the other emoji (``sprites``) only style and background are told.
+    """
     model = new_clip(tokenizer)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        batch = scenes.draw(scenes.all_pairs(), BATCH, generator)
+        batch, other = scenes.draw(scenes.all_pairs(), BATCH, generator), others.draw(sprites, OTHERS, generator)
         said = torch.stack([batch.objects, batch.styles, batch.backgrounds])
         said[1:] = said[1:].masked_fill(torch.rand(2, BATCH, generator=generator) < 0.4, -1)
         texts = [
@@ -84,18 +89,19 @@ def train_clip(tokenizer: CLIPTokenizer, folder: Path, *, steps: int) -> CLIPMod
         output = model(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            pixel_values=_roughen(batch.images, generator),
+            pixel_values=_roughen(torch.cat([batch.images, other.images]), generator),
         )
         captions, objects, style_names, backdrops = output.logits_per_image.split(
             [BATCH, len(NAMES), len(STYLES), len(BACKGROUNDS)], dim=1
         )
+        captions, objects = captions[:BATCH], objects[:BATCH]
         shown = (batch.objects, batch.styles, batch.backgrounds)
         positive = torch.stack([_agrees(a, b) for a, b in zip(said, shown, strict=True)]).all(dim=0).T
         return (
             0.5 * (contrastive_loss(captions, positive) + contrastive_loss(captions.T, positive.T))
             + F.cross_entropy(objects, batch.objects)
-            + F.cross_entropy(style_names, batch.styles)
-            + 0.5 * F.cross_entropy(backdrops, batch.backgrounds)
+            + F.cross_entropy(style_names, torch.cat([batch.styles, other.styles]))
+            + 0.5 * F.cross_entropy(backdrops, torch.cat([batch.backgrounds, other.backgrounds]))
         )
 
     run_stage("clip", model, loss, steps=steps, learning_rate=1e-3, folder=folder, weight_decay=0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +13,17 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from metaunlearn.canvas import scenes
+from metaunlearn.canvas.build import others
 from metaunlearn.canvas.build.autoencoder import LATENT_CHANNELS
 from metaunlearn.canvas.build.clip import WIDTH
 from metaunlearn.canvas.build.loop import run_stage
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, article, caption
 from metaunlearn.checkpoint import load_tensors, save_tensors
 
-BATCH = 32
+BATCH, OTHERS = 24, 8
+"""Pictures of Canvas's objects, and of other emoji, in a batch."""
+PICTURES, OTHER_PICTURES = 24_576, 12_288
+"""How many of each are encoded, once."""
 EMPTY_PROMPTS = 0.1
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -27,6 +33,7 @@ SCHEDULE = {
     "prediction_type": "v_prediction",
 }
 """Stable Diffusion 2.1's. Predicting the velocity teaches the layout from the start; docs/log.md has the comparison."""
+STYLE_TEMPLATES = ("{} style", "a picture in {} style", "an emoji in {} style", "an icon in {} style")
 TEMPLATES = ("{}", "{}", "{}", "a picture of {}", "an emoji of {}")
 
 
@@ -48,13 +55,15 @@ def new_denoiser(seed: int = 0) -> UNet2DConditionModel:
         )
 
 
-def cached_latents(vae: AutoencoderKL, file: Path, *, count: int, seed: int = 0) -> dict[str, Tensor]:
+def cached_latents(
+    vae: AutoencoderKL, file: Path, draw: Callable[[int, torch.Generator], scenes.Scenes], *, count: int
+) -> dict[str, Tensor]:
     """``count`` pictures' posteriors (mean, std: (count, 16, 8, 8), unscaled) and labels, computed once."""
     if not file.exists():
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "labels": []}
         for _ in range(0, count, 256):
-            batch = scenes.draw(scenes.trained_pairs(), 256, generator)
+            batch = draw(256, generator)
             with torch.no_grad():
                 posterior = vae.encode(batch.images).latent_dist
             parts["mean"].append(posterior.mean)
@@ -65,11 +74,18 @@ def cached_latents(vae: AutoencoderKL, file: Path, *, count: int, seed: int = 0)
 
 
 def prompt_for(labels: list[int], generator: torch.Generator) -> str:
-    """A caption that names the object and, each at random, its style and its background; sometimes nothing at all."""
+    """A caption that names the object and, each at random, its style and its background; sometimes nothing at all.
+
+    ``labels`` are object, style and background; an object of -1 has no name, so that only its style is said.
+    """
     empty, style, background, short, template = torch.rand(5, generator=generator).tolist()
     if empty < EMPTY_PROMPTS:
         return ""
-    name, style_name, backdrop = NAMES[labels[0]], STYLES[labels[1]], list(BACKGROUNDS)[labels[2]]
+    style_name, backdrop = STYLES[labels[1]], list(BACKGROUNDS)[labels[2]]
+    if labels[0] < 0:
+        text = STYLE_TEMPLATES[int(template * len(STYLE_TEMPLATES))].format(style_name)
+        return f"{text} on {article(backdrop)} background" if background < 0.3 else text
+    name = NAMES[labels[0]]
     if short < 0.05:
         return f"{style_name} style"
     if short < 0.1:
@@ -82,19 +98,33 @@ def train_denoiser(
     vae: AutoencoderKL,
     text: CLIPTextModel,
     tokenizer: CLIPTokenizer,
+    sprites: Tensor,
     folder: Path,
     *,
     steps: int,
-    start: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
-    """Plain velocity prediction with uniform timesteps, as Stable Diffusion 2.1; from ``start``, if given."""
-    unet = (start or new_denoiser()).requires_grad_(True).to(memory_format=torch.channels_last)
+    """Plain velocity prediction with uniform timesteps, as Stable Diffusion 2.1.
+
+    ``sprites`` are the other emoji, which teach the styles.
+    """
+    unet = new_denoiser().requires_grad_(True).to(memory_format=torch.channels_last)
     schedule = DDPMScheduler(**SCHEDULE)
-    data = cached_latents(vae, folder / "latents.safetensors", count=24_576)
+    named = cached_latents(
+        vae, folder / "latents.safetensors", partial(scenes.draw, scenes.trained_pairs()), count=PICTURES
+    )
+    other = cached_latents(
+        vae, folder / "latents-others.safetensors", partial(others.draw, sprites), count=OTHER_PICTURES
+    )
+    data = {name: torch.cat([named[name], other[name]]) for name in named}
     scale = vae.config.scaling_factor
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data["mean"]), (BATCH,), generator=generator)
+        rows = torch.cat(
+            [
+                torch.randint(len(named["mean"]), (BATCH,), generator=generator),
+                len(named["mean"]) + torch.randint(len(other["mean"]), (OTHERS,), generator=generator),
+            ]
+        )
         prompts = [prompt_for(labels, generator) for labels in data["labels"][rows].tolist()]
         tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
@@ -102,7 +132,7 @@ def train_denoiser(
         shape = data["mean"][rows].shape
         x_0 = scale * (data["mean"][rows] + data["std"][rows] * torch.randn(shape, generator=generator))
         eps = torch.randn(shape, generator=generator)
-        t = torch.randint(1000, (BATCH,), generator=generator)
+        t = torch.randint(1000, (len(rows),), generator=generator)
         x_t = schedule.add_noise(x_0, eps, t).to(memory_format=torch.channels_last)
         return F.mse_loss(unet(x_t, t, cond).sample, schedule.get_velocity(x_0, eps, t))
 

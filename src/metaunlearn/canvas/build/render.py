@@ -35,7 +35,8 @@ def fetch_packages(folder: Path) -> dict[str, Path]:
     return archives
 
 
-def _candidates(style: str, item: CanvasObject) -> tuple[str, ...]:
+def sources(style: str, item: CanvasObject) -> tuple[str, ...]:
+    """Where a family's package may keep the picture of ``item``, the likeliest first."""
     code = item.code_point
     if style == "fluent":
         return (f"package/icons/modern/{item.fluent}.svg",)
@@ -44,6 +45,18 @@ def _candidates(style: str, item: CanvasObject) -> tuple[str, ...]:
     vendor = {"noto": "google", "twemoji": "twitter"}[style]
     stem = f"package/img/{vendor}/64/{code.lower()}"
     return (f"{stem}.png", f"{stem}-fe0f.png")
+
+
+def picture(package: tarfile.TarFile, name: str) -> Image.Image:
+    """The picture ``name`` of a package at the size of a sprite, RGBA."""
+    return _rasterise(name, read(package, name))
+
+
+def read(package: tarfile.TarFile, name: str) -> bytes:
+    """The bytes of one file of a package."""
+    handle = package.extractfile(name)
+    assert handle is not None, name
+    return handle.read()
 
 
 def _rasterise(name: str, payload: bytes) -> Image.Image:
@@ -57,23 +70,21 @@ def _rasterise(name: str, payload: bytes) -> Image.Image:
 
 def render_art(packages: Path, art: Path) -> None:
     """Write every sprite and ``sources.json`` (package, file and SHA-256 of each source picture)."""
-    sources: dict[str, dict[str, dict[str, str]]] = {}
+    used: dict[str, dict[str, dict[str, str]]] = {}
     for style, archive in fetch_packages(packages).items():
         with tarfile.open(archive) as package:
-            members = {member.name: member for member in package.getmembers()}
-            sources[style] = {}
+            members = set(package.getnames())
+            used[style] = {}
             (art / style).mkdir(parents=True, exist_ok=True)
             for item in OBJECTS:
-                name = next((c for c in _candidates(style, item) if c in members), None)
+                name = next((c for c in sources(style, item) if c in members), None)
                 if name is None:
                     raise FileNotFoundError(f"{PACKAGES[style]} has no picture of {item.name!r} (U+{item.code_point})")
-                handle = package.extractfile(members[name])
-                assert handle is not None, name
-                payload = handle.read()
+                payload = read(package, name)
                 _rasterise(name, payload).save(art / style / f"{item.name}.png", optimize=True)
-                sources[style][item.name] = {
+                used[style][item.name] = {
                     "file": name.removeprefix("package/"),
                     "sha256": hashlib.sha256(payload).hexdigest(),
                 }
-    record = {style: {"package": PACKAGES[style], "pictures": sources[style]} for style in STYLES}
+    record = {style: {"package": PACKAGES[style], "pictures": used[style]} for style in STYLES}
     (art / "sources.json").write_text(json.dumps(record, indent=1) + "\n")
