@@ -76,16 +76,15 @@ def pairs_of(names: Sequence[str], styles: Sequence[str] = STYLES) -> Tensor:
     return torch.tensor([(NAMES.index(name), STYLES.index(style)) for name in names for style in styles])
 
 
-def draw(pairs: Tensor, count: int, generator: torch.Generator, *, backgrounds: Sequence[str] = ()) -> Scenes:
-    """``count`` random pictures of sprites drawn uniformly from ``pairs``; backgrounds from all unless named."""
+def draw(pairs: Tensor, count: int, generator: torch.Generator) -> Scenes:
+    """``count`` random pictures of sprites drawn uniformly from ``pairs``, on random backgrounds."""
     rows = pairs[torch.randint(len(pairs), (count,), generator=generator)]
-    return compose(rows[:, 0], rows[:, 1], random_backgrounds(count, generator, among=backgrounds), generator)
+    return compose(rows[:, 0], rows[:, 1], random_backgrounds(count, generator), generator)
 
 
-def random_backgrounds(count: int, generator: torch.Generator, *, among: Sequence[str] = ()) -> Tensor:
-    """``count`` indices into ``BACKGROUNDS``, of those named or of all, (count,)."""
-    palette = torch.tensor([list(BACKGROUNDS).index(name) for name in (among or BACKGROUNDS)])
-    return palette[torch.randint(len(palette), (count,), generator=generator)]
+def random_backgrounds(count: int, generator: torch.Generator) -> Tensor:
+    """``count`` indices into ``BACKGROUNDS``, (count,)."""
+    return torch.randint(len(BACKGROUNDS), (count,), generator=generator)
 
 
 def compose(objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Scenes:

@@ -56,7 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--crop-steps", type=int, default=3000, help="of each autoencoder, on crops")
     parser.add_argument("--full-steps", type=int, default=600, help="of each autoencoder, on whole pictures")
     parser.add_argument("--decoder-steps", type=int, default=0, help="of the decoder alone, afterwards")
-    parser.add_argument("--denoiser-steps", type=int, default=16_000)
+    parser.add_argument("--denoiser-steps", type=int, default=9_000)
     return parser.parse_args()
 
 
