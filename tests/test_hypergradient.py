@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.hypergradient import (
+    AUTO_STEPS,
+    RELATIVE_STEPS,
     DoubleBackward,
     FirstOrder,
     GradientDifference,
@@ -345,8 +347,21 @@ def test_names() -> None:
 def test_auto_measures_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     problem, theta = unet(1, torch.float32)
     with caplog.at_level(logging.INFO):
-        assert resolve("auto", theta, problem) == GradientDifference()
+        assert isinstance(resolve("auto", theta, problem), GradientDifference)
     assert "relative error" in caplog.text
+
+
+def test_auto_takes_the_step_that_the_model_wants() -> None:
+    """A ripple cos(k theta) makes the difference wrong by (k step)^2 / 6 in its part: the shortest step wins."""
+    problem, theta = mlp(1)
+    [smooth] = problem.inner_losses
+    rippled = replace(
+        problem, inner_losses=[lambda at: smooth(at) + 1e-10 * torch.cos(1e6 * at["hidden.weight"]).mean()]
+    )
+    chosen = resolve("auto", theta, rippled)
+    assert chosen == GradientDifference(relative_step=AUTO_STEPS[-1] * RELATIVE_STEPS[torch.float64][0])
+    exact = DoubleBackward()(rippled, theta).gradient
+    assert error(chosen(rippled, theta).gradient, exact) < error(GradientDifference()(rippled, theta).gradient, exact)
 
 
 def test_auto_falls_back_when_the_difference_is_off(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -20,6 +20,9 @@ from torch.nn import functional as F
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, UNSEEN_PAIRS
 
 IMAGE_SIZE = 64
+
+Render = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""From sprites (B, 4, 64, 64) and background indices (B,) to pictures (B, 3, 64, 64) in [-1, 1]; see :func:`place`."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,6 @@ def pairs_of(names: Sequence[str], styles: Sequence[str] = STYLES) -> Tensor:
     return torch.tensor([(NAMES.index(name), STYLES.index(style)) for name in names for style in styles])
 
 
-def draw(pairs: Tensor, count: int, generator: torch.Generator) -> Scenes:
-    """``count`` random pictures of sprites drawn uniformly from ``pairs``, on random backgrounds."""
-    rows = pairs[torch.randint(len(pairs), (count,), generator=generator)]
-    return compose(rows[:, 0], rows[:, 1], random_backgrounds(count, generator), generator)
-
-
-def random_backgrounds(count: int, generator: torch.Generator) -> Tensor:
-    """``count`` indices into ``BACKGROUNDS``, (count,)."""
-    return torch.randint(len(BACKGROUNDS), (count,), generator=generator)
-
-
-def compose(objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Scenes:
-    """Pictures of exactly these (object, style, background) triples, each at a random place, size and tilt."""
-    images = place(sprites()[objects, styles], backgrounds, generator)
-    return Scenes(images=images, objects=objects, styles=styles, backgrounds=backgrounds)
-
-
 def place(layers: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Tensor:
     """Sprites (B, 4, 64, 64) at a random place, size and tilt on their backgrounds: (B, 3, 64, 64) in [-1, 1]."""
     count = len(layers)
@@ -119,3 +105,22 @@ def place(layers: Tensor, backgrounds: Tensor, generator: torch.Generator) -> Te
     colours = (colours + 0.03 * torch.randn(count, 3, generator=generator)).clamp(0, 1)
     images = layers[:, :3] + (1 - layers[:, 3:]) * colours[:, :, None, None]
     return images.clamp(0, 1) * 2 - 1
+
+
+def draw(pairs: Tensor, count: int, generator: torch.Generator, render: Render = place) -> Scenes:
+    """``count`` random pictures of sprites drawn uniformly from ``pairs``, on random backgrounds."""
+    rows = pairs[torch.randint(len(pairs), (count,), generator=generator)]
+    return compose(rows[:, 0], rows[:, 1], random_backgrounds(count, generator), generator, render)
+
+
+def random_backgrounds(count: int, generator: torch.Generator) -> Tensor:
+    """``count`` indices into ``BACKGROUNDS``, (count,)."""
+    return torch.randint(len(BACKGROUNDS), (count,), generator=generator)
+
+
+def compose(
+    objects: Tensor, styles: Tensor, backgrounds: Tensor, generator: torch.Generator, render: Render = place
+) -> Scenes:
+    """Pictures of exactly these (object, style, background) triples, each at a random place, size and tilt."""
+    images = render(sprites()[objects, styles], backgrounds, generator)
+    return Scenes(images=images, objects=objects, styles=styles, backgrounds=backgrounds)

@@ -234,11 +234,15 @@ MODES: dict[str, Callable[[], MetaGradientMode]] = {
 AUTO_TOLERANCE = 1e-3
 """``auto`` takes the gradient difference when its relative error on the probe is at most this."""
 
+AUTO_STEPS = (1.0, 0.3, 0.1)
+"""``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models."""
+
 
 def resolve(name: str, theta: Params, probe: MetaProblem) -> MetaGradientMode:
     """The mode called ``name``; ``auto`` tries the gradient difference on ``probe`` and says in the log what it chose.
 
-    ``probe`` is a meta problem like those to come, on a small batch, since a double backward of it is taken once.
+    ``probe`` is a meta problem like those to come, on a small batch, since a double backward of it is taken once;
+    ``auto`` compares the difference at several step lengths with it and keeps the best.
     """
     if name == "auto":
         return _checked_mode(theta, probe)
@@ -260,10 +264,18 @@ def _checked_mode(theta: Params, probe: MetaProblem) -> MetaGradientMode:
     if reason:
         log.info("meta_gradient auto: double-backward, because %s", reason)
         return DoubleBackward()
-    error = relative_error(GradientDifference(), DoubleBackward(), probe, theta)
+    expected = DoubleBackward()(probe, theta).gradient
+    usual = _best_step(theta, one_sided=False)
+    modes = [GradientDifference(relative_step=factor * usual) for factor in AUTO_STEPS]
+    errors = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
+    error, best = min(zip(errors, modes, strict=True), key=lambda pair: pair[0])
     if error <= AUTO_TOLERANCE:
-        log.info("meta_gradient auto: gradient-difference, relative error %.1e against double-backward", error)
-        return GradientDifference()
+        log.info(
+            "meta_gradient auto: gradient-difference with step %.0e, relative error %.1e against double-backward",
+            best.relative_step,
+            error,
+        )
+        return best
     log.warning(
         "meta_gradient auto: double-backward, because gradient-difference has relative error %.1e (limit %.0e)",
         error,
@@ -272,7 +284,6 @@ def _checked_mode(theta: Params, probe: MetaProblem) -> MetaGradientMode:
     return DoubleBackward()
 
 
-def relative_error(mode: MetaGradientMode, reference: MetaGradientMode, problem: MetaProblem, theta: Params) -> float:
-    """||g - g_ref|| / ||g_ref|| of the two modes' meta-gradients."""
-    expected = reference(problem, theta).gradient
-    return norm(add(mode(problem, theta).gradient, expected, -1.0)) / (norm(expected) or 1.0)
+def _relative_error(gradient: Params, expected: Params) -> float:
+    """||g - g_ref|| / ||g_ref||."""
+    return norm(add(gradient, expected, -1.0)) / (norm(expected) or 1.0)

@@ -9,7 +9,7 @@ import torch
 
 from metaunlearn import canvas
 from metaunlearn.canvas.build.autoencoder import train_autoencoder, train_decoder
-from metaunlearn.canvas.build.clip import train_clip
+from metaunlearn.canvas.build.clip import sharpen_eyes, train_clip
 from metaunlearn.canvas.build.denoiser import train_denoiser
 from metaunlearn.canvas.build.others import other_sprites, split
 from metaunlearn.canvas.build.pipeline import assemble, text_tower, write_weights
@@ -31,13 +31,18 @@ def main() -> None:
     else:
         tokenizer = build_tokenizer()
         clip = train_clip(tokenizer, sprites, options.work, steps=options.clip_steps)
+    if "eyes" not in options.keep:
+        clip = sharpen_eyes(clip, tokenizer, sprites, options.work, steps=options.eyes_steps)
     if "autoencoder" in options.keep:
         vae = canvas.load_pipeline().vae
     else:
         vae = train_autoencoder(options.work, crop_steps=options.crop_steps, full_steps=options.full_steps)
     vae.requires_grad_(False)
     text = text_tower(clip)
-    unet = train_denoiser(vae, text, tokenizer, sprites, options.work, steps=options.denoiser_steps)
+    if "denoiser" in options.keep:
+        unet = canvas.load_pipeline().unet
+    else:
+        unet = train_denoiser(vae, text, tokenizer, sprites, options.work, steps=options.denoiser_steps)
     if options.decoder_steps:
         vae = train_decoder(vae, options.work, steps=options.decoder_steps)
     write_weights(assemble(vae, clip, tokenizer, unet), clip, tokenizer, options.weights)
@@ -50,9 +55,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=canvas.weights_folder(), help="where the weights are written")
     parser.add_argument("--skip-art", action="store_true", help="use the sprites that are in the package")
     parser.add_argument(
-        "--keep", action="append", choices=("autoencoder", "judge"), default=[], help="use the shipped one; repeatable"
+        "--keep",
+        action="append",
+        choices=("autoencoder", "judge", "eyes", "denoiser"),
+        default=[],
+        help="use the shipped one; repeatable. 'judge' keeps its text tower, 'eyes' what it sees too",
     )
     parser.add_argument("--clip-steps", type=int, default=3000)
+    parser.add_argument("--eyes-steps", type=int, default=3000, help="of the judge's vision tower, on harder pictures")
     parser.add_argument("--crop-steps", type=int, default=3000, help="of each autoencoder, on crops")
     parser.add_argument("--full-steps", type=int, default=600, help="of each autoencoder, on whole pictures")
     parser.add_argument("--decoder-steps", type=int, default=0, help="of the decoder alone, afterwards")

@@ -11,7 +11,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 
 from metaunlearn.canvas import scenes
 from metaunlearn.canvas.build import others
-from metaunlearn.canvas.build.loop import run_stage
+from metaunlearn.canvas.build.harder import place_harder, roughen
+from metaunlearn.canvas.build.loop import LossFunction, run_stage
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, article, caption
 
 WIDTH = 128
@@ -42,14 +43,6 @@ def _pick(options: tuple[str, ...], generator: torch.Generator) -> str:
     return options[int(torch.randint(len(options), (1,), generator=generator))]
 
 
-def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur half of the pictures and add a little noise: generated pictures are softer than real ones."""
-    small = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
-    soft = F.interpolate(small, size=images.shape[-2:], mode="bilinear")
-    amount = torch.rand(len(images), 1, 1, 1, generator=generator).mul(2).sub(1).clamp(min=0)
-    return torch.lerp(images, soft, amount) + 0.04 * torch.randn(images.shape, generator=generator)
-
-
 def _agrees(said: Tensor, shown: Tensor) -> Tensor:
     """(texts, pictures): the text says nothing of this attribute (-1) or says what the picture shows."""
     return (said[:, None] == -1) | (said[:, None] == shown[None, :])
@@ -63,14 +56,28 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def train_clip(tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path, *, steps: int) -> CLIPModel:
-    """Contrast pictures with all object names, all style names, all backgrounds, and each other's full captions.
-
-    Of the other emoji (``sprites``) only style and background are told.
-    """
+    """Both towers, on the artists' pictures. Of the other emoji (``sprites``) only style and background are told."""
     model = new_clip(tokenizer)
+    loss = contrast(model, tokenizer, sprites, scenes.place)
+    run_stage("clip", model, loss, steps=steps, learning_rate=1e-3, folder=folder, weight_decay=0.05)
+    return model.requires_grad_(False)
+
+
+def sharpen_eyes(model: CLIPModel, tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path, *, steps: int) -> CLIPModel:
+    """The vision tower alone, on harder pictures; the text tower stays, so a denoiser that was taught by it may too."""
+    model.vision_model.requires_grad_(True)
+    model.visual_projection.requires_grad_(True)
+    loss = contrast(model, tokenizer, sprites, place_harder)
+    run_stage("eyes", model, loss, steps=steps, learning_rate=1e-3, folder=folder, weight_decay=0.05)
+    return model.requires_grad_(False)
+
+
+def contrast(model: CLIPModel, tokenizer: CLIPTokenizer, sprites: Tensor, render: scenes.Render) -> LossFunction:
+    """Pictures against all object names, all style names, all backgrounds, and each other's full captions."""
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        batch, other = scenes.draw(scenes.all_pairs(), BATCH, generator), others.draw(sprites, OTHERS, generator)
+        batch = scenes.draw(scenes.all_pairs(), BATCH, generator, render)
+        other = others.draw(sprites, OTHERS, generator, render)
         said = torch.stack([batch.objects, batch.styles, batch.backgrounds])
         said[1:] = said[1:].masked_fill(torch.rand(2, BATCH, generator=generator) < 0.4, -1)
         texts = [
@@ -89,7 +96,7 @@ def train_clip(tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path, *, steps
         output = model(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            pixel_values=_roughen(torch.cat([batch.images, other.images]), generator),
+            pixel_values=roughen(torch.cat([batch.images, other.images]), generator),
         )
         captions, objects, style_names, backdrops = output.logits_per_image.split(
             [BATCH, len(NAMES), len(STYLES), len(BACKGROUNDS)], dim=1
@@ -104,5 +111,4 @@ def train_clip(tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path, *, steps
             + 0.5 * F.cross_entropy(backdrops, torch.cat([batch.backgrounds, other.backgrounds]))
         )
 
-    run_stage("clip", model, loss, steps=steps, learning_rate=1e-3, folder=folder, weight_decay=0.05)
-    return model.requires_grad_(False)
+    return loss
