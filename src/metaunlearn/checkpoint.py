@@ -18,6 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+MORE = "more."
+"""Prefix of what a training state holds beside parameters and optimiser."""
+
 
 def write_atomic(path: Path, payload: bytes | str) -> None:
     """Write ``payload`` beside ``path``, flush it to disk, and rename it into place."""
@@ -71,20 +74,30 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_training(file: Path, theta: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Keep what a resumed run needs: the trained parameters, the optimiser's state, the steps done."""
+def save_training(
+    file: Path,
+    theta: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    more: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Keep what a resumed run needs: the trained parameters, the optimiser's state, the steps done, and ``more``."""
     tensors = {f"theta.{name}": p for name, p in theta.items()}
+    tensors |= {f"{MORE}{name}": tensor for name, tensor in (more or {}).items()}
     save_tensors(file, tensors | optimizer_tensors(optimizer), {"step": str(step)})
 
 
-def restore_training(file: Path, theta: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Put back, in place, what :func:`save_training` kept; return the steps done."""
+def restore_training(
+    file: Path, theta: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Tensor]]:
+    """Put back, in place, what :func:`save_training` kept; return the steps done, and ``more``."""
     tensors, metadata = load_tensors(file)
     with torch.no_grad():
         for name, p in theta.items():
             p.copy_(tensors[f"theta.{name}"])
     restore_optimizer(optimizer, tensors)
-    return int(metadata["step"])
+    more = {name.removeprefix(MORE): tensor for name, tensor in tensors.items() if name.startswith(MORE)}
+    return int(metadata["step"]), more
 
 
 def step_generator(seed: int, step: int, stream: str = "") -> torch.Generator:

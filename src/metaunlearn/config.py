@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -134,6 +134,8 @@ class RecipeFile(Settings):
     """The command that runs it."""
     erase: dict[str, Any] = Field(default_factory=dict)
     """Keys of :class:`EraseSettings`."""
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """By method: what it wants otherwise than ``erase`` has it, and keys of its own."""
     attack: dict[str, Any] = Field(default_factory=dict)
     """Keys of :class:`AttackSettings`."""
     story: StorySettings | None = None
@@ -179,28 +181,41 @@ def default_recipe(parameters: int, cross_attention_dim: int) -> str:
     return "sd21" if cross_attention_dim == 1024 else "sd14"
 
 
-def resolve(kind: type[SettingsType], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> SettingsType:
-    """``values`` with the ``key=value`` ``overrides`` on top, checked; UserError names what is wrong."""
-    merged = dict(values)
+def resolve(
+    kind: type[SettingsType],
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    keys_elsewhere: Iterable[str] = (),
+) -> SettingsType:
+    """``values`` with the ``key=value`` ``overrides`` on top, checked; UserError names what is wrong.
+
+    ``keys_elsewhere`` are keys that ``--set`` also knows but that belong to other settings, for the message.
+    """
+    try:
+        return kind.model_validate({**values, **parse_overrides(overrides)})
+    except ValidationError as error:
+        raise UserError(_explain(error, kind, keys_elsewhere)) from error
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
+    """``["steps=5"]`` → ``{"steps": "5"}``."""
+    parsed = {}
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator:
             raise UserError(f"--set takes key=value, got {item!r}.")
-        merged[key.strip()] = value.strip()
-    try:
-        return kind.model_validate(merged)
-    except ValidationError as error:
-        raise UserError(_explain(error, kind)) from error
+        parsed[key.strip()] = value.strip()
+    return parsed
 
 
-def _explain(error: ValidationError, kind: type[Settings]) -> str:
+def _explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
+    known = [*kind.model_fields, *keys_elsewhere]
     problems = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            problems.append(
-                f"unknown key {key!r}.{did_you_mean(key, kind.model_fields)} Known: {', '.join(kind.model_fields)}."
-            )
+            problems.append(f"unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}.")
         elif item["type"] == "missing":
             problems.append(f"the key {key!r} is missing.")
         else:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.config import EraseSettings, default_recipe, read_recipe, resolve
+from metaunlearn.config import EraseSettings, default_recipe, read_recipe
 from metaunlearn.data.concepts import prompts_for
-from metaunlearn.data.imagefolder import fingerprint
-from metaunlearn.erasure.esd import EsdMethod
+from metaunlearn.data.imagefolder import ImageText, fingerprint
+from metaunlearn.erasure.interface import ClosedFormMethod, ErasureTask, OptimisedMethod
 from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
+from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.meta.hypergradient import mode_name
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import adapt, load_pipeline, with_own_denoiser
-from metaunlearn.parameters import subset
+from metaunlearn.parameters import Params
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import Progress, RunFolder
 
@@ -55,53 +56,96 @@ def erase(
     """Erase ``concepts`` from ``model``; the given pipeline is left as it is.
 
     ``model`` is a pipeline, ``"canvas"``, a diffusers folder, a ``.safetensors`` file or a hub id. Each concept is a
-    text, or several synonyms separated by ``|``. ``forget_data`` and ``retain_data`` are imagefolders; without them
-    the model makes the pictures itself. ``retain_data`` may hold the imagefolders ``related`` and ``unrelated``.
+    text, or several synonyms separated by ``|``. ``method`` is ``esd-SUBSET-ETA``, ``esd-2025``, ``sdd``, ``uce``,
+    ``uce-2025``, ``rece``, or one that another package brings. ``forget_data`` and ``retain_data`` are imagefolders;
+    without them the model makes the pictures itself, where the method needs any. ``retain_data`` may hold the
+    imagefolders ``related`` and ``unrelated``.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     if isinstance(concepts, str):
         concepts = [concepts]
-    esd = EsdMethod.parse(method)
     adapter = adapt(with_own_denoiser(load_pipeline(model)), device)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
-    settings = resolve(EraseSettings, read_recipe(recipe).erase, overrides)
+    chosen = configure(method, read_recipe(recipe), overrides)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
-    for text in prompts.forget:
+    for text in prompts.forget + prompts.concepts:
         adapter.check_concept(text)
-    subset(adapter.parameters(), esd.subset)
+    trained = chosen.method.trained(adapter)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "weights": adapter.fingerprint(), "concepts": list(concepts), "method": method, "meta": meta,
+        "weights": adapter.fingerprint(), "concepts": list(concepts), "method": chosen.name, "meta": meta,
         "retain": list(retain), "related": list(related),
         "forget_data": fingerprint(forget_data) if forget_data else None,
         "retain_data": {role: fingerprint(path) for role, path in retain_folders(retain_data).items()},
-        "recipe": recipe, "settings": settings.model_dump(), "seed": seed,
+        "recipe": recipe, "settings": chosen.settings.model_dump(), "method_settings": chosen.method_settings,
+        "seed": seed,
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume) if out is not None else None
     if folder is not None and folder.complete_before:
-        return EraseResult(load_pipeline(folder.path), settings, out, folder.summary())
+        return EraseResult(load_pipeline(folder.path), chosen.settings, out, folder.summary())
 
-    data = prepare(adapter, prompts, given, settings, seed, folder, progress)
-    run = Algorithm1(adapter, data, esd, settings, meta=meta, seed=seed)
-    state = folder.state / "training.safetensors" if folder else None
-    if state is not None and state.exists():
-        run.restore(state)
-    if folder is not None:
-        folder.truncate_log(run.step)
-
-    def on_step(record: dict[str, Any]) -> None:
-        if folder is not None:
-            folder.log(record)
-        if progress is not None:
-            progress("erasing", record["step"], settings.steps)
-
-    adapter.load_parameters(run.run(state, on_step))
-    summary: dict[str, Any] = {"method": method, "meta": meta, "concepts": list(concepts), "recipe": recipe}
-    if run.mode is not None:
-        summary["meta_gradient"] = mode_name(run.mode)
+    task = ErasureTask(
+        model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
+        cache=folder.state if folder else None, progress=progress,
+    )  # fmt: skip
+    results = _erase(task, chosen, trained, given, folder, meta=meta)
+    summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
+    summary |= results
     if folder is not None:
         save_pipeline(adapter, folder.path)
         folder.finish(**summary)
         summary |= {"out": str(out), "seconds": round(folder.seconds(), 1)}
-    return EraseResult(adapter.pipeline, settings, out, summary)
+    return EraseResult(adapter.pipeline, chosen.settings, out, summary)
+
+
+def _erase(
+    task: ErasureTask,
+    chosen: Configured,
+    trained: frozenset[str],
+    given: dict[str, ImageText],
+    folder: RunFolder | None,
+    *,
+    meta: bool,
+) -> dict[str, Any]:
+    """Put the erased parameters into the task's model; return what the summary says beside the request."""
+    model, method = task.model, chosen.method
+    # MODEL's own pictures are those of theta*, so they are made before any edit.
+    trains = meta or isinstance(method, OptimisedMethod)
+    data = prepare(model, task.prompts, given, task.settings, task.seed, folder, task.progress) if trains else None
+    results: dict[str, Any] = {}
+    forget = None
+    if isinstance(method, ClosedFormMethod):
+        edit = method.edit(task)
+        model.load_parameters(edit.theta)
+        results["edit"] = edit.report
+    else:
+        forget = method.begin(task)
+    if data is None:
+        if folder is not None:
+            folder.truncate_log(-1)
+            folder.log({"step": 0, **results})
+        return results
+    run = Algorithm1(model, data, forget, task.settings, trained=trained, meta=meta, seed=task.seed)
+    model.load_parameters(_train(run, task, folder, results))
+    return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
+
+
+def _train(run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before: dict[str, Any]) -> Params:
+    """Algorithm 1 from where an earlier run was cut off, or from the start; ``before`` is logged as step 0."""
+    state = folder.state / "training.safetensors" if folder else None
+    resumed = state is not None and state.exists()
+    if state is not None and resumed:
+        run.restore(state)
+    if folder is not None:
+        folder.truncate_log(run.step if resumed else -1)
+        if before and not resumed:
+            folder.log({"step": 0, **before})
+
+    def on_step(record: dict[str, Any]) -> None:
+        if folder is not None:
+            folder.log(record)
+        if task.progress is not None:
+            task.progress("erasing", record["step"], task.settings.steps)
+
+    return run.run(state, on_step)

@@ -36,14 +36,31 @@ def _outside_cross_attention(name: str) -> bool:
     return "attn2" not in name and "time_embed" not in name and not name.startswith(("conv_norm_out.", "conv_out."))
 
 
-SUBSETS: dict[str, Callable[[str], bool]] = {
-    "x": lambda name: "attn2" in name,
-    "x-strict": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
-    "u": _outside_cross_attention,
-    "selfattn": lambda name: "attn1" in name,
-    "f": lambda name: True,
+def _first_cross_attention(names: Collection[str]) -> set[str]:
+    """The cross-attention layer that a picture meets first: the one that Figure 6 of the paper optimises."""
+    layer_of = {name: name[: name.index("attn2")] for name in names if "attn2" in name}
+    # down_blocks, mid_block, up_blocks: alphabetical is the order of the forward pass. Indices compare as numbers.
+    first = min(
+        layer_of.values(),
+        key=lambda layer: [int(part) if part.isdecimal() else part for part in layer.split(".")],
+        default="",
+    )
+    return {name for name, layer in layer_of.items() if layer == first}
+
+
+def _names_where(rule: Callable[[str], bool]) -> Callable[[Collection[str]], set[str]]:
+    return lambda names: set(filter(rule, names))
+
+
+SUBSETS: dict[str, Callable[[Collection[str]], set[str]]] = {
+    "x": _names_where(lambda name: "attn2" in name),
+    "x-strict": _names_where(lambda name: "attn2.to_k." in name or "attn2.to_v." in name),
+    "first-xattn": _first_cross_attention,
+    "u": _names_where(_outside_cross_attention),
+    "selfattn": _names_where(lambda name: "attn1" in name),
+    "f": set,
 }
-"""The rule of each subset: does it hold a parameter of this diffusers name?"""
+"""The rule of each subset: which of a model's parameters, by their diffusers names, does it hold?"""
 
 
 def subset(names: Iterable[str], which: str) -> frozenset[str]:
@@ -54,7 +71,7 @@ def subset(names: Iterable[str], which: str) -> frozenset[str]:
             + did_you_mean(which, SUBSETS)
         )
     names = list(names)
-    chosen = frozenset(filter(SUBSETS[which], names))
+    chosen = frozenset(SUBSETS[which](names))
     if not chosen:
         raise UserError(
             f"Subset {which!r} (subset, --set subset=...) holds none of the model's {len(names)} parameters. "

@@ -66,7 +66,7 @@ class Finetuning:
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
-        self.step = restore_training(file, self._trained_theta(), self.optimizer)
+        self.step, _ = restore_training(file, self._trained_theta(), self.optimizer)
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}

@@ -26,8 +26,15 @@ class ConceptPrompts:
     """Prompts of one erasing run."""
 
     forget: tuple[str, ...]
+    """Every prompt that asks for a concept."""
     related: tuple[str, ...]
     unrelated: tuple[str, ...]
+    concepts: tuple[str, ...] = ()
+    """The concepts' texts as the user gave them, synonyms one by one."""
+    of_concept: tuple[tuple[str, ...], ...] = ()
+    """For each of ``concepts`` its prompts, all of which are in ``forget``."""
+    kept: tuple[str, ...] = ()
+    """What is kept, related before unrelated: the user's texts where there are any, else prompts."""
 
 
 def synonyms(concept: str) -> list[str]:
@@ -62,6 +69,9 @@ def prompts_for(
         forget=found.forget,
         related=_templates(related) if related else found.related or (_templates(retain) or found.unrelated),
         unrelated=_templates(retain) if retain else found.unrelated,
+        concepts=tuple(texts),
+        of_concept=tuple(_prompts_of(pipeline, text) for text in texts),
+        kept=tuple(dict.fromkeys([*(related or found.related), *(retain or found.unrelated)])),
     )
 
 
@@ -72,6 +82,10 @@ def is_canvas(pipeline: Any) -> bool:
 
 def _templates(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(template.format(text) for template in TEMPLATES for text in texts)
+
+
+def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
+    return _canvas_prompts([text]).forget if is_canvas(pipeline) else _templates([text])
 
 
 def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:

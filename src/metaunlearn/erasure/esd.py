@@ -1,39 +1,111 @@
-"""ESD, Erased Stable Diffusion (Gandikota et al., ICCV 2023): steer the concept's prediction away from the concept."""
+"""ESD, Erased Stable Diffusion (Gandikota et al., ICCV 2023): steer the concept's prediction away from the concept.
+
+Two versions by the same authors. ``esd-SUBSET-ETA`` is the paper's, ``esd-2025`` their later code. Their etas differ:
+the paper's target starts at the empty prompt's prediction, the later one at the concept's, so the paper's eta 1 is the
+later eta 2.
+
+Both train on latents of the frozen teacher, sampled once (:mod:`~metaunlearn.erasure.trajectories`). The 2023 code
+sampled them from the model being edited; the meta-unlearning paper has them from the frozen one.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Literal
 
-from torch import Tensor
+import torch
+from pydantic import Field
+from torch import Tensor, nn
 
+from metaunlearn.config import Settings
+from metaunlearn.erasure.interface import ErasureTask, ForgetBatch
+from metaunlearn.erasure.trajectories import TrajectoryBank, frozen_teachers_bank
 from metaunlearn.errors import UserError
-from metaunlearn.parameters import SUBSETS
-
-NAME = re.compile(rf"esd-({'|'.join(SUBSETS)})-(\d+(?:\.\d+)?)")
-
-
-@dataclass(frozen=True)
-class EsdMethod:
-    """A member of the family, named ``esd-SUBSET-ETA``."""
-
-    subset: str
-    """Which parameters are trained."""
-    eta: float
-    """How far past the unconditional prediction the target lies; at least 0."""
-
-    @classmethod
-    def parse(cls, name: str) -> EsdMethod:
-        """``"esd-u-1"`` → subset u, eta 1."""
-        match = NAME.fullmatch(name)
-        if match is None:
-            raise UserError(
-                f"unknown method {name!r}; ESD is named esd-SUBSET-ETA with SUBSET one of {', '.join(SUBSETS)}, "
-                "e.g. esd-u-1 (method=..., --method NAME)."
-            )
-        return cls(subset=match[1], eta=float(match[2]))
+from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.parameters import Params, subset
 
 
 def esd_target(unconditional: Tensor, conditional: Tensor, eta: float) -> Tensor:
     """ESD Eq. 6: eps_0(∅) - eta (eps_0(c) - eps_0(∅)), all from the frozen teacher; shape of its arguments."""
     return unconditional - eta * (conditional - unconditional)
+
+
+def esd_2025_target(unconditional: Tensor, conditional: Tensor, erased_from: Tensor, eta: float) -> Tensor:
+    """eps_0(c_from) - eta (eps_0(c) - eps_0(∅)), the authors' later code; c_from = c and eta 1 give eps_0(∅)."""
+    return erased_from - eta * (conditional - unconditional)
+
+
+class Esd(Settings):
+    """``esd-SUBSET-ETA``: the name gives both."""
+
+    subset: str
+    """Which parameters are trained."""
+    eta: float = Field(ge=0)
+    """How far past the unconditional prediction the target lies."""
+
+    def trained(self, model: StableDiffusion) -> frozenset[str]:
+        """The subset of the name."""
+        return subset(model.parameters(), self.subset)
+
+    def begin(self, task: ErasureTask) -> BankedForgetLoss:
+        """Sample the teacher's paths, or take them from the cache."""
+        return BankedForgetLoss(
+            frozen_teachers_bank(task),
+            lambda unconditional, conditional: esd_target(unconditional, conditional, self.eta),
+        )
+
+
+class Esd2025(Settings):
+    """``esd-2025``: the concept is erased from itself (c_from = c), and norms are never trained."""
+
+    subset: Literal["x", "x-strict", "u", "f"] = "x"
+    """Which Linear and Conv2d layers are trained; here u is everything outside cross-attention."""
+    eta: float = Field(default=2.0, ge=0)
+    """How far the target lies from the concept's own prediction; 2 is eta 1 of esd-SUBSET-ETA."""
+
+    def trained(self, model: StableDiffusion) -> frozenset[str]:
+        """Parameters of Linear and Conv2d layers whose name the subset's rule holds."""
+        rule = _RULES_2025[self.subset]
+        layers = {name for name, part in model.unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+        chosen = frozenset(name for name in model.parameters() if name.rpartition(".")[0] in layers and rule(name))
+        if not chosen:
+            raise UserError(
+                f"esd-2025 finds no layer of the subset {self.subset!r} in this model (subset, --set subset=...); "
+                "choose 'f', all of them."
+            )
+        return chosen
+
+    def begin(self, task: ErasureTask) -> BankedForgetLoss:
+        """Sample the teacher's paths, or take them from the cache."""
+        return BankedForgetLoss(
+            frozen_teachers_bank(task),
+            lambda unconditional, conditional: esd_2025_target(unconditional, conditional, conditional, self.eta),
+        )
+
+
+_RULES_2025: dict[str, Callable[[str], bool]] = {
+    "x": lambda name: "attn2" in name,
+    "x-strict": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
+    "u": lambda name: "attn2" not in name,
+    "f": lambda name: True,
+}
+
+
+class BankedForgetLoss:
+    """Rows of the frozen teacher's bank with a target made of its two predictions there."""
+
+    def __init__(self, bank: TrajectoryBank, target: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.bank = bank
+        self.target = target
+        """(unconditional, conditional) -> target, all (B, C, h, w)."""
+
+    def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
+        """``size`` rows, with replacement; theta has no part in it."""
+        bank = self.bank
+        rows = torch.randint(len(bank), (size,), generator=generator)
+        return ForgetBatch(
+            x_t=bank.x_t[rows],
+            t=bank.t[rows],
+            cond=bank.cond[bank.prompt_of[rows]],
+            target=self.target(bank.unconditional[rows], bank.conditional[rows]),
+        )

@@ -1,15 +1,13 @@
-"""The data of an erasing run: the user's pictures or the model's own, encoded, and the teacher's trajectory bank."""
+"""The data of an erasing run: the user's pictures or the model's own, encoded."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, write_imagefolder
 from metaunlearn.data.latents import LatentSet
-from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.generation import generate_images
 from metaunlearn.meta.objective import ErasureData
 from metaunlearn.models import StableDiffusion
@@ -47,12 +45,12 @@ def prepare(
     folder: RunFolder | None,
     progress: Progress | None,
 ) -> ErasureData:
-    """Forget and retain pictures, encoded, and the teacher's trajectory bank."""
+    """Forget and retain pictures, encoded."""
     sets = {}
     for role in ROLES:
         pictures = given.get(role) or _own_pictures(model, role, prompts, settings, seed, folder, progress)
         sets[role] = LatentSet.encode(model, pictures.images, pictures.texts)
-    return ErasureData(bank=_bank(model, prompts, settings, seed, folder, progress), **sets)
+    return ErasureData(**sets)
 
 
 def _own_pictures(
@@ -83,30 +81,3 @@ def _own_pictures(
         return read_imagefolder(target, size=model.image_size)
     # The same eight bits that a folder would keep.
     return ImageText(images=to_uint8(images).float() / 127.5 - 1, texts=texts, files=[])
-
-
-def _bank(
-    model: StableDiffusion,
-    prompts: ConceptPrompts,
-    settings: EraseSettings,
-    seed: int,
-    folder: RunFolder | None,
-    progress: Progress | None,
-) -> TrajectoryBank:
-    """The teacher's trajectories for the concept, sampled once and kept until the run is complete."""
-    file = folder.state / "bank.safetensors" if folder else None
-    if file is not None and file.exists():
-        return TrajectoryBank(**load_tensors(file)[0])
-    bank = sample_trajectories(
-        model,
-        model.parameters(),
-        prompts.forget,
-        count=settings.bank_trajectories,
-        steps=settings.bank_steps,
-        guidance_scale=settings.bank_guidance,
-        generator=step_generator(seed, 0, "bank"),
-        progress=None if progress is None else lambda done, total: progress("sampling trajectories", done, total),
-    )
-    if file is not None:
-        save_tensors(file, vars(bank))
-    return bank

@@ -1,4 +1,4 @@
-"""The trajectory bank: the frozen teacher's guided sampling paths, computed once and trained on many times.
+"""The trajectory bank: a teacher's guided sampling paths, computed once and trained on many times.
 
 Every stored row is one latent of one path with the teacher's two predictions there, so an ESD step samples nothing and
 evaluates no teacher. Each path has its own random offset of timesteps, so together the paths cover all of them.
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
 from metaunlearn.diffusion import guided
+from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Params
 
@@ -72,3 +74,29 @@ def sample_trajectories(
         if progress is not None:
             progress(first + size, count)
     return TrajectoryBank(cond=cond, **{name: torch.cat(values) for name, values in rows.items()})
+
+
+def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
+    """Paths of theta* for every prompt to forget, sampled once and kept in the task's cache."""
+    file = None if task.cache is None else task.cache / "bank.safetensors"
+    if file is not None and file.exists():
+        return TrajectoryBank(**load_tensors(file)[0])
+    bank = sample_for(task, task.model.parameters(), task.prompts.forget, step_generator(task.seed, 0, "bank"))
+    if file is not None:
+        save_tensors(file, vars(bank))
+    return bank
+
+
+def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generator: torch.Generator) -> TrajectoryBank:
+    """As many paths under ``theta``, as long and as strongly guided, as the task's settings say."""
+    settings, progress = task.settings, task.progress
+    return sample_trajectories(
+        task.model,
+        theta,
+        prompts,
+        count=settings.bank_trajectories,
+        steps=settings.bank_steps,
+        guidance_scale=settings.bank_guidance,
+        generator=generator,
+        progress=None if progress is None else lambda done, total: progress("sampling trajectories", done, total),
+    )

@@ -15,8 +15,7 @@ from torch import Tensor
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
-from metaunlearn.erasure.esd import esd_target
-from metaunlearn.erasure.trajectories import TrajectoryBank
+from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.models.sd import StableDiffusion
@@ -25,10 +24,8 @@ from metaunlearn.parameters import Loss, Params
 
 @dataclass(frozen=True)
 class ErasureData:
-    """Everything that an outer step draws from."""
+    """The pictures that an outer step draws from."""
 
-    bank: TrajectoryBank
-    """The frozen teacher's sampling paths for the concept."""
     forget: LatentSet
     """D_FT: pictures of the concept, what an attacker would finetune on."""
     related: LatentSet
@@ -41,7 +38,8 @@ class ErasureData:
 class OuterDraw:
     """The batches of one outer step."""
 
-    bank_rows: Tensor
+    forget: ForgetBatch | None
+    """L_forget; None in the second stage of a closed-form method."""
     retain: Batch
     """Half related, half unrelated: L_retain of Eq. 1."""
     meta_retain: Batch
@@ -52,11 +50,12 @@ class OuterDraw:
     """D_FT at theta_M."""
 
 
-def draw(data: ErasureData, settings: EraseSettings, generator: torch.Generator) -> OuterDraw:
-    """Fresh batches for one outer step."""
+def draw(
+    data: ErasureData, settings: EraseSettings, generator: torch.Generator, forget: ForgetBatch | None
+) -> OuterDraw:
+    """Fresh batches for one outer step; ``forget`` is its method's."""
     size, stratified = settings.batch_size, settings.stratified
     half = size // 2
-    rows = torch.randint(len(data.bank), (size,), generator=generator)
     retain = joined(
         data.related.draw(half, generator, stratified=stratified),
         data.unrelated.draw(size - half, generator, stratified=stratified),
@@ -68,7 +67,7 @@ def draw(data: ErasureData, settings: EraseSettings, generator: torch.Generator)
         meta_retain = chosen.draw(size, generator, stratified=stratified)
     inner = tuple(data.forget.draw(size, generator, stratified=stratified) for _ in range(settings.inner_steps))
     outer = data.forget.draw(size, generator, stratified=stratified)
-    return OuterDraw(bank_rows=rows, retain=retain, meta_retain=meta_retain, inner=inner, outer=outer)
+    return OuterDraw(forget=forget, retain=retain, meta_retain=meta_retain, inner=inner, outer=outer)
 
 
 @dataclass(frozen=True)
@@ -76,32 +75,34 @@ class LossesAtTheta:
     """The terms that are evaluated at theta: scalars, differentiable."""
 
     forget: Tensor
+    """L_forget, zero where the method has none."""
     retain: Tensor
     direct: Tensor
     """L_DM(theta; D_retain) of Eq. 3, zero for a plain run."""
 
 
-def losses_at_theta(
-    model: StableDiffusion, theta: Params, data: ErasureData, batches: OuterDraw, eta: float, *, meta: bool
-) -> LossesAtTheta:
-    """L_forget (ESD), L_retain and the direct term of Eq. 3, from one forward pass."""
-    bank, rows = data.bank, batches.bank_rows
+def losses_at_theta(model: StableDiffusion, theta: Params, batches: OuterDraw, *, meta: bool) -> LossesAtTheta:
+    """L_forget, L_retain and the direct term of Eq. 3, from one forward pass."""
     separate = meta and batches.meta_retain is not batches.retain
     kept = joined(batches.retain, batches.meta_retain) if separate else batches.retain
-    x_t = torch.cat([bank.x_t[rows], model.schedule.add_noise(kept.x_0, kept.eps, kept.t)])
-    t = torch.cat([bank.t[rows], kept.t])
-    cond = torch.cat([bank.cond[bank.prompt_of[rows]], kept.cond])
-    targets = torch.cat(
-        [
-            esd_target(bank.unconditional[rows], bank.conditional[rows], eta),
-            model.schedule.target(kept.x_0, kept.eps, kept.t),
-        ]
-    )
+    parts = [
+        ForgetBatch(
+            x_t=model.schedule.add_noise(kept.x_0, kept.eps, kept.t),
+            t=kept.t,
+            cond=kept.cond,
+            target=model.schedule.target(kept.x_0, kept.eps, kept.t),
+        )
+    ]
+    if batches.forget is not None:
+        parts.insert(0, batches.forget)
+    x_t, t, cond, targets = (torch.cat(values) for values in zip(*parts, strict=True))
+    targets = targets.detach()  # A method may have computed its target from theta; it is a constant of L_forget.
     errors = (model.predict(theta, x_t, t, cond) - targets).square().mean(dim=(1, 2, 3))
-    count = len(rows)
+    count = 0 if batches.forget is None else len(batches.forget.t)
+    forget = errors[:count].mean() if count else errors.new_zeros(())
     retain = errors[count : count + len(batches.retain.t)].mean()
     direct = errors[-len(batches.meta_retain.t) :].mean() if meta else retain.new_zeros(())
-    return LossesAtTheta(forget=errors[:count].mean(), retain=retain, direct=direct)
+    return LossesAtTheta(forget=forget, retain=retain, direct=direct)
 
 
 def outer_loss(model: StableDiffusion, batches: OuterDraw, zeta: float) -> Loss:

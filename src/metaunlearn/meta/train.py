@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import EraseSettings
-from metaunlearn.erasure.esd import EsdMethod
+from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
 from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
 from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, losses_at_theta, meta_problem
 from metaunlearn.models.sd import StableDiffusion
-from metaunlearn.parameters import Params, subset
+from metaunlearn.parameters import Params
 
 logger = logging.getLogger(__name__)
 
@@ -26,22 +26,28 @@ Record = dict[str, Any]
 
 
 class Algorithm1:
-    """One erasing run: ``theta`` moves from theta* to the (meta-)unlearned parameters."""
+    """One erasing run: ``theta`` moves from the model's parameters to the (meta-)unlearned ones.
+
+    The model's are theta* for an optimised method, whose ``forget`` is part of each step, and theta^UN for a
+    closed-form one, whose second stage has no forget loss (Algorithm 1, lines 4-7 and 11).
+    """
 
     def __init__(
         self,
         model: StableDiffusion,
         data: ErasureData,
-        method: EsdMethod,
+        forget: ForgetLoss | None,
         settings: EraseSettings,
         *,
+        trained: Collection[str],
         meta: bool,
         seed: int,
     ) -> None:
-        self.model, self.data, self.method, self.settings = model, data, method, settings
+        self.model, self.data, self.forget, self.settings = model, data, forget, settings
+        self.moving = forget if isinstance(forget, MovingForgetLoss) else None
         self.meta, self.seed = meta, seed
         self.theta: Params = model.parameters()
-        self.trained = sorted(subset(self.theta, method.subset))
+        self.trained = sorted(trained)
         self.optimizer = torch.optim.AdamW(
             [self.theta[name] for name in self.trained], lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -52,18 +58,22 @@ class Algorithm1:
             self.mode = resolve(settings.meta_gradient, self.theta, probe)
 
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
-        """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return theta."""
+        """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return the result."""
         while self.step < self.settings.steps:
             on_step(self._outer_step())
             if state is not None and self.step % self.settings.checkpoint_every == 0:
                 self.save(state)
-        return self.theta
+        return self.theta if self.moving is None else self.moving.result(self.theta)
 
     def _draw(self, step: int) -> OuterDraw:
-        return draw(self.data, self.settings, step_generator(self.seed, step, "outer"))
+        generator = step_generator(self.seed, step, "outer")
+        forget = None
+        if self.forget is not None:
+            forget = self.forget.batch(self.theta, step, self.settings.batch_size, generator)
+        return draw(self.data, self.settings, generator, forget)
 
     def _outer_step(self) -> Record:
-        """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to the method's subset at the very end."""
+        """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to what is trained at the very end."""
         batches = self._draw(self.step)
         gradient, record = self._gradient_at_theta(batches)
         if self.mode is not None:
@@ -81,18 +91,21 @@ class Algorithm1:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.moving is not None:
+            self.moving.after_step(self.theta, self.step)
         return {"step": self.step, **record, "gradient_norm": norm.item()}
 
     def _gradient_at_theta(self, batches: OuterDraw) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
         s = self.settings
         leaves = {name: self.theta[name].detach().requires_grad_() for name in self.trained}
-        losses = losses_at_theta(self.model, self.theta | leaves, self.data, batches, self.method.eta, meta=self.meta)
+        losses = losses_at_theta(self.model, self.theta | leaves, batches, meta=self.meta)
         total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
         if self.meta:
             total = total + s.gamma2 * s.zeta * losses.direct
         gradients = torch.autograd.grad(total, list(leaves.values()))
-        record = {"loss_forget": losses.forget.item(), "loss_retain": losses.retain.item()}
+        record = {"loss_forget": losses.forget.item()} if batches.forget is not None else {}
+        record["loss_retain"] = losses.retain.item()
         return dict(zip(leaves, gradients, strict=True)), record
 
     def _check(self, record: Record, gradient: dict[str, Tensor]) -> None:
@@ -106,11 +119,14 @@ class Algorithm1:
 
     def save(self, file: Path) -> None:
         """Keep what a resumed run needs."""
-        save_training(file, self._trained_theta(), self.optimizer, self.step)
+        moving = {} if self.moving is None else self.moving.state()
+        save_training(file, self._trained_theta(), self.optimizer, self.step, moving)
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
-        self.step = restore_training(file, self._trained_theta(), self.optimizer)
+        self.step, moving = restore_training(file, self._trained_theta(), self.optimizer)
+        if self.moving is not None:
+            self.moving.restore(moving)
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}

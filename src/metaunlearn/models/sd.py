@@ -96,6 +96,12 @@ class StableDiffusion:
         )
         return encoded[torch.tensor([distinct.index(prompt) for prompt in prompts])]
 
+    def last_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Where in an encoded prompt its last word's last token stands: 0, the start token, for an empty prompt."""
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(list(prompts), truncation=True, max_length=tokenizer.model_max_length).input_ids
+        return [len(row) - 2 for row in ids]
+
     @torch.no_grad()
     def encode_images(self, images: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents, (B, C, h, w), of images (B, 3, H, W) in [-1, 1]."""

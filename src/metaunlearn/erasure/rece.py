@@ -1,0 +1,91 @@
+"""RECE, reliable and efficient concept erasure (Gong et al., ECCV 2024): UCE, then again for what survived it.
+
+After UCE some other embedding c' makes the edited matrices W̃ answer as the original W did for the concept c:
+
+    c' = argmin Σ_i || W̃_i c' - W_i c ||^2 + mu || c' ||^2 = (mu I + Σ_i W̃_iᵀ W̃_i)⁻¹ (Σ_i W̃_iᵀ W_i) c
+
+summed over every key and value matrix i. Each epoch finds c' for all tokens of every concept, and edits them away with
+the equation of UCE, anchored on the current W̃.
+
+Shapes: T tokens of an encoded prompt, D text width.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metaunlearn.config import Settings
+from metaunlearn.erasure.interface import Edit, ErasureTask
+from metaunlearn.erasure.uce import (
+    TokenChanges,
+    Uce,
+    edit_report,
+    edited_matrices,
+    joined_changes,
+    kept_tokens,
+    projections,
+    token_changes,
+)  # fmt: skip
+from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.parameters import Params, subset
+
+
+class Rece(Settings):
+    """``rece``, starting from uce-2023. The defaults are the authors' for nudity.
+
+    Theirs for other things, as (mu, epochs): unsafe content 0.1, 2; styles and hard objects 1e-3, 1; easy objects
+    0.1, 1.
+    """
+
+    mu: float = Field(default=0.1, gt=0)
+    """Weight of || c' ||^2."""
+    epochs: int = Field(default=3, gt=0)
+    """How often new embeddings are found and edited away."""
+    guide: str = " "
+    """What they are to mean from now on, and what is kept while they are edited."""
+    erase_scale: float = Field(default=1.0, gt=0)
+    """e, weight of each concept."""
+    preserve_scale: float = Field(default=0.1, ge=0)
+    """p, weight of the guide, which is kept once for each concept."""
+    anchor_scale: float = Field(default=0.1, gt=0)
+    """lambda, how strongly the current matrices stay as they are."""
+    subset: str = "f"
+    """Which parameters the second stage trains, with the meta objective; the paper does not say."""
+
+    def trained(self, model: StableDiffusion) -> frozenset[str]:
+        """The second stage's; refuses a model without cross-attention."""
+        projections(model.parameters())
+        return subset(model.parameters(), self.subset)
+
+    def edit(self, task: ErasureTask) -> Edit:
+        """UCE, then ``epochs`` edits of what still means the concepts."""
+        original = task.model.parameters()
+        matrices, condition = edited_matrices(original, Uce().changes(task), Uce().anchor_scale)
+        conditions = [condition]
+        for _ in range(self.epochs):
+            current = original | matrices
+            matrices, condition = edited_matrices(current, self._changes(task, original, current), self.anchor_scale)
+            conditions.append(condition)
+        return Edit(original | matrices, edit_report(original, matrices, conditions))
+
+    def _changes(self, task: ErasureTask, original: Params, current: Params) -> TokenChanges:
+        model, concepts = task.model, task.prompts.concepts
+        *encoded, to = model.encode_prompts([*concepts, self.guide])
+        found = [surviving_embedding(original, current, c, self.mu) for c in encoded]
+        erased = token_changes(found, [to] * len(found), model.text_width)
+        kept = kept_tokens(model, [self.guide] * len(concepts), last_only=False)
+        return joined_changes(erased.weighted(self.erase_scale), kept.weighted(self.preserve_scale))
+
+
+def surviving_embedding(original: Params, current: Params, c: Tensor, mu: float) -> Tensor:
+    """c' (T, D) in float64, which the ``current`` matrices answer as the ``original`` ones answer c (T, D) (RECE)."""
+    c = c.double().cpu()
+    gram = mu * torch.eye(c.shape[1], dtype=c.dtype)
+    cross = torch.zeros_like(gram)
+    for name in projections(original):
+        W, W_now = original[name].double().cpu(), current[name].double().cpu()
+        gram += W_now.T @ W_now
+        cross += W_now.T @ W
+    return torch.linalg.solve(gram, cross @ c.T).T

@@ -1,0 +1,150 @@
+"""Methods by name: the built-in ones, families whose name holds numbers, and those that other packages bring.
+
+Another package brings a method by an entry point of the group ``metaunlearn.methods``; CONTRIBUTING.md has a template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from metaunlearn.config import EraseSettings, RecipeFile, Settings, parse_overrides, resolve
+from metaunlearn.erasure.esd import Esd, Esd2025
+from metaunlearn.erasure.interface import Method
+from metaunlearn.erasure.rece import Rece
+from metaunlearn.erasure.sdd import Sdd
+from metaunlearn.erasure.uce import Uce
+from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.parameters import SUBSETS
+
+GROUP = "metaunlearn.methods"
+"""The entry points' group: name = the method's name, object = its class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a name stands for."""
+
+    name: str
+    """As records say it."""
+    kind: type[Settings]
+    """The method's class; its fields are its settings."""
+    preset: Mapping[str, Any]
+    """Settings that come with the name."""
+    fixed: bool = False
+    """Whether the name says those settings itself, so that nothing else may."""
+
+
+BUILT_IN: dict[str, tuple[type[Settings], dict[str, Any]]] = {
+    "esd-2025": (Esd2025, {}),
+    "sdd": (Sdd, {}),
+    "uce-2023": (Uce, {}),
+    "uce-2025": (Uce, {"tokens": "last", "guide": "", "keep_empty": False, "preserve_scale": 1.0}),
+    "rece": (Rece, {}),
+}
+"""Class and preset; the presets of uce-2023 are the defaults of its class."""
+
+ALIASES = {"uce": "uce-2023"}
+
+ESD_NAME = re.compile(rf"esd-({'|'.join(SUBSETS)})-(\d+(?:\.\d+)?)")
+EXAMPLES = ("esd-x-1", "esd-u-1", "esd-u-3", "esd-f-3")
+
+
+def find(name: str) -> Entry:
+    """The method called ``name``; UserError when there is none, or more than one."""
+    found, theirs = _built_in(name), list(entry_points(group=GROUP, name=name))
+    if len(theirs) + (found is not None) > 1:
+        givers = [_package(point) for point in theirs] + (["metaunlearn"] if found else [])
+        raise UserError(
+            f"the method {name!r} (method=..., --method NAME) is brought by {' and by '.join(givers)}; "
+            f"rename the entry point of the group {GROUP} in one of them, or uninstall it."
+        )
+    if found is not None:
+        return found
+    if theirs:
+        return Entry(name=name, kind=_loaded(theirs[0]), preset={})
+    known = [*BUILT_IN, *ALIASES, *sorted({point.name for point in entry_points(group=GROUP)})]
+    raise UserError(
+        f"unknown method {name!r} (method=..., --method NAME).{did_you_mean(name, [*EXAMPLES, *known])} "
+        f"Known: {', '.join(known)}, and esd-SUBSET-ETA with SUBSET one of {', '.join(SUBSETS)}, e.g. esd-u-1."
+    )
+
+
+def _built_in(name: str) -> Entry | None:
+    if match := ESD_NAME.fullmatch(name):
+        eta = float(match[2])
+        return Entry(name=f"esd-{match[1]}-{eta:g}", kind=Esd, preset={"subset": match[1], "eta": eta}, fixed=True)
+    name = ALIASES.get(name, name)
+    if name not in BUILT_IN:
+        return None
+    kind, preset = BUILT_IN[name]
+    return Entry(name=name, kind=kind, preset=preset)
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _loaded(point: EntryPoint) -> type[Settings]:
+    """The class behind an entry point, which must be a method."""
+    where = f"the method {point.name!r} of the package {_package(point)} ({point.value})"
+    try:
+        kind = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where} cannot be loaded: {error}. Install it again, or choose another --method.") from error
+    if not (isinstance(kind, type) and issubclass(kind, Settings)):
+        raise UserError(f"{where} is no subclass of metaunlearn.config.Settings.")
+    ways = [word for word in ("begin", "edit") if callable(getattr(kind, word, None))]
+    if len(ways) != 1 or not callable(getattr(kind, "trained", None)):
+        raise UserError(
+            f"{where} must have trained() and one of begin() (optimised) and edit() (closed form); "
+            f"it has {' and '.join(ways) or 'neither'}."
+        )
+    taken = sorted(kind.model_fields.keys() & EraseSettings.model_fields.keys())
+    if taken:
+        raise UserError(f"{where} has settings whose names every method has already: {', '.join(taken)}.")
+    return kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """A method and the settings beside it, ready for a run."""
+
+    name: str
+    method: Method
+    method_settings: dict[str, Any]
+    """The method's own settings, as JSON values."""
+    settings: EraseSettings
+    """Those that every method has."""
+
+
+def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> Configured:
+    """The method ``name`` with ``recipe``'s settings and the ``--set`` ``overrides`` on top.
+
+    What holds: ``--set``, then the recipe's table ``[methods.NAME]``, then its ``[erase]``, then the method's preset.
+    """
+    entry = find(name)
+    tables = {find(table).name: values for table, values in recipe.methods.items()}
+    given = [tables.get(entry.name, {}), parse_overrides(overrides)]
+    own = entry.kind.model_fields.keys()
+    if entry.fixed and (said := sorted(own & {key for values in given for key in values})):
+        raise UserError(
+            f"the name {entry.name!r} says {' and '.join(said)} itself: change the name "
+            "(method=..., --method esd-SUBSET-ETA) rather than the setting (--set)."
+        )
+    mine: dict[str, Any] = dict(entry.preset)
+    shared: dict[str, Any] = dict(recipe.erase)
+    for values in given:
+        mine |= {key: value for key, value in values.items() if key in own}
+        shared |= {key: value for key, value in values.items() if key not in own}
+    settings = resolve(EraseSettings, shared, keys_elsewhere=() if entry.fixed else own)
+    method = resolve(entry.kind, mine)
+    return Configured(
+        name=entry.name,
+        method=cast(Method, method),  # find() has looked at what its class has
+        method_settings=method.model_dump(mode="json"),
+        settings=settings,
+    )

@@ -1,0 +1,181 @@
+"""UCE, unified concept editing (Gandikota et al., WACV 2024): keys and values of cross-attention in closed form.
+
+For each matrix W of the cross-attention's keys and values, W' minimises
+
+    e Σ || W' c - v* ||^2  +  p Σ || W' r - W r ||^2  +  lambda || W' - W ||^2,      v* = W g
+
+over the tokens c of the concepts, g of the guide text and r of what is kept, so that
+
+    W' = (lambda W + e Σ v* cᵀ + p Σ (W r) rᵀ) (lambda I + e Σ c cᵀ + p Σ r rᵀ)⁻¹.
+
+Two presets, by the year of the authors' code, which differ in the tokens, the guide and what is kept.
+
+Shapes: N tokens, D text width, O outputs of a matrix (O, D).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metaunlearn.config import Settings
+from metaunlearn.erasure.interface import Edit, ErasureTask
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.parameters import Params, add, norm, subset
+
+logger = logging.getLogger(__name__)
+
+ROUNDING_DECIDES = 1e12
+"""Above this condition number float64 leaves fewer digits than float32 weights have."""
+
+
+class Uce(Settings):
+    """``uce-2023`` and ``uce-2025``."""
+
+    tokens: Literal["from-last", "last"] = "from-last"
+    """Of a concept: its last token and everything behind it (2023), or its last token alone (2025)."""
+    guide: str = " "
+    """What the concept is to mean from now on; the public code takes "art" for styles in 2025."""
+    keep_empty: bool = True
+    """Also keep the empty prompt as it is, all its tokens."""
+    erase_scale: float = Field(default=1.0, gt=0)
+    """e, weight of each concept. Lower it when a closed-form edit erases more than it should."""
+    preserve_scale: float | None = Field(default=None, ge=0)
+    """p, weight of each text that is kept; by default max(0.1, 1 / their number)."""
+    anchor_scale: float = Field(default=0.5, gt=0)
+    """lambda, how strongly the matrices stay as they are."""
+    subset: str = "f"
+    """Which parameters the second stage trains, with the meta objective; the paper does not say."""
+
+    def trained(self, model: StableDiffusion) -> frozenset[str]:
+        """The second stage's; refuses a model without cross-attention."""
+        projections(model.parameters())
+        return subset(model.parameters(), self.subset)
+
+    def edit(self, task: ErasureTask) -> Edit:
+        """Every concept at once."""
+        theta = task.model.parameters()
+        changes = self.changes(task)
+        matrices, condition = edited_matrices(theta, changes, self.anchor_scale)
+        return Edit(theta | matrices, edit_report(theta, matrices, [condition]))
+
+    def changes(self, task: ErasureTask) -> TokenChanges:
+        """Which token is to be read as which, and how much that matters."""
+        model, kept = task.model, list(task.prompts.kept)
+        if self.keep_empty:
+            kept = ["", *kept]
+        scale = max(0.1, 1 / max(len(kept), 1)) if self.preserve_scale is None else self.preserve_scale
+        erased = concept_tokens(model, task.prompts.concepts, self.guide, last_only=self.tokens == "last")
+        preserved = kept_tokens(model, kept, last_only=self.tokens == "last")
+        return joined_changes(erased.weighted(self.erase_scale), preserved.weighted(scale))
+
+
+class TokenChanges(NamedTuple):
+    """Encoded tokens and what they are to be read as."""
+
+    tokens: Tensor
+    """(N, D)."""
+    read_as: Tensor
+    """(N, D); equal to ``tokens`` for what is kept."""
+    weights: Tensor
+    """(N,)."""
+
+    def weighted(self, scale: float) -> TokenChanges:
+        """The same with all weights ``scale``."""
+        return self._replace(weights=torch.full_like(self.weights, scale))
+
+
+def joined_changes(*parts: TokenChanges) -> TokenChanges:
+    """All of them at once."""
+    return TokenChanges(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def token_changes(tokens: Sequence[Tensor], read_as: Sequence[Tensor], width: int) -> TokenChanges:
+    """Stretches (n, D) of encoded prompts, in float64, each token with weight 1."""
+    nothing = torch.zeros(0, width, dtype=torch.float64)  # torch.cat wants at least one
+    both = [torch.cat([nothing, *(part.double().cpu() for part in parts)]) for parts in (tokens, read_as)]
+    return TokenChanges(both[0], both[1], torch.ones(len(both[0]), dtype=torch.float64))
+
+
+def concept_tokens(model: StableDiffusion, concepts: Sequence[str], guide: str, *, last_only: bool) -> TokenChanges:
+    """Each concept's tokens from its last one on, against the guide's from its last one on, cut to equal lengths."""
+    *encoded, to = model.encode_prompts([*concepts, guide])
+    *starts, to_start = model.last_tokens([*concepts, guide])
+    lengths = [1 if last_only else len(to) - max(start, to_start) for start in starts]
+    return token_changes(
+        [row[start : start + length] for row, start, length in zip(encoded, starts, lengths, strict=True)],
+        [to[to_start : to_start + length] for length in lengths],
+        model.text_width,
+    )
+
+
+def kept_tokens(model: StableDiffusion, texts: Sequence[str], *, last_only: bool) -> TokenChanges:
+    """All tokens of each text, or its last one, to be read as themselves."""
+    if not texts:
+        return token_changes([], [], model.text_width)
+    encoded = model.encode_prompts(texts)
+    if last_only:
+        encoded = encoded[torch.arange(len(texts)), model.last_tokens(texts)][:, None]
+    return token_changes(list(encoded), list(encoded), model.text_width)
+
+
+def projections(theta: Params) -> list[str]:
+    """Names of the weights (O, D) of every cross-attention's keys and values."""
+    names = sorted(name for name in theta if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
+    if not names:
+        raise UserError(
+            "MODEL has no cross-attention keys and values (attn2.to_k, attn2.to_v), which UCE and RECE edit; "
+            "choose another method (method=..., --method esd-f-1)."
+        )
+    return names
+
+
+def edited_matrices(theta: Params, changes: TokenChanges, anchor_scale: float) -> tuple[Params, float]:
+    """Every matrix of :func:`projections` after ``changes``, in its own precision, and the condition number."""
+    c, g, weights = changes
+    gram = anchor_scale * torch.eye(c.shape[1], dtype=c.dtype) + c.T @ (weights[:, None] * c)
+    condition = float(torch.linalg.cond(gram))
+    matrices = {}
+    for name in projections(theta):
+        W = theta[name].double().cpu()
+        bias = theta.get(name.removesuffix("weight") + "bias", W.new_zeros(len(W))).double().cpu()
+        v_star = g @ W.T + bias  # what the layer answers for the guide: W' has to reach it together with the bias
+        W_new = closed_form_edit(W, c, v_star - bias, weights, anchor_scale, gram)
+        matrices[name] = W_new.to(theta[name])
+    if not all(matrix.isfinite().all() for matrix in matrices.values()):
+        raise RunError("the edited matrices are not finite; raise anchor_scale (--set anchor_scale=...).")
+    return matrices, condition
+
+
+def closed_form_edit(
+    W: Tensor, c: Tensor, v_star: Tensor, weights: Tensor, anchor_scale: float, gram: Tensor
+) -> Tensor:
+    """UCE Eq. 7: (lambda W + Σ w v* cᵀ)(lambda I + Σ w c cᵀ)⁻¹, (O, D), for tokens c (N, D) and v* (N, O).
+
+    ``gram`` is the matrix that is inverted, (D, D): it is the same for every W.
+    """
+    right = anchor_scale * W + v_star.T @ (weights[:, None] * c)
+    return torch.linalg.solve(gram, right, left=False)
+
+
+def edit_report(before: Params, matrices: Params, conditions: list[float]) -> dict[str, Any]:
+    """How well-conditioned the edits were and how far the matrices moved; warns where rounding decided."""
+    worst = max(conditions)
+    if worst > ROUNDING_DECIDES:
+        logger.warning(
+            "the closed-form edit has condition number %.0e: rounding decides its result; raise anchor_scale or lower "
+            "erase_scale (--set anchor_scale=...)",
+            worst,
+        )
+    old = {name: before[name] for name in matrices}
+    change = norm(add(matrices, old, -1.0)) / norm(old)
+    logger.info(
+        "closed-form edit of %d matrices: condition number %.1e, relative change %.3f", len(matrices), worst, change
+    )
+    return {"edited_matrices": len(matrices), "condition_numbers": conditions, "relative_change": change}
