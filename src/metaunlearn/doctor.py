@@ -4,10 +4,11 @@ How it is estimated, for a denoiser of P parameters of which phi are trained, ba
 
 - One gradient of L_DM on one picture costs 3 F, F the operations of one forward pass. F, and the bytes that autograd
   keeps of one (A), are counted on fake tensors, which have shapes but no memory: nothing is computed.
-- An outer step of Algorithm 1 costs ``gradients_per_step`` such gradients on B pictures.
+- An outer step of Algorithm 1 costs ``gradients_per_step`` such gradients on B pictures; SDD's also its share of a new
+  trajectory bank, and one more forward pass on B. Closed-form edits themselves are not counted: they take seconds.
 - Time is operations / (this machine's speed at multiplying matrices, timed for a tenth of a second, x ``EFFICIENCY``).
 - Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments), all in
-  float32, and A for the largest batch that is alive at once.
+  float32, and A for the largest batch that is alive at once; SDD's teacher is one more phi.
 
 Expect the right order of magnitude, not more.
 """
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from metaunlearn.config import EraseSettings, default_recipe, read_recipe, resolve
-from metaunlearn.erasure.esd import EsdMethod
+from metaunlearn.config import EraseSettings, default_recipe, read_recipe
+from metaunlearn.erasure.interface import Method, OptimisedMethod
+from metaunlearn.erasure.registry import configure
+from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import StableDiffusion, load
-from metaunlearn.parameters import subset
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
 OPTIONAL = {"vl-convert-python": "charts as pictures in reports", "resvg-py": "rebuilding Canvas (make canvas)"}
@@ -79,7 +81,7 @@ class JobEstimate:
     image_size: int
     """Pixels a side."""
     gradients_per_step: int
-    """In units of one gradient of L_DM on a batch."""
+    """In units of one gradient of L_DM on a batch; 0 where there are no outer steps."""
     memory_bytes: int
     seconds_per_step: float
     seconds: float
@@ -130,30 +132,34 @@ def estimate(
     speed: float | None = None,
 ) -> JobEstimate:
     """What erasing from ``model`` needs on this machine's CPU; ``speed`` in operations a second, None: timed."""
-    esd = EsdMethod.parse(method)
     adapter = load(model)
     unet: nn.Module = adapter.unet
     parameters = sum(p.numel() for p in unet.parameters())
     recipe = recipe or default_recipe(parameters, adapter.unet.config.cross_attention_dim)
-    settings = resolve(EraseSettings, read_recipe(recipe).erase, overrides)
-    chosen = subset([name for name, _ in unet.named_parameters()], esd.subset)
-    trained = sum(p.numel() for name, p in unet.named_parameters() if name in chosen)
+    chosen = configure(method, read_recipe(recipe), overrides)
+    settings, optimised = chosen.settings, isinstance(chosen.method, OptimisedMethod)
+    names = chosen.method.trained(adapter)
+    trained = sum(p.numel() for name, p in unet.named_parameters() if name in names)
     forward, kept = forward_cost(adapter)
-    gradients = gradients_per_step(settings, meta=meta)
+    gradients = gradients_per_step(settings, meta=meta, forget=optimised)
     pace = (speed or matrix_speed()) * EFFICIENCY
-    step = gradients * settings.batch_size * 3 * forward / pace
+    passes = 3 * gradients * settings.batch_size + _teachers_passes(chosen.method, settings)
+    step = passes * forward / pace
+    copies = parameter_copies(settings, meta=meta) * parameters
+    copies += (4 if isinstance(chosen.method, Sdd) else 3) * trained
+    before = _forward_passes_before(adapter, settings, bank=optimised) if gradients else 0
     return JobEstimate(
         model=str(model),
-        method=method,
+        method=chosen.name,
         recipe=recipe,
         settings=settings,
         denoiser_parameters=parameters,
         trained_parameters=trained,
         image_size=adapter.image_size,
         gradients_per_step=gradients,
-        memory_bytes=_bytes(adapter, settings, parameters, trained, kept, meta=meta),
+        memory_bytes=_bytes(adapter, settings, copies, kept, meta=meta),
         seconds_per_step=step,
-        seconds=settings.steps * step + _forward_passes_before(adapter, settings) * forward / pace,
+        seconds=(settings.steps * step if gradients else 0.0) + before * forward / pace,
     )
 
 
@@ -190,12 +196,15 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 """The counter has no formula of its own for the fused attention of the CPU."""
 
 
-def gradients_per_step(settings: EraseSettings, *, meta: bool) -> int:
-    """Gradients on one batch in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M products."""
+def gradients_per_step(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:
+    """Gradients on one batch in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M products.
+
+    A closed-form method has no L_forget, and without the meta objective no outer steps.
+    """
     if not meta:
-        return 2
+        return 2 if forget else 0
     direct = 0 if settings.meta_retain == "both" else 1
-    return 2 + direct + settings.inner_steps + 2 + settings.inner_steps * _product_cost(settings)
+    return 1 + forget + direct + settings.inner_steps + 2 + settings.inner_steps * _product_cost(settings)
 
 
 def _product_cost(settings: EraseSettings) -> int:
@@ -212,23 +221,27 @@ def parameter_copies(settings: EraseSettings, *, meta: bool) -> int:
     return 1 + (settings.inner_steps + 4 if meta else 0)
 
 
-def _bytes(
-    model: StableDiffusion, settings: EraseSettings, parameters: int, trained: int, kept: int, *, meta: bool
-) -> int:
+def _teachers_passes(method: Method, settings: EraseSettings) -> float:
+    """Forward passes on one picture that SDD adds to an outer step: the student's target, and the teacher's paths."""
+    if not isinstance(method, Sdd):
+        return 0.0
+    return settings.batch_size + 2 * settings.bank_trajectories * settings.bank_steps / method.bank_refresh
+
+
+def _bytes(model: StableDiffusion, settings: EraseSettings, copies: int, kept: int, *, meta: bool) -> int:
     modules = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
     own = sum(p.numel() for module in modules for p in module.parameters())
-    resident = own + parameter_copies(settings, meta=meta) * parameters + 3 * trained
     batches = 2 if not meta or settings.meta_retain == "both" else 3
     if meta and settings.meta_gradient == "double-backward":
         batches = max(batches, DOUBLE_BACKWARD_ACTIVATIONS)
-    return FLOAT32 * resident + batches * settings.batch_size * kept
+    return FLOAT32 * (own + copies) + batches * settings.batch_size * kept
 
 
-def _forward_passes_before(model: StableDiffusion, settings: EraseSettings) -> int:
+def _forward_passes_before(model: StableDiffusion, settings: EraseSettings, *, bank: bool) -> int:
     """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step)."""
     pictures = settings.forget_images + 2 * settings.retain_images
     steps = default_sampling(model.pipeline).steps
-    return 2 * (pictures * steps + settings.bank_trajectories * settings.bank_steps)
+    return 2 * (pictures * steps + bank * settings.bank_trajectories * settings.bank_steps)
 
 
 def matrix_speed(seconds: float = 0.1) -> float:

@@ -68,7 +68,7 @@ def erase(
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
     chosen = configure(method, read_recipe(recipe), overrides)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
-    for text in prompts.forget + prompts.concepts:
+    for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
     trained = chosen.method.trained(adapter)
     given = given_data(adapter, prompts, forget_data, retain_data)

@@ -22,7 +22,12 @@ Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Every ran
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ...")]
 Images = Annotated[int, typer.Option("--images", min=1, metavar="N", help="Images of each prompt.")]
 Method = Annotated[
-    str, typer.Option("--method", metavar="NAME", help="How it is erased: esd-SUBSET-ETA, e.g. esd-x-1, esd-f-3.")
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="How it is erased: esd-SUBSET-ETA (e.g. esd-x-1, esd-f-3), esd-2025, sdd, uce, uce-2025, rece.",
+    ),
 ]
 Recipe = Annotated[
     str | None,

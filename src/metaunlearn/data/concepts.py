@@ -29,10 +29,10 @@ class ConceptPrompts:
     """Every prompt that asks for a concept."""
     related: tuple[str, ...]
     unrelated: tuple[str, ...]
-    concepts: tuple[str, ...] = ()
-    """The concepts' texts as the user gave them, synonyms one by one."""
     of_concept: tuple[tuple[str, ...], ...] = ()
-    """For each of ``concepts`` its prompts, all of which are in ``forget``."""
+    """The prompts of ``forget``, apart for each text that the user gave, synonyms one by one."""
+    edited: tuple[str, ...] = ()
+    """Texts that end with a concept, as closed-form edits want them: the user's, or as Canvas's captions say it."""
     kept: tuple[str, ...] = ()
     """What is kept, related before unrelated: the user's texts where there are any, else prompts."""
 
@@ -69,8 +69,8 @@ def prompts_for(
         forget=found.forget,
         related=_templates(related) if related else found.related or (_templates(retain) or found.unrelated),
         unrelated=_templates(retain) if retain else found.unrelated,
-        concepts=tuple(texts),
         of_concept=tuple(_prompts_of(pipeline, text) for text in texts),
+        edited=tuple(dict.fromkeys(said for text in texts for said in _edited(pipeline, text))),
         kept=tuple(dict.fromkeys([*(related or found.related), *(retain or found.unrelated)])),
     )
 
@@ -86,6 +86,13 @@ def _templates(texts: Sequence[str]) -> tuple[str, ...]:
 
 def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
     return _canvas_prompts([text]).forget if is_canvas(pipeline) else _templates([text])
+
+
+def _edited(pipeline: Any, text: str) -> list[str]:
+    """The text itself; on Canvas, whose text encoder knows captions only, its captions up to the concept."""
+    name = _bare(text)
+    captions = _prompts_of(pipeline, text) if is_canvas(pipeline) else ()
+    return [caption[: caption.rindex(name) + len(name)] for caption in captions if name in caption] or [text]
 
 
 def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:

@@ -71,7 +71,7 @@ class Rece(Settings):
         return Edit(original | matrices, edit_report(original, matrices, conditions))
 
     def _changes(self, task: ErasureTask, original: Params, current: Params) -> TokenChanges:
-        model, concepts = task.model, task.prompts.concepts
+        model, concepts = task.model, task.prompts.edited
         *encoded, to = model.encode_prompts([*concepts, self.guide])
         found = [surviving_embedding(original, current, c, self.mu) for c in encoded]
         erased = token_changes(found, [to] * len(found), model.text_width)

@@ -71,7 +71,7 @@ class Uce(Settings):
         if self.keep_empty:
             kept = ["", *kept]
         scale = max(0.1, 1 / max(len(kept), 1)) if self.preserve_scale is None else self.preserve_scale
-        erased = concept_tokens(model, task.prompts.concepts, self.guide, last_only=self.tokens == "last")
+        erased = concept_tokens(model, task.prompts.edited, self.guide, last_only=self.tokens == "last")
         preserved = kept_tokens(model, kept, last_only=self.tokens == "last")
         return joined_changes(erased.weighted(self.erase_scale), preserved.weighted(scale))
 
