@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +18,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import metaunlearn
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.cli import main
 from metaunlearn.generation import Sampling, write_sampling
@@ -78,6 +84,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     new_tiny_pipeline().save_pretrained(folder, safe_serialization=True)
     write_sampling(folder, Sampling(steps=3, guidance_scale=2.0))
     return folder
+
+
+def run_and_kill(script: str, *arguments: object, log: Path, lines: int) -> None:
+    """Run Python code in another process with this very package, and SIGKILL it once ``log`` has so many lines."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(metaunlearn.__file__).parents[1])}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) >= lines:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
 
 
 class Outcome(NamedTuple):

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from conftest import run_and_kill
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.train import Algorithm1
@@ -97,15 +93,7 @@ def test_killed_run_resumes_to_the_same_weights(
         "    if label == 'erasing': time.sleep(0.4)\n"
         f"erase(Path(sys.argv[1]), ['zebra'], out=Path(sys.argv[2]), overrides={list(FAST)!r}, progress=slow)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tiny_model), str(out)], stderr=subprocess.DEVNULL)
-    log = out / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= stop_after:
-            break
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    run_and_kill(script, tiny_model, out, log=out / "log.jsonl", lines=stop_after)
     with pytest.raises(UserError, match="--resume"):
         run(tiny_model, out)
     run(tiny_model, out, resume=True)

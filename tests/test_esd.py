@@ -1,4 +1,4 @@
-"""ESD: its name, its target, its trajectory bank."""
+"""ESD: its targets, which parameters it trains, its trajectory bank."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from metaunlearn.config import read_recipe
 from metaunlearn.data.latents import LatentSet
-from metaunlearn.erasure.esd import EsdMethod, esd_target
+from metaunlearn.erasure.esd import BankedForgetLoss, Esd2025, esd_2025_target, esd_target
+from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import UserError
-from metaunlearn.meta.objective import ErasureData, OuterDraw, losses_at_theta
+from metaunlearn.meta.objective import OuterDraw, losses_at_theta
 from metaunlearn.models import StableDiffusion, load
 
 
@@ -33,18 +35,35 @@ def new_bank(model: StableDiffusion, *, seed: int, batch_size: int = 32) -> Traj
     )  # fmt: skip
 
 
-def test_names() -> None:
-    assert EsdMethod.parse("esd-u-1") == EsdMethod(subset="u", eta=1.0)
-    assert EsdMethod.parse("esd-x-strict-2.5") == EsdMethod(subset="x-strict", eta=2.5)
-    for wrong in ("esd-y-1", "esd-u", "esd-u--1", "ESD-u-1", "esd-u-1 "):
-        with pytest.raises(UserError, match="esd-SUBSET-ETA"):
-            EsdMethod.parse(wrong)
-
-
 def test_target_lies_past_the_unconditional_prediction() -> None:
     """u = 1, c = 3: eta 0 gives u, eta 1 gives 1 - 2 = -1, eta 3 gives 1 - 6 = -5."""
     u, c = torch.tensor(1.0), torch.tensor(3.0)
     assert [esd_target(u, c, eta).item() for eta in (0, 1, 3)] == [1, -1, -5]
+
+
+def test_later_target_starts_at_the_concept_itself() -> None:
+    """u = 1, c = 3: 3 - eta 2 is 1 = u at eta 1 (the paper's eta 0) and -1 at eta 2 (the paper's eta 1); erased from
+    something that is predicted as 5, eta 2 gives 5 - 4 = 1."""
+    u, c = torch.tensor(1.0), torch.tensor(3.0)
+    assert [esd_2025_target(u, c, c, eta).item() for eta in (1, 2)] == [1, -1]
+    assert [esd_target(u, c, eta).item() for eta in (0, 1)] == [1, -1]
+    assert esd_2025_target(u, c, torch.tensor(5.0), 2).item() == 1
+
+
+def test_later_version_trains_no_norms(model: StableDiffusion) -> None:
+    """Its layers are Linear and Conv2d; its u, unlike the paper's, holds the time embedding and the output layer."""
+    names = model.parameters().keys()
+    assert Esd2025().trained(model) == {name for name in names if "attn2" in name}
+    u = Esd2025(subset="u").trained(model)
+    assert {"time_embedding.linear_1.weight", "conv_out.bias", "conv_in.weight"} <= u
+    assert not any("norm" in name or "attn2" in name for name in u)
+    assert u | Esd2025().trained(model) == Esd2025(subset="f").trained(model)
+    assert len(Esd2025(subset="x-strict").trained(model)) == 8
+
+
+def test_later_version_refuses_a_subset_that_is_not_its_own() -> None:
+    with pytest.raises(UserError, match=r"subset = 'selfattn'.*'x-strict'"):
+        configure("esd-2025", read_recipe("small"), ["subset=selfattn"])
 
 
 def test_bank_holds_the_teachers_own_predictions(model: StableDiffusion, bank: TrajectoryBank) -> None:
@@ -67,13 +86,14 @@ def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
     model: StableDiffusion, bank: TrajectoryBank, eta: float
 ) -> None:
     """The student starts as the teacher: its error is ||c - (u - eta (c - u))||^2 = (1 + eta)^2 ||c - u||^2."""
+    forget = BankedForgetLoss(bank, lambda u, c: esd_target(u, c, eta))
+    batch_of = forget.batch(model.parameters(), 0, 3, torch.Generator().manual_seed(5))
+    rows = torch.randint(len(bank), (3,), generator=torch.Generator().manual_seed(5))
     kept = LatentSet.encode(model, torch.zeros(2, 3, 32, 32), ["a key", "a key"])
     batch = kept.draw(2, torch.Generator().manual_seed(3))
-    rows = torch.tensor([3, 17, 3])
-    batches = OuterDraw(bank_rows=rows, retain=batch, meta_retain=batch, inner=(), outer=batch)
-    data = ErasureData(bank=bank, forget=kept, related=kept, unrelated=kept)
+    batches = OuterDraw(forget=batch_of, retain=batch, meta_retain=batch, inner=(), outer=batch)
     with torch.no_grad():
-        losses = losses_at_theta(model, model.parameters(), data, batches, eta, meta=False)
+        losses = losses_at_theta(model, model.parameters(), batches, meta=False)
     distance = (bank.conditional[rows] - bank.unconditional[rows]).square().mean()
     torch.testing.assert_close(losses.forget, (1 + eta) ** 2 * distance)
 
