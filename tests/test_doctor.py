@@ -89,6 +89,23 @@ def test_estimate_counts_parameters_and_scales_with_speed(tiny_model: Path, mode
     assert slow.seconds > slow.settings.steps * slow.seconds_per_step
 
 
+def test_each_kind_of_method_costs_what_it_does(tiny_model: Path) -> None:
+    """esd-x-1 and sdd train the same; SDD adds a forward pass on 8 pictures, and 2 x 32 x 20 passes every 50 steps. The
+    second stage of a closed-form method has no L_forget, and its plain run neither steps nor pictures."""
+    forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e9
+    overrides = ["bank_trajectories=32", "bank_steps=20"]
+    esd = doctor.estimate(tiny_model, method="esd-x-1", overrides=overrides, speed=1e9)
+    sdd = doctor.estimate(tiny_model, method="sdd", overrides=overrides, speed=1e9)
+    assert sdd.seconds_per_step - esd.seconds_per_step == pytest.approx((8 + 2 * 32 * 20 / 50) * forward)
+    assert sdd.memory_bytes - esd.memory_bytes == 4 * esd.trained_parameters
+    uce = doctor.estimate(tiny_model, method="uce", speed=1e9)
+    assert (uce.method, uce.gradients_per_step) == ("uce-2023", esd.gradients_per_step - 1)
+    plain = doctor.estimate(tiny_model, method="uce", meta=False, speed=1e9)
+    assert (plain.gradients_per_step, plain.seconds) == (0, 0)
+    with pytest.raises(UserError, match="Did you mean 'rece'"):
+        doctor.estimate(tiny_model, method="recee")
+
+
 def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
     """Two more inner steps keep two more sets of parameters: 2 x 4 bytes x P."""
     one = doctor.estimate(tiny_model, overrides=["inner_steps=1"], speed=1e9)

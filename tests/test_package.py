@@ -16,7 +16,8 @@ import pytest
 
 import metaunlearn
 from metaunlearn.canvas.catalog import NAMES, STYLES
-from metaunlearn.config import AttackSettings, EraseSettings, read_recipe, recipe_names, resolve
+from metaunlearn.config import AttackSettings, read_recipe, recipe_names, resolve
+from metaunlearn.erasure.registry import configure
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(metaunlearn.__file__).parent
@@ -97,7 +98,8 @@ def test_recipes_hold_valid_settings() -> None:
         assert recipe.description, name
         assert recipe.command.startswith("metaunlearn "), name
         if recipe.erase:
-            resolve(EraseSettings, recipe.erase)
+            for method in ("esd-u-1", *recipe.methods):
+                configure(method, recipe)
         if recipe.attack:
             resolve(AttackSettings, recipe.attack)
 

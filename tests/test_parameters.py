@@ -37,6 +37,26 @@ def test_cross_attention(names: frozenset[str]) -> None:
     assert subset(names, "x-strict") == holding(names, "attn2.to_k.weight", "attn2.to_v.weight")
 
 
+def test_first_cross_attention() -> None:
+    """Figure 6: one layer, 5 tensors; numbers count as numbers, and a model without one below has it in the middle."""
+    tensors = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
+
+    def layer(block: str) -> set[str]:
+        return {f"{block}.attentions.0.transformer_blocks.0.attn2.{tensor}" for tensor in tensors}
+
+    up, middle, tenth, second = map(layer, ("up_blocks.1", "mid_block", "down_blocks.10", "down_blocks.2"))
+    others = {"conv_in.weight", "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q.weight"}
+    assert subset({*up, *middle, *tenth, *second, *others}, "first-xattn") == second
+    assert subset({*up, *middle, *others}, "first-xattn") == middle
+    with pytest.raises(UserError, match="first-xattn"):
+        subset(others, "first-xattn")
+
+
+def test_first_cross_attention_of_stable_diffusion(names: frozenset[str]) -> None:
+    assert subset(names, "first-xattn") == holding(names, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.")
+    assert len(subset(names, "first-xattn")) == 5
+
+
 def test_self_attention(names: frozenset[str]) -> None:
     assert subset(names, "selfattn") == holding(names, ".attn1.")
     assert len(subset(names, "selfattn")) == 80

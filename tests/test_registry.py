@@ -1,0 +1,192 @@
+"""Methods by name: what is built in, what other packages bring, what is refused, and where settings come from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import Call
+from metaunlearn.config import RecipeFile, read_recipe
+from metaunlearn.erasing import erase
+from metaunlearn.erasure.esd import Esd, Esd2025
+from metaunlearn.erasure.interface import ClosedFormMethod, OptimisedMethod
+from metaunlearn.erasure.rece import Rece
+from metaunlearn.erasure.registry import BUILT_IN, configure, find
+from metaunlearn.erasure.sdd import Sdd
+from metaunlearn.erasure.uce import Uce
+from metaunlearn.errors import UserError
+
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+SMALL = read_recipe("small")
+TEMPLATE = {
+    language: re.findall(rf"```{language}\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)[0]
+    for language in ("python", "toml")
+}
+
+
+def install(folder: Path, package: str, entries: dict[str, str], source: str = "") -> None:
+    """A package as pip leaves it: a module and what importlib.metadata reads."""
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = "".join(f"{name} = {target}\n" for name, target in entries.items())
+    (info / "entry_points.txt").write_text(f"[metaunlearn.methods]\n{lines}")
+    (folder / f"{package}.py").write_text(source)
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path for packages."""
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return tmp_path / "site"
+
+
+def test_names() -> None:
+    assert (find("esd-u-1").kind, find("esd-u-1").preset) == (Esd, {"subset": "u", "eta": 1.0})
+    assert find("esd-x-strict-2.5").preset == {"subset": "x-strict", "eta": 2.5}
+    assert find("esd-first-xattn-1").preset == {"subset": "first-xattn", "eta": 1.0}
+    assert find("esd-f-3.0").name == "esd-f-3"
+    assert [find(name).kind for name in ("esd-2025", "sdd", "uce", "rece")] == [Esd2025, Sdd, Uce, Rece]
+    assert find("uce").name == "uce-2023"
+
+
+@pytest.mark.parametrize("name", ["esd-y-1", "esd-u", "esd-u--1", "ESD-u-1", "esd-u-1 ", "", "uce-2024", "sd"])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"unknown method.*--method NAME.*esd-SUBSET-ETA"):
+        find(name)
+
+
+def test_a_mistyped_name_is_guessed() -> None:
+    for wrong, right in (("uce-2024", "uce-202"), ("rces", "rece"), ("esd-q-1", "esd-")):
+        with pytest.raises(UserError, match=f"Did you mean '{right}"):
+            find(wrong)
+
+
+@pytest.mark.parametrize("name", ["esd-u-1", *BUILT_IN])
+def test_each_is_one_of_two_kinds(name: str) -> None:
+    method = configure(name, SMALL).method
+    closed_form = name.startswith(("uce", "rece"))
+    assert (isinstance(method, ClosedFormMethod), isinstance(method, OptimisedMethod)) == (closed_form, not closed_form)
+
+
+def test_where_settings_come_from() -> None:
+    """--set before [methods.NAME] before [erase] before the preset; each key goes where it belongs."""
+    recipe = RecipeFile(
+        erase=SMALL.erase | {"steps": 7, "gamma2": 0.3},
+        methods={"uce": {"steps": 5, "guide": "art", "erase_scale": 2.0}, "sdd": {"steps": 9}},
+    )
+    chosen = configure("uce-2023", recipe, ["erase_scale=3", "zeta=0.5"])
+    assert chosen.method == Uce(guide="art", erase_scale=3.0)
+    assert (chosen.settings.steps, chosen.settings.gamma2, chosen.settings.zeta) == (5, 0.3, 0.5)
+    assert chosen.method_settings["guide"] == "art"
+    assert configure("esd-u-1", recipe).settings.steps == 7
+    assert configure("uce-2025", recipe).method == Uce(
+        tokens="last", guide="", keep_empty=False, preserve_scale=1.0, erase_scale=1.0
+    )
+
+
+def test_the_papers_gamma2() -> None:
+    """Appendix E.2: 0.05 for ESD-u-1; 0.1 for ESD-u-3, ESD-f-3 and SDD."""
+    found = {name: configure(name, read_recipe("sd14")).settings.gamma2 for name in ("esd-u-1", "esd-u-3", "esd-f-3")}
+    assert found == {"esd-u-1": 0.05, "esd-u-3": 0.1, "esd-f-3": 0.1}
+    sdd = configure("sdd", read_recipe("sd14"))
+    assert (sdd.settings.gamma2, sdd.settings.steps, sdd.settings.weight_decay) == (0.1, 1500, 1e-4)
+    assert (sdd.settings.learning_rate, sdd.settings.max_gradient_norm, sdd.settings.bank_guidance) == (1e-5, 1.0, 3.0)
+    assert sdd.method == Sdd(subset="x", ema_decay=0.999, bank_refresh=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("esd-u-1", ["eta=2"], r"'esd-u-1' says eta itself.*--set"),
+        ("sdd", ["ema_decya=0.5"], "Did you mean 'ema_decay'"),
+        ("esd-u-1", ["ema_decay=0.5"], "unknown key 'ema_decay'"),
+        ("esd-2025", ["eta=-1"], "eta"),
+        ("sdd", ["ema_decay"], "key=value"),
+    ],
+)
+def test_wrong_settings_are_refused(name: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configure(name, SMALL, overrides)
+
+
+def test_a_recipes_table_for_no_method_is_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown method 'sddd'.*Did you mean 'sdd'"):
+        configure("esd-u-1", RecipeFile(erase=SMALL.erase, methods={"sddd": {"steps": 1}}))
+
+
+def test_the_template_of_contributing_is_a_method(tiny_model: Path, packages: Path, tmp_path: Path) -> None:
+    name, target = re.findall(r"(\w+) = \"(.+)\"", TEMPLATE["toml"])[0]
+    install(packages, "my_method", {name: target}, TEMPLATE["python"])
+    fast = ("steps=2", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=3", "batch_size=2")
+    overrides = [*fast, "meta_gradient=first-order", "share=0.5"]
+    result = erase(tiny_model, ["zebra"], method=name, overrides=overrides, out=tmp_path / "run")
+    assert (result.summary["method"], result.summary["meta"]) == (name, True)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["request"]["method_settings"] == {"share": 0.5}
+    before, after = load_file(tiny_model / UNET), load_file(tmp_path / "run" / UNET)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved
+    assert all("attn2" in key for key in moved)
+    with pytest.raises(UserError, match=r"share.*less than or equal to 1"):
+        configure(name, SMALL, ["share=2"])
+
+
+@pytest.mark.parametrize("name", ["sdd", "uce", "esd-u-1"])
+def test_a_name_that_exists_is_refused(packages: Path, name: str) -> None:
+    install(packages, "rival", {name: "rival:Anything"})
+    with pytest.raises(UserError, match=f"'{name}'.*rival and by metaunlearn.*rename"):
+        find(name)
+    assert find("rece").kind is Rece
+
+
+def test_a_name_that_two_packages_bring_is_refused(packages: Path) -> None:
+    install(packages, "one", {"blank": "one:Blank"})
+    install(packages, "two", {"blank": "two:Blank"})
+    with pytest.raises(UserError, match=r"'blank'.*(one and by two|two and by one)"):
+        find("blank")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import no_such_module", "cannot be loaded: No module named 'no_such_module'"),
+        ("", "cannot be loaded"),
+        ("class M: pass", r"no subclass of metaunlearn\.config\.Settings"),
+        ("from metaunlearn.config import Settings\nclass M(Settings): pass", "it has neither"),
+        (
+            "from metaunlearn.config import Settings\nclass M(Settings):\n    trained = begin = edit = lambda self: 0",
+            "it has begin and edit",
+        ),
+        (
+            "from metaunlearn.config import Settings\nclass M(Settings):\n    steps: int = 1\n"
+            "    def trained(self, model): ...\n    def edit(self, task): ...",
+            "every method has already: steps",
+        ),
+    ],
+)
+def test_what_is_no_method_is_refused(packages: Path, source: str, message: str) -> None:
+    # A module of its own for each case: Python keeps what it has imported.
+    package = f"wrong{abs(hash(source))}"
+    install(packages, package, {"theirs": f"{package}:M"}, source)
+    with pytest.raises(UserError, match=rf"'theirs' of the package {package}.*{message}"):
+        find("theirs")
+
+
+def test_the_command_line_says_it(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    outcome = call("erase", tiny_model, "--concept", "zebra", "--method", "sddd", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "Did you mean 'sdd'?" in outcome.err
+    assert not (tmp_path / "out").exists()
+    out = tmp_path / "uce"
+    options = ("--method", "uce", "--no-meta", "--set", "erase_scale=0.5", "--json")
+    outcome = call("erase", tiny_model, "--concept", "zebra", *options, "--out", out)
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["edit"]["edited_matrices"] == 8
+    assert "condition number" in outcome.err
