@@ -16,7 +16,7 @@ from metaunlearn.erasing import erase
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.erasure.rece import Rece, surviving_embedding
 from metaunlearn.erasure.registry import configure
-from metaunlearn.erasure.uce import TokenChanges, Uce, closed_form_edit, edited_matrices
+from metaunlearn.erasure.uce import TokenChanges, Uce, closed_form_edit, concept_tokens, edited_matrices
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import StableDiffusion, load
 from metaunlearn.parameters import Params
@@ -130,6 +130,17 @@ def test_presets_edit_which_tokens_they_say(model: StableDiffusion, task: Erasur
     assert all(torch.equal(edit.theta[key], before[key]) for key in before if key not in edited)
 
 
+@pytest.mark.parametrize("guide", ["a cat", "a picture of a plain grey cat"])
+def test_concept_and_guide_are_cut_to_equal_lengths(model: StableDiffusion, guide: str) -> None:
+    """Both from their own last token on, until the one whose last token stands further back is used up."""
+    (c, count), (g, guide_count) = encoded(model, "a zebra"), encoded(model, guide)
+    length = len(c) - max(count, guide_count) + 2
+    found = concept_tokens(model, ["a zebra"], guide, last_only=False)
+    torch.testing.assert_close(found.tokens, c[count - 2 :][:length])
+    torch.testing.assert_close(found.read_as, g[guide_count - 2 :][:length])
+    assert len(found.weights) == length
+
+
 def test_uce_is_the_preset_of_2023() -> None:
     assert configure("uce", read_recipe("small")).name == "uce-2023"
     assert method("uce") == method("uce-2023") == Uce()
@@ -212,13 +223,12 @@ def test_plain_run_needs_no_pictures_and_records_the_condition_number(tiny_model
 def test_meta_is_a_second_stage_from_the_edit(tiny_model: Path, tmp_path: Path) -> None:
     """Only the first cross-attention layer is trained (Figure 6), so everything else is what the edit alone gives."""
     erase(tiny_model, ["zebra"], method="rece", meta=False, overrides=FAST, out=tmp_path / "plain")
-    overrides = [*FAST, "subset=first-xattn"]
-    erase(tiny_model, ["zebra"], method="rece", overrides=overrides, out=tmp_path / "meta")
+    erase(tiny_model, ["zebra"], method="rece", overrides=[*FAST, "subset=first-xattn"], out=tmp_path / "meta")
     plain, meta = load_file(tmp_path / "plain" / UNET), load_file(tmp_path / "meta" / UNET)
     first = {name for name in plain if name.startswith("down_blocks.0.attentions.0.") and ".attn2." in name}
     assert {name for name in plain if not torch.equal(plain[name], meta[name])} == first
     start, *steps = [json.loads(line) for line in (tmp_path / "meta" / "log.jsonl").read_text().splitlines()]
-    assert (start["step"], len(start["edit"]["condition_numbers"])) == (0, 4)
+    assert (start["step"], len(start["edit"]["condition_numbers"])) == (0, 2)
     assert [line["step"] for line in steps] == [1, 2]
     assert all("loss_retain" in line and "loss_forget" not in line for line in steps)
 

@@ -76,6 +76,8 @@ class JobEstimate:
     method: str
     recipe: str
     settings: EraseSettings
+    method_settings: dict[str, Any]
+    """Those that only this method has."""
     denoiser_parameters: int
     trained_parameters: int
     image_size: int
@@ -153,6 +155,7 @@ def estimate(
         method=chosen.name,
         recipe=recipe,
         settings=settings,
+        method_settings=chosen.method_settings,
         denoiser_parameters=parameters,
         trained_parameters=trained,
         image_size=adapter.image_size,
@@ -276,6 +279,7 @@ def _describe_job(machine: Machine, job: JobEstimate) -> list[str]:
     lines = [
         f"erasing from {job.model} ({job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
         f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, trained {job.trained_parameters / 1e6:.1f} M",
+        f"  its own settings   {', '.join(f'{key} = {value!r}' for key, value in job.method_settings.items())}",
         f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {s.inner_steps})",
         f"  memory             about {job.memory_bytes / 2**30:.1f} GiB (estimate)",
         f"  time on this CPU   about {job.seconds_per_step:.2g} s a step, "
