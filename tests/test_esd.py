@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from metaunlearn.config import read_recipe
+from metaunlearn.checkpoint import step_generator
+from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.latents import LatentSet
-from metaunlearn.erasure.esd import BankedForgetLoss, Esd2025, esd_2025_target, esd_target
+from metaunlearn.erasing import erase
+from metaunlearn.erasure.esd import BankedForgetLoss, Esd, Esd2025, esd_2025_target, esd_target
+from metaunlearn.erasure.interface import ErasureTask, MovingForgetLoss
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
-from metaunlearn.errors import UserError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.objective import OuterDraw, losses_at_theta
+from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import StableDiffusion, load
 
 
@@ -96,6 +101,54 @@ def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
         losses = losses_at_theta(model, model.parameters(), batches, meta=False)
     distance = (bank.conditional[rows] - bank.unconditional[rows]).square().mean()
     torch.testing.assert_close(losses.forget, (1 + eta) ** 2 * distance)
+
+
+def test_latents_of_the_edited_model_have_the_teachers_target(model: StableDiffusion) -> None:
+    """eps_0(∅) - 2 (eps_0(c) - eps_0(∅)) of theta*, at latents that the moved parameters sampled."""
+    settings = resolve(EraseSettings, read_recipe("small").erase, ["bank_trajectories=2", "bank_steps=4"])
+    task = ErasureTask(model=model, prompts=prompts_for(model.pipeline, ["zebra"]), settings=settings, seed=0)
+    loss = Esd(subset="u", eta=2.0, latents="edited", bank_refresh=2).begin(task)
+    assert isinstance(loss, MovingForgetLoss)
+    theta, edited = model.parameters(), {name: p + 0.05 for name, p in model.parameters().items()}
+    first = loss.state()["x_t"]
+    loss.after_step(edited, 1)
+    assert loss.state()["x_t"] is first
+    loss.after_step(edited, 2)
+    bank = sample_trajectories(
+        model, edited, task.prompts.forget, count=2, steps=4, guidance_scale=3.0, generator=step_generator(0, 2, "bank")
+    )
+    assert torch.equal(loss.state()["x_t"], bank.x_t)
+    batch = loss.batch(edited, 2, 3, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        u = model.predict(theta, batch.x_t, batch.t, model.encode_prompts([""]).expand(3, -1, -1))
+        c = model.predict(theta, batch.x_t, batch.t, batch.cond)
+    torch.testing.assert_close(batch.target, 3 * u - 2 * c)
+
+
+def test_a_cut_run_on_latents_of_the_edited_model_resumes_to_the_same_weights(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (
+        "steps=5", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=3", "batch_size=2",
+        "checkpoint_every=2", "latents=edited", "bank_refresh=3",
+    )  # fmt: skip
+    options = {"method": "esd-x-1", "meta": False, "overrides": overrides}
+    whole = erase(tiny_model, ["zebra"], **options).pipeline.unet.state_dict()  # type: ignore[arg-type]
+    step = Algorithm1._outer_step
+
+    def breaks(self: Algorithm1) -> object:
+        if self.step == 4:
+            raise RunError("killed")
+        return step(self)
+
+    monkeypatch.setattr(Algorithm1, "_outer_step", breaks)
+    with pytest.raises(RunError, match="killed"):
+        erase(tiny_model, ["zebra"], out=tmp_path / "run", **options)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    cut = erase(tiny_model, ["zebra"], out=tmp_path / "run", resume=True, **options).pipeline  # type: ignore[arg-type]
+    assert all(torch.equal(whole[name], p) for name, p in cut.unet.state_dict().items())
+    frozen = erase(tiny_model, ["zebra"], **options | {"overrides": [*overrides, "latents=frozen"]})  # type: ignore[arg-type]
+    assert not all(torch.equal(whole[name], p) for name, p in frozen.pipeline.unet.state_dict().items())
 
 
 def test_bank_is_deterministic(model: StableDiffusion, bank: TrajectoryBank) -> None:

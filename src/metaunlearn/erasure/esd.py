@@ -4,13 +4,14 @@ Two versions by the same authors. ``esd-SUBSET-ETA`` is the paper's, ``esd-2025`
 the paper's target starts at the empty prompt's prediction, the later one at the concept's, so the paper's eta 1 is the
 later eta 2.
 
-Both train on latents of the frozen teacher, sampled once (:mod:`~metaunlearn.erasure.trajectories`). The 2023 code
-sampled them from the model being edited; the meta-unlearning paper has them from the frozen one.
+Both train on latents of the frozen teacher, sampled once (:mod:`~metaunlearn.erasure.trajectories`), as the
+meta-unlearning paper has it. The 2023 code sampled them from the model being edited: ``latents = "edited"`` does that,
+with paths that serve ``bank_refresh`` steps instead of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -18,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metaunlearn.config import Settings
-from metaunlearn.erasure.interface import ErasureTask, ForgetBatch
-from metaunlearn.erasure.trajectories import TrajectoryBank, frozen_teachers_bank
+from metaunlearn.erasure.interface import ErasureTask, ForgetBatch, ForgetLoss
+from metaunlearn.erasure.trajectories import MovingLatents, TrajectoryBank, frozen_teachers_bank
 from metaunlearn.errors import UserError
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Params, subset
@@ -42,13 +43,19 @@ class Esd(Settings):
     """Which parameters are trained."""
     eta: float = Field(ge=0)
     """How far past the unconditional prediction the target lies."""
+    latents: Literal["frozen", "edited"] = "frozen"
+    """Whose sampling paths the latents lie on: the frozen teacher's, or those of the model being edited."""
+    bank_refresh: int = Field(default=100, gt=0)
+    """Steps between two samplings of the edited model's paths."""
 
     def trained(self, model: StableDiffusion) -> frozenset[str]:
         """The subset of the name."""
         return subset(model.parameters(), self.subset)
 
-    def begin(self, task: ErasureTask) -> BankedForgetLoss:
-        """Sample the teacher's paths, or take them from the cache."""
+    def begin(self, task: ErasureTask) -> ForgetLoss:
+        """Sample the paths, or take the teacher's from the cache."""
+        if self.latents == "edited":
+            return EditedLatentsForgetLoss(task, self.eta, self.bank_refresh)
         return BankedForgetLoss(
             frozen_teachers_bank(task),
             lambda unconditional, conditional: esd_target(unconditional, conditional, self.eta),
@@ -109,3 +116,44 @@ class BankedForgetLoss:
             cond=bank.cond[bank.prompt_of[rows]],
             target=self.target(bank.unconditional[rows], bank.conditional[rows]),
         )
+
+
+class EditedLatentsForgetLoss:
+    """Latents on the paths of the model being edited; the target there is still the frozen teacher's."""
+
+    def __init__(self, task: ErasureTask, eta: float, bank_refresh: int) -> None:
+        self.model, self.eta, self.bank_refresh = task.model, eta, bank_refresh
+        self.teacher = task.model.parameters()
+        self.cond = task.model.encode_prompts(task.prompts.forget)
+        """(P, T, D)."""
+        self.empty = task.model.encode_prompts([""])
+        """(1, T, D)."""
+        self.latents = MovingLatents(task, task.prompts.forget, self.teacher)
+
+    @torch.no_grad()
+    def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
+        """``size`` rows; the teacher is asked for the concept and for nothing at each."""
+        rows = torch.randint(len(self.latents), (size,), generator=generator)
+        x_t, t = self.latents.x_t[rows], self.latents.t[rows]
+        cond = self.cond[self.latents.prompt_of[rows]]
+        both = torch.cat([self.empty.expand(size, -1, -1), cond])
+        unconditional, conditional = self.model.predict(self.teacher, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(
+            2
+        )
+        return ForgetBatch(x_t=x_t, t=t, cond=cond, target=esd_target(unconditional, conditional, self.eta))
+
+    def after_step(self, theta: Params, step: int) -> None:
+        """New paths, now and then."""
+        self.latents.follow(theta, step, self.bank_refresh)
+
+    def result(self, theta: Params) -> Params:
+        """Where Algorithm 1 ended."""
+        return theta
+
+    def state(self) -> dict[str, Tensor]:
+        """The paths."""
+        return self.latents.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back the paths."""
+        self.latents.restore(state)

@@ -35,7 +35,7 @@ class Entry:
     preset: Mapping[str, Any]
     """Settings that come with the name."""
     fixed: bool = False
-    """Whether the name says those settings itself, so that nothing else may."""
+    """Whether the name says its preset itself, so that nothing else may."""
 
 
 BUILT_IN: dict[str, tuple[type[Settings], dict[str, Any]]] = {
@@ -130,7 +130,8 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     tables = {find(table).name: values for table, values in recipe.methods.items()}
     given = [tables.get(entry.name, {}), parse_overrides(overrides)]
     own = entry.kind.model_fields.keys()
-    if entry.fixed and (said := sorted(own & {key for values in given for key in values})):
+    said = sorted(key for key in entry.preset if any(key in values for values in given))
+    if entry.fixed and said:
         raise UserError(
             f"the name {entry.name!r} says {' and '.join(said)} itself: change the name "
             "(method=..., --method esd-SUBSET-ETA) rather than the setting (--set)."
@@ -140,7 +141,8 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     for values in given:
         mine |= {key: value for key, value in values.items() if key in own}
         shared |= {key: value for key, value in values.items() if key not in own}
-    settings = resolve(EraseSettings, shared, keys_elsewhere=() if entry.fixed else own)
+    settable = [key for key in own if not (entry.fixed and key in entry.preset)]
+    settings = resolve(EraseSettings, shared, keys_elsewhere=settable)
     method = resolve(entry.kind, mine)
     return Configured(
         name=entry.name,

@@ -17,11 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Settings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasure.interface import ErasureTask, ForgetBatch
-from metaunlearn.erasure.trajectories import sample_for
+from metaunlearn.erasure.trajectories import MovingLatents
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Params, subset
 
@@ -69,20 +68,18 @@ class SddForgetLoss:
     def __init__(self, task: ErasureTask, options: Sdd) -> None:
         self.task, self.options = task, options
         start = task.model.parameters()
-        trained = options.trained(task.model)
         # The average of what never moves is what it was: only phi needs one.
-        self.average: Params = {name: p for name, p in start.items() if name in trained}
-        self._rest: Params = {name: p for name, p in start.items() if name not in trained}
+        self.average: Params = {name: start[name] for name in sorted(options.trained(task.model))}
         self.asked = task.model.encode_prompts(cycled_prompts(task.prompts))
         """(P, T, D)."""
         self.empty = task.model.encode_prompts([""])
         """(1, T, D)."""
-        self._sample(0)
+        self.latents = MovingLatents(task, joined_prompts(task.prompts), start)
 
     def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
         """``size`` rows of the bank; concepts in turn; the target is sg(eps_theta(x_t, ∅)) of the student."""
-        rows = torch.randint(len(self.x_t), (size,), generator=generator)
-        x_t, t = self.x_t[rows], self.t[rows]
+        rows = torch.randint(len(self.latents), (size,), generator=generator)
+        x_t, t = self.latents.x_t[rows], self.latents.t[rows]
         with torch.no_grad():  # The stop-gradient: the empty prompt's prediction is the target, it must not move.
             target = self.task.model.predict(theta, x_t, t, self.empty.expand(size, -1, -1))
         turn = (step * size + torch.arange(size)) % len(self.asked)
@@ -91,8 +88,7 @@ class SddForgetLoss:
     def after_step(self, theta: Params, step: int) -> None:
         """The teacher follows; every ``bank_refresh`` steps it samples new paths."""
         self.average = moved_average(self.average, theta, self.options.ema_decay)
-        if step % self.options.bank_refresh == 0 and step < self.task.settings.steps:
-            self._sample(step)
+        self.latents.follow(theta | self.average, step, self.options.bank_refresh)
 
     def result(self, theta: Params) -> Params:
         """The teacher."""
@@ -100,16 +96,9 @@ class SddForgetLoss:
 
     def state(self) -> dict[str, Tensor]:
         """The teacher and its paths."""
-        return {"x_t": self.x_t, "t": self.t} | {f"average.{name}": p for name, p in self.average.items()}
+        return self.latents.state() | {f"average.{name}": p for name, p in self.average.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back the teacher and its paths."""
-        device = self.task.model.device
-        self.x_t, self.t = state["x_t"].to(device), state["t"].to(device)
-        self.average = {name: state[f"average.{name}"].to(device) for name in self.average}
-
-    def _sample(self, step: int) -> None:
-        """The bank: (R, C, h, w) latents and (R,) timesteps on the teacher's paths."""
-        generator = step_generator(self.task.seed, step, "bank")
-        bank = sample_for(self.task, self._rest | self.average, joined_prompts(self.task.prompts), generator)
-        self.x_t, self.t = bank.x_t, bank.t
+        self.latents.restore(state)
+        self.average = {name: state[f"average.{name}"].to(p.device) for name, p in self.average.items()}

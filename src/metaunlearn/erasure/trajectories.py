@@ -6,7 +6,7 @@ evaluates no teacher. Each path has its own random offset of timesteps, so toget
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,38 @@ def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
     if file is not None:
         save_tensors(file, vars(bank))
     return bank
+
+
+class MovingLatents:
+    """Latents on the paths of a model that moves: sampled afresh now and then, and part of a run's state."""
+
+    def __init__(self, task: ErasureTask, prompts: Sequence[str], theta: Params) -> None:
+        self._task, self._prompts = task, prompts
+        self.sample(theta, 0)
+
+    def sample(self, theta: Params, step: int) -> None:
+        """New paths under ``theta``, which ``step`` outer steps have led to."""
+        bank = sample_for(self._task, theta, self._prompts, step_generator(self._task.seed, step, "bank"))
+        self.x_t, self.t, self.prompt_of = bank.x_t, bank.t, bank.prompt_of
+        """(R, C, h, w), (R,) and (R,): a row's latent, timestep and prompt."""
+
+    def follow(self, theta: Params, step: int, every: int) -> None:
+        """New paths every ``every`` steps, but not after the last."""
+        if step % every == 0 and step < self._task.settings.steps:
+            self.sample(theta, step)
+
+    def __len__(self) -> int:
+        return len(self.x_t)
+
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`restore` wants back."""
+        return {"x_t": self.x_t, "t": self.t, "prompt_of": self.prompt_of}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave."""
+        device = self._task.model.device
+        self.x_t, self.t = state["x_t"].to(device), state["t"].to(device)
+        self.prompt_of = state["prompt_of"]
 
 
 def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generator: torch.Generator) -> TrajectoryBank:
