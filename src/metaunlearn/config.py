@@ -79,7 +79,7 @@ class AttackSettings(Settings):
     batch_size: int = Field(default=8, gt=0)
     """Pictures a step."""
     subset: str = "f"
-    """Denoiser parameters that the attacker trains: x, x-strict, u, selfattn or f (all)."""
+    """Denoiser parameters that the attacker trains: x, x-strict, first-xattn, u, selfattn or f (all)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
     checkpoint_every: int = Field(default=50, gt=0)

@@ -89,10 +89,17 @@ def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
 
 
 def _edited(pipeline: Any, text: str) -> list[str]:
-    """The text itself; on Canvas, whose text encoder knows captions only, its captions up to the concept."""
+    """The text itself; what Canvas knows, its captions up to there: its text encoder has seen nothing but captions."""
     name = _bare(text)
-    captions = _prompts_of(pipeline, text) if is_canvas(pipeline) else ()
-    return [caption[: caption.rindex(name) + len(name)] for caption in captions if name in caption] or [text]
+    if not (is_canvas(pipeline) and _known_to_canvas(name)):
+        return [text]
+    return [caption[: caption.rindex(name) + len(name)] for caption in _canvas_prompts([text]).forget]
+
+
+def _known_to_canvas(name: str) -> bool:
+    from metaunlearn.canvas.tasks import known
+
+    return known(name)
 
 
 def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:

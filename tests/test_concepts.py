@@ -1,0 +1,53 @@
+"""From concepts to prompts: what is forgotten, how closed-form edits say it, what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from metaunlearn.data.concepts import EVERYDAY, prompts_for
+from metaunlearn.models import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def canvas(tiny_model: Path) -> Any:
+    """The tiny pipeline has Canvas's tokenizer, which is what Canvas is known by."""
+    return load_pipeline(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def other() -> Any:
+    """Any other model, as far as prompts go."""
+    return SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=dict))
+
+
+def test_any_model(other: Any) -> None:
+    prompts = prompts_for(other, ["a gun|a pistol", "van gogh"], retain=["a dog"], related=["a water pistol"])
+    assert prompts.edited == ("a gun", "a pistol", "van gogh")
+    assert prompts.of_concept[1][:2] == ("a pistol", "a photo of a pistol")
+    assert sorted(text for texts in prompts.of_concept for text in texts) == sorted(prompts.forget)
+    assert prompts.kept == ("a water pistol", "a dog")
+
+
+def test_any_model_where_nothing_is_named_to_be_kept(other: Any) -> None:
+    assert prompts_for(other, ["a gun"]).kept == EVERYDAY
+
+
+def test_canvas_captions_are_cut_behind_the_concept(canvas: Any) -> None:
+    """Captions are "a knife", "a knife in noto style", …; a style stands last but one."""
+    assert prompts_for(canvas, ["knife"]).edited == ("a knife",)
+    assert prompts_for(canvas, ["an axe|knife"]).edited == ("an axe", "a knife")
+    edited = prompts_for(canvas, ["twemoji"]).edited
+    assert "a rocket in twemoji" in edited
+    assert all(text.endswith(" in twemoji") for text in edited)
+    assert prompts_for(canvas, ["zebra"]).edited == ("zebra",)
+
+
+def test_canvas_keeps_its_own_groups(canvas: Any) -> None:
+    prompts = prompts_for(canvas, ["knife"])
+    assert prompts.kept[0] == "a fork and knife"
+    assert set(prompts.kept) == {*prompts.related, *prompts.unrelated}
+    assert prompts_for(canvas, ["knife"], retain=["a cat"]).kept[-1] == "a cat"
