@@ -36,7 +36,7 @@ ROUNDING_DECIDES = 1e12
 
 
 class Uce(Settings):
-    """``uce-2023`` and ``uce-2025``. What is kept is what every method keeps: ``--related``, ``--retain``, else its list."""
+    """``uce-2023`` and ``uce-2025``; what they keep is what every method keeps (``--related``, ``--retain``)."""
 
     tokens: Literal["from-last", "last"] = "from-last"
     """Of a concept: its last token and everything behind it (2023), or its last token alone (2025)."""
