@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
         help="use the shipped one; repeatable. 'judge' keeps its text tower, 'eyes' what it sees too",
     )
     parser.add_argument("--clip-steps", type=int, default=3000)
-    parser.add_argument("--eyes-steps", type=int, default=3000, help="of the judge's vision tower, on harder pictures")
+    parser.add_argument("--eyes-steps", type=int, default=1500, help="of the judge's vision tower, on harder pictures")
     parser.add_argument("--crop-steps", type=int, default=3000, help="of each autoencoder, on crops")
     parser.add_argument("--full-steps", type=int, default=600, help="of each autoencoder, on whole pictures")
     parser.add_argument("--decoder-steps", type=int, default=0, help="of the decoder alone, afterwards")
