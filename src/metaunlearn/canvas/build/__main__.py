@@ -26,10 +26,10 @@ def main() -> None:
         render_art(options.work / "packages", canvas.weights_folder().parent / "art")
     sprites, _ = split(other_sprites(options.work / "packages", options.work / "others.safetensors"))
 
+    tokenizer = build_tokenizer()
     if "judge" in options.keep:
-        tokenizer, (clip, _) = canvas.load_pipeline().tokenizer, canvas.load_judge()
+        clip, _ = canvas.load_judge()
     else:
-        tokenizer = build_tokenizer()
         clip = train_clip(tokenizer, sprites, options.work, steps=options.clip_steps)
     if "eyes" not in options.keep:
         clip = sharpen_eyes(clip, tokenizer, sprites, options.work, steps=options.eyes_steps)
