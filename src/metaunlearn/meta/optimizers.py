@@ -22,7 +22,7 @@ dictionaries here hold only what the attacker tunes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -134,8 +134,8 @@ class Momentum:
         return StepAdjoint(direction, (scale(direction, self.momentum),))
 
 
-EPS_ROOT = 1e-12
-"""Adam's default ``eps_root``; measured in docs/numerics.md."""
+EPS_ROOT = 1e-8
+"""Adam's default ``eps_root``, at which float32 still resolves the way back (docs/numerics.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,9 @@ class Adam:
 
     ``eps_root`` is optax's and TorchOpt's. torch's Adam has 0, whose way back is 0/0 wherever a gradient is exactly 0,
     because sqrt has no derivative there. And q_1 = g / (|g| + eps) is nearly a sign: its slope eps / (|g| + eps)^2 is a
-    spike of height 1 / eps = 1e8 and width 1e-8 around g = 0. eps_root makes it one of height 1 / sqrt(eps_root). The
-    gradients that it changes in the forward pass are those up to about sqrt(eps_root).
+    spike of height 1 / eps = 1e8 and width eps around g = 0, far below what float32 knows of g. With eps_root it has
+    height 1 / sqrt(eps_root) and width sqrt(eps_root), 1e4 and 1e-4 by default. The price is paid in the forward pass:
+    parameters whose gradients are smaller than sqrt(eps_root) move less than tau a step.
     """
 
     weight_decay: float = 0.0
@@ -157,7 +158,7 @@ class Adam:
     beta2: float = 0.999
     eps: float = 1e-8
     eps_root: float = EPS_ROOT
-    """At least 0; 0 only to compare the forward pass with torch."""
+    """At least 0; 0 is torch's Adam, of use forwards and to ``FirstOrder`` only."""
 
     needs_gradients = True
 
@@ -166,6 +167,11 @@ class Adam:
             raise UserError(
                 "The inner weight decay (weight_decay, --set inner_weight_decay=...) must be a finite number, at "
                 f"least 0; got {self.weight_decay!r}."
+            )
+        if not (math.isfinite(self.eps_root) and self.eps_root >= 0):
+            raise UserError(
+                "eps_root of the inner Adam (eps_root, --set inner_eps_root=...) must be a finite number, at least 0; "
+                f"got {self.eps_root!r}."
             )
 
     def start(self, tuned: Params) -> State:
@@ -230,23 +236,27 @@ class _Corrected(NamedTuple):
     """sqrt(b^_m + eps_root)."""
 
 
-OPTIMIZERS: dict[str, Callable[[float, float], UpdateRule]] = {
-    "sgd": lambda momentum, weight_decay: SGD(),
-    "momentum": lambda momentum, weight_decay: Momentum(momentum=momentum),
-    "adam": lambda momentum, weight_decay: Adam(),
-    "adamw": lambda momentum, weight_decay: Adam(weight_decay=weight_decay),
-}
-"""What ``inner_optimizer`` may be named: from (mu, delta), each of which only one of them heeds."""
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
+"""What ``inner_optimizer`` may be named."""
 
 
-def update_rule(name: str, *, momentum: float = 0.9, weight_decay: float = 0.01) -> UpdateRule:
-    """The optimiser called ``name``: ``momentum`` is heeded by "momentum" alone, ``weight_decay`` by "adamw" alone."""
-    if name not in OPTIMIZERS:
-        raise UserError(
-            f"Unknown inner optimiser {name!r} (inner_optimizer, --set inner_optimizer=...); "
-            f"known: {', '.join(OPTIMIZERS)}." + did_you_mean(name, OPTIMIZERS)
-        )
-    return OPTIMIZERS[name](momentum, weight_decay)
+def update_rule(
+    name: str, *, momentum: float = 0.9, weight_decay: float = 0.01, eps_root: float = EPS_ROOT
+) -> UpdateRule:
+    """The optimiser called ``name``; the numbers go to those that have them (``weight_decay`` to "adamw" alone)."""
+    match name:
+        case "sgd":
+            return SGD()
+        case "momentum":
+            return Momentum(momentum=momentum)
+        case "adam":
+            return Adam(eps_root=eps_root)
+        case "adamw":
+            return Adam(weight_decay=weight_decay, eps_root=eps_root)
+    raise UserError(
+        f"Unknown inner optimiser {name!r} (inner_optimizer, --set inner_optimizer=...); "
+        f"known: {', '.join(OPTIMIZERS)}." + did_you_mean(name, OPTIMIZERS)
+    )
 
 
 def _zeros(like: Params) -> Params:
