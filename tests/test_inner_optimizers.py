@@ -227,6 +227,19 @@ def test_auto_takes_the_difference_on_a_smooth_network(name: str) -> None:
     assert isinstance(resolve("auto", theta, problem), GradientDifference)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_auto_goes_by_the_worst_of_its_probes(last: bool) -> None:
+    """One attacker whose loss has ripples far shorter than any step of the difference spoils it for both."""
+    smooth, theta = attacked(mlp, "adam", 1, "all", torch.float32)
+    [loss] = smooth.inner_losses
+    rough = replace(
+        attacked(mlp, "sgd", 1, "all", torch.float32)[0],
+        inner_losses=[lambda at: loss({key: p + 1e-9 * torch.sin(1e5 * p) for key, p in at.items()})],
+    )
+    probes = (smooth, rough) if last else (rough, smooth)
+    assert resolve("auto", theta, *probes) == DoubleBackward()
+
+
 def test_mistakes() -> None:
     with pytest.raises(UserError, match=r"'adamx'.*inner_optimizer.*Did you mean"):
         update_rule("adamx")

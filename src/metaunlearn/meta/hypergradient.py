@@ -254,14 +254,14 @@ AUTO_STEPS = (1.0, 0.3, 0.1)
 """``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models."""
 
 
-def resolve(name: str, theta: Params, probe: MetaProblem) -> MetaGradientMode:
-    """The mode called ``name``; ``auto`` tries the gradient difference on ``probe`` and says in the log what it chose.
+def resolve(name: str, theta: Params, *probes: MetaProblem) -> MetaGradientMode:
+    """The mode called ``name``; ``auto`` tries the gradient difference on ``probes`` and says in the log what it chose.
 
-    ``probe`` is a meta problem like those to come, on a small batch, since a double backward of it is taken once;
-    ``auto`` compares the difference at several step lengths with it and keeps the best.
+    ``probes`` are meta problems like those to come, one for each kind of attacker, on a small batch, since a double
+    backward of each is taken once; ``auto`` compares the difference at several step lengths with it and keeps the best.
     """
     if name == "auto":
-        return _checked_mode(theta, probe)
+        return _checked_mode(theta, probes)
     if name not in MODES:
         raise UserError(
             f"Unknown meta_gradient {name!r} (--set meta_gradient=...); known: {', '.join(MODES)}, auto."
@@ -275,15 +275,18 @@ def mode_name(mode: MetaGradientMode) -> str:
     return next(name for name, kind in MODES.items() if type(mode) is kind)
 
 
-def _checked_mode(theta: Params, probe: MetaProblem) -> MetaGradientMode:
+def _checked_mode(theta: Params, probes: Sequence[MetaProblem]) -> MetaGradientMode:
     reason = low_precision(theta)
     if reason:
         log.info("meta_gradient auto: double-backward, because %s", reason)
         return DoubleBackward()
-    expected = DoubleBackward()(probe, theta).gradient
     usual = _best_step(theta, one_sided=False)
     modes = [GradientDifference(relative_step=factor * usual) for factor in AUTO_STEPS]
-    errors = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
+    errors = [0.0] * len(modes)
+    for probe in probes:
+        expected = DoubleBackward()(probe, theta).gradient
+        found = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
+        errors = [max(pair) for pair in zip(errors, found, strict=True)]
     error, best = min(zip(errors, modes, strict=True), key=lambda pair: pair[0])
     if error <= AUTO_TOLERANCE:
         log.info(
@@ -301,5 +304,6 @@ def _checked_mode(theta: Params, probe: MetaProblem) -> MetaGradientMode:
 
 
 def _relative_error(gradient: Params, expected: Params) -> float:
-    """||g - g_ref|| / ||g_ref||."""
-    return norm(add(gradient, expected, -1.0)) / (norm(expected) or 1.0)
+    """||g - g_ref|| / ||g_ref||; what is not a number is infinitely wrong, so that a comparison cannot lose it."""
+    error = norm(add(gradient, expected, -1.0)) / (norm(expected) or 1.0)
+    return error if math.isfinite(error) else math.inf
