@@ -189,16 +189,21 @@ class Adam:
         The moments are worked out again from the gradients, which halves what must be kept: g_1 .. g_M rather than
         those and the moments of every step.
         """
-        state = self.start(v)
+        a, b = self.start(v)
         for gradient in gradients:
-            state = self._moments(state, {name: gradient[name] for name in v})
+            a, b = self._moments((a, b), {name: gradient[name] for name in v})
         m, g = len(gradients), gradients[-1]
-        slots = {name: (v[name], *(x[name] for x in w), g[name], *(x[name] for x in state)) for name in v}
-        back = {name: self._pull_back_one(*tensors, m) for name, tensors in slots.items()}
-        direction, w_a, w_b = ({name: found[i] for name, found in back.items()} for i in range(3))
-        return StepAdjoint(direction, (w_a, w_b))
+        w_a, w_b = w
+        direction: Params = {}
+        before_a: Params = {}
+        before_b: Params = {}
+        for name in v:
+            direction[name], before_a[name], before_b[name] = self._pull_back_one(
+                v[name], w_a[name], w_b[name], g[name], a[name], b[name], m
+            )
+        return StepAdjoint(direction, (before_a, before_b))
 
-    def _moments(self, state: State, g: Params) -> State:
+    def _moments(self, state: State, g: Params) -> tuple[Params, Params]:
         """a_m and b_m."""
         a, b = state
         return (
