@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from metaunlearn.config import EraseSettings, default_recipe, read_recipe, resolve
+from metaunlearn.config import Attacker, EraseSettings, default_recipe, read_recipe, resolve
 from metaunlearn.erasure.esd import EsdMethod
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import StableDiffusion, load
@@ -136,7 +137,9 @@ def estimate(
     parameters = sum(p.numel() for p in unet.parameters())
     recipe = recipe or default_recipe(parameters, adapter.unet.config.cross_attention_dim)
     settings = resolve(EraseSettings, read_recipe(recipe).erase, overrides)
-    chosen = subset([name for name, _ in unet.named_parameters()], esd.subset)
+    names = [name for name, _ in unet.named_parameters()]
+    chosen = subset(names, esd.subset)
+    subset(names, settings.inner_subset, setting="inner_subset")
     trained = sum(p.numel() for name, p in unet.named_parameters() if name in chosen)
     forward, kept = forward_cost(adapter)
     gradients = gradients_per_step(settings, meta=meta)
@@ -191,11 +194,15 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 
 
 def gradients_per_step(settings: EraseSettings, *, meta: bool) -> int:
-    """Gradients on one batch in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M products."""
+    """Gradients on one batch in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M products.
+
+    Of a mixture of attackers, the mean.
+    """
     if not meta:
         return 2
     direct = 0 if settings.meta_retain == "both" else 1
-    return 2 + direct + settings.inner_steps + 2 + settings.inner_steps * _product_cost(settings)
+    inner_steps = statistics.mean(attacker.steps for attacker in settings.simulated)
+    return round(2 + direct + inner_steps + 2 + inner_steps * _product_cost(settings))
 
 
 def _product_cost(settings: EraseSettings) -> int:
@@ -207,9 +214,15 @@ def _product_cost(settings: EraseSettings) -> int:
 def parameter_copies(settings: EraseSettings, *, meta: bool) -> int:
     """Copies of theta beside the pipeline's own.
 
-    One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it.
+    One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it, and
+    what the attacker's optimiser needs. Of a mixture of attackers, the most.
     """
-    return 1 + (settings.inner_steps + 4 if meta else 0)
+    return 1 + (max(attacker.steps + 4 + _optimizer_copies(attacker) for attacker in settings.simulated) if meta else 0)
+
+
+def _optimizer_copies(attacker: Attacker) -> int:
+    """On the way back through momentum the adjoint of b; through Adam M gradients, two moments, their adjoints."""
+    return {"sgd": 0, "momentum": 1, "adam": attacker.steps + 4, "adamw": attacker.steps + 4}[attacker.optimizer]
 
 
 def _bytes(
@@ -260,10 +273,11 @@ def describe(machine: Machine, job: JobEstimate | None) -> list[str]:
 
 def _describe_job(machine: Machine, job: JobEstimate) -> list[str]:
     s = job.settings
+    inner_steps = ", ".join(str(m) for m in sorted({attacker.steps for attacker in s.simulated}))
     lines = [
         f"erasing from {job.model} ({job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
         f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, trained {job.trained_parameters / 1e6:.1f} M",
-        f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {s.inner_steps})",
+        f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {inner_steps})",
         f"  memory             about {job.memory_bytes / 2**30:.1f} GiB (estimate)",
         f"  time on this CPU   about {job.seconds_per_step:.2g} s a step, "
         f"{job.seconds / 60:.0f} min for {s.steps} steps and what comes before (estimate)",

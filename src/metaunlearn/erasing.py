@@ -69,6 +69,7 @@ def erase(
     for text in prompts.forget:
         adapter.check_concept(text)
     subset(adapter.parameters(), esd.subset)
+    subset(adapter.parameters(), settings.inner_subset, setting="inner_subset")
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,

@@ -16,7 +16,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.erasure.esd import EsdMethod
 from metaunlearn.errors import RunError
 from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
-from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, losses_at_theta, meta_problem
+from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, draw_attacker, losses_at_theta, meta_problem
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Params, subset
 
@@ -48,8 +48,11 @@ class Algorithm1:
         self.step = 0
         self.mode: MetaGradientMode | None = None
         if meta:
-            probe = meta_problem(model, self._draw(0), settings)
-            self.mode = resolve(settings.meta_gradient, self.theta, probe)
+            probes = [
+                meta_problem(model, draw(data, settings, attacker.steps, self._generator(0)), attacker, settings)
+                for attacker in dict.fromkeys(settings.simulated)
+            ]
+            self.mode = resolve(settings.meta_gradient, self.theta, *probes)
 
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
         """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return theta."""
@@ -59,15 +62,17 @@ class Algorithm1:
                 self.save(state)
         return self.theta
 
-    def _draw(self, step: int) -> OuterDraw:
-        return draw(self.data, self.settings, step_generator(self.seed, step, "outer"))
+    def _generator(self, step: int) -> torch.Generator:
+        return step_generator(self.seed, step, "outer")
 
     def _outer_step(self) -> Record:
         """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to the method's subset at the very end."""
-        batches = self._draw(self.step)
+        generator = self._generator(self.step)
+        attacker = draw_attacker(self.settings.simulated, generator)
+        batches = draw(self.data, self.settings, attacker.steps, generator)
         gradient, record = self._gradient_at_theta(batches)
         if self.mode is not None:
-            problem = meta_problem(self.model, batches, self.settings)
+            problem = meta_problem(self.model, batches, attacker, self.settings)
             meta = self.mode(problem, self.theta)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
@@ -81,7 +86,8 @@ class Algorithm1:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"step": self.step, **record, "gradient_norm": norm.item()}
+        drawn = {"attacker": attacker.model_dump()} if self.meta and self.settings.attackers else {}
+        return {"step": self.step, **record, **drawn, "gradient_norm": norm.item()}
 
     def _gradient_at_theta(self, batches: OuterDraw) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
