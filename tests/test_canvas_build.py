@@ -21,6 +21,7 @@ from metaunlearn.canvas.build.autoencoder import (
 )
 from metaunlearn.canvas.build.clip import contrastive_loss
 from metaunlearn.canvas.build.denoiser import prompt_for
+from metaunlearn.canvas.build.harder import hue_matrices, place_harder, recolour
 from metaunlearn.canvas.build.loop import run_stage
 from metaunlearn.canvas.catalog import NAMES, STYLES
 
@@ -121,6 +122,30 @@ def test_other_emoji_are_pictures_without_an_object() -> None:
     assert batch.images.shape == (7, 3, 64, 64)
     assert batch.objects.tolist() == [-1] * 7
     assert 0 <= batch.styles.min() <= batch.styles.max() < len(STYLES)
+
+
+def test_a_third_of_the_hue_circle_turns_red_into_green() -> None:
+    """R, G, B lie 120 degrees apart around the grey axis, so that turn permutes them; greys lie on the axis."""
+    turn = hue_matrices(torch.tensor([2 * torch.pi / 3]), torch.ones(1))[0]
+    torch.testing.assert_close(turn @ torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
+    for angle, saturation in ((0.7, 1.3), (3.0, 0.0)):
+        matrix = hue_matrices(torch.tensor([angle]), torch.tensor([saturation]))[0]
+        torch.testing.assert_close(matrix @ torch.full((3,), 0.4), torch.full((3,), 0.4), atol=1e-6, rtol=0)
+    washed_out = hue_matrices(torch.tensor([0.0]), torch.tensor([0.0]))[0] @ torch.tensor([1.0, 0.0, 0.0])
+    torch.testing.assert_close(washed_out, torch.full((3,), 0.299), atol=1e-6, rtol=0)
+
+
+def test_harder_pictures_are_recoloured_within_the_sprite_and_stay_pictures() -> None:
+    layers = torch.rand(16, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    layers[:, :3] *= layers[:, 3:]
+    changed = recolour(layers, torch.Generator().manual_seed(1))
+    assert torch.equal(changed[:, 3], layers[:, 3])
+    assert (changed[:, :3] <= changed[:, 3:]).all()
+    touched = (changed - layers).abs().amax(dim=(1, 2, 3)) > 1e-3
+    assert 2 < touched.sum() < 14
+    images = place_harder(layers, torch.zeros(16, dtype=torch.long), torch.Generator().manual_seed(2))
+    assert images.shape == (16, 3, 64, 64)
+    assert -1 <= images.min() < images.max() <= 1
 
 
 def test_a_stage_resumes_to_the_same_weights(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from metaunlearn.errors import UserError, did_you_mean
 
@@ -20,6 +20,20 @@ class Settings(BaseModel):
     """Frozen, keyword-only, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw"]
+
+
+class Attacker(Settings):
+    """One simulated finetuning."""
+
+    optimizer: InnerOptimizer
+    """Its optimiser."""
+    learning_rate: float = Field(ge=0)
+    """tau."""
+    steps: int = Field(gt=0)
+    """M."""
 
 
 class EraseSettings(Settings):
@@ -45,8 +59,19 @@ class EraseSettings(Settings):
     """M, simulated finetuning steps."""
     inner_learning_rate: float = Field(ge=0)
     """tau, of the simulated finetuning."""
-    inner_optimizer: Literal["sgd"] = "sgd"
-    """Optimiser of the simulated finetuning."""
+    inner_optimizer: InnerOptimizer = "sgd"
+    """Optimiser of the simulated finetuning; each outer step starts it afresh."""
+    inner_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """mu, of the inner optimiser momentum."""
+    inner_weight_decay: float = Field(default=0.01, ge=0)
+    """delta, decoupled, of the inner optimiser adamw."""
+    inner_eps_root: float = Field(default=1e-8, gt=0)
+    """Inside Adam's square root, so that it can be differentiated; lower is truer to Adam and harder on float32."""
+    inner_subset: str = "f"
+    """Denoiser parameters that the simulated attacker tunes: x, x-strict, first-xattn, u, selfattn or f (all)."""
+    attackers: tuple[Attacker, ...] = ()
+    """A mixture: each outer step draws one of these {optimizer, learning_rate, steps} in place of inner_optimizer,
+    inner_learning_rate and inner_steps; empty: no mixture."""
     meta_gradient: Literal["auto", "first-order", "gradient-difference", "double-backward"] = "auto"
     """How the meta-gradient is computed."""
     meta_retain: Literal["related", "unrelated", "both"] = "both"
@@ -67,6 +92,18 @@ class EraseSettings(Settings):
     """Guidance of those paths."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Outer steps between two resumable states."""
+
+    @field_validator("attackers", mode="before")
+    @classmethod
+    def _from_toml(cls, value: Any) -> Any:
+        """``--set attackers=[...]`` arrives as text, written as in a recipe."""
+        return tomllib.loads(f"attackers = {value}")["attackers"] if isinstance(value, str) else value
+
+    @property
+    def simulated(self) -> tuple[Attacker, ...]:
+        """The mixture, or the only attacker as a mixture of one."""
+        alone = Attacker(optimizer=self.inner_optimizer, learning_rate=self.inner_learning_rate, steps=self.inner_steps)
+        return self.attackers or (alone,)
 
 
 class AttackSettings(Settings):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,12 +29,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from metaunlearn.config import EraseSettings, default_recipe, read_recipe
+from metaunlearn.config import Attacker, EraseSettings, default_recipe, read_recipe
 from metaunlearn.erasure.interface import Method, OptimisedMethod
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import StableDiffusion, load
+from metaunlearn.parameters import subset
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
 OPTIONAL = {"vl-convert-python": "charts as pictures in reports", "resvg-py": "rebuilding Canvas (make canvas)"}
@@ -142,6 +144,7 @@ def estimate(
     settings, optimised = chosen.settings, isinstance(chosen.method, OptimisedMethod)
     names = chosen.method.trained(adapter)
     trained = sum(p.numel() for name, p in unet.named_parameters() if name in names)
+    subset(adapter.parameters(), settings.inner_subset, setting="inner_subset")
     forward, kept = forward_cost(adapter)
     gradients = gradients_per_step(settings, meta=meta, forget=optimised)
     pace = (speed or matrix_speed()) * EFFICIENCY
@@ -202,12 +205,14 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 def gradients_per_step(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:
     """Gradients on one batch in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M products.
 
-    A closed-form method has no L_forget, and without the meta objective no outer steps.
+    Of a mixture of attackers, the mean. A closed-form method has no L_forget, and without the meta objective no outer
+    steps.
     """
     if not meta:
         return 2 if forget else 0
     direct = 0 if settings.meta_retain == "both" else 1
-    return 1 + forget + direct + settings.inner_steps + 2 + settings.inner_steps * _product_cost(settings)
+    inner_steps = statistics.mean(attacker.steps for attacker in settings.simulated)
+    return round(1 + forget + direct + inner_steps + 2 + inner_steps * _product_cost(settings))
 
 
 def _product_cost(settings: EraseSettings) -> int:
@@ -219,9 +224,15 @@ def _product_cost(settings: EraseSettings) -> int:
 def parameter_copies(settings: EraseSettings, *, meta: bool) -> int:
     """Copies of theta beside the pipeline's own.
 
-    One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it.
+    One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it, and
+    what the attacker's optimiser needs. Of a mixture of attackers, the most.
     """
-    return 1 + (settings.inner_steps + 4 if meta else 0)
+    return 1 + (max(attacker.steps + 4 + _optimizer_copies(attacker) for attacker in settings.simulated) if meta else 0)
+
+
+def _optimizer_copies(attacker: Attacker) -> int:
+    """On the way back through momentum the adjoint of b; through Adam M gradients, two moments, their adjoints."""
+    return {"sgd": 0, "momentum": 1, "adam": attacker.steps + 4, "adamw": attacker.steps + 4}[attacker.optimizer]
 
 
 def _teachers_passes(method: Method, settings: EraseSettings) -> float:
@@ -276,11 +287,12 @@ def describe(machine: Machine, job: JobEstimate | None) -> list[str]:
 
 def _describe_job(machine: Machine, job: JobEstimate) -> list[str]:
     s = job.settings
+    inner_steps = ", ".join(str(m) for m in sorted({attacker.steps for attacker in s.simulated}))
     lines = [
         f"erasing from {job.model} ({job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
         f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, trained {job.trained_parameters / 1e6:.1f} M",
         f"  its own settings   {', '.join(f'{key} = {value!r}' for key, value in job.method_settings.items())}",
-        f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {s.inner_steps})",
+        f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {inner_steps})",
         f"  memory             about {job.memory_bytes / 2**30:.1f} GiB (estimate)",
         f"  time on this CPU   about {job.seconds_per_step:.2g} s a step, "
         f"{job.seconds / 60:.0f} min for {s.steps} steps and what comes before (estimate)",

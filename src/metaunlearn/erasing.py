@@ -16,7 +16,7 @@ from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.meta.hypergradient import mode_name
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import adapt, load_pipeline, with_own_denoiser
-from metaunlearn.parameters import Params
+from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import Progress, RunFolder
 
@@ -71,6 +71,7 @@ def erase(
     for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
     trained = chosen.method.trained(adapter)
+    subset(adapter.parameters(), chosen.settings.inner_subset, setting="inner_subset")
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,

@@ -63,18 +63,21 @@ SUBSETS: dict[str, Callable[[Collection[str]], set[str]]] = {
 """The rule of each subset: which of a model's parameters, by their diffusers names, does it hold?"""
 
 
-def subset(names: Iterable[str], which: str) -> frozenset[str]:
-    """The names that belong to the subset ``which`` (a key of ``SUBSETS``); phi in the equations."""
+def subset(names: Iterable[str], which: str, *, setting: str = "subset") -> frozenset[str]:
+    """The names that belong to the subset ``which`` (a key of ``SUBSETS``): phi in the equations, or what P keeps.
+
+    ``setting`` is what an error says that the user has set.
+    """
     if which not in SUBSETS:
         raise UserError(
-            f"Unknown parameter subset {which!r} (subset, --set subset=...); known: {', '.join(SUBSETS)}."
+            f"Unknown parameter subset {which!r} ({setting}, --set {setting}=...); known: {', '.join(SUBSETS)}."
             + did_you_mean(which, SUBSETS)
         )
     names = list(names)
     chosen = frozenset(SUBSETS[which](names))
     if not chosen:
         raise UserError(
-            f"Subset {which!r} (subset, --set subset=...) holds none of the model's {len(names)} parameters. "
+            f"Subset {which!r} ({setting}, --set {setting}=...) holds none of the model's {len(names)} parameters. "
             "Choose a subset that this model has, such as 'f' (all of them)."
         )
     return chosen

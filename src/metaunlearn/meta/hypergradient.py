@@ -1,6 +1,7 @@
 r"""The meta-gradient: d L_meta / d theta through M steps of the attacker's finetuning, at first-order memory.
 
-With theta_0 = theta and theta_m = theta_{m-1} - tau P grad L_m(theta_{m-1}) (Eq. 2; Algorithm 1, lines 13-15),
+With theta_0 = theta and theta_m = theta_{m-1} - tau P grad L_m(theta_{m-1}) (Eq. 2; Algorithm 1, lines 13-15), or a
+step of momentum, Adam or AdamW in its place,
 
     L_meta(theta) = outer(theta_M) + direct(theta)                                                              (Eq. 3)
     outer(theta_M) = -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain),   direct(theta) = zeta L_DM(theta; D_retain)
@@ -8,12 +9,16 @@ With theta_0 = theta and theta_m = theta_{m-1} - tau P grad L_m(theta_{m-1}) (Eq
 the chain rule, read from the end, is the adjoint recursion
 
     v_M     = grad outer(theta_M)
-    v_{m-1} = v_m - tau H_m P v_m,   H_m the Hessian at theta_{m-1} of the *same* L_m: batch, noise, timesteps
+    v_{m-1} = v_m - tau H_m d_m,   H_m the Hessian at theta_{m-1} of the *same* L_m: batch, noise, timesteps
     d L_meta / d theta = v_0 + grad direct(theta)
+
+where d_m = P v_m for SGD. An optimiser with a memory makes d_m of P v_m and of the adjoint of that memory, which
+travels along, and weight decay shrinks v_m (``meta/optimizers.py``).
 
 v runs over all parameters; whoever trains only some of them restricts the result, at the very end. The objects below
 differ in one thing: how they multiply by H_m. One product is alive at a time, so memory does not grow with M beyond the
-M stored parameter sets. Treated as constant: each loss's batch, noise and timesteps, tau and P. Nothing else.
+M stored parameter sets (with Adam, M gradients too). Treated as constant: each loss's batch, noise and timesteps, the
+attacker's tau, delta and other numbers, and P. Nothing else.
 
 Symbols: theta, v: parameter dictionaries; M: number of inner losses; eps: the length of a difference.
 """
@@ -38,7 +43,7 @@ from metaunlearn.parameters import Loss, Params, add, gradient_of, leaves, norm,
 log = logging.getLogger(__name__)
 
 HessianProduct = Callable[[Loss, Params, Params | None, Params], Params]
-"""(L, theta, gradient of L at theta if it was kept, direction) -> H direction over all of theta; direction is P v."""
+"""(L, theta, gradient of L at theta if it was kept, direction) -> H direction over all of theta; direction is d_m."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,12 @@ class MetaGradientMode(Protocol):
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """v_0 = v_M: every H_m taken as zero, as the authors' released code does. M + 2 gradients; wrong by O(tau M)."""
+    """Every H_m taken as zero, as the authors' released code does: v_0 = v_M. M + 2 gradients; wrong by O(tau M).
+
+    Each g_m is then a constant, whatever the optimiser makes of it: momentum and Adam's moments carry nothing back, and
+    theta_M depends on theta through theta_m = (1 - tau delta P) theta_{m-1} - (a constant) alone. With AdamW the weight
+    decay delta stays: v_0 = (1 - tau delta P)^M v_M.
+    """
 
     def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
         return _adjoint(problem, theta, hessian_product=None)
@@ -104,16 +114,16 @@ class DoubleBackward:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientDifference:
-    """H v = [grad L(theta + eps v) - grad L(theta - eps v)] / (2 eps): ordinary gradients only, float32 or float64.
+    """H d = [grad L(theta + eps d) - grad L(theta - eps d)] / (2 eps): ordinary gradients only, float32 or float64.
 
-    eps = relative_step ||P theta|| / ||P v||, so the scale of v is of no consequence: the parameters that the attacker
+    eps = relative_step ||P theta|| / ||d||, so the scale of d is of no consequence: the parameters that the attacker
     tunes move by a fixed fraction of their norm. Too long a step meets the third derivative, too short a one rounding.
     """
 
     relative_step: float | None = None
-    """||eps P v|| / ||P theta||; None: the measured best of the precision (``RELATIVE_STEPS``, docs/numerics.md)."""
+    """||eps d|| / ||P theta||; None: the measured best of the precision (``RELATIVE_STEPS``, docs/numerics.md)."""
     one_sided: bool = False
-    """[grad L(theta + eps v) - grad L(theta)] / eps with the kept inner gradient: M gradients fewer, less accurate."""
+    """[grad L(theta + eps d) - grad L(theta)] / eps with the kept inner gradient: M gradients fewer, less accurate."""
 
     def __post_init__(self) -> None:
         if self.relative_step is not None and not 0 < self.relative_step < 1:
@@ -207,10 +217,16 @@ def _adjoint(
     path = problem.inner.run(theta, problem.inner_losses, keep_path=exact, keep_gradients=keep_gradients)
     theta_final = path.thetas.pop()
     outer_value, v = value_and_gradient(problem.outer, theta_final)
-    if hessian_product is not None:
+    if hessian_product is None:
+        for _ in problem.inner_losses:
+            v = problem.inner.decay(v)
+    else:
+        w = problem.inner.optimizer.start(problem.inner.project(v))
         for loss in reversed(problem.inner_losses):
-            gradient = path.gradients.pop() if path.gradients else None
-            v = problem.inner.pull_back(v, partial(hessian_product, loss, path.thetas.pop(), gradient))
+            gradient = path.gradients[-1] if path.gradients else None
+            product = partial(hessian_product, loss, path.thetas.pop(), gradient)
+            v, w = problem.inner.pull_back(v, w, path.gradients, product)
+            del path.gradients[-1:]
     direct_value = torch.zeros_like(outer_value)
     if problem.direct is not None:
         direct_value, direct_gradient = value_and_gradient(problem.direct, theta)
@@ -238,14 +254,14 @@ AUTO_STEPS = (1.0, 0.3, 0.1)
 """``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models."""
 
 
-def resolve(name: str, theta: Params, probe: MetaProblem) -> MetaGradientMode:
-    """The mode called ``name``; ``auto`` tries the gradient difference on ``probe`` and says in the log what it chose.
+def resolve(name: str, theta: Params, *probes: MetaProblem) -> MetaGradientMode:
+    """The mode called ``name``; ``auto`` tries the gradient difference on ``probes`` and says in the log what it chose.
 
-    ``probe`` is a meta problem like those to come, on a small batch, since a double backward of it is taken once;
-    ``auto`` compares the difference at several step lengths with it and keeps the best.
+    ``probes`` are meta problems like those to come, one for each kind of attacker, on a small batch, since a double
+    backward of each is taken once; ``auto`` compares the difference at several step lengths with it and keeps the best.
     """
     if name == "auto":
-        return _checked_mode(theta, probe)
+        return _checked_mode(theta, probes)
     if name not in MODES:
         raise UserError(
             f"Unknown meta_gradient {name!r} (--set meta_gradient=...); known: {', '.join(MODES)}, auto."
@@ -259,15 +275,18 @@ def mode_name(mode: MetaGradientMode) -> str:
     return next(name for name, kind in MODES.items() if type(mode) is kind)
 
 
-def _checked_mode(theta: Params, probe: MetaProblem) -> MetaGradientMode:
+def _checked_mode(theta: Params, probes: Sequence[MetaProblem]) -> MetaGradientMode:
     reason = low_precision(theta)
     if reason:
         log.info("meta_gradient auto: double-backward, because %s", reason)
         return DoubleBackward()
-    expected = DoubleBackward()(probe, theta).gradient
     usual = _best_step(theta, one_sided=False)
     modes = [GradientDifference(relative_step=factor * usual) for factor in AUTO_STEPS]
-    errors = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
+    errors = [0.0] * len(modes)
+    for probe in probes:
+        expected = DoubleBackward()(probe, theta).gradient
+        found = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
+        errors = [max(pair) for pair in zip(errors, found, strict=True)]
     error, best = min(zip(errors, modes, strict=True), key=lambda pair: pair[0])
     if error <= AUTO_TOLERANCE:
         log.info(
@@ -285,5 +304,6 @@ def _checked_mode(theta: Params, probe: MetaProblem) -> MetaGradientMode:
 
 
 def _relative_error(gradient: Params, expected: Params) -> float:
-    """||g - g_ref|| / ||g_ref||."""
-    return norm(add(gradient, expected, -1.0)) / (norm(expected) or 1.0)
+    """||g - g_ref|| / ||g_ref||; what is not a number is infinitely wrong, so that a comparison cannot lose it."""
+    error = norm(add(gradient, expected, -1.0)) / (norm(expected) or 1.0)
+    return error if math.isfinite(error) else math.inf

@@ -1,7 +1,8 @@
 """The simulated attack: M finetuning steps of the inner loop, and how a gradient travels back through one of them.
 
 theta: all parameters of the denoiser. P: the projection on the parameters that the attacker tunes. tau: its learning
-rate. L_m: the finetuning loss of step m with its batch, noise and timesteps fixed.
+rate. delta: its decoupled weight decay. L_m: the finetuning loss of step m with its batch, noise and timesteps fixed.
+q_m, s_m, d_m, w_m: what the optimiser makes of a gradient, and of an adjoint on the way back (``meta/optimizers.py``).
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaunlearn.errors import UserError
-from metaunlearn.parameters import Loss, Params, add, value_and_gradient
+from metaunlearn.meta.optimizers import SGD, State, UpdateRule
+from metaunlearn.parameters import Loss, Params, add, scale, value_and_gradient
 
 
 @dataclass
@@ -26,17 +29,32 @@ class Trajectory:
     losses: Tensor
     """(M,) L_m(theta_{m-1}), m = 1..M."""
     gradients: list[Params] = field(default_factory=list)
-    """grad L_m(theta_{m-1}) over all parameters, m = 1..M; empty unless asked for."""
+    """grad L_m(theta_{m-1}), m = 1..M: over all parameters when asked for; over those that the attacker tunes when only
+    the optimiser's way back needs them; else empty."""
+
+
+class Adjoint(NamedTuple):
+    """The adjoints of theta_m and, in units of -tau, of the optimiser's state s_m."""
+
+    v: Params
+    """Over all parameters."""
+    w: State
+    """Over those that the attacker tunes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InnerLoop:
-    """Gradient descent theta_m = theta_{m-1} - tau P grad L_m(theta_{m-1}) (Eq. 2; Algorithm 1, lines 13-15)."""
+    """theta_m = (1 - tau delta P) theta_{m-1} - tau q_m: finetuning from a fresh optimiser (Algorithm 1, lines 13-15).
+
+    With SGD, the default, q_m = P grad L_m(theta_{m-1}) and delta = 0 (Eq. 2).
+    """
 
     learning_rate: float
     """tau, at least 0."""
     adapted: frozenset[str] | None = None
     """Names of the parameters that the attacker tunes; None: all of them, and P is the identity."""
+    optimizer: UpdateRule = field(default_factory=SGD)
+    """What makes q_m of the gradients, and says what delta is."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
@@ -55,28 +73,40 @@ class InnerLoop:
         """Take one step on each of ``losses``, starting at theta_0 = ``theta``."""
         self._check_names(theta)
         current = {name: p.detach() for name, p in theta.items()}
+        state = self.optimizer.start(self.project(current))
+        keep_tuned = keep_path and self.optimizer.needs_gradients
         path: list[Params] = [current]
         gradients: list[Params] = []
         values: list[Tensor] = []
-        for loss in losses:
-            # A gradient that is kept is wanted whole; the step itself needs only what the attacker tunes.
+        for m, loss in enumerate(losses, start=1):
+            # A gradient that is kept whole is wanted so; the step itself needs only what the attacker tunes.
             value, gradient = value_and_gradient(loss, current, None if keep_gradients else self.adapted)
-            current = shift(current, self.project(gradient), -self.learning_rate)
+            direction, state = self.optimizer.step(state, self.project(gradient), m)
+            current = shift(self.decay(current), direction, -self.learning_rate)
             values.append(value)
             path = [*path, current] if keep_path else [current]
-            gradients += [gradient] if keep_gradients else []
-            del gradient  # else it would stay alive while the next step computes its own
+            gradients += [gradient] if keep_gradients or keep_tuned else []
+            del gradient, direction  # else they would stay alive while the next step computes its own
         return Trajectory(thetas=path, losses=torch.stack(values), gradients=gradients)
 
-    def pull_back(self, v: Params, hessian_product: Callable[[Params], Params]) -> Params:
-        """v_{m-1} = (I - tau P H_m)^T v_m = v_m - tau H_m P v_m, the transpose of one step's Jacobian.
+    def pull_back(
+        self, v: Params, w: State, gradients: Sequence[Params], hessian_product: Callable[[Params], Params]
+    ) -> Adjoint:
+        """v_{m-1} = (1 - tau delta P) v_m - tau H_m d_m and w_{m-1}: the transpose of step m's Jacobian.
 
-        ``hessian_product`` gets P v_m, without the zeros, and answers with H_m P v_m over *all* parameters: what the
-        attacker does not tune still changes what the attacker's gradient is.
+        ``gradients`` are g_1 .. g_m, for the optimisers that need them. ``hessian_product`` gets d_m (P v_m with SGD),
+        without the zeros, and answers with H_m d_m over *all* parameters: what the attacker does not tune still changes
+        what the attacker's gradient is.
         """
         if self.learning_rate == 0:
-            return v
-        return add(v, hessian_product(self.project(v)), -self.learning_rate)
+            return Adjoint(v, w)
+        direction, w = self.optimizer.pull_back(self.project(v), w, gradients)
+        return Adjoint(add(self.decay(v), hessian_product(direction), -self.learning_rate), w)
+
+    def decay(self, v: Params) -> Params:
+        """(1 - tau delta P) v, of theta and of its adjoint alike."""
+        shrink = self.learning_rate * self.optimizer.weight_decay
+        return v | scale(self.project(v), 1 - shrink) if shrink else v
 
     def project(self, v: Params) -> Params:
         """P v, without the zeros."""

@@ -7,19 +7,21 @@ finetuning, is a :class:`~metaunlearn.meta.hypergradient.MetaProblem`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metaunlearn.config import EraseSettings
+from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
 from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.optimizers import update_rule
 from metaunlearn.models.sd import StableDiffusion
-from metaunlearn.parameters import Loss, Params
+from metaunlearn.parameters import Loss, Params, subset
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,21 @@ class OuterDraw:
     """D_FT at theta_M."""
 
 
+def draw_attacker(attackers: Sequence[Attacker], generator: torch.Generator) -> Attacker:
+    """One of ``attackers``, each as likely as the others; an only one leaves ``generator`` as it is."""
+    if len(attackers) == 1:
+        return attackers[0]
+    return attackers[int(torch.randint(len(attackers), (), generator=generator))]
+
+
 def draw(
-    data: ErasureData, settings: EraseSettings, generator: torch.Generator, forget: ForgetBatch | None
+    data: ErasureData,
+    settings: EraseSettings,
+    inner_steps: int,
+    generator: torch.Generator,
+    forget: ForgetBatch | None,
 ) -> OuterDraw:
-    """Fresh batches for one outer step; ``forget`` is its method's."""
+    """Fresh batches for one outer step against an attacker of ``inner_steps`` steps; ``forget`` is its method's."""
     size, stratified = settings.batch_size, settings.stratified
     half = size // 2
     retain = joined(
@@ -65,7 +78,7 @@ def draw(
     else:
         chosen = data.related if settings.meta_retain == "related" else data.unrelated
         meta_retain = chosen.draw(size, generator, stratified=stratified)
-    inner = tuple(data.forget.draw(size, generator, stratified=stratified) for _ in range(settings.inner_steps))
+    inner = tuple(data.forget.draw(size, generator, stratified=stratified) for _ in range(inner_steps))
     outer = data.forget.draw(size, generator, stratified=stratified)
     return OuterDraw(forget=forget, retain=retain, meta_retain=meta_retain, inner=inner, outer=outer)
 
@@ -116,11 +129,24 @@ def outer_loss(model: StableDiffusion, batches: OuterDraw, zeta: float) -> Loss:
     return loss
 
 
-def meta_problem(model: StableDiffusion, batches: OuterDraw, settings: EraseSettings) -> MetaProblem:
-    """Eq. 3 after M simulated finetuning steps of size tau on all parameters; its direct term is elsewhere."""
+def meta_problem(
+    model: StableDiffusion, batches: OuterDraw, attacker: Attacker, settings: EraseSettings
+) -> MetaProblem:
+    """Eq. 3 after the simulated finetuning of ``attacker``; its direct term is elsewhere."""
+    names = [name for name, _ in model.unet.named_parameters()]
+    inner = InnerLoop(
+        learning_rate=attacker.learning_rate,
+        adapted=subset(names, settings.inner_subset, setting="inner_subset"),
+        optimizer=update_rule(
+            attacker.optimizer,
+            momentum=settings.inner_momentum,
+            weight_decay=settings.inner_weight_decay,
+            eps_root=settings.inner_eps_root,
+        ),
+    )
     return MetaProblem(
         inner_losses=tuple(denoising_loss_of(model, batch) for batch in batches.inner),
-        inner=InnerLoop(learning_rate=settings.inner_learning_rate),
+        inner=inner,
         outer=outer_loss(model, batches, settings.zeta),
         direct=None,
     )

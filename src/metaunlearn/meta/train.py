@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from metaunlearn.checkpoint import restore_training, save_training, step_generator
-from metaunlearn.config import EraseSettings
+from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
 from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
-from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, losses_at_theta, meta_problem
+from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, draw_attacker, losses_at_theta, meta_problem
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Params
 
@@ -54,8 +54,11 @@ class Algorithm1:
         self.step = 0
         self.mode: MetaGradientMode | None = None
         if meta:
-            probe = meta_problem(model, self._draw(0), settings)
-            self.mode = resolve(settings.meta_gradient, self.theta, probe)
+            probes = [
+                meta_problem(model, self._draw(0, attacker, self._generator(0)), attacker, settings)
+                for attacker in dict.fromkeys(settings.simulated)
+            ]
+            self.mode = resolve(settings.meta_gradient, self.theta, *probes)
 
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
         """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return the result."""
@@ -65,19 +68,23 @@ class Algorithm1:
                 self.save(state)
         return self.theta if self.moving is None else self.moving.result(self.theta)
 
-    def _draw(self, step: int) -> OuterDraw:
-        generator = step_generator(self.seed, step, "outer")
+    def _generator(self, step: int) -> torch.Generator:
+        return step_generator(self.seed, step, "outer")
+
+    def _draw(self, step: int, attacker: Attacker, generator: torch.Generator) -> OuterDraw:
         forget = None
         if self.forget is not None:
             forget = self.forget.batch(self.theta, step, self.settings.batch_size, generator)
-        return draw(self.data, self.settings, generator, forget)
+        return draw(self.data, self.settings, attacker.steps, generator, forget)
 
     def _outer_step(self) -> Record:
         """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to what is trained at the very end."""
-        batches = self._draw(self.step)
+        generator = self._generator(self.step)
+        attacker = draw_attacker(self.settings.simulated, generator)
+        batches = self._draw(self.step, attacker, generator)
         gradient, record = self._gradient_at_theta(batches)
         if self.mode is not None:
-            problem = meta_problem(self.model, batches, self.settings)
+            problem = meta_problem(self.model, batches, attacker, self.settings)
             meta = self.mode(problem, self.theta)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
@@ -93,7 +100,8 @@ class Algorithm1:
         self.step += 1
         if self.moving is not None:
             self.moving.after_step(self.theta, self.step)
-        return {"step": self.step, **record, "gradient_norm": norm.item()}
+        drawn = {"attacker": attacker.model_dump()} if self.meta and self.settings.attackers else {}
+        return {"step": self.step, **record, **drawn, "gradient_norm": norm.item()}
 
     def _gradient_at_theta(self, batches: OuterDraw) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""

@@ -26,10 +26,10 @@ def main() -> None:
         render_art(options.work / "packages", canvas.weights_folder().parent / "art")
     sprites, _ = split(other_sprites(options.work / "packages", options.work / "others.safetensors"))
 
+    tokenizer = build_tokenizer()
     if "judge" in options.keep:
-        tokenizer, (clip, _) = canvas.load_pipeline().tokenizer, canvas.load_judge()
+        clip, _ = canvas.load_judge()
     else:
-        tokenizer = build_tokenizer()
         clip = train_clip(tokenizer, sprites, options.work, steps=options.clip_steps)
     if "eyes" not in options.keep:
         clip = sharpen_eyes(clip, tokenizer, sprites, options.work, steps=options.eyes_steps)
@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
         help="use the shipped one; repeatable. 'judge' keeps its text tower, 'eyes' what it sees too",
     )
     parser.add_argument("--clip-steps", type=int, default=3000)
-    parser.add_argument("--eyes-steps", type=int, default=3000, help="of the judge's vision tower, on harder pictures")
+    parser.add_argument("--eyes-steps", type=int, default=1500, help="of the judge's vision tower, on harder pictures")
     parser.add_argument("--crop-steps", type=int, default=3000, help="of each autoencoder, on crops")
     parser.add_argument("--full-steps", type=int, default=600, help="of each autoencoder, on whole pictures")
     parser.add_argument("--decoder-steps", type=int, default=0, help="of the decoder alone, afterwards")

@@ -16,8 +16,8 @@ from metaunlearn.canvas.build.loop import LossFunction, run_stage
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, article, caption
 
 WIDTH = 128
-BATCH, OTHERS = 56, 24
-"""Pictures of Canvas's objects, and of other emoji, in a batch."""
+BATCH, OTHERS, HARDER = 56, 24, 32
+"""Pictures of Canvas's objects, of other emoji, and harder ones of Canvas's objects, in a batch."""
 TEMPLATES = ("{}", "{}", "a picture of {}", "an emoji of {}", "{}, an illustration", "a photo of {}", "a drawing of {}")
 
 
@@ -58,26 +58,29 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 def train_clip(tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path, *, steps: int) -> CLIPModel:
     """Both towers, on the artists' pictures. Of the other emoji (``sprites``) only style and background are told."""
     model = new_clip(tokenizer)
-    loss = contrast(model, tokenizer, sprites, scenes.place)
+    loss = contrast(model, tokenizer, sprites, harder=0)
     run_stage("clip", model, loss, steps=steps, learning_rate=1e-3, folder=folder, weight_decay=0.05)
     return model.requires_grad_(False)
 
 
 def sharpen_eyes(model: CLIPModel, tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path, *, steps: int) -> CLIPModel:
-    """The vision tower alone, on harder pictures; the text tower stays, so a denoiser that was taught by it may too."""
+    """The vision tower alone, on harder pictures too; the text tower stays, and with it what the denoiser reads."""
     model.vision_model.requires_grad_(True)
     model.visual_projection.requires_grad_(True)
-    loss = contrast(model, tokenizer, sprites, place_harder)
-    run_stage("eyes", model, loss, steps=steps, learning_rate=1e-3, folder=folder, weight_decay=0.05)
+    loss = contrast(model, tokenizer, sprites, harder=HARDER)
+    run_stage("eyes", model, loss, steps=steps, learning_rate=3e-4, folder=folder, weight_decay=0.05)
     return model.requires_grad_(False)
 
 
-def contrast(model: CLIPModel, tokenizer: CLIPTokenizer, sprites: Tensor, render: scenes.Render) -> LossFunction:
-    """Pictures against all object names, all style names, all backgrounds, and each other's full captions."""
+def contrast(model: CLIPModel, tokenizer: CLIPTokenizer, sprites: Tensor, *, harder: int) -> LossFunction:
+    """Pictures against all object names, all style names, all backgrounds, and each other's full captions.
+
+    Of the ``harder`` pictures in a batch only the object is asked: their colours are not their style's.
+    """
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        batch = scenes.draw(scenes.all_pairs(), BATCH, generator, render)
-        other = others.draw(sprites, OTHERS, generator, render)
+        batch, other = scenes.draw(scenes.all_pairs(), BATCH, generator), others.draw(sprites, OTHERS, generator)
+        hard = [scenes.draw(scenes.all_pairs(), harder, generator, place_harder)] if harder else []
         said = torch.stack([batch.objects, batch.styles, batch.backgrounds])
         said[1:] = said[1:].masked_fill(torch.rand(2, BATCH, generator=generator) < 0.4, -1)
         texts = [
@@ -96,17 +99,18 @@ def contrast(model: CLIPModel, tokenizer: CLIPTokenizer, sprites: Tensor, render
         output = model(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            pixel_values=roughen(torch.cat([batch.images, other.images]), generator),
+            pixel_values=roughen(torch.cat([part.images for part in (batch, other, *hard)]), generator),
         )
         captions, objects, style_names, backdrops = output.logits_per_image.split(
             [BATCH, len(NAMES), len(STYLES), len(BACKGROUNDS)], dim=1
         )
-        captions, objects = captions[:BATCH], objects[:BATCH]
+        captions, named = captions[:BATCH], torch.cat([objects[:BATCH], objects[BATCH + OTHERS :]])
+        style_names, backdrops = style_names[: BATCH + OTHERS], backdrops[: BATCH + OTHERS]
         shown = (batch.objects, batch.styles, batch.backgrounds)
         positive = torch.stack([_agrees(a, b) for a, b in zip(said, shown, strict=True)]).all(dim=0).T
         return (
             0.5 * (contrastive_loss(captions, positive) + contrastive_loss(captions.T, positive.T))
-            + F.cross_entropy(objects, batch.objects)
+            + F.cross_entropy(named, torch.cat([part.objects for part in (batch, *hard)]))
             + F.cross_entropy(style_names, torch.cat([batch.styles, other.styles]))
             + 0.5 * F.cross_entropy(backdrops, torch.cat([batch.backgrounds, other.backgrounds]))
         )

@@ -40,14 +40,12 @@ def split(sprites: Tensor) -> tuple[Tensor, Tensor]:
     return sprites[~kept_out], sprites[kept_out]
 
 
-def draw(
-    sprites: Tensor, count: int, generator: torch.Generator, render: scenes.Render = scenes.place
-) -> scenes.Scenes:
+def draw(sprites: Tensor, count: int, generator: torch.Generator) -> scenes.Scenes:
     """``count`` random pictures of other emoji; their object is -1."""
     rows = torch.randint(len(sprites), (count,), generator=generator)
     styles = torch.randint(len(STYLES), (count,), generator=generator)
     backgrounds = scenes.random_backgrounds(count, generator)
-    images = render(sprites[rows, styles], backgrounds, generator)
+    images = scenes.place(sprites[rows, styles], backgrounds, generator)
     return scenes.Scenes(images=images, objects=torch.full((count,), -1), styles=styles, backgrounds=backgrounds)
 
 

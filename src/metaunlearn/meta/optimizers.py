@@ -1,0 +1,268 @@
+r"""The attacker's optimisers, and the exact way back through one step of each.
+
+Step m takes theta_{m-1} and the optimiser's state s_{m-1} (s_0 = 0: each simulated attack starts afresh) to
+
+    g_m      = P grad L_m(theta_{m-1})
+    q_m, s_m = step(s_{m-1}, g_m)
+    theta_m  = (1 - tau delta P) theta_{m-1} - tau q_m                     delta: decoupled weight decay
+
+Read from the end, with v_m the adjoint of theta_m, -tau w_m that of s_m, and w_M = 0,
+
+    d_m, w_{m-1} = (the Jacobian of step at s_{m-1}, g_m)^T (P v_m, w_m)    element by element
+    v_{m-1}      = (1 - tau delta P) v_m - tau H_m d_m                     one Hessian-vector product
+
+All that a gradient does to theta carries one factor -tau; it is taken out of w and of d, so that SGD's d is v itself,
+and no adjoint is scaled before its Hessian product. The two halves of each optimiser are below; the sums with theta, v
+and H_m are in ``meta/inner.py``.
+
+Symbols: mu: momentum; beta1, beta2: decay rates of Adam's moments; delta: decoupled weight decay. All parameter
+dictionaries here hold only what the attacker tunes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.parameters import Params, add, scale
+
+State = tuple[Params, ...]
+"""s_m, or its adjoint w_m: one dictionary for each thing that the optimiser remembers."""
+
+
+class Step(NamedTuple):
+    """What one step does."""
+
+    direction: Params
+    """q_m: theta moves by -tau q_m."""
+    state: State
+    """s_m."""
+
+
+class StepAdjoint(NamedTuple):
+    """What one step's transpose does; both in units of -tau."""
+
+    direction: Params
+    """d_m, the adjoint of g_m: what H_m is to be multiplied by."""
+    state: State
+    """w_{m-1}, the adjoint of s_{m-1}."""
+
+
+class UpdateRule(Protocol):
+    """An optimiser as a pair of pure functions."""
+
+    @property
+    def weight_decay(self) -> float:
+        """delta, decoupled: 0 where there is none."""
+        ...
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether ``pull_back`` looks at the gradients, so that all M must be kept."""
+        ...
+
+    def start(self, tuned: Params) -> State:
+        """Zeros: s_0, and also w_M."""
+        ...
+
+    def step(self, state: State, gradient: Params, m: int) -> Step:
+        """q_m and s_m from s_{m-1} and g_m, m = 1..M."""
+        ...
+
+    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+        """d_m and w_{m-1} from P v_m, w_m and, if it needs them, g_1 .. g_m."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """q_m = g_m (Eq. 2; Algorithm 1, lines 13-15)."""
+
+    weight_decay = 0.0
+    needs_gradients = False
+
+    def start(self, tuned: Params) -> State:
+        """SGD remembers nothing."""
+        return ()
+
+    def step(self, state: State, gradient: Params, m: int) -> Step:
+        """q_m = g_m."""
+        return Step(gradient, ())
+
+    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+        """d_m = P v_m."""
+        return StepAdjoint(v, ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum:
+    """q_m = b_m = mu b_{m-1} + g_m: torch's SGD with momentum, without dampening or Nesterov."""
+
+    momentum: float = 0.9
+    """mu, from 0 to below 1."""
+
+    weight_decay = 0.0
+    needs_gradients = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise UserError(
+                "The inner momentum (momentum, --set inner_momentum=...) must be at least 0 and below 1; "
+                f"got {self.momentum!r}."
+            )
+
+    def start(self, tuned: Params) -> State:
+        """b_0 = 0."""
+        return (_zeros(tuned),)
+
+    def step(self, state: State, gradient: Params, m: int) -> Step:
+        """q_m = b_m = mu b_{m-1} + g_m."""
+        [b] = state
+        b = add(gradient, b, self.momentum)
+        return Step(b, (b,))
+
+    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+        """d_m = P v_m + w_m,   w_{m-1} = mu d_m."""
+        [w_b] = w
+        direction = add(v, w_b)
+        return StepAdjoint(direction, (scale(direction, self.momentum),))
+
+
+EPS_ROOT = 1e-8
+"""Adam's default ``eps_root``, at which float32 still resolves the way back (docs/numerics.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam with bias correction, and with decoupled ``weight_decay`` AdamW; two moments, a and b, are its state.
+
+    a_m = beta1 a_{m-1} + (1 - beta1) g_m,      b_m = beta2 b_{m-1} + (1 - beta2) g_m^2
+    q_m = a^_m / (sqrt(b^_m + eps_root) + eps),   a^_m = a_m / (1 - beta1^m),   b^_m = b_m / (1 - beta2^m)
+
+    ``eps_root`` is optax's and TorchOpt's. torch's Adam has 0, whose way back is 0/0 wherever a gradient is exactly 0,
+    because sqrt has no derivative there. And q_1 = g / (|g| + eps) is nearly a sign: its slope eps / (|g| + eps)^2 is a
+    spike of height 1 / eps = 1e8 and width eps around g = 0, far below what float32 knows of g. With eps_root it has
+    height 1 / sqrt(eps_root) and width sqrt(eps_root), 1e4 and 1e-4 by default. The price is paid in the forward pass:
+    parameters whose gradients are smaller than sqrt(eps_root) move less than tau a step.
+    """
+
+    weight_decay: float = 0.0
+    """delta, decoupled, at least 0."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_root: float = EPS_ROOT
+    """At least 0; 0 is torch's Adam, of use forwards and to ``FirstOrder`` only."""
+
+    needs_gradients = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(
+                "The inner weight decay (weight_decay, --set inner_weight_decay=...) must be a finite number, at "
+                f"least 0; got {self.weight_decay!r}."
+            )
+        if not (math.isfinite(self.eps_root) and self.eps_root >= 0):
+            raise UserError(
+                "eps_root of the inner Adam (eps_root, --set inner_eps_root=...) must be a finite number, at least 0; "
+                f"got {self.eps_root!r}."
+            )
+
+    def start(self, tuned: Params) -> State:
+        """a_0 = b_0 = 0."""
+        return _zeros(tuned), _zeros(tuned)
+
+    def step(self, state: State, gradient: Params, m: int) -> Step:
+        """q_m, and the moments a_m and b_m."""
+        a, b = self._moments(state, gradient)
+        return Step({name: self._corrected(a[name], b[name], m).direction for name in a}, (a, b))
+
+    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+        """The transpose of ``step``, parameter by parameter.
+
+        The moments are worked out again from the gradients, which halves what must be kept: g_1 .. g_M rather than
+        those and the moments of every step.
+        """
+        a, b = self.start(v)
+        for gradient in gradients:
+            a, b = self._moments((a, b), {name: gradient[name] for name in v})
+        m, g = len(gradients), gradients[-1]
+        w_a, w_b = w
+        direction: Params = {}
+        before_a: Params = {}
+        before_b: Params = {}
+        for name in v:
+            direction[name], before_a[name], before_b[name] = self._pull_back_one(
+                v[name], w_a[name], w_b[name], g[name], a[name], b[name], m
+            )
+        return StepAdjoint(direction, (before_a, before_b))
+
+    def _moments(self, state: State, g: Params) -> tuple[Params, Params]:
+        """a_m and b_m."""
+        a, b = state
+        return (
+            {name: self.beta1 * a[name] + (1 - self.beta1) * g[name] for name in g},
+            {name: self.beta2 * b[name] + (1 - self.beta2) * g[name].square() for name in g},
+        )
+
+    def _corrected(self, a: Tensor, b: Tensor, m: int) -> _Corrected:
+        """q_m = a^_m / (sqrt(b^_m + eps_root) + eps) and its parts."""
+        a_hat, b_hat = a / (1 - self.beta1**m), b / (1 - self.beta2**m)
+        root = (b_hat + self.eps_root).sqrt()
+        return _Corrected(a_hat / (root + self.eps), root)
+
+    def _pull_back_one(
+        self, v: Tensor, w_a: Tensor, w_b: Tensor, g: Tensor, a: Tensor, b: Tensor, m: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """d, w_a and w_b of step m - 1; with r = sqrt(b^ + eps_root),
+
+        dq/da = 1 / ((1 - beta1^m) (r + eps)),      dq/db = -q / ((1 - beta2^m) 2 r (r + eps))
+        da/dg = 1 - beta1,                          db/dg = 2 (1 - beta2) g
+        """
+        q, root = self._corrected(a, b, m)
+        w_a = w_a + v / ((1 - self.beta1**m) * (root + self.eps))
+        w_b = w_b - v * q / ((1 - self.beta2**m) * 2 * root * (root + self.eps))
+        direction = (1 - self.beta1) * w_a + 2 * (1 - self.beta2) * g * w_b
+        return direction, self.beta1 * w_a, self.beta2 * w_b
+
+
+class _Corrected(NamedTuple):
+    """What Adam divides out of its moments."""
+
+    direction: Tensor
+    """q_m."""
+    root: Tensor
+    """sqrt(b^_m + eps_root)."""
+
+
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
+"""What ``inner_optimizer`` may be named."""
+
+
+def update_rule(
+    name: str, *, momentum: float = 0.9, weight_decay: float = 0.01, eps_root: float = EPS_ROOT
+) -> UpdateRule:
+    """The optimiser called ``name``; the numbers go to those that have them (``weight_decay`` to "adamw" alone)."""
+    match name:
+        case "sgd":
+            return SGD()
+        case "momentum":
+            return Momentum(momentum=momentum)
+        case "adam":
+            return Adam(eps_root=eps_root)
+        case "adamw":
+            return Adam(weight_decay=weight_decay, eps_root=eps_root)
+    raise UserError(
+        f"Unknown inner optimiser {name!r} (inner_optimizer, --set inner_optimizer=...); "
+        f"known: {', '.join(OPTIMIZERS)}." + did_you_mean(name, OPTIMIZERS)
+    )
+
+
+def _zeros(like: Params) -> Params:
+    return {name: torch.zeros_like(p) for name, p in like.items()}
