@@ -127,17 +127,18 @@ def _real_pictures(out: Path, concept: str, regime: str, plan: Regime, seed: int
 def _erase_both(
     out: Path, concept: str, method: str, overrides: Sequence[str], seed: int, progress: Progress | None
 ) -> dict[str, Any]:
-    """Both erased models, from the same pictures; the plain run makes them."""
+    """Both erased models, from the same pictures; the plain run makes them, unless its method needs none."""
     settings: dict[str, Any] = {}
     for model, meta in ERASED.items():
         shared = out / "unlearn" / "data"
+        share = meta and shared.exists()
         result = erase(
             "canvas",
             [concept],
             method=method,
             meta=meta,
-            forget_data=shared / "forget" if meta else None,
-            retain_data=shared if meta else None,
+            forget_data=shared / "forget" if share else None,
+            retain_data=shared if share else None,
             overrides=overrides,
             seed=seed,
             out=out / model,

@@ -10,7 +10,7 @@ import torch
 from metaunlearn import canvas
 from metaunlearn.canvas.build.autoencoder import train_autoencoder, train_decoder
 from metaunlearn.canvas.build.clip import sharpen_eyes, train_clip
-from metaunlearn.canvas.build.denoiser import train_denoiser
+from metaunlearn.canvas.build.denoiser import Lessons, teach_styles, train_denoiser
 from metaunlearn.canvas.build.others import other_sprites, split
 from metaunlearn.canvas.build.pipeline import assemble, text_tower, write_weights
 from metaunlearn.canvas.build.render import render_art
@@ -38,11 +38,15 @@ def main() -> None:
     else:
         vae = train_autoencoder(options.work, crop_steps=options.crop_steps, full_steps=options.full_steps)
     vae.requires_grad_(False)
-    text = text_tower(clip)
-    if "denoiser" in options.keep:
+    if "styles" in options.keep:
         unet = canvas.load_pipeline().unet
     else:
-        unet = train_denoiser(vae, text, tokenizer, sprites, options.work, steps=options.denoiser_steps)
+        lessons = Lessons.encode(vae, text_tower(clip), tokenizer, sprites, options.work)
+        if "denoiser" in options.keep:
+            unet = canvas.load_pipeline().unet
+        else:
+            unet = train_denoiser(lessons, options.work, steps=options.denoiser_steps)
+        unet = teach_styles(unet, lessons, options.work, steps=options.styles_steps)
     if options.decoder_steps:
         vae = train_decoder(vae, options.work, steps=options.decoder_steps)
     write_weights(assemble(vae, clip, tokenizer, unet), clip, tokenizer, options.weights)
@@ -57,9 +61,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--keep",
         action="append",
-        choices=("autoencoder", "judge", "eyes", "denoiser"),
+        choices=("autoencoder", "judge", "eyes", "denoiser", "styles"),
         default=[],
-        help="use the shipped one; repeatable. 'judge' keeps its text tower, 'eyes' what it sees too",
+        help="start from the shipped one; repeatable. 'eyes' and 'styles': the last stages of judge and denoiser",
     )
     parser.add_argument("--clip-steps", type=int, default=3000)
     parser.add_argument("--eyes-steps", type=int, default=1500, help="of the judge's vision tower, on harder pictures")
@@ -67,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--full-steps", type=int, default=600, help="of each autoencoder, on whole pictures")
     parser.add_argument("--decoder-steps", type=int, default=0, help="of the decoder alone, afterwards")
     parser.add_argument("--denoiser-steps", type=int, default=9_000)
+    parser.add_argument("--styles-steps", type=int, default=1_500, help="of the denoiser with more of the other emoji")
     return parser.parse_args()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from metaunlearn.canvas import scenes
 from metaunlearn.canvas.build import others
 from metaunlearn.canvas.build.autoencoder import LATENT_CHANNELS
 from metaunlearn.canvas.build.clip import WIDTH
-from metaunlearn.canvas.build.loop import run_stage
+from metaunlearn.canvas.build.loop import LossFunction, run_stage
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, article, caption
 from metaunlearn.checkpoint import load_tensors, save_tensors
 
@@ -94,47 +95,73 @@ def prompt_for(labels: list[int], generator: torch.Generator) -> str:
     return TEMPLATES[int(template * len(TEMPLATES))].format(text if template < 0.99 else article(name))
 
 
-def train_denoiser(
-    vae: AutoencoderKL,
-    text: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    sprites: Tensor,
-    folder: Path,
-    *,
-    steps: int,
-) -> UNet2DConditionModel:
-    """Plain velocity prediction with uniform timesteps, as Stable Diffusion 2.1.
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """What the denoiser is taught with: encoded pictures, and the frozen parts that stay as they are."""
 
-    ``sprites`` are the other emoji, which teach the styles.
-    """
-    unet = new_denoiser().requires_grad_(True).to(memory_format=torch.channels_last)
-    schedule = DDPMScheduler(**SCHEDULE)
-    named = cached_latents(
-        vae, folder / "latents.safetensors", partial(scenes.draw, scenes.trained_pairs()), count=PICTURES
-    )
-    other = cached_latents(
-        vae, folder / "latents-others.safetensors", partial(others.draw, sprites), count=OTHER_PICTURES
-    )
-    data = {name: torch.cat([named[name], other[name]]) for name in named}
-    scale = vae.config.scaling_factor
+    named: dict[str, Tensor]
+    """Of Canvas's objects (:func:`cached_latents`)."""
+    others: dict[str, Tensor]
+    """Of other emoji, which have no name and teach the styles."""
+    scale: float
+    """Of the autoencoder's latents."""
+    text: CLIPTextModel
+    tokenizer: CLIPTokenizer
 
-    def loss(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.cat(
-            [
-                torch.randint(len(named["mean"]), (BATCH,), generator=generator),
-                len(named["mean"]) + torch.randint(len(other["mean"]), (OTHERS,), generator=generator),
-            ]
+    @classmethod
+    def encode(
+        cls, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, sprites: Tensor, folder: Path
+    ) -> Lessons:
+        """Encode both kinds of pictures, once; ``sprites`` are the other emoji."""
+        named = partial(scenes.draw, scenes.trained_pairs())
+        return cls(
+            named=cached_latents(vae, folder / "latents.safetensors", named, count=PICTURES),
+            others=cached_latents(
+                vae, folder / "latents-others.safetensors", partial(others.draw, sprites), count=OTHER_PICTURES
+            ),
+            scale=vae.config.scaling_factor,
+            text=text,
+            tokenizer=tokenizer,
         )
-        prompts = [prompt_for(labels, generator) for labels in data["labels"][rows].tolist()]
-        tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            cond = text(tokens).last_hidden_state
-        shape = data["mean"][rows].shape
-        x_0 = scale * (data["mean"][rows] + data["std"][rows] * torch.randn(shape, generator=generator))
-        eps = torch.randn(shape, generator=generator)
-        t = torch.randint(1000, (len(rows),), generator=generator)
-        x_t = schedule.add_noise(x_0, eps, t).to(memory_format=torch.channels_last)
-        return F.mse_loss(unet(x_t, t, cond).sample, schedule.get_velocity(x_0, eps, t))
 
+    def loss(self, unet: UNet2DConditionModel, *, named: int, others: int) -> LossFunction:
+        """Plain velocity prediction with uniform timesteps, as Stable Diffusion 2.1, on so many pictures of each."""
+        schedule = DDPMScheduler(**SCHEDULE)
+        data = {name: torch.cat([self.named[name], self.others[name]]) for name in self.named}
+        first_other = len(self.named["mean"])
+
+        def loss(step: int, generator: torch.Generator) -> Tensor:
+            rows = torch.cat(
+                [
+                    torch.randint(first_other, (named,), generator=generator),
+                    first_other + torch.randint(len(self.others["mean"]), (others,), generator=generator),
+                ]
+            )
+            prompts = [prompt_for(labels, generator) for labels in data["labels"][rows].tolist()]
+            tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            with torch.no_grad():
+                cond = self.text(tokens).last_hidden_state
+            shape = data["mean"][rows].shape
+            x_0 = self.scale * (data["mean"][rows] + data["std"][rows] * torch.randn(shape, generator=generator))
+            eps = torch.randn(shape, generator=generator)
+            t = torch.randint(1000, (len(rows),), generator=generator)
+            x_t = schedule.add_noise(x_0, eps, t).to(memory_format=torch.channels_last)
+            return F.mse_loss(unet(x_t, t, cond).sample, schedule.get_velocity(x_0, eps, t))
+
+        return loss
+
+
+def train_denoiser(lessons: Lessons, folder: Path, *, steps: int) -> UNet2DConditionModel:
+    """From scratch."""
+    unet = new_denoiser().requires_grad_(True).to(memory_format=torch.channels_last)
+    loss = lessons.loss(unet, named=BATCH, others=OTHERS)
     run_stage("denoiser", unet, loss, steps=steps, learning_rate=2e-3, folder=folder)
+    return unet.requires_grad_(False)
+
+
+def teach_styles(unet: UNet2DConditionModel, lessons: Lessons, folder: Path, *, steps: int) -> UNet2DConditionModel:
+    """Go on with more of the other emoji, so that a style is less a list of the pictures that were seen in it."""
+    unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    loss = lessons.loss(unet, named=(BATCH + OTHERS) // 2, others=(BATCH + OTHERS) // 2)
+    run_stage("styles", unet, loss, steps=steps, learning_rate=5e-4, folder=folder)
     return unet.requires_grad_(False)
