@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from metaunlearn.canvas.build.denoiser import SCHEDULE
 from metaunlearn.generation import Sampling, write_sampling
 
-SAMPLING = Sampling(steps=12, guidance_scale=3.0)
+SAMPLING = Sampling(steps=8, guidance_scale=3.0)
 """The shipped steps and guidance."""
 
 
