@@ -43,6 +43,8 @@ class EraseSettings(Settings):
     """N, outer steps."""
     learning_rate: float = Field(gt=0)
     """omega, of the outer AdamW."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """constant, as the paper's; cosine: from omega down to 0, which takes the last steps' noise out of the weights."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of the outer AdamW."""
     batch_size: int = Field(gt=0)

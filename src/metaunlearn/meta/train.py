@@ -95,6 +95,8 @@ class Algorithm1:
         norm = torch.nn.utils.clip_grad_norm_(
             [self.theta[name] for name in self.trained], self.settings.max_gradient_norm
         )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.step, self.settings)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -138,3 +140,10 @@ class Algorithm1:
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}
+
+
+def learning_rate_at(step: int, settings: EraseSettings) -> float:
+    """omega at outer step ``step`` (from 0 to N - 1): constant, or omega (1 + cos(pi step / N)) / 2."""
+    if settings.learning_rate_schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
