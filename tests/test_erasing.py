@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from conftest import run_and_kill
+from metaunlearn.config import EraseSettings, read_recipe, resolve
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.meta.train import Algorithm1
+from metaunlearn.meta.train import Algorithm1, learning_rate_at
 from metaunlearn.models import load_pipeline
 
 FAST = (
@@ -71,6 +73,20 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny_model: Path, erase
 def test_meta_and_plain_differ(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
     run(tiny_model, tmp_path / "plain", meta=False)
     assert not same_weights(tmp_path / "plain", erased)
+
+
+def test_cosine_schedule_ends_near_zero_and_the_constant_one_does_not() -> None:
+    """omega (1 + cos(pi n / N)) / 2 at n = 0, N / 2 and N - 1: omega, omega / 2, and omega (1 - cos(pi / N)) / 2."""
+    constant = resolve(EraseSettings, read_recipe("small").erase, ["steps=10", "learning_rate_schedule=constant"])
+    cosine = constant.model_copy(update={"learning_rate_schedule": "cosine", "learning_rate": 0.2})
+    assert learning_rate_at(9, constant) == constant.learning_rate
+    assert [learning_rate_at(n, cosine) for n in (0, 5)] == pytest.approx([0.2, 0.1])
+    assert learning_rate_at(9, cosine) == pytest.approx(0.1 * (1 - math.cos(math.pi / 10)))
+
+
+def test_schedule_reaches_the_optimiser(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path / "run", "learning_rate_schedule=constant")
+    assert not same_weights(tmp_path / "run", erased)
 
 
 def test_gamma2_of_zero_is_the_plain_run(tiny_model: Path, tmp_path: Path) -> None:

@@ -148,8 +148,12 @@ class Counts(Settings):
 
 
 class StorySettings(Settings):
-    """The demo: which attacks, and how much is measured where."""
+    """The demo: what is erased and how, which attacks, and how much is measured where."""
 
+    concept: str = "knife"
+    """An object or a style of Canvas, unless the call names another."""
+    method: str = "esd-u-1"
+    """How it is erased, unless the call names another."""
     malicious: Regime
     """Real pictures of the concept, until the plainly unlearned model is half-way back."""
     strong: Regime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,24 +58,28 @@ class State:
 def demo(
     out: Path = Path("runs/demo"),
     *,
-    concept: str = "knife",
-    method: str = "esd-u-1",
+    concept: str | None = None,
+    method: str | None = None,
     seed: int = 0,
     recipe: str = "demo",
     overrides: Sequence[str] = (),
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run the whole story for ``concept`` (an object or a style of Canvas) and return what ``summary.json`` holds."""
+    """Run the whole story and return what ``summary.json`` holds.
+
+    ``concept`` is an object or a style of Canvas; it and ``method`` are the recipe's unless they are given.
+    """
+    story = read_recipe(recipe).story
+    if story is None:
+        raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
+    concept, method = concept or story.concept, method or story.method
     if not known(concept):
         choices = [*NAMES, *STYLES]
         raise UserError(
             f"Canvas has no concept {concept!r} (concept=, --concept).{did_you_mean(concept, choices)} "
             f"Known: {', '.join(choices)}."
         )
-    story = read_recipe(recipe).story
-    if story is None:
-        raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
     request = {
         "command": "demo", "concept": concept, "method": method, "seed": seed, "story": story.model_dump(mode="json"),
         "overrides": list(overrides),
@@ -107,6 +112,7 @@ def demo(
 
     measured = _measure_all(out, concept, states, seed, progress)
     summary = _summary(concept, seed, story, settings, states, measured)
+    summary["commands"] = [_command(concept, method, recipe, seed, overrides)]
     summary["seconds"] = round(folder.seconds(), 1)
     write_json(out / "summary.json", summary)
     build_report(out)
@@ -241,5 +247,10 @@ def _summary(
             "sampling": {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale, "image_size": 64},
         },
         "versions": versions(),
-        "commands": [f"metaunlearn demo --concept {concept!r} --seed {seed}"],
     }
+
+
+def _command(concept: str, method: str, recipe: str, seed: int, overrides: Sequence[str]) -> str:
+    """The call that does this again."""
+    words = ["metaunlearn", "demo", "--concept", concept, "--method", method, "--recipe", recipe, "--seed", str(seed)]
+    return shlex.join([*words, *(word for text in overrides for word in ("--set", text))])

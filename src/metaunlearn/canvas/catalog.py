@@ -127,7 +127,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 """Background names and their sRGB colour, all light: backgrounds must not take most of the latents' variance."""
 
-TASKS: dict[str, str] = {"harmful": "knife", "character": "clown", "style": "twemoji"}
+TASKS: dict[str, str] = {"harmful": "knife", "character": "clown", "style": "openmoji"}
 """The three erasure tasks that mirror the paper's."""
 
 NAMES: tuple[str, ...] = tuple(item.name for item in OBJECTS)

@@ -47,9 +47,10 @@ def _every_command(
 def demo(
     out: o.Out = Path("runs/demo"),
     concept: Annotated[
-        str, typer.Option("--concept", metavar="TEXT", help="An object or a style that Canvas knows.")
-    ] = "knife",
-    method: o.Method = "esd-u-1",
+        str | None,
+        typer.Option("--concept", metavar="TEXT", help="An object or a style that Canvas knows; by default a knife."),
+    ] = None,
+    method: o.OptionalMethod = None,
     recipe: o.Recipe = "demo",
     overrides: o.Overrides = None,
     seed: o.Seed = 0,

@@ -21,14 +21,13 @@ Out = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Every random draw follows from it.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ...")]
 Images = Annotated[int, typer.Option("--images", min=1, metavar="N", help="Images of each prompt.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help="How it is erased: esd-SUBSET-ETA (e.g. esd-x-1, esd-f-3), esd-2025, sdd, uce, uce-2025, rece.",
-    ),
-]
+_METHOD = typer.Option(
+    "--method",
+    metavar="NAME",
+    help="How it is erased: esd-SUBSET-ETA (e.g. esd-x-1, esd-f-3), esd-2025, sdd, uce, uce-2025, rece.",
+)
+Method = Annotated[str, _METHOD]
+OptionalMethod = Annotated[str | None, _METHOD]
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", metavar="FILE", help="A shipped recipe or a TOML file; by default one for MODEL's size."),
