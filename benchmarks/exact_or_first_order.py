@@ -2,8 +2,9 @@
 
     python benchmarks/exact_or_first_order.py            # or: --seed 0 to run one seed, beside another process
 
-Erases with each, gives both as many seconds, and finetunes each result as the demo's malicious attack does. Runs that
-are finished already are read, not repeated. The default of the recipe ``small`` is what wins here.
+The demo's story for the knife (``results.py``; what is there already is read) gives the plainly unlearned model and the
+one by first order, the default of the recipe ``small``. Beside it the same erasing with the exact meta-gradient, on the
+same pictures, for as many outer steps as take the same time; the same attack; the same prompts and seeds.
 """
 
 from __future__ import annotations
@@ -13,90 +14,93 @@ import json
 from pathlib import Path
 from typing import Any
 
+from results import story
+
 from metaunlearn.attacking import attack
-from metaunlearn.canvas.datasets import hrm_m
 from metaunlearn.canvas.measure import measure
 from metaunlearn.canvas.tasks import task_for
-from metaunlearn.checkpoint import step_generator, write_json
-from metaunlearn.config import Counts, read_recipe
-from metaunlearn.data.imagefolder import METADATA, write_imagefolder
+from metaunlearn.checkpoint import write_json
+from metaunlearn.config import read_recipe
 from metaunlearn.erasing import erase
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import load_pipeline
 
-BEFORE = Counts(concept=50, related=70, unrelated=200)
-AFTER = Counts(concept=100, related=35, unrelated=0)
+CONCEPT = "knife"
 
 
 def main() -> None:
     """Run what is missing, then print one row for each model and seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--concept", default="knife")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", action="append", type=int, help="default: 0, 1, 2")
-    parser.add_argument("--steps", type=int, default=300, help="outer steps of the first order")
     parser.add_argument("--exact-steps", type=int, default=150, help="outer steps of the exact one, for equal seconds")
-    parser.add_argument("--runs", type=Path, default=Path("runs/exact-or-first-order"))
+    parser.add_argument("--stories", type=Path, default=Path("runs/results"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/exact"))
     options = parser.parse_args()
-    variants: dict[str, tuple[bool, list[str]]] = {
-        "plain": (False, [f"steps={options.steps}"]),
-        "first order": (True, ["meta_gradient=first-order", f"steps={options.steps}"]),
-        "exact": (True, ["meta_gradient=auto", f"steps={options.exact_steps}"]),
-    }
     for seed in options.seed or (0, 1, 2):
-        for name, (meta, overrides) in variants.items():
-            folder = options.runs / f"{options.concept}-{seed}" / name.replace(" ", "-")
-            print(row(name, seed, result(folder, options.concept, seed, meta=meta, overrides=overrides)), flush=True)
+        folder = options.stories / f"{CONCEPT}-{seed}"
+        models = story(CONCEPT, seed, folder)["models"]
+        for model in ("unlearn", "meta-unlearn"):
+            print(row(model, seed, seconds_of(folder / model), models[model]["before"], models[model]["malicious"]))
+        scores = exact(folder, options.runs / f"{CONCEPT}-{seed}", seed, options.exact_steps)
+        seconds = seconds_of(options.runs / f"{CONCEPT}-{seed}" / "erased")
+        print(row(f"exact, {options.exact_steps} steps", seed, seconds, scores["0"], scores), flush=True)
 
 
-def result(folder: Path, concept: str, seed: int, *, meta: bool, overrides: list[str]) -> dict[str, Any]:
-    """The scores of one variant: erased, attacked, measured."""
+def exact(told: Path, folder: Path, seed: int, steps: int) -> dict[str, Any]:
+    """The scores by attack steps, 0 being before; kept in ``folder``."""
     file = folder / "scores.json"
     if not file.exists():
-        story = read_recipe("demo").story
-        assert story is not None
-        pictures = folder.parent / "pictures"
-        if not (pictures / METADATA).exists():
-            images, texts = hrm_m(concept, story.malicious.pictures, step_generator(seed, 0, "pictures malicious"))
-            write_imagefolder(pictures, images, texts)
-        erased = folder / "erased"
-        summary = erase(
-            "canvas", [concept], meta=meta, overrides=overrides, seed=seed, out=erased, resume=erased.exists()
-        ).summary
+        settings = read_recipe("demo").story
+        assert settings is not None
+        data, erased = told / "unlearn" / "data", folder / "erased"
+        erase(
+            "canvas",
+            [CONCEPT],
+            forget_data=data / "forget",
+            retain_data=data,
+            overrides=["meta_gradient=auto", f"steps={steps}"],
+            seed=seed,
+            out=erased,
+            resume=erased.exists(),
+        )
         attacked = attack(
             erased,
-            pictures,
-            steps=story.malicious.steps,
+            told / "data" / "malicious",
+            steps=settings.malicious.steps,
             recipe="small",
-            overrides=[f"learning_rate={story.malicious.learning_rate}"],
+            overrides=[f"learning_rate={settings.malicious.learning_rate}"],
             seed=seed,
             out=folder / "attacked",
             resume=(folder / "attacked").exists(),
         ).checkpoints
-        states = {0: (erased, BEFORE), **{step: (path, AFTER) for step, path in attacked.items()}}
-        judge, task = load_judge("canvas"), task_for(concept)
-        scores = {
-            step: measure(load_pipeline(path), task, judge, counts, seed=seed).summary()
-            for step, (path, counts) in states.items()
+        judge, task = load_judge("canvas"), task_for(CONCEPT)
+        states = [(0, erased, settings.full), *((step, path, settings.between) for step, path in attacked.items())]
+        found = {
+            str(step): measure(load_pipeline(path), task, judge, counts, seed=seed).summary()
+            for step, path, counts in states
         }
-        write_json(file, {"summary": summary, "scores": scores})
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+        write_json(file, found)
+    scores: dict[str, Any] = json.loads(file.read_text())
+    return scores
 
 
-def row(name: str, seed: int, found: dict[str, Any]) -> str:
+def seconds_of(run: Path) -> float:
+    """How long an erasing run took."""
+    seconds: float = json.loads((run / "run.json").read_text())["seconds"]
+    return seconds
+
+
+def row(name: str, seed: int, seconds: float, before: dict[str, Any], attacked: dict[str, Any]) -> str:
     """One line: what the erasing cost and kept, and how much of the concept each attack brought back."""
-    scores = found["scores"]
-    before = scores["0"]
     back = "  ".join(
-        f"{step}: {s['concept'][0]:.0f} [{s['concept'][1]:.0f}, {s['concept'][2]:.0f}]"
-        for step, s in scores.items()
+        f"{step}: {scores['concept'][0]:.0f} [{scores['concept'][1]:.0f}, {scores['concept'][2]:.0f}]"
+        for step, scores in attacked.items()
         if step != "0"
     )
-    summary = found["summary"]
     return (
-        f"seed {seed}  {name:11} ({summary.get('meta_gradient', 'none')}, {summary['seconds']:.0f} s)  "
-        f"before: concept {before['concept'][0]:.0f}, related {before['related'][0]:.0f}, "
-        f"unrelated {before['unrelated'][0]:.0f}, CLIP score {before['clip_score']:.1f}  after finetuning  {back}"
+        f"seed {seed}  {name:17} {seconds:4.0f} s  before: concept {before['concept'][0]:.0f}, related "
+        f"{before['related'][0]:.0f}, unrelated {before['unrelated'][0]:.1f}, CLIP score {before['clip_score']:.1f}  "
+        f"after finetuning  {back}"
     )
 
 
