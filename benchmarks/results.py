@@ -139,7 +139,6 @@ def conditions(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
             "≤ 10",
         ),
         "meta's concept after benign, % of original": (f"{share(benign[1]):.0f}", "≤ 10"),
-        "seconds": (f"{summary['seconds']:.0f}", "≤ 480"),
     }
 
 
