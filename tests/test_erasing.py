@@ -56,6 +56,14 @@ def test_result_folder_is_a_pipeline_with_a_record(erased: Path) -> None:
     assert len(list((erased / "data" / "forget").glob("*.png"))) == 4
 
 
+def test_retained_pictures_are_at_most_eight_a_prompt(tiny_model: Path, tmp_path: Path) -> None:
+    """One retained text in five templates: 40 prompts' pictures where 1,000 were asked for."""
+    run(tiny_model, tmp_path / "run", "steps=1", "retain_images=1000", meta=False, retain=["a horse"])
+    for role in ("related", "unrelated"):
+        assert len(list((tmp_path / "run" / "data" / role).glob("*.png"))) == 40
+    assert len(list((tmp_path / "run" / "data" / "forget").glob("*.png"))) == 4
+
+
 def test_only_the_subset_moves(erased: Path, tiny_model: Path) -> None:
     before, after = load_file(tiny_model / UNET), load_file(erased / UNET)
     moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -85,7 +85,7 @@ class EraseSettings(Settings):
     forget_images: int = Field(gt=0)
     """Pictures of the concept that MODEL makes of itself."""
     retain_images: int = Field(gt=0)
-    """Pictures of retained concepts, related and unrelated each, that MODEL makes of itself."""
+    """Pictures of retained concepts, related and unrelated each, that MODEL makes of itself: at most 8 a prompt."""
     bank_trajectories: int = Field(gt=0)
     """Sampling paths of the frozen teacher."""
     bank_steps: int = Field(gt=0)

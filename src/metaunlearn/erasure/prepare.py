@@ -14,6 +14,8 @@ from metaunlearn.models import StableDiffusion
 from metaunlearn.runs import Progress, RunFolder
 
 ROLES = ("forget", "related", "unrelated")
+PER_PROMPT = 8
+"""At most so many retained pictures of one prompt: more of them cost time and show little that is new."""
 
 
 def retain_folders(folder: Path | None) -> dict[str, Path]:
@@ -66,8 +68,8 @@ def _own_pictures(
     target = folder.path / "data" / role if folder else None
     if target is not None and (target / "metadata.jsonl").exists():
         return read_imagefolder(target, size=model.image_size)
-    count = settings.forget_images if role == "forget" else settings.retain_images
     pool: tuple[str, ...] = getattr(prompts, role)
+    count = settings.forget_images if role == "forget" else min(settings.retain_images, PER_PROMPT * len(pool))
     texts = [pool[i % len(pool)] for i in range(count)]
     first = ROLES.index(role) * 1_000_003 + seed * 10_007
     images = generate_images(
