@@ -57,8 +57,16 @@ def test_result_folder_is_a_pipeline_with_a_record(erased: Path) -> None:
 
 
 def test_retained_pictures_are_at_most_eight_a_prompt(tiny_model: Path, tmp_path: Path) -> None:
-    """One retained text in five templates: 40 prompts' pictures where 1,000 were asked for."""
-    run(tiny_model, tmp_path / "run", "steps=1", "retain_images=1000", meta=False, retain=["a horse"])
+    """One text in five templates: 40 pictures where 1,000 were asked for."""
+    run(
+        tiny_model,
+        tmp_path / "run",
+        "steps=1",
+        "retain_images=1000",
+        meta=False,
+        retain=["a horse"],
+        related=["a pony"],
+    )
     for role in ("related", "unrelated"):
         assert len(list((tmp_path / "run" / "data" / role).glob("*.png"))) == 40
     assert len(list((tmp_path / "run" / "data" / "forget").glob("*.png"))) == 4
