@@ -15,6 +15,8 @@ from statistics import mean
 from typing import Any
 
 from metaunlearn.canvas.catalog import TASKS
+from metaunlearn.report.data import as_summary
+from metaunlearn.report.story import half_back
 
 RECIPES = {TASKS["harmful"]: "demo", TASKS["character"]: "demo-character", TASKS["style"]: "demo-style"}
 """Each task's story: the attacks differ, because a concept comes back the sooner the simpler it is."""
@@ -134,6 +136,10 @@ def conditions(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
             "True",
         ),
         "plain back at the last strong step, % of original": (f"{share(strong):.0f}", "≥ 90"),
+        "steps to half of the original under the strong attack, plain / meta": (
+            " / ".join(str(half_back(as_summary(summary).models[name], top)) for name in MODELS),
+            "",
+        ),
         "unrelated after benign, plain - meta, points": (
             f"{benign[0]['unrelated'][0] - benign[1]['unrelated'][0]:.1f}",
             "≤ 10",
