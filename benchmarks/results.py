@@ -31,10 +31,15 @@ def main() -> None:
     parser.add_argument("--seed", action="append", type=int, help="default: 0, 1, 2")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    parser.add_argument(
+        "--finished", action="store_true", help="write the page of the runs that are there; run nothing"
+    )
     options = parser.parse_args()
     summaries = []
     for concept in options.concept or RECIPES:
         for seed in options.seed or SEEDS:
+            if options.finished and not (options.runs / f"{concept}-{seed}" / "summary.json").exists():
+                continue
             summaries.append(story(concept, seed, options.runs / f"{concept}-{seed}"))
             options.out.write_text(page(summaries))
             print(f"{concept}, seed {seed}: done", flush=True)

@@ -225,14 +225,23 @@ def parameter_copies(settings: EraseSettings, *, meta: bool) -> int:
     """Copies of theta beside the pipeline's own.
 
     One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it, and
-    what the attacker's optimiser needs. Of a mixture of attackers, the most.
+    what the attacker's optimiser needs. To first order the path and its gradients are not kept. Of a mixture of
+    attackers, the most.
     """
-    return 1 + (max(attacker.steps + 4 + _optimizer_copies(attacker) for attacker in settings.simulated) if meta else 0)
+    if not meta:
+        return 1
+    if settings.meta_gradient == "first-order":
+        return 1 + 4 + max(_OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
+    return 1 + max(attacker.steps + 4 + _optimizer_copies(attacker) for attacker in settings.simulated)
+
+
+_OPTIMIZER_STATE = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}
 
 
 def _optimizer_copies(attacker: Attacker) -> int:
     """On the way back through momentum the adjoint of b; through Adam M gradients, two moments, their adjoints."""
-    return {"sgd": 0, "momentum": 1, "adam": attacker.steps + 4, "adamw": attacker.steps + 4}[attacker.optimizer]
+    state = _OPTIMIZER_STATE[attacker.optimizer]
+    return attacker.steps + 2 * state if state == 2 else state
 
 
 def _teachers_passes(method: Method, settings: EraseSettings) -> float:
