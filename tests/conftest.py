@@ -22,6 +22,7 @@ import metaunlearn
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.cli import main
 from metaunlearn.generation import Sampling, write_sampling
+from metaunlearn.meta.train import Algorithm1
 
 TINY_SIZE = 32
 """Pixels a side of the tiny pipeline's pictures; Canvas's have 64."""
@@ -84,6 +85,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     new_tiny_pipeline().save_pretrained(folder, safe_serialization=True)
     write_sampling(folder, Sampling(steps=3, guidance_scale=2.0))
     return folder
+
+
+def break_at_the_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the patch is undone, an erasing run's loss is not finite at step 4."""
+    whole = Algorithm1._gradient_at_theta
+
+    def breaking(self: Algorithm1, batches: object) -> object:
+        gradient, record = whole(self, batches)  # type: ignore[arg-type]
+        if self.step == 3:
+            record["loss_forget"] = float("nan")
+        return gradient, record
+
+    monkeypatch.setattr(Algorithm1, "_gradient_at_theta", breaking)
 
 
 def run_and_kill(script: str, *arguments: object, log: Path, lines: int) -> None:

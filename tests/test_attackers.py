@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import break_at_the_fourth_step
 from metaunlearn import doctor
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Attacker, EraseSettings, read_recipe, resolve
@@ -18,7 +19,6 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
 from metaunlearn.meta.objective import OuterDraw, draw_attacker, meta_problem
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
-from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import load
 from metaunlearn.parameters import subset
 
@@ -154,15 +154,7 @@ def test_a_mixture_resumes_to_the_same_weights(
     tiny_model: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken off at step 4, after the state of step 2; every attacker is drawn again as it was."""
-    whole = Algorithm1._gradient_at_theta
-
-    def breaks_at_the_fourth(self: Algorithm1, batches: object) -> object:
-        gradient, record = whole(self, batches)  # type: ignore[arg-type]
-        if self.step == 3:
-            record["loss_forget"] = float("nan")
-        return gradient, record
-
-    monkeypatch.setattr(Algorithm1, "_gradient_at_theta", breaks_at_the_fourth)
+    break_at_the_fourth_step(monkeypatch)
     with pytest.raises(RunError, match="step 4"):
         run(tiny_model, tmp_path / "out", MIXTURE)
     monkeypatch.undo()

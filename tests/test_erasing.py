@@ -11,11 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from conftest import run_and_kill
+from conftest import break_at_the_fourth_step, run_and_kill
 from metaunlearn.config import EraseSettings, read_recipe, resolve
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.meta.train import Algorithm1, learning_rate_at
+from metaunlearn.meta.train import learning_rate_at
 from metaunlearn.models import load_pipeline
 
 FAST = (
@@ -186,15 +186,7 @@ def test_unknown_method_and_model_are_refused(tiny_model: Path, tmp_path: Path) 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Algorithm1._gradient_at_theta
-
-    def breaks_at_the_fourth(self: Algorithm1, batches: object) -> object:
-        gradient, record = whole(self, batches)  # type: ignore[arg-type]
-        if self.step == 3:
-            record["loss_forget"] = float("nan")
-        return gradient, record
-
-    monkeypatch.setattr(Algorithm1, "_gradient_at_theta", breaks_at_the_fourth)
+    break_at_the_fourth_step(monkeypatch)
     with pytest.raises(RunError, match="step 4"):
         run(tiny_model, tmp_path / "out")
     assert (tmp_path / "out" / "state" / "training.safetensors").exists()

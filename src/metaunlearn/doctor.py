@@ -48,6 +48,8 @@ DOUBLE_BACKWARD_GRADIENTS = 7
 DOUBLE_BACKWARD_ACTIVATIONS = 16
 """Times as much kept for backward as in a plain gradient, measured on a UNet of 4.2 M parameters."""
 FLOAT32 = 4
+OPTIMIZER_STATE = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}
+"""Copies of what the attacker tunes that its optimiser keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,17 +233,13 @@ def parameter_copies(settings: EraseSettings, *, meta: bool) -> int:
     if not meta:
         return 1
     if settings.meta_gradient == "first-order":
-        return 1 + 4 + max(_OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
+        return 1 + 4 + max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
     return 1 + max(attacker.steps + 4 + _optimizer_copies(attacker) for attacker in settings.simulated)
-
-
-_OPTIMIZER_STATE = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}
 
 
 def _optimizer_copies(attacker: Attacker) -> int:
     """On the way back through momentum the adjoint of b; through Adam M gradients, two moments, their adjoints."""
-    state = _OPTIMIZER_STATE[attacker.optimizer]
-    return attacker.steps + 2 * state if state == 2 else state
+    return {"sgd": 0, "momentum": 1, "adam": attacker.steps + 4, "adamw": attacker.steps + 4}[attacker.optimizer]
 
 
 def _teachers_passes(method: Method, settings: EraseSettings) -> float:
