@@ -72,6 +72,19 @@ def test_retained_pictures_are_at_most_eight_a_prompt(tiny_model: Path, tmp_path
     assert len(list((tmp_path / "run" / "data" / "forget").glob("*.png"))) == 4
 
 
+def test_each_role_has_its_guidance(tiny_model: Path, tmp_path: Path) -> None:
+    """The forget pictures are as by default; related and unrelated ones are those of guidance 1."""
+    for name, more in (("default", ()), ("one", ("retain_guidance=1",)), ("forget", ("forget_guidance=1",))):
+        run(tiny_model, tmp_path / name, "steps=1", *more, meta=False)
+
+    def picture(name: str, role: str) -> bytes:
+        return sorted((tmp_path / name / "data" / role).glob("*.png"))[0].read_bytes()
+
+    assert picture("one", "forget") == picture("default", "forget") != picture("forget", "forget")
+    for role in ("related", "unrelated"):
+        assert picture("one", role) != picture("default", role) == picture("forget", role)
+
+
 def test_only_the_subset_moves(erased: Path, tiny_model: Path) -> None:
     before, after = load_file(tiny_model / UNET), load_file(erased / UNET)
     moved = {name for name in before if not torch.equal(before[name], after[name])}

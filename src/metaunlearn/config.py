@@ -86,6 +86,11 @@ class EraseSettings(Settings):
     """Pictures of the concept that MODEL makes of itself."""
     retain_images: int = Field(gt=0)
     """Pictures of retained concepts, related and unrelated each, that MODEL makes of itself: at most 8 a prompt."""
+    forget_guidance: float | None = Field(default=None, ge=0)
+    """Guidance of the pictures of the concept; None: MODEL's own."""
+    retain_guidance: float | None = Field(default=None, ge=0)
+    """Guidance of the retained pictures; None: MODEL's own. At 1 they follow the distribution that MODEL has learnt, so
+    that L_retain is at its minimum where MODEL is; guided ones draw it away from there."""
     bank_trajectories: int = Field(gt=0)
     """Sampling paths of the frozen teacher."""
     bank_steps: int = Field(gt=0)

@@ -76,6 +76,7 @@ def _own_pictures(
         model.pipeline,
         texts,
         [first + i for i in range(count)],
+        guidance_scale=settings.forget_guidance if role == "forget" else settings.retain_guidance,
         progress=None if progress is None else lambda done, total: progress(f"making {role} pictures", done, total),
     )
     if target is not None:
