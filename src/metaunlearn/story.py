@@ -92,7 +92,8 @@ def demo(
     began = time.monotonic()
     regimes: dict[str, Regime] = {"malicious": story.malicious, "strong": story.strong, "benign": story.benign}
     data = {regime: _real_pictures(out, concept, regime, settings, seed) for regime, settings in regimes.items()}
-    settings = _erase_both(out, concept, method, overrides, seed, progress)
+    wanted = [*(f"{key}={value}" for key, value in story.erase.items()), *overrides]
+    settings = _erase_both(out, concept, method, wanted, seed, progress)
     states = [State("original", "before", 0, "canvas", story.full, True)]
     for model in ERASED:
         states.append(State(model, "before", 0, out / model, story.full, True))

@@ -1,0 +1,100 @@
+"""The demo's story on Canvas, at counts that take seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metaunlearn.errors import UserError
+from metaunlearn.report.data import read_summary
+from metaunlearn.story import demo
+
+RECIPE = """
+[story]
+concept = "clown"
+
+[story.erase]
+steps = 2
+forget_images = 4
+retain_images = 4
+bank_trajectories = 2
+bank_steps = 3
+batch_size = 4
+{more}
+
+[story.malicious]
+steps = [1, 2]
+learning_rate = 1e-4
+pictures = 4
+
+[story.strong]
+steps = [3]
+learning_rate = 1e-4
+pictures = 4
+
+[story.benign]
+steps = [2]
+learning_rate = 1e-4
+pictures = 4
+
+[story.full]
+concept = 4
+related = 4
+unrelated = 4
+
+[story.between]
+concept = 4
+related = 0
+unrelated = 0
+
+[story.sparse]
+concept = 4
+related = 0
+unrelated = 0
+"""
+
+
+def recipe(folder: Path, more: str = "") -> str:
+    file = folder / "story.toml"
+    file.write_text(RECIPE.format(more=more))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("story")
+    demo(folder / "run", recipe=recipe(folder), overrides=["steps=3"])
+    return folder / "run"
+
+
+def test_every_state_of_every_model_is_scored(told: Path) -> None:
+    summary = read_summary(told)
+    assert summary is not None
+    assert summary.concept == "clown"
+    assert set(summary.models) == {"original", "unlearn", "meta-unlearn"}
+    for model in ("unlearn", "meta-unlearn"):
+        scores = summary.models[model]
+        assert [sorted(getattr(scores, regime)) for regime in ("malicious", "strong", "benign")] == [[1, 2], [3], [2]]
+        assert scores.malicious[1].unrelated is None
+        assert scores.malicious[2].unrelated is not None
+    assert (told / "report.html").stat().st_size > 10_000
+
+
+def test_erase_settings_are_the_recipes_then_the_storys_then_the_calls(told: Path) -> None:
+    settings = json.loads((told / "meta-unlearn" / "run.json").read_text())["request"]["settings"]
+    assert (settings["steps"], settings["batch_size"], settings["inner_optimizer"]) == (3, 4, "adamw")
+    pictures = {role: len(list((told / "unlearn" / "data" / role).glob("*.png"))) for role in ("forget", "related")}
+    assert pictures == {"forget": 4, "related": 4}
+
+
+def test_a_finished_story_is_read_not_told_again(told: Path) -> None:
+    before = (told / "summary.json").stat().st_mtime_ns
+    again = demo(told, recipe=recipe(told.parent), overrides=["steps=3"], resume=True)
+    assert again == json.loads((told / "summary.json").read_text())
+    assert (told / "summary.json").stat().st_mtime_ns == before
+
+
+def test_unknown_erase_key_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'gama2'.*gamma2"):
+        demo(tmp_path / "run", recipe=recipe(tmp_path, "gama2 = 1.0"))
+    assert not (tmp_path / "run" / "unlearn").exists()
