@@ -15,6 +15,7 @@ from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Attacker, EraseSettings, read_recipe, resolve
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
+from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
 from metaunlearn.meta.objective import OuterDraw, draw_attacker, meta_problem
@@ -76,6 +77,21 @@ def test_a_mixture_reads_alike_from_a_recipe_and_from_set() -> None:
     assert resolve(EraseSettings, read_recipe("small").erase | {"attackers": rows}) == settings(MIXTURE)
     assert settings(MIXTURE).simulated == ATTACKERS
     assert settings(MIXTURE, "attackers=[]") == settings()
+
+
+@pytest.mark.parametrize("said", ["inner_optimizer=sgd", "inner_learning_rate=1e-3", "inner_steps=2"])
+def test_one_attacker_beside_a_mixture_is_refused(said: str) -> None:
+    """Whoever brings the mixture; the recipe's own inner keys give way to it in silence."""
+    recipe = read_recipe("small")
+    key = said.partition("=")[0]
+    with pytest.raises(UserError, match=rf"{key} .*would be ignored.*--set attackers=\[\]"):
+        configure("esd-u-1", recipe, [MIXTURE, said])
+    mixed = recipe.model_copy(update={"erase": recipe.erase | {"attackers": [ATTACKERS[0].model_dump()]}})
+    with pytest.raises(UserError, match="mixture of 1"):
+        configure("esd-u-1", mixed, [said])
+    assert configure("esd-u-1", recipe, [MIXTURE]).settings.simulated == ATTACKERS
+    alone = configure("esd-u-1", mixed, [said, "attackers=[]"]).settings
+    assert alone == configure("esd-u-1", recipe, [said]).settings
 
 
 def test_without_a_mixture_the_inner_keys_are_the_attacker() -> None:

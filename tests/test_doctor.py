@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaunlearn import doctor
+from metaunlearn.canvas.catalog import NAMES
 from metaunlearn.config import EraseSettings, read_recipe, resolve
 from metaunlearn.errors import UserError
 from metaunlearn.models import StableDiffusion, load
@@ -116,6 +117,21 @@ def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
     assert first[0] == first[1]
     plain = doctor.estimate(tiny_model, overrides=["inner_steps=1"], meta=False, speed=1e9)
     assert plain.memory_bytes < one.memory_bytes
+
+
+def test_pictures_are_counted_as_a_run_makes_them(tiny_model: Path) -> None:
+    """At most 8 of each prompt; Canvas's words, which the tiny model shares, make five of each object, plainly and in
+    four styles, and they serve as related and as unrelated. A picture takes 3 sampling steps of 2 passes.
+    """
+    forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e9
+
+    def seconds(*overrides: str) -> float:
+        return doctor.estimate(tiny_model, method="uce", overrides=["steps=1", *overrides], speed=1e9).seconds
+
+    few, many = seconds("retain_images=10", "forget_images=1"), seconds("retain_images=10", "forget_images=3")
+    assert many - few == pytest.approx(2 * 3 * 2 * forward)
+    most = 2 * 8 * 5 * len(NAMES)
+    assert seconds("retain_images=5000", "forget_images=1") - few == pytest.approx((most - 20) * 3 * 2 * forward)
 
 
 def test_estimate_refuses_what_the_job_would_refuse(tiny_model: Path) -> None:

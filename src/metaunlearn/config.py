@@ -252,6 +252,23 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
+REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
+
+
+def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
+    """UserError when ``--set`` gives one attacker while a mixture is drawn from: nothing that is said goes unheard.
+
+    A recipe may have both: its own one attacker gives way to a mixture that ``--set`` brings.
+    """
+    said = [key for key in REPLACED_BY_ATTACKERS if key in parse_overrides(overrides)]
+    if settings.attackers and said:
+        raise UserError(
+            f"{' and '.join(said)} (--set {said[0]}=...) would be ignored, because attackers holds a mixture of "
+            f"{len(settings.attackers)}, each with an optimizer, a learning_rate and steps of its own. Change them "
+            "there (--set attackers=[...]), or drop the mixture (--set attackers=[])."
+        )
+
+
 def _explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
     known = [*kind.model_fields, *keys_elsewhere]
     problems = []

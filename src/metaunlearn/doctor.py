@@ -30,7 +30,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from metaunlearn.config import Attacker, EraseSettings, default_recipe, read_recipe
+from metaunlearn.data.concepts import unnamed_prompts
 from metaunlearn.erasure.interface import Method, OptimisedMethod
+from metaunlearn.erasure.prepare import own_picture_counts
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
@@ -259,8 +261,11 @@ def _bytes(model: StableDiffusion, settings: EraseSettings, copies: int, kept: i
 
 
 def _forward_passes_before(model: StableDiffusion, settings: EraseSettings, *, bank: bool) -> int:
-    """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step)."""
-    pictures = settings.forget_images + 2 * settings.retain_images
+    """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step).
+
+    As many pictures as of a run that names no concept of Canvas and nothing to keep.
+    """
+    pictures = sum(own_picture_counts(unnamed_prompts(model.pipeline), settings).values())
     steps = default_sampling(model.pipeline).steps
     return 2 * (pictures * steps + bank * settings.bank_trajectories * settings.bank_steps)
 

@@ -88,7 +88,7 @@ def erase(
 
     task = ErasureTask(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
-        cache=folder.state if folder else None, progress=progress,
+        cache=folder.state if folder else None, progress=folder.watched(progress) if folder else progress,
     )  # fmt: skip
     results = _erase(task, chosen, trained, given, folder, meta=meta)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}

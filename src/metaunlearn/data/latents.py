@@ -62,3 +62,15 @@ class LatentSet:
             eps=torch.randn(shape, generator=generator).to(device),
             t=draw_timesteps(len(rows), self.timesteps, generator, stratified=stratified).to(device),
         )
+
+
+@dataclass(frozen=True)
+class ErasureData:
+    """The pictures that an outer step of Algorithm 1 draws from."""
+
+    forget: LatentSet
+    """D_FT: pictures of the concept, what an attacker would finetune on."""
+    related: LatentSet
+    """Retained pictures that are related to the concept."""
+    unrelated: LatentSet
+    """Retained pictures that are not."""

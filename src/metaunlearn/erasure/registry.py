@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import EraseSettings, RecipeFile, Settings, parse_overrides, resolve
+from metaunlearn.config import EraseSettings, RecipeFile, Settings, parse_overrides, refuse_ignored, resolve
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.interface import Method
 from metaunlearn.erasure.rece import Rece
@@ -143,6 +143,7 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
         shared |= {key: value for key, value in values.items() if key not in own}
     settable = [key for key in own if not (entry.fixed and key in entry.preset)]
     settings = resolve(EraseSettings, shared, keys_elsewhere=settable)
+    refuse_ignored(settings, overrides)
     method = resolve(entry.kind, mine)
     return Configured(
         name=entry.name,

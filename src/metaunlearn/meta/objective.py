@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.config import Attacker, EraseSettings
-from metaunlearn.data.latents import LatentSet
+from metaunlearn.data.latents import ErasureData
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
 from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.meta.hypergradient import MetaProblem
@@ -22,18 +22,6 @@ from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import update_rule
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Loss, Params, subset
-
-
-@dataclass(frozen=True)
-class ErasureData:
-    """The pictures that an outer step draws from."""
-
-    forget: LatentSet
-    """D_FT: pictures of the concept, what an attacker would finetune on."""
-    related: LatentSet
-    """Retained pictures that are related to the concept."""
-    unrelated: LatentSet
-    """Retained pictures that are not."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import Attacker, EraseSettings
+from metaunlearn.data.latents import ErasureData
 from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
 from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
-from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, draw_attacker, losses_at_theta, meta_problem
+from metaunlearn.meta.objective import OuterDraw, draw, draw_attacker, losses_at_theta, meta_problem
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Params
 
