@@ -20,6 +20,7 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
 from metaunlearn.meta.objective import OuterDraw, draw_attacker, meta_problem
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
+from metaunlearn.meta.store import HostMemory, on_device
 from metaunlearn.models import load
 from metaunlearn.parameters import subset
 
@@ -130,7 +131,9 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
     data = LatentSet.encode(model, torch.zeros(1, 3, 32, 32), ["a zebra"])
     batch = data.draw(1, torch.Generator().manual_seed(0))
     batches = OuterDraw(forget=None, retain=batch, meta_retain=batch, inner=(batch,), outer=batch)
-    keys = settings("inner_subset=x", "inner_momentum=0.5", "inner_weight_decay=0.3", "inner_eps_root=1e-6")
+    keys = settings(
+        "inner_store=host", "inner_subset=x", "inner_momentum=0.5", "inner_weight_decay=0.3", "inner_eps_root=1e-6"
+    )
     inner = [meta_problem(model, batches, attacker, keys).inner for attacker in ATTACKERS]
     assert [loop.learning_rate for loop in inner] == [1e-2, 1e-4, 1e-3]
     assert [loop.optimizer for loop in inner] == [
@@ -139,6 +142,8 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
         Momentum(momentum=0.5),
     ]
     assert all(loop.adapted == subset(model.parameters(), "x") for loop in inner)
+    assert all(loop.store is HostMemory for loop in inner)
+    assert meta_problem(model, batches, ATTACKERS[0], settings()).inner.store is on_device
 
 
 def test_an_attacker_is_drawn_by_the_generator_alone() -> None:

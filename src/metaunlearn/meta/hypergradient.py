@@ -17,8 +17,8 @@ travels along, and weight decay shrinks v_m (``meta/optimizers.py``).
 
 v runs over all parameters; whoever trains only some of them restricts the result, at the very end. The objects below
 differ in one thing: how they multiply by H_m. One product is alive at a time, so memory does not grow with M beyond the
-M stored parameter sets (with Adam, M gradients too). Treated as constant: each loss's batch, noise and timesteps, the
-attacker's tau, delta and other numbers, and P. Nothing else.
+M stored parameter sets (with Adam, M gradients too), which may lie in host memory (``meta/store.py``). Treated as
+constant: each loss's batch, noise and timesteps, the attacker's tau, delta and other numbers, and P. Nothing else.
 
 Symbols: theta, v: parameter dictionaries; M: number of inner losses; eps: the length of a difference.
 """
@@ -38,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.errors import RunError, UserError, did_you_mean
 from metaunlearn.meta.inner import InnerLoop, shift
+from metaunlearn.meta.store import Stack
 from metaunlearn.parameters import Loss, Params, add, gradient_of, leaves, norm, scale, value_and_gradient
 
 log = logging.getLogger(__name__)
@@ -223,10 +224,12 @@ def _adjoint(
     else:
         w = problem.inner.optimizer.start(problem.inner.project(v))
         for loss in reversed(problem.inner_losses):
-            gradient = path.gradients[-1] if path.gradients else None
-            product = partial(hessian_product, loss, path.thetas.pop(), gradient)
+            gradient = path.gradients[-1] if keep_gradients else None
+            product = partial(_product_before, path.thetas, hessian_product, loss, gradient)
             v, w = problem.inner.pull_back(v, w, path.gradients, product)
-            del path.gradients[-1:]
+            del gradient, product  # else g_m would stay alive while g_{m-1} comes back
+            if len(path.gradients):
+                path.gradients.pop()
     direct_value = torch.zeros_like(outer_value)
     if problem.direct is not None:
         direct_value, direct_gradient = value_and_gradient(problem.direct, theta)
@@ -236,6 +239,13 @@ def _adjoint(
     return MetaGradient(
         gradient=v, outer_value=outer, direct_value=direct, inner_losses=inner_losses, theta_final=theta_final
     )
+
+
+def _product_before(
+    thetas: Stack, hessian_product: HessianProduct, loss: Loss, gradient: Params | None, direction: Params
+) -> Params:
+    """H_m d_m at theta_{m-1}, which is taken from ``thetas`` only now: the optimiser's way back needs it not."""
+    return hessian_product(loss, thetas.pop(), gradient, direction)
 
 
 # --- Choosing a mode by name -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import update_rule
+from metaunlearn.meta.store import STORES
 from metaunlearn.models.sd import StableDiffusion
 from metaunlearn.parameters import Loss, Params, subset
 
@@ -131,6 +132,7 @@ def meta_problem(
             weight_decay=settings.inner_weight_decay,
             eps_root=settings.inner_eps_root,
         ),
+        store=STORES[settings.inner_store],
     )
     return MetaProblem(
         inner_losses=tuple(denoising_loss_of(model, batch) for batch in batches.inner),
