@@ -17,8 +17,9 @@ from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
 from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
-from metaunlearn.meta.objective import OuterDraw, draw_attacker, meta_problem
+from metaunlearn.meta.objective import meta_problem
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
 from metaunlearn.meta.store import HostMemory, on_device
 from metaunlearn.models import load
@@ -130,7 +131,8 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
     model = load(tiny_model)
     data = LatentSet.encode(model, torch.zeros(1, 3, 32, 32), ["a zebra"])
     batch = data.draw(1, torch.Generator().manual_seed(0))
-    batches = OuterDraw(forget=None, retain=batch, meta_retain=batch, inner=(batch,), outer=batch)
+    retain = RetainBatch(batch, 0)
+    batches = [OuterDraw(forget=None, retain=retain, meta_retain=retain, direct=retain, inner=(batch,), outer=batch)]
     keys = settings(
         "inner_store=host", "inner_subset=x", "inner_momentum=0.5", "inner_weight_decay=0.3", "inner_eps_root=1e-6"
     )

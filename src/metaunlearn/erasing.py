@@ -71,7 +71,8 @@ def erase(
     for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
     trained = chosen.method.trained(adapter)
-    subset(adapter.parameters(), chosen.settings.inner_subset, setting="inner_subset")
+    for setting in ("inner_subset", "diagnostics_subset"):
+        subset(adapter.parameters(), getattr(chosen.settings, setting), setting=setting)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,

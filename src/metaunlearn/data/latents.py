@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaunlearn.data.sampling import independent_rows
 from metaunlearn.diffusion import Batch, draw_timesteps
 from metaunlearn.models.sd import StableDiffusion
 
@@ -46,11 +47,7 @@ class LatentSet:
 
     def draw(self, count: int, generator: torch.Generator, *, stratified: bool = True) -> Batch:
         """``count`` pictures, without replacement where there are enough, with fresh noise and timesteps."""
-        if count <= len(self):
-            rows = torch.randperm(len(self), generator=generator)[:count]
-        else:
-            rows = torch.randint(len(self), (count,), generator=generator)
-        return self.batch(rows, generator, stratified=stratified)
+        return self.batch(independent_rows(len(self), count, generator), generator, stratified=stratified)
 
     def batch(self, rows: Tensor, generator: torch.Generator, *, stratified: bool = True) -> Batch:
         """These pictures, with fresh noise and timesteps."""

@@ -137,7 +137,8 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
             "(method=..., --method esd-SUBSET-ETA) rather than the setting (--set)."
         )
     mine: dict[str, Any] = dict(entry.preset)
-    shared: dict[str, Any] = dict(recipe.erase)
+    # A key that the method has too is the method's: SDD's teacher is the only moving average there (ema_decay).
+    shared: dict[str, Any] = {key: value for key, value in recipe.erase.items() if key not in own}
     for values in given:
         mine |= {key: value for key, value in values.items() if key in own}
         shared |= {key: value for key, value in values.items() if key not in own}

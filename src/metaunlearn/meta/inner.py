@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metaunlearn.errors import UserError
 from metaunlearn.meta.optimizers import SGD, State, UpdateRule
-from metaunlearn.meta.store import Stack, Store, on_device
+from metaunlearn.meta.store import Sets, Stack, Store, on_device
 from metaunlearn.parameters import Loss, Params, add, scale, value_and_gradient
 
 
@@ -95,7 +95,7 @@ class InnerLoop:
             del gradient, direction  # else they would stay alive while the next step computes its own
         return Trajectory(thetas=path, losses=torch.stack(values), gradients=gradients)
 
-    def pull_back(self, v: Params, w: State, gradients: Stack, hessian_product: Callable[[Params], Params]) -> Adjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets, hessian_product: Callable[[Params], Params]) -> Adjoint:
         """v_{m-1} = (1 - tau delta P) v_m - tau H_m d_m and w_{m-1}: the transpose of step m's Jacobian.
 
         ``gradients`` are g_1 .. g_m, for the optimisers that need them. ``hessian_product`` gets d_m (P v_m with SGD),

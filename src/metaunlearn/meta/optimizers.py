@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.meta.store import Stack
+from metaunlearn.meta.store import Sets
 from metaunlearn.parameters import Params, add, scale
 
 State = tuple[Params, ...]
@@ -75,7 +75,7 @@ class UpdateRule(Protocol):
         """q_m and s_m from s_{m-1} and g_m, m = 1..M."""
         ...
 
-    def pull_back(self, v: Params, w: State, gradients: Stack) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m and w_{m-1} from P v_m, w_m and, if it needs them, g_1 .. g_m."""
         ...
 
@@ -95,7 +95,7 @@ class SGD:
         """q_m = g_m."""
         return Step(gradient, ())
 
-    def pull_back(self, v: Params, w: State, gradients: Stack) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m = P v_m."""
         return StepAdjoint(v, ())
 
@@ -127,7 +127,7 @@ class Momentum:
         b = add(gradient, b, self.momentum)
         return Step(b, (b,))
 
-    def pull_back(self, v: Params, w: State, gradients: Stack) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m = P v_m + w_m,   w_{m-1} = mu d_m."""
         [w_b] = w
         direction = add(v, w_b)
@@ -183,7 +183,7 @@ class Adam:
         a, b = self._moments(state, gradient)
         return Step({name: self._corrected(a[name], b[name], m).direction for name in a}, (a, b))
 
-    def pull_back(self, v: Params, w: State, gradients: Stack) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """The transpose of ``step``, parameter by parameter.
 
         The moments are worked out again from the gradients, which halves what must be kept: g_1 .. g_M rather than

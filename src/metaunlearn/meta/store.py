@@ -6,7 +6,7 @@ of float32 for Stable Diffusion 1.4; in host memory they cost the device one set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -15,7 +15,17 @@ from torch import Tensor
 from metaunlearn.parameters import Params
 
 
-class Stack(Protocol):
+class Sets(Protocol):
+    """Parameter sets in order, to look at."""
+
+    def __getitem__(self, index: int, /) -> Params:
+        """Set ``index``; whoever keeps no name for it keeps it on the device no longer than it takes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Stack(Sets, Protocol):
     """A ``list[Params]`` as far as the inner loop uses one."""
 
     def append(self, params: Params, /) -> None:
@@ -25,12 +35,6 @@ class Stack(Protocol):
     def pop(self) -> Params:
         """Take the newest set out."""
         ...
-
-    def __getitem__(self, index: int, /) -> Params: ...
-
-    def __iter__(self) -> Iterator[Params]: ...
-
-    def __len__(self) -> int: ...
 
 
 Store = Callable[[Params], Stack]
@@ -86,10 +90,6 @@ class HostMemory:
         return self._alive | {
             name: self._brought_back(p, device) for name, (p, device) in self._below[position].items()
         }
-
-    def __iter__(self) -> Iterator[Params]:
-        """From the oldest; one set is brought back at a time."""
-        return (self[position] for position in range(len(self)))
 
     def __len__(self) -> int:
         return len(self._below) + (self._newest is not None)
