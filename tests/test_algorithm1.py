@@ -192,11 +192,11 @@ def released_gradient(run: Algorithm1, gammas: dict[str, float]) -> Params:
 
 
 def test_the_recipe_as_released_is_the_released_code() -> None:
-    """To 1e-6: theta' moves by 1e-5 a step, which two implementations of Adam's division round alike to 1e-8."""
+    """To 1e-7: this Adam has an eps_root of 1e-16, and first order keeps AdamW's decay of 1e-9 a step."""
     run = toy_run(toy_settings(recipe="as-released"))
     found, record = run.outer_gradient()
     assert len(record["loss_finetuning"]) == 3
-    assert error(found, released_gradient(run, GAMMAS)) < 1e-6
+    assert error(found, released_gradient(run, GAMMAS)) < 1e-7
 
 
 @pytest.mark.parametrize("flipped", GAMMAS)

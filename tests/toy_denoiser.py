@@ -22,7 +22,7 @@ class ToyDenoiser:
     def __init__(self) -> None:
         g = torch.Generator().manual_seed(0)
         self.unet = nn.Module()
-        for name, shape in (("hidden", (6, 8)), ("out", (4, 6)), ("time", (6,))):
+        for name, shape in (("attn2_hidden", (6, 8)), ("out", (4, 6)), ("time", (6,))):
             self.unet.register_parameter(name, nn.Parameter(torch.randn(shape, generator=g).double() / 2))
         self.device = torch.device("cpu")
         self.schedule = NoiseSchedule(torch.linspace(0.99, 0.02, TIMESTEPS), "epsilon")
@@ -32,7 +32,7 @@ class ToyDenoiser:
 
     def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         inputs = torch.cat([x_t.flatten(1), cond.flatten(1)], dim=1)
-        hidden = torch.tanh(inputs @ theta["hidden"].T + t[:, None] / TIMESTEPS * theta["time"])
+        hidden = torch.tanh(inputs @ theta["attn2_hidden"].T + t[:, None] / TIMESTEPS * theta["time"])
         return (hidden @ theta["out"].T).view(-1, *SHAPE)
 
 
@@ -42,7 +42,7 @@ def latent_set(seed: int, count: int) -> LatentSet:
     centre = 2 * torch.randn(SHAPE, generator=g).double()
     return LatentSet(
         mean=centre + torch.randn((count, *SHAPE), generator=g).double(),
-        std=torch.full((count, *SHAPE), 0.1).double(),
+        std=torch.full((count, *SHAPE), 0.01).double(),
         cond=torch.randn((1, 2, 2), generator=g).double(),
         prompt_of=torch.zeros(count, dtype=torch.int64),
         timesteps=TIMESTEPS,
