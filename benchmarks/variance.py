@@ -4,8 +4,8 @@
 
 Canvas after a few steps of erasing a concept with the recipe ``small``: grad L_meta of Eq. 3 at that point, direct term
 included, over the parameters that the method trains, for many draws of pictures, noise and timesteps; by four ways to
-draw them. Its expectation g is the same for all four, so one estimate of ||g||^2 from the pairs of different draws of
-all of them (unbiased, unlike the norm of a mean) serves the four relative variances E ||g_i - g||^2 / ||g||^2.
+draw them. Its expectation g is the same for all four, so one estimate of ||g||^2 from pairs of different draws (which
+is unbiased, unlike the norm of a mean) serves the four relative variances E ||g_i - g||^2 / ||g||^2.
 The spread in the table is a jackknife standard error.
 """
 
@@ -57,17 +57,21 @@ def main() -> None:
     run = erased(options.concept, options.method, options.steps, overrides)
     print(f"erased for {options.steps} steps, {time.monotonic() - began:.0f} s", flush=True)
     assert run.mode is not None
-    gradients = {}
+    products, together = {}, torch.zeros(())
     for way, keys in WAYS.items():
         settings = run.settings.model_copy(update=keys)
-        gradients[way] = torch.stack(
+        draws = torch.stack(
             [
                 meta_gradient(run.model, run.data, settings, run.mode, run.theta, run.trained, number)
                 for number in range(options.draws)
             ]
         )
+        # The vectors of one way are a gigabyte; what is asked of them fits in their products and their mean.
+        products[way] = (draws @ draws.T).double()
+        together = together + draws / len(WAYS)
+        del draws
         print(f"{way}: {time.monotonic() - began:.0f} s", flush=True)
-    lines = table(gradients)
+    lines = table(products, squared_expectation(together))
     header = f"{options.concept}, {options.method}, {options.steps} steps, {options.draws} draws, {overrides}"
     write_atomic(options.out, "\n".join([header, "", *lines]) + "\n")
     print("", *lines, sep="\n")
@@ -110,28 +114,31 @@ def meta_gradient(
     return torch.cat([(found[name] + settings.zeta * direct[name]).flatten() for name in trained])
 
 
-def table(gradients: dict[str, Tensor]) -> list[str]:
-    """Rows of markdown from (draws, parameters) of each way."""
-    squared = squared_expectation(torch.cat(list(gradients.values())))
+def table(products: dict[str, Tensor], squared: float) -> list[str]:
+    """Rows of markdown from each way's <g_i, g_j> (draws, draws) and ||E g||^2."""
     rows = []
-    for way, g in gradients.items():
-        value = variance(g) / squared
-        left_out = torch.tensor([variance(torch.cat([g[:i], g[i + 1 :]])) for i in range(len(g))]) / squared
-        count = len(g)
+    for way, gram in products.items():
+        count = len(gram)
+        others = [torch.cat([torch.arange(i), torch.arange(i + 1, count)]) for i in range(count)]
+        left_out = torch.tensor([variance(gram[rest][:, rest]) for rest in others]) / squared
         error = ((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt().item()
-        rows.append(f"| {way} | {value:.2f} | {error:.2f} |")
+        rows.append(f"| {way} | {variance(gram) / squared:.2f} | {error:.2f} |")
     return ["| draws | relative variance of the meta-gradient | ± |", "|---|---|---|", *rows]
 
 
-def variance(g: Tensor) -> float:
-    """E ||g_i - E g||^2, unbiased, of rows (draws, parameters)."""
-    return float((g - g.mean(dim=0)).square().sum(dtype=torch.float64) / (len(g) - 1))
+def variance(gram: Tensor) -> float:
+    """E ||g_i - E g||^2, unbiased: (sum ||g_i||^2 - ||sum g_i||^2 / n) / (n - 1)."""
+    count = len(gram)
+    return float((gram.diagonal().sum() - gram.sum() / count) / (count - 1))
 
 
-def squared_expectation(g: Tensor) -> float:
-    """||E g||^2, unbiased: the mean of <g_i, g_j> over i != j."""
-    count = len(g)
-    total = g.sum(dim=0, dtype=torch.float64).square().sum() - g.square().sum(dtype=torch.float64)
+def squared_expectation(together: Tensor) -> float:
+    """||E g||^2, unbiased: the mean of <g_i, g_j> over i != j, of rows that are the means over the four ways.
+
+    Draws of one number see the same pictures whatever the way, so only pairs of different numbers are independent.
+    """
+    count = len(together)
+    total = together.sum(dim=0, dtype=torch.float64).square().sum() - together.square().sum(dtype=torch.float64)
     return float(total / (count * (count - 1)))
 
 

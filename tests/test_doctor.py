@@ -72,6 +72,10 @@ def test_operations_of_attention() -> None:
         (("inner_steps=5", "meta_retain=both"), True, 2 + 5 + 2 + 10),
         (("inner_steps=5", "meta_retain=related"), True, 2 + 1 + 5 + 2 + 10),  # and the direct term on its own batch
         (("inner_steps=5", "meta_retain=both", "meta_gradient=first-order"), True, 2 + 5 + 2),
+        (("inner_steps=5", "common_noise=false"), True, 2 + 1 + 5 + 2 + 10),  # the same pictures under other noise
+        (("inner_steps=5", "common_noise=false", "direct_term=false"), True, 2 + 5 + 2 + 10),
+        (("accumulation=3",), False, 3 * 2),
+        (("inner_steps=5", "accumulation=3"), True, 3 * (2 + 2) + 5 + 10),  # the attacker's batches stay as they are
     ],
 )
 def test_gradients_per_step(overrides: tuple[str, ...], meta: bool, expected: int) -> None:
@@ -101,6 +105,8 @@ def test_each_kind_of_method_costs_what_it_does(tiny_model: Path) -> None:
     assert sdd.memory_bytes - esd.memory_bytes == 4 * esd.trained_parameters
     uce = doctor.estimate(tiny_model, method="uce", speed=1e9)
     assert (uce.method, uce.gradients_per_step) == ("uce-2023", esd.gradients_per_step - 1)
+    averaged = doctor.estimate(tiny_model, method="esd-x-1", overrides=[*overrides, "ema_decay=0.9"], speed=1e9)
+    assert averaged.memory_bytes == sdd.memory_bytes
     plain = doctor.estimate(tiny_model, method="uce", meta=False, speed=1e9)
     assert (plain.gradients_per_step, plain.seconds) == (0, 0)
     with pytest.raises(UserError, match="Did you mean 'rece'"):
