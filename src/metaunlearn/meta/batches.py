@@ -108,7 +108,7 @@ def draw(
         rows = sampler(f"{role} {use}", turn, len(chosen), count, generator)
         return chosen.batch(rows, generator, stratified=stratified)
 
-    half = (size * parts) // 2
+    half = size // 2 * parts
     retain = RetainBatch(
         joined(batch("related", "retain", half), batch("unrelated", "retain", size * parts - half)), half
     )
