@@ -91,8 +91,8 @@ def break_at_the_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone, an erasing run's loss is not finite at step 4."""
     whole = Algorithm1._gradient_at_theta
 
-    def breaking(self: Algorithm1, batches: object) -> object:
-        gradient, record = whole(self, batches)  # type: ignore[arg-type]
+    def breaking(self: Algorithm1, parts: object) -> object:
+        gradient, record = whole(self, parts)  # type: ignore[arg-type]
         if self.step == 3:
             record["loss_forget"] = float("nan")
         return gradient, record

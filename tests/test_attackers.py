@@ -15,10 +15,13 @@ from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Attacker, EraseSettings, read_recipe, resolve
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
+from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
 from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
-from metaunlearn.meta.objective import OuterDraw, draw_attacker, meta_problem
+from metaunlearn.meta.objective import meta_problem
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
+from metaunlearn.meta.store import HostMemory, on_device
 from metaunlearn.models import load
 from metaunlearn.parameters import subset
 
@@ -78,6 +81,21 @@ def test_a_mixture_reads_alike_from_a_recipe_and_from_set() -> None:
     assert settings(MIXTURE, "attackers=[]") == settings()
 
 
+@pytest.mark.parametrize("said", ["inner_optimizer=sgd", "inner_learning_rate=1e-3", "inner_steps=2"])
+def test_one_attacker_beside_a_mixture_is_refused(said: str) -> None:
+    """Whoever brings the mixture; the recipe's own inner keys give way to it in silence."""
+    recipe = read_recipe("small")
+    key = said.partition("=")[0]
+    with pytest.raises(UserError, match=rf"{key} .*would be ignored.*--set attackers=\[\]"):
+        configure("esd-u-1", recipe, [MIXTURE, said])
+    mixed = recipe.model_copy(update={"erase": recipe.erase | {"attackers": [ATTACKERS[0].model_dump()]}})
+    with pytest.raises(UserError, match="mixture of 1"):
+        configure("esd-u-1", mixed, [said])
+    assert configure("esd-u-1", recipe, [MIXTURE]).settings.simulated == ATTACKERS
+    alone = configure("esd-u-1", mixed, [said, "attackers=[]"]).settings
+    assert alone == configure("esd-u-1", recipe, [said]).settings
+
+
 def test_without_a_mixture_the_inner_keys_are_the_attacker() -> None:
     found = settings("inner_optimizer=momentum", "inner_learning_rate=1e-3", "inner_steps=2").simulated
     assert found == ATTACKERS[2:]
@@ -113,8 +131,11 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
     model = load(tiny_model)
     data = LatentSet.encode(model, torch.zeros(1, 3, 32, 32), ["a zebra"])
     batch = data.draw(1, torch.Generator().manual_seed(0))
-    batches = OuterDraw(forget=None, retain=batch, meta_retain=batch, inner=(batch,), outer=batch)
-    keys = settings("inner_subset=x", "inner_momentum=0.5", "inner_weight_decay=0.3", "inner_eps_root=1e-6")
+    retain = RetainBatch(batch, 0)
+    batches = [OuterDraw(forget=None, retain=retain, meta_retain=retain, direct=retain, inner=(batch,), outer=batch)]
+    keys = settings(
+        "inner_store=host", "inner_subset=x", "inner_momentum=0.5", "inner_weight_decay=0.3", "inner_eps_root=1e-6"
+    )
     inner = [meta_problem(model, batches, attacker, keys).inner for attacker in ATTACKERS]
     assert [loop.learning_rate for loop in inner] == [1e-2, 1e-4, 1e-3]
     assert [loop.optimizer for loop in inner] == [
@@ -123,6 +144,8 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
         Momentum(momentum=0.5),
     ]
     assert all(loop.adapted == subset(model.parameters(), "x") for loop in inner)
+    assert all(loop.store is HostMemory for loop in inner)
+    assert meta_problem(model, batches, ATTACKERS[0], settings()).inner.store is on_device
 
 
 def test_an_attacker_is_drawn_by_the_generator_alone() -> None:

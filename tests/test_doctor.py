@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaunlearn import doctor
+from metaunlearn.canvas.catalog import NAMES
 from metaunlearn.config import EraseSettings, read_recipe, resolve
 from metaunlearn.errors import UserError
 from metaunlearn.models import StableDiffusion, load
@@ -71,6 +72,10 @@ def test_operations_of_attention() -> None:
         (("inner_steps=5", "meta_retain=both"), True, 2 + 5 + 2 + 10),
         (("inner_steps=5", "meta_retain=related"), True, 2 + 1 + 5 + 2 + 10),  # and the direct term on its own batch
         (("inner_steps=5", "meta_retain=both", "meta_gradient=first-order"), True, 2 + 5 + 2),
+        (("inner_steps=5", "common_noise=false"), True, 2 + 1 + 5 + 2 + 10),  # the same pictures under other noise
+        (("inner_steps=5", "common_noise=false", "direct_term=false"), True, 2 + 5 + 2 + 10),
+        (("accumulation=3",), False, 3 * 2),
+        (("inner_steps=5", "accumulation=3"), True, 3 * (2 + 2) + 5 + 10),  # the attacker's batches stay as they are
     ],
 )
 def test_gradients_per_step(overrides: tuple[str, ...], meta: bool, expected: int) -> None:
@@ -100,6 +105,8 @@ def test_each_kind_of_method_costs_what_it_does(tiny_model: Path) -> None:
     assert sdd.memory_bytes - esd.memory_bytes == 4 * esd.trained_parameters
     uce = doctor.estimate(tiny_model, method="uce", speed=1e9)
     assert (uce.method, uce.gradients_per_step) == ("uce-2023", esd.gradients_per_step - 1)
+    averaged = doctor.estimate(tiny_model, method="esd-x-1", overrides=[*overrides, "ema_decay=0.9"], speed=1e9)
+    assert averaged.memory_bytes == sdd.memory_bytes
     plain = doctor.estimate(tiny_model, method="uce", meta=False, speed=1e9)
     assert (plain.gradients_per_step, plain.seconds) == (0, 0)
     with pytest.raises(UserError, match="Did you mean 'rece'"):
@@ -116,6 +123,21 @@ def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
     assert first[0] == first[1]
     plain = doctor.estimate(tiny_model, overrides=["inner_steps=1"], meta=False, speed=1e9)
     assert plain.memory_bytes < one.memory_bytes
+
+
+def test_pictures_are_counted_as_a_run_makes_them(tiny_model: Path) -> None:
+    """At most 8 of each prompt; Canvas's words, which the tiny model shares, make five of each object, plainly and in
+    four styles, and they serve as related and as unrelated. A picture takes 3 sampling steps of 2 passes.
+    """
+    forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e9
+
+    def seconds(*overrides: str) -> float:
+        return doctor.estimate(tiny_model, method="uce", overrides=["steps=1", *overrides], speed=1e9).seconds
+
+    few, many = seconds("retain_images=10", "forget_images=1"), seconds("retain_images=10", "forget_images=3")
+    assert many - few == pytest.approx(2 * 3 * 2 * forward)
+    most = 2 * 8 * 5 * len(NAMES)
+    assert seconds("retain_images=5000", "forget_images=1") - few == pytest.approx((most - 20) * 3 * 2 * forward)
 
 
 def test_estimate_refuses_what_the_job_would_refuse(tiny_model: Path) -> None:

@@ -17,7 +17,8 @@ from metaunlearn.erasure.interface import ErasureTask, MovingForgetLoss
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.meta.objective import OuterDraw, losses_at_theta
+from metaunlearn.meta.batches import OuterDraw, RetainBatch
+from metaunlearn.meta.objective import losses_at_theta
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import StableDiffusion, load
 
@@ -96,9 +97,10 @@ def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
     rows = torch.randint(len(bank), (3,), generator=torch.Generator().manual_seed(5))
     kept = LatentSet.encode(model, torch.zeros(2, 3, 32, 32), ["a key", "a key"])
     batch = kept.draw(2, torch.Generator().manual_seed(3))
-    batches = OuterDraw(forget=batch_of, retain=batch, meta_retain=batch, inner=(), outer=batch)
+    retain = RetainBatch(batch, 1)
+    batches = OuterDraw(forget=batch_of, retain=retain, meta_retain=retain, direct=retain, inner=(), outer=batch)
     with torch.no_grad():
-        losses = losses_at_theta(model, model.parameters(), batches, meta=False)
+        losses = losses_at_theta(model, model.parameters(), batches, direct=False)
     distance = (bank.conditional[rows] - bank.unconditional[rows]).square().mean()
     torch.testing.assert_close(losses.forget, (1 + eta) ** 2 * distance)
 

@@ -17,7 +17,8 @@ from metaunlearn.erasing import erase
 from metaunlearn.erasure.interface import ErasureTask, MovingForgetLoss
 from metaunlearn.erasure.sdd import Sdd, SddForgetLoss, cycled_prompts, joined_prompts, moved_average
 from metaunlearn.errors import UserError
-from metaunlearn.meta.objective import OuterDraw, losses_at_theta
+from metaunlearn.meta.batches import OuterDraw, RetainBatch
+from metaunlearn.meta.objective import losses_at_theta
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import StableDiffusion, load
 from metaunlearn.parameters import Params
@@ -99,8 +100,9 @@ def test_no_gradient_flows_through_the_target(model: StableDiffusion, task: Eras
     batch = new_loss(task).batch(theta, 0, 4, generator())
     assert not batch.target.requires_grad
     kept = LatentSet.encode(model, torch.zeros(2, 3, 32, 32), ["a key", "a key"]).draw(2, generator())
-    draws = OuterDraw(forget=batch, retain=kept, meta_retain=kept, inner=(), outer=kept)
-    found = torch.autograd.grad(losses_at_theta(model, theta, draws, meta=False).forget, leaves)
+    retain = RetainBatch(kept, 1)
+    draws = OuterDraw(forget=batch, retain=retain, meta_retain=retain, direct=retain, inner=(), outer=kept)
+    found = torch.autograd.grad(losses_at_theta(model, theta, draws, direct=False).forget, leaves)
 
     def by_hand(*, constant: bool) -> tuple[torch.Tensor, ...]:
         target = model.predict(theta, batch.x_t, batch.t, model.encode_prompts([""]).expand(4, -1, -1))

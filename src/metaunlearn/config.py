@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metaunlearn.errors import UserError, did_you_mean
 
@@ -49,6 +49,15 @@ class EraseSettings(Settings):
     """Of the outer AdamW."""
     batch_size: int = Field(gt=0)
     """Pictures in each batch: forget, retain and inner batches alike."""
+    accumulation: int = Field(default=1, gt=0)
+    """Micro-batches of an outer step: all batches but the inner ones hold so many times batch_size pictures and go
+    through the denoiser in so many parts, whose gradients are averaged."""
+    replacement: bool = True
+    """Every batch is drawn from the whole of its set; false: each set is gone through picture by picture, epoch after
+    epoch, each epoch in an order of its own."""
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    """How much of the moving average of the trained weights stays at each step; the average is then what is saved.
+    None: the weights themselves. The method sdd has a key of its own by this name, for its teacher."""
     gamma1: float = Field(default=1.0, ge=0)
     """gamma_1, weight of the unlearn objective."""
     gamma2: float = Field(ge=0)
@@ -57,6 +66,18 @@ class EraseSettings(Settings):
     """zeta, weight of the self-destruction of retained concepts inside the meta objective."""
     retain_weight: float = Field(ge=0)
     """lambda, weight of L_retain in Eq. 1."""
+    retain_related: float | None = Field(default=None, ge=0)
+    """Weight of the related pictures inside L_retain, beside retain_unrelated; None: all pictures weigh the same."""
+    retain_unrelated: float | None = Field(default=None, ge=0)
+    """Weight of the unrelated pictures inside L_retain, beside retain_related."""
+    zeta_related: float | None = Field(default=None, ge=0)
+    """Weight of the related pictures inside Eq. 3's D_retain, beside zeta_unrelated; None: all weigh the same."""
+    zeta_unrelated: float | None = Field(default=None, ge=0)
+    """Weight of the unrelated pictures inside Eq. 3's D_retain, beside zeta_related."""
+    direct_term: bool = True
+    """Whether Eq. 3's + zeta L_DM(theta; D_retain) is there; the authors' code leaves it out."""
+    common_noise: bool = True
+    """Whether both sides of Eq. 3's difference have the same noise and timesteps."""
     inner_steps: int = Field(gt=0)
     """M, simulated finetuning steps."""
     inner_learning_rate: float = Field(ge=0)
@@ -69,8 +90,13 @@ class EraseSettings(Settings):
     """delta, decoupled, of the inner optimiser adamw."""
     inner_eps_root: float = Field(default=1e-8, gt=0)
     """Inside Adam's square root, so that it can be differentiated; lower is truer to Adam and harder on float32."""
+    inner_max_gradient_norm: float | None = Field(default=None, gt=0)
+    """The simulated attacker clips its gradients to this norm; None: it does not."""
     inner_subset: str = "f"
     """Denoiser parameters that the simulated attacker tunes: x, x-strict, first-xattn, u, selfattn or f (all)."""
+    inner_store: Literal["device", "host"] = "device"
+    """Where the exact meta-gradient keeps the M parameter sets of the simulated finetuning; host: one at a time comes
+    back to the device, same values."""
     attackers: tuple[Attacker, ...] = ()
     """A mixture: each outer step draws one of these {optimizer, learning_rate, steps} in place of inner_optimizer,
     inner_learning_rate and inner_steps; empty: no mixture."""
@@ -99,12 +125,47 @@ class EraseSettings(Settings):
     """Guidance of those paths."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Outer steps between two resumable states."""
+    diagnostics_every: int = Field(default=25, ge=0)
+    """Outer steps between two diagnoses in log.jsonl: Eq. 4's terms, Eq. 3's losses, first order's error; 0: none."""
+    diagnostics_subset: str = "f"
+    """Denoiser parameters over which Eq. 4's terms are taken: f (all), first-xattn as in the paper's Figure 6, ..."""
+    diagnostics_exact: Literal["none", "gradient-difference", "double-backward"] = "none"
+    """How a first-order run finds its error at a diagnosis; it takes an exact meta-gradient. An exact run knows it."""
 
     @field_validator("attackers", mode="before")
     @classmethod
     def _from_toml(cls, value: Any) -> Any:
         """``--set attackers=[...]`` arrives as text, written as in a recipe."""
         return tomllib.loads(f"attackers = {value}")["attackers"] if isinstance(value, str) else value
+
+    @field_validator(
+        "ema_decay",
+        "retain_related",
+        "retain_unrelated",
+        "zeta_related",
+        "zeta_unrelated",
+        "inner_max_gradient_norm",
+        mode="before",
+    )
+    @classmethod
+    def _none_from_text(cls, value: Any) -> Any:
+        """``--set ema_decay=none`` takes back what a recipe says."""
+        return None if value == "none" else value
+
+    @model_validator(mode="after")
+    def _weights_come_in_pairs(self) -> Self:
+        for related, unrelated in (("retain_related", "retain_unrelated"), ("zeta_related", "zeta_unrelated")):
+            given = [getattr(self, key) is not None for key in (related, unrelated)]
+            if any(given) and not all(given):
+                raise ValueError(f"{related} and {unrelated} come together: give both (--set KEY=...), or neither")
+            if any(given) and self.batch_size < 2:
+                raise ValueError(f"{related} and {unrelated} need a batch_size of at least 2, half for either kind")
+        if self.zeta_related is not None and self.meta_retain != "both":
+            raise ValueError(
+                f"zeta_related and zeta_unrelated weigh two kinds of pictures, but meta_retain = {self.meta_retain!r} "
+                "leaves one: set meta_retain=both, or neither weight"
+            )
+        return self
 
     @property
     def simulated(self) -> tuple[Attacker, ...]:
@@ -259,6 +320,23 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
+REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
+
+
+def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
+    """UserError when ``--set`` gives one attacker while a mixture is drawn from: nothing that is said goes unheard.
+
+    A recipe may have both: its own one attacker gives way to a mixture that ``--set`` brings.
+    """
+    said = [key for key in REPLACED_BY_ATTACKERS if key in parse_overrides(overrides)]
+    if settings.attackers and said:
+        raise UserError(
+            f"{' and '.join(said)} (--set {said[0]}=...) would be ignored, because attackers holds a mixture of "
+            f"{len(settings.attackers)}, each with an optimizer, a learning_rate and steps of its own. Change them "
+            "there (--set attackers=[...]), or drop the mixture (--set attackers=[])."
+        )
+
+
 def _explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
     known = [*kind.model_fields, *keys_elsewhere]
     problems = []
@@ -268,6 +346,8 @@ def _explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Itera
             problems.append(f"unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}.")
         elif item["type"] == "missing":
             problems.append(f"the key {key!r} is missing.")
+        elif not key:  # Several settings that do not go together.
+            problems.append(f"{item['ctx']['error']}.")
         else:
             problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}.")
     return " ".join(problems)

@@ -8,7 +8,7 @@ How it is estimated, for a denoiser of P parameters of which phi are trained, ba
   trajectory bank, and one more forward pass on B. Closed-form edits themselves are not counted: they take seconds.
 - Time is operations / (this machine's speed at multiplying matrices, timed for a tenth of a second, x ``EFFICIENCY``).
 - Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments), all in
-  float32, and A for the largest batch that is alive at once; SDD's teacher is one more phi.
+  float32, and A for the largest batch that is alive at once; a moving average, as SDD's teacher is, is one more phi.
 
 Expect the right order of magnitude, not more.
 """
@@ -30,7 +30,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from metaunlearn.config import Attacker, EraseSettings, default_recipe, read_recipe
+from metaunlearn.data.concepts import unnamed_prompts
 from metaunlearn.erasure.interface import Method, OptimisedMethod
+from metaunlearn.erasure.prepare import own_picture_counts
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
@@ -146,14 +148,16 @@ def estimate(
     settings, optimised = chosen.settings, isinstance(chosen.method, OptimisedMethod)
     names = chosen.method.trained(adapter)
     trained = sum(p.numel() for name, p in unet.named_parameters() if name in names)
-    subset(adapter.parameters(), settings.inner_subset, setting="inner_subset")
+    for setting in ("inner_subset", "diagnostics_subset"):
+        subset(adapter.parameters(), getattr(settings, setting), setting=setting)
     forward, kept = forward_cost(adapter)
     gradients = gradients_per_step(settings, meta=meta, forget=optimised)
     pace = (speed or matrix_speed()) * EFFICIENCY
     passes = 3 * gradients * settings.batch_size + _teachers_passes(chosen.method, settings)
     step = passes * forward / pace
     copies = parameter_copies(settings, meta=meta) * parameters
-    copies += (4 if isinstance(chosen.method, Sdd) else 3) * trained
+    averages = isinstance(chosen.method, Sdd) + (settings.ema_decay is not None)
+    copies += (3 + averages) * trained
     before = _forward_passes_before(adapter, settings, bank=optimised) if gradients else 0
     return JobEstimate(
         model=str(model),
@@ -205,16 +209,22 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 
 
 def gradients_per_step(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:
-    """Gradients on one batch in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M products.
+    """Gradients on ``batch_size`` pictures in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M
+    products. All but the attacker's come once for each micro-batch.
 
     Of a mixture of attackers, the mean. A closed-form method has no L_forget, and without the meta objective no outer
     steps.
     """
     if not meta:
-        return 2 if forget else 0
-    direct = 0 if settings.meta_retain == "both" else 1
+        return 2 * settings.accumulation if forget else 0
     inner_steps = statistics.mean(attacker.steps for attacker in settings.simulated)
-    return round(1 + forget + direct + inner_steps + 2 + inner_steps * _product_cost(settings))
+    outside = 1 + forget + _direct_needs_a_batch(settings) + 2
+    return round(outside * settings.accumulation + inner_steps + inner_steps * _product_cost(settings))
+
+
+def _direct_needs_a_batch(settings: EraseSettings) -> bool:
+    """Whether the direct term of Eq. 3 has pictures, noise or timesteps that L_retain has not."""
+    return settings.direct_term and (settings.meta_retain != "both" or not settings.common_noise)
 
 
 def _product_cost(settings: EraseSettings) -> int:
@@ -246,21 +256,25 @@ def _teachers_passes(method: Method, settings: EraseSettings) -> float:
     """Forward passes on one picture that SDD adds to an outer step: the student's target, and the teacher's paths."""
     if not isinstance(method, Sdd):
         return 0.0
-    return settings.batch_size + 2 * settings.bank_trajectories * settings.bank_steps / method.bank_refresh
+    paths = 2 * settings.bank_trajectories * settings.bank_steps / method.bank_refresh
+    return settings.batch_size * settings.accumulation + paths
 
 
 def _bytes(model: StableDiffusion, settings: EraseSettings, copies: int, kept: int, *, meta: bool) -> int:
     modules = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
     own = sum(p.numel() for module in modules for p in module.parameters())
-    batches = 2 if not meta or settings.meta_retain == "both" else 3
+    batches = 3 if meta and _direct_needs_a_batch(settings) else 2
     if meta and settings.meta_gradient == "double-backward":
         batches = max(batches, DOUBLE_BACKWARD_ACTIVATIONS)
     return FLOAT32 * (own + copies) + batches * settings.batch_size * kept
 
 
 def _forward_passes_before(model: StableDiffusion, settings: EraseSettings, *, bank: bool) -> int:
-    """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step)."""
-    pictures = settings.forget_images + 2 * settings.retain_images
+    """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step).
+
+    As many pictures as of a run that names no concept of Canvas and nothing to keep.
+    """
+    pictures = sum(own_picture_counts(unnamed_prompts(model.pipeline), settings).values())
     steps = default_sampling(model.pipeline).steps
     return 2 * (pictures * steps + bank * settings.bank_trajectories * settings.bank_steps)
 

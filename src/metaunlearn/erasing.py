@@ -71,7 +71,8 @@ def erase(
     for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
     trained = chosen.method.trained(adapter)
-    subset(adapter.parameters(), chosen.settings.inner_subset, setting="inner_subset")
+    for setting in ("inner_subset", "diagnostics_subset"):
+        subset(adapter.parameters(), getattr(chosen.settings, setting), setting=setting)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -88,7 +89,7 @@ def erase(
 
     task = ErasureTask(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
-        cache=folder.state if folder else None, progress=progress,
+        cache=folder.state if folder else None, progress=folder.watched(progress) if folder else progress,
     )  # fmt: skip
     results = _erase(task, chosen, trained, given, folder, meta=meta)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}

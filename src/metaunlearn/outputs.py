@@ -63,7 +63,9 @@ def generate_into(
     folder = RunFolder.open(out, request, resume=resume)
     if folder.complete_before:
         return {"out": str(out), **folder.summary()}
-    pictures = make_pictures(pipeline, draws, steps=sampling.steps, kept=folder.state, progress=progress)
+    pictures = make_pictures(
+        pipeline, draws, steps=sampling.steps, kept=folder.state, progress=folder.watched(progress)
+    )
     write_imagefolder(out, pictures, [draw.text for draw in draws], overwrite=True)
     contact_sheet(pictures[:SHEET_PICTURES]).save(out / SHEET_FILE)
     folder.finish(images=len(pictures), image_size=list(pictures.shape[2:]), sheet=SHEET_FILE)
@@ -123,7 +125,7 @@ def evaluate_into(
     }
     folder = RunFolder.open(out, request, resume=resume)
     if not folder.complete_before:
-        scores = evaluation.run(adapter.pipeline, out=out, kept=folder.state, progress=progress)
+        scores = evaluation.run(adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress))
         folder.finish(metrics=list(scores))
     return {"out": str(out), "results": json.loads((out / RESULTS).read_text())}
 

@@ -7,7 +7,8 @@ tensors it was given as they were. Dictionaries that are combined must have the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,22 @@ Params = dict[str, Tensor]
 
 Loss = Callable[[Params], Tensor]
 """A scalar loss whose batch, noise and timesteps are already fixed: pure and differentiable in its parameters."""
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """The mean of losses on parts of a batch; its gradient is taken part by part, in the memory of one."""
+
+    parts: tuple[Loss, ...]
+
+    def __call__(self, theta: Params) -> Tensor:
+        """The mean, in one graph."""
+        return torch.stack([part(theta) for part in self.parts]).mean()
+
+
+def mean_of(losses: Sequence[Loss]) -> Loss:
+    """The mean of ``losses``; of one, itself."""
+    return losses[0] if len(losses) == 1 else MeanLoss(tuple(losses))
 
 
 # --- Subsets by name -------------------------------------------------------------------------------------------------
@@ -97,9 +114,20 @@ class ValueAndGradient(NamedTuple):
 
 def value_and_gradient(loss: Loss, theta: Params, names: Collection[str] | None = None) -> ValueAndGradient:
     """L(theta) and its gradient with respect to ``names`` (all by default); the other parameters are constants."""
+    if isinstance(loss, MeanLoss):
+        return _mean_over_parts(loss, theta, names)
     at = leaves(theta, names)
     value = loss(at)
     return ValueAndGradient(value.detach(), gradient_of(value, at))
+
+
+def _mean_over_parts(loss: MeanLoss, theta: Params, names: Collection[str] | None) -> ValueAndGradient:
+    count = len(loss.parts)
+    value, gradient = value_and_gradient(loss.parts[0], theta, names)
+    for part in loss.parts[1:]:
+        one = value_and_gradient(part, theta, names)
+        value, gradient = value + one.value, add(gradient, one.gradient)
+    return ValueAndGradient(value / count, scale(gradient, 1 / count))
 
 
 def leaves(theta: Params, names: Collection[str] | None = None) -> Params:
@@ -143,6 +171,12 @@ def dot(a: Params, b: Params) -> float:
 def norm(a: Params) -> float:
     """||a||, accumulated in float64: a float32 direction of norm 1e-30 is not zero."""
     return math.hypot(*torch.stack(torch._foreach_norm(list(a.values()), 2, dtype=torch.float64)).tolist())
+
+
+def moved_average(average: Params, theta: Mapping[str, Tensor], decay: float) -> Params:
+    """decay average + (1 - decay) theta, over the names of ``average``; bitwise ``average`` where both agree."""
+    # lerp's form, average + (1 - decay) (theta - average), is what keeps equal values equal.
+    return {name: torch.lerp(value, theta[name].detach(), 1 - decay) for name, value in average.items()}
 
 
 def restrict(a: Params, names: Collection[str]) -> Params:

@@ -24,6 +24,9 @@ LOG_FILE = "log.jsonl"
 STATE_FOLDER = "state"
 """Resumable training state; removed when the run is complete."""
 
+BEAT = 5.0
+"""Seconds between two notes, in ``run.json``, of how long a run has taken: what a kill may lose of its wall time."""
+
 _PACKAGES = ("metaunlearn", "torch", "diffusers", "transformers", "safetensors")
 
 
@@ -47,7 +50,9 @@ class RunFolder:
         self.complete_before = False
         """Whether an earlier run finished here, so that nothing is left to do."""
         self._seconds_before = 0.0
+        self._peak_before = 0
         self._began = time.monotonic()
+        self._noted = 0.0
 
     @classmethod
     def open(cls, path: Path, request: Mapping[str, Any], *, resume: bool) -> RunFolder:
@@ -91,6 +96,7 @@ class RunFolder:
                 "resume it with the same options, or choose another folder (out=..., --out DIR)."
             )
         self._seconds_before = float(earlier.get("seconds", 0.0))
+        self._peak_before = int(earlier.get("peak_memory_bytes", 0))
         self.complete_before = earlier.get("status") == "complete"
 
     @property
@@ -107,6 +113,22 @@ class RunFolder:
         """Append one line to ``log.jsonl`` and flush it."""
         with (self.path / LOG_FILE).open("a") as handle:
             handle.write(json.dumps(record) + "\n")
+        self.beat()
+
+    def beat(self) -> None:
+        """Note in ``run.json``, every ``BEAT`` seconds, how long the run has taken: a kill leaves no time to do so."""
+        if self.seconds() - self._noted >= BEAT:
+            self._write("running")
+
+    def watched(self, progress: Callable[..., None] | None) -> Callable[..., None]:
+        """``progress``, if there is one, with a :meth:`beat` at every call: for work that logs nothing."""
+
+        def watch(*arguments: Any) -> None:
+            self.beat()
+            if progress is not None:
+                progress(*arguments)
+
+        return watch
 
     def truncate_log(self, step: int) -> None:
         """Forget the lines of steps after ``step``: a resumed run takes them again."""
@@ -135,13 +157,14 @@ class RunFolder:
         return self._seconds_before + time.monotonic() - self._began
 
     def _write(self, status: str, **results: Any) -> None:
+        self._noted = self.seconds()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         record = {
             "status": status,
             "request": self.request,
             "versions": versions(),
-            "seconds": round(self.seconds(), 3),
-            "peak_memory_bytes": peak,
+            "seconds": round(self._noted, 3),
+            "peak_memory_bytes": max(peak, self._peak_before),
             **results,
         }
         write_json(self.path / RUN_FILE, record)

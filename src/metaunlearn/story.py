@@ -89,6 +89,7 @@ def demo(
         found: dict[str, Any] = json.loads((out / "summary.json").read_text())
         return found
 
+    progress = folder.watched(progress)
     began = time.monotonic()
     regimes: dict[str, Regime] = {"malicious": story.malicious, "strong": story.strong, "benign": story.benign}
     data = {regime: _real_pictures(out, concept, regime, settings, seed) for regime, settings in regimes.items()}

@@ -75,6 +75,13 @@ def prompts_for(
     )
 
 
+def unnamed_prompts(pipeline: Any) -> ConceptPrompts:
+    """What a run that names nothing to keep keeps, whatever its concept is: for estimates."""
+    if is_canvas(pipeline):
+        return _canvas_prompts([])
+    return ConceptPrompts((), EVERYDAY, EVERYDAY)
+
+
 def is_canvas(pipeline: Any) -> bool:
     """Whether ``pipeline`` is the embedded model or descends from it: its tokenizer knows Canvas's words."""
     return "openmoji</w>" in pipeline.tokenizer.get_vocab()

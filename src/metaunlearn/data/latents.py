@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaunlearn.data.sampling import independent_rows
 from metaunlearn.diffusion import Batch, draw_timesteps
 from metaunlearn.models.sd import StableDiffusion
 
@@ -46,11 +47,7 @@ class LatentSet:
 
     def draw(self, count: int, generator: torch.Generator, *, stratified: bool = True) -> Batch:
         """``count`` pictures, without replacement where there are enough, with fresh noise and timesteps."""
-        if count <= len(self):
-            rows = torch.randperm(len(self), generator=generator)[:count]
-        else:
-            rows = torch.randint(len(self), (count,), generator=generator)
-        return self.batch(rows, generator, stratified=stratified)
+        return self.batch(independent_rows(len(self), count, generator), generator, stratified=stratified)
 
     def batch(self, rows: Tensor, generator: torch.Generator, *, stratified: bool = True) -> Batch:
         """These pictures, with fresh noise and timesteps."""
@@ -62,3 +59,15 @@ class LatentSet:
             eps=torch.randn(shape, generator=generator).to(device),
             t=draw_timesteps(len(rows), self.timesteps, generator, stratified=stratified).to(device),
         )
+
+
+@dataclass(frozen=True)
+class ErasureData:
+    """The pictures that an outer step of Algorithm 1 draws from."""
+
+    forget: LatentSet
+    """D_FT: pictures of the concept, what an attacker would finetune on."""
+    related: LatentSet
+    """Retained pictures that are related to the concept."""
+    unrelated: LatentSet
+    """Retained pictures that are not."""

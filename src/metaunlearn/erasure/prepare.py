@@ -7,9 +7,8 @@ from pathlib import Path
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, write_imagefolder
-from metaunlearn.data.latents import LatentSet
+from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.generation import generate_images
-from metaunlearn.meta.objective import ErasureData
 from metaunlearn.models import StableDiffusion
 from metaunlearn.runs import Progress, RunFolder
 
@@ -36,6 +35,12 @@ def given_data(
     for role, path in retain_folders(retain_data).items():
         given[role] = read_imagefolder(path, size=model.image_size)
     return given
+
+
+def own_picture_counts(prompts: ConceptPrompts, settings: EraseSettings) -> dict[str, int]:
+    """How many pictures MODEL makes of itself for each role that is not given to it."""
+    retained = {role: min(settings.retain_images, PER_PROMPT * len(getattr(prompts, role))) for role in ROLES[1:]}
+    return {"forget": settings.forget_images} | retained
 
 
 def prepare(
@@ -69,7 +74,7 @@ def _own_pictures(
     if target is not None and (target / "metadata.jsonl").exists():
         return read_imagefolder(target, size=model.image_size)
     pool: tuple[str, ...] = getattr(prompts, role)
-    count = settings.forget_images if role == "forget" else min(settings.retain_images, PER_PROMPT * len(pool))
+    count = own_picture_counts(prompts, settings)[role]
     texts = [pool[i % len(pool)] for i in range(count)]
     first = ROLES.index(role) * 1_000_003 + seed * 10_007
     images = generate_images(

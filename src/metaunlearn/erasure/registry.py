@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import EraseSettings, RecipeFile, Settings, parse_overrides, resolve
+from metaunlearn.config import EraseSettings, RecipeFile, Settings, parse_overrides, refuse_ignored, resolve
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.interface import Method
 from metaunlearn.erasure.rece import Rece
@@ -137,12 +137,14 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
             "(method=..., --method esd-SUBSET-ETA) rather than the setting (--set)."
         )
     mine: dict[str, Any] = dict(entry.preset)
-    shared: dict[str, Any] = dict(recipe.erase)
+    # A key that the method has too is the method's: SDD's teacher is the only moving average there (ema_decay).
+    shared: dict[str, Any] = {key: value for key, value in recipe.erase.items() if key not in own}
     for values in given:
         mine |= {key: value for key, value in values.items() if key in own}
         shared |= {key: value for key, value in values.items() if key not in own}
     settable = [key for key in own if not (entry.fixed and key in entry.preset)]
     settings = resolve(EraseSettings, shared, keys_elsewhere=settable)
+    refuse_ignored(settings, overrides)
     method = resolve(entry.kind, mine)
     return Configured(
         name=entry.name,

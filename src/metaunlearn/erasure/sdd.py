@@ -22,7 +22,7 @@ from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasure.interface import ErasureTask, ForgetBatch
 from metaunlearn.erasure.trajectories import MovingLatents
 from metaunlearn.models.sd import StableDiffusion
-from metaunlearn.parameters import Params, subset
+from metaunlearn.parameters import Params, moved_average, subset
 
 
 class Sdd(Settings):
@@ -42,12 +42,6 @@ class Sdd(Settings):
     def begin(self, task: ErasureTask) -> SddForgetLoss:
         """The teacher starts as theta*."""
         return SddForgetLoss(task, self)
-
-
-def moved_average(average: Params, theta: Params, decay: float) -> Params:
-    """decay average + (1 - decay) theta, over the names of ``average``; bitwise ``average`` where both agree."""
-    # lerp's form, average + (1 - decay) (theta - average), is what keeps equal values equal.
-    return {name: torch.lerp(value, theta[name].detach(), 1 - decay) for name, value in average.items()}
 
 
 def joined_prompts(prompts: ConceptPrompts) -> list[str]:

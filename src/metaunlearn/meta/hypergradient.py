@@ -17,8 +17,8 @@ travels along, and weight decay shrinks v_m (``meta/optimizers.py``).
 
 v runs over all parameters; whoever trains only some of them restricts the result, at the very end. The objects below
 differ in one thing: how they multiply by H_m. One product is alive at a time, so memory does not grow with M beyond the
-M stored parameter sets (with Adam, M gradients too). Treated as constant: each loss's batch, noise and timesteps, the
-attacker's tau, delta and other numbers, and P. Nothing else.
+M stored parameter sets (with Adam, M gradients too), which may lie in host memory (``meta/store.py``). Treated as
+constant: each loss's batch, noise and timesteps, the attacker's tau, delta and other numbers, and P. Nothing else.
 
 Symbols: theta, v: parameter dictionaries; M: number of inner losses; eps: the length of a difference.
 """
@@ -38,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.errors import RunError, UserError, did_you_mean
 from metaunlearn.meta.inner import InnerLoop, shift
+from metaunlearn.meta.store import Stack
 from metaunlearn.parameters import Loss, Params, add, gradient_of, leaves, norm, scale, value_and_gradient
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class MetaProblem:
     """The part at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
     direct: Loss | None = None
     """The part at theta itself: + zeta L_DM(theta; D_retain); None when zeta is 0."""
+    with_first_order: bool = False
+    """Whether an exact mode also hands over the first-order meta-gradient, which it passes on its way."""
 
     def __post_init__(self) -> None:
         if not self.inner_losses:
@@ -81,6 +84,8 @@ class MetaGradient:
     """L_m(theta_{m-1}), m = 1..M: the attacker's loss as it finetunes."""
     theta_final: Params
     """theta_M; parameters that the attacker does not tune are theta's own tensors."""
+    first_order: Params | None = None
+    """What ``FirstOrder`` would give, where ``MetaProblem.with_first_order`` asked an exact mode for it."""
 
 
 class MetaGradientMode(Protocol):
@@ -217,25 +222,48 @@ def _adjoint(
     path = problem.inner.run(theta, problem.inner_losses, keep_path=exact, keep_gradients=keep_gradients)
     theta_final = path.thetas.pop()
     outer_value, v = value_and_gradient(problem.outer, theta_final)
+    first_order = None
     if hessian_product is None:
-        for _ in problem.inner_losses:
-            v = problem.inner.decay(v)
+        v = _without_hessians(problem, v)
     else:
+        first_order = _without_hessians(problem, v) if problem.with_first_order else None
         w = problem.inner.optimizer.start(problem.inner.project(v))
         for loss in reversed(problem.inner_losses):
-            gradient = path.gradients[-1] if path.gradients else None
-            product = partial(hessian_product, loss, path.thetas.pop(), gradient)
+            gradient = path.gradients[-1] if keep_gradients else None
+            product = partial(_product_before, path.thetas, hessian_product, loss, gradient)
             v, w = problem.inner.pull_back(v, w, path.gradients, product)
-            del path.gradients[-1:]
+            del gradient, product  # else g_m would stay alive while g_{m-1} comes back
+            if len(path.gradients):
+                path.gradients.pop()
     direct_value = torch.zeros_like(outer_value)
     if problem.direct is not None:
         direct_value, direct_gradient = value_and_gradient(problem.direct, theta)
         v = add(v, direct_gradient)
+        first_order = None if first_order is None else add(first_order, direct_gradient)
     # One transfer for all values, at the end: the device is not made to wait in between.
     *inner_losses, outer, direct = torch.stack([*path.losses, outer_value, direct_value]).tolist()
     return MetaGradient(
-        gradient=v, outer_value=outer, direct_value=direct, inner_losses=inner_losses, theta_final=theta_final
+        gradient=v,
+        outer_value=outer,
+        direct_value=direct,
+        inner_losses=inner_losses,
+        theta_final=theta_final,
+        first_order=first_order,
     )
+
+
+def _without_hessians(problem: MetaProblem, v: Params) -> Params:
+    """v_0 from v_M when every H_m is zero: only weight decay is left."""
+    for _ in problem.inner_losses:
+        v = problem.inner.decay(v)
+    return v
+
+
+def _product_before(
+    thetas: Stack, hessian_product: HessianProduct, loss: Loss, gradient: Params | None, direction: Params
+) -> Params:
+    """H_m d_m at theta_{m-1}, which is taken from ``thetas`` only now: the optimiser's way back needs it not."""
+    return hessian_product(loss, thetas.pop(), gradient, direction)
 
 
 # --- Choosing a mode by name -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metaunlearn.errors import UserError
 from metaunlearn.meta.optimizers import SGD, State, UpdateRule
+from metaunlearn.meta.store import Sets, Stack, Store, on_device
 from metaunlearn.parameters import Loss, Params, add, scale, value_and_gradient
 
 
@@ -24,11 +25,11 @@ from metaunlearn.parameters import Loss, Params, add, scale, value_and_gradient
 class Trajectory:
     """Where the inner loop went; everything in it is detached. Parameters that P freezes are shared, not copied."""
 
-    thetas: list[Params]
+    thetas: Stack
     """theta_0, ..., theta_M; only theta_M when the path was not kept."""
     losses: Tensor
     """(M,) L_m(theta_{m-1}), m = 1..M."""
-    gradients: list[Params] = field(default_factory=list)
+    gradients: Stack
     """grad L_m(theta_{m-1}), m = 1..M: over all parameters when asked for; over those that the attacker tunes when only
     the optimiser's way back needs them; else empty."""
 
@@ -55,6 +56,8 @@ class InnerLoop:
     """Names of the parameters that the attacker tunes; None: all of them, and P is the identity."""
     optimizer: UpdateRule = field(default_factory=SGD)
     """What makes q_m of the gradients, and says what delta is."""
+    store: Store = on_device
+    """Where the path and the gradients are kept for the way back."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
@@ -75,8 +78,8 @@ class InnerLoop:
         current = {name: p.detach() for name, p in theta.items()}
         state = self.optimizer.start(self.project(current))
         keep_tuned = keep_path and self.optimizer.needs_gradients
-        path: list[Params] = [current]
-        gradients: list[Params] = []
+        path, gradients = self.store(current if keep_path else {}), self.store({})
+        path.append(current)
         values: list[Tensor] = []
         for m, loss in enumerate(losses, start=1):
             # A gradient that is kept whole is wanted so; the step itself needs only what the attacker tunes.
@@ -84,14 +87,15 @@ class InnerLoop:
             direction, state = self.optimizer.step(state, self.project(gradient), m)
             current = shift(self.decay(current), direction, -self.learning_rate)
             values.append(value)
-            path = [*path, current] if keep_path else [current]
-            gradients += [gradient] if keep_gradients or keep_tuned else []
+            if not keep_path:
+                path.pop()
+            path.append(current)
+            if keep_gradients or keep_tuned:
+                gradients.append(gradient)
             del gradient, direction  # else they would stay alive while the next step computes its own
         return Trajectory(thetas=path, losses=torch.stack(values), gradients=gradients)
 
-    def pull_back(
-        self, v: Params, w: State, gradients: Sequence[Params], hessian_product: Callable[[Params], Params]
-    ) -> Adjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets, hessian_product: Callable[[Params], Params]) -> Adjoint:
         """v_{m-1} = (1 - tau delta P) v_m - tau H_m d_m and w_{m-1}: the transpose of step m's Jacobian.
 
         ``gradients`` are g_1 .. g_m, for the optimisers that need them. ``hessian_product`` gets d_m (P v_m with SGD),

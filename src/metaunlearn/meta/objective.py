@@ -9,78 +9,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaunlearn.config import Attacker, EraseSettings
-from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
 from metaunlearn.erasure.interface import ForgetBatch
+from metaunlearn.meta.batches import OuterDraw, RetainBatch
+from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.inner import InnerLoop
-from metaunlearn.meta.optimizers import update_rule
+from metaunlearn.meta.optimizers import UpdateRule, update_rule
+from metaunlearn.meta.store import STORES
 from metaunlearn.models.sd import StableDiffusion
-from metaunlearn.parameters import Loss, Params, subset
+from metaunlearn.parameters import Loss, Params, mean_of, subset
 
 
-@dataclass(frozen=True)
-class ErasureData:
-    """The pictures that an outer step draws from."""
+class KindWeights(NamedTuple):
+    """What related and unrelated pictures weigh in a loss of retained pictures."""
 
-    forget: LatentSet
-    """D_FT: pictures of the concept, what an attacker would finetune on."""
-    related: LatentSet
-    """Retained pictures that are related to the concept."""
-    unrelated: LatentSet
-    """Retained pictures that are not."""
+    related: float
+    unrelated: float
 
 
-@dataclass(frozen=True)
-class OuterDraw:
-    """The batches of one outer step."""
-
-    forget: ForgetBatch | None
-    """L_forget; None in the second stage of a closed-form method."""
-    retain: Batch
-    """Half related, half unrelated: L_retain of Eq. 1."""
-    meta_retain: Batch
-    """D_retain of Eq. 3; the same noise and timesteps at theta and at theta_M (common random numbers)."""
-    inner: tuple[Batch, ...]
-    """D_FT for the M simulated finetuning steps."""
-    outer: Batch
-    """D_FT at theta_M."""
+def retain_weights(settings: EraseSettings) -> KindWeights | None:
+    """Of L_retain in Eq. 1; None: every picture weighs the same."""
+    return _weights(settings.retain_related, settings.retain_unrelated)
 
 
-def draw_attacker(attackers: Sequence[Attacker], generator: torch.Generator) -> Attacker:
-    """One of ``attackers``, each as likely as the others; an only one leaves ``generator`` as it is."""
-    if len(attackers) == 1:
-        return attackers[0]
-    return attackers[int(torch.randint(len(attackers), (), generator=generator))]
+def zeta_weights(settings: EraseSettings) -> KindWeights | None:
+    """Of D_retain in Eq. 3; None: every picture weighs the same."""
+    return _weights(settings.zeta_related, settings.zeta_unrelated)
 
 
-def draw(
-    data: ErasureData,
-    settings: EraseSettings,
-    inner_steps: int,
-    generator: torch.Generator,
-    forget: ForgetBatch | None,
-) -> OuterDraw:
-    """Fresh batches for one outer step against an attacker of ``inner_steps`` steps; ``forget`` is its method's."""
-    size, stratified = settings.batch_size, settings.stratified
-    half = size // 2
-    retain = joined(
-        data.related.draw(half, generator, stratified=stratified),
-        data.unrelated.draw(size - half, generator, stratified=stratified),
-    )
-    if settings.meta_retain == "both":
-        meta_retain = retain
-    else:
-        chosen = data.related if settings.meta_retain == "related" else data.unrelated
-        meta_retain = chosen.draw(size, generator, stratified=stratified)
-    inner = tuple(data.forget.draw(size, generator, stratified=stratified) for _ in range(inner_steps))
-    outer = data.forget.draw(size, generator, stratified=stratified)
-    return OuterDraw(forget=forget, retain=retain, meta_retain=meta_retain, inner=inner, outer=outer)
+def _weights(related: float | None, unrelated: float | None) -> KindWeights | None:
+    return None if related is None or unrelated is None else KindWeights(related, unrelated)
+
+
+def weighted(errors: Tensor, related: int, weights: KindWeights | None) -> Tensor:
+    """The mean of ``errors`` (B,), or the weighted sum of the mean over the first ``related`` and over the others."""
+    if weights is None:
+        return errors.mean()
+    return weights.related * errors[:related].mean() + weights.unrelated * errors[related:].mean()
+
+
+def retain_loss(model: StableDiffusion, kept: RetainBatch, weights: KindWeights | None) -> Loss:
+    """L_DM(theta; D_retain), its two kinds weighted."""
+    return lambda theta: weighted(squared_errors(model, theta, kept.batch), kept.related, weights)
 
 
 @dataclass(frozen=True)
@@ -90,14 +67,26 @@ class LossesAtTheta:
     forget: Tensor
     """L_forget, zero where the method has none."""
     retain: Tensor
+    """L_retain."""
     direct: Tensor
-    """L_DM(theta; D_retain) of Eq. 3, zero for a plain run."""
+    """L_DM(theta; D_retain) of Eq. 3, zero where it is not wanted."""
 
 
-def losses_at_theta(model: StableDiffusion, theta: Params, batches: OuterDraw, *, meta: bool) -> LossesAtTheta:
-    """L_forget, L_retain and the direct term of Eq. 3, from one forward pass."""
-    separate = meta and batches.meta_retain is not batches.retain
-    kept = joined(batches.retain, batches.meta_retain) if separate else batches.retain
+def losses_at_theta(
+    model: StableDiffusion,
+    theta: Params,
+    batches: OuterDraw,
+    *,
+    direct: bool,
+    retain: KindWeights | None = None,
+    zeta: KindWeights | None = None,
+) -> LossesAtTheta:
+    """L_forget, L_retain and, with ``direct``, the direct term of Eq. 3, from one forward pass.
+
+    ``retain`` and ``zeta`` are the weights inside L_retain and inside the direct term.
+    """
+    separate = direct and batches.direct is not batches.retain
+    kept = joined(batches.retain.batch, batches.direct.batch) if separate else batches.retain.batch
     parts = [
         ForgetBatch(
             x_t=model.schedule.add_noise(kept.x_0, kept.eps, kept.t),
@@ -113,40 +102,52 @@ def losses_at_theta(model: StableDiffusion, theta: Params, batches: OuterDraw, *
     errors = (model.predict(theta, x_t, t, cond) - targets).square().mean(dim=(1, 2, 3))
     count = 0 if batches.forget is None else len(batches.forget.t)
     forget = errors[:count].mean() if count else errors.new_zeros(())
-    retain = errors[count : count + len(batches.retain.t)].mean()
-    direct = errors[-len(batches.meta_retain.t) :].mean() if meta else retain.new_zeros(())
-    return LossesAtTheta(forget=forget, retain=retain, direct=direct)
+    l_retain = weighted(errors[count : count + len(batches.retain.batch.t)], batches.retain.related, retain)
+    l_direct = l_retain.new_zeros(())
+    if direct:
+        l_direct = weighted(errors[-len(batches.direct.batch.t) :], batches.direct.related, zeta)
+    return LossesAtTheta(forget=forget, retain=l_retain, direct=l_direct)
 
 
-def outer_loss(model: StableDiffusion, batches: OuterDraw, zeta: float) -> Loss:
+def outer_loss(
+    model: StableDiffusion, outer: Batch, kept: RetainBatch, zeta: float, weights: KindWeights | None = None
+) -> Loss:
     """The part of Eq. 3 at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
-    both, count = joined(batches.outer, batches.meta_retain), len(batches.outer.t)
+    both, count = joined(outer, kept.batch), len(outer.t)
 
     def loss(theta: Params) -> Tensor:
         errors = squared_errors(model, theta, both)
-        return -errors[:count].mean() - zeta * errors[count:].mean()
+        return -errors[:count].mean() - zeta * weighted(errors[count:], kept.related, weights)
 
     return loss
 
 
 def meta_problem(
-    model: StableDiffusion, batches: OuterDraw, attacker: Attacker, settings: EraseSettings
+    model: StableDiffusion, parts: Sequence[OuterDraw], attacker: Attacker, settings: EraseSettings
 ) -> MetaProblem:
-    """Eq. 3 after the simulated finetuning of ``attacker``; its direct term is elsewhere."""
+    """Eq. 3 after the simulated finetuning of ``attacker``, on the micro-batches; its direct term is elsewhere."""
     names = [name for name, _ in model.unet.named_parameters()]
     inner = InnerLoop(
         learning_rate=attacker.learning_rate,
         adapted=subset(names, settings.inner_subset, setting="inner_subset"),
-        optimizer=update_rule(
-            attacker.optimizer,
-            momentum=settings.inner_momentum,
-            weight_decay=settings.inner_weight_decay,
-            eps_root=settings.inner_eps_root,
-        ),
+        optimizer=_rule(attacker, settings),
+        store=STORES[settings.inner_store],
     )
+    weights = zeta_weights(settings)
     return MetaProblem(
-        inner_losses=tuple(denoising_loss_of(model, batch) for batch in batches.inner),
+        inner_losses=tuple(denoising_loss_of(model, batch) for batch in parts[0].inner),
         inner=inner,
-        outer=outer_loss(model, batches, settings.zeta),
+        outer=mean_of([outer_loss(model, part.outer, part.meta_retain, settings.zeta, weights) for part in parts]),
         direct=None,
     )
+
+
+def _rule(attacker: Attacker, settings: EraseSettings) -> UpdateRule:
+    rule = update_rule(
+        attacker.optimizer,
+        momentum=settings.inner_momentum,
+        weight_decay=settings.inner_weight_decay,
+        eps_root=settings.inner_eps_root,
+    )
+    limit = settings.inner_max_gradient_norm
+    return rule if limit is None else Clipped(rule, limit)

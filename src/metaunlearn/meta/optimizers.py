@@ -22,7 +22,6 @@ dictionaries here hold only what the attacker tunes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.meta.store import Sets
 from metaunlearn.parameters import Params, add, scale
 
 State = tuple[Params, ...]
@@ -75,7 +75,7 @@ class UpdateRule(Protocol):
         """q_m and s_m from s_{m-1} and g_m, m = 1..M."""
         ...
 
-    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m and w_{m-1} from P v_m, w_m and, if it needs them, g_1 .. g_m."""
         ...
 
@@ -95,7 +95,7 @@ class SGD:
         """q_m = g_m."""
         return Step(gradient, ())
 
-    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m = P v_m."""
         return StepAdjoint(v, ())
 
@@ -127,7 +127,7 @@ class Momentum:
         b = add(gradient, b, self.momentum)
         return Step(b, (b,))
 
-    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m = P v_m + w_m,   w_{m-1} = mu d_m."""
         [w_b] = w
         direction = add(v, w_b)
@@ -183,16 +183,17 @@ class Adam:
         a, b = self._moments(state, gradient)
         return Step({name: self._corrected(a[name], b[name], m).direction for name in a}, (a, b))
 
-    def pull_back(self, v: Params, w: State, gradients: Sequence[Params]) -> StepAdjoint:
+    def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """The transpose of ``step``, parameter by parameter.
 
         The moments are worked out again from the gradients, which halves what must be kept: g_1 .. g_M rather than
         those and the moments of every step.
         """
         a, b = self.start(v)
-        for gradient in gradients:
-            a, b = self._moments((a, b), {name: gradient[name] for name in v})
-        m, g = len(gradients), gradients[-1]
+        m = len(gradients)
+        for k in range(m):  # No name for a gradient here: it would live while the next one is brought back.
+            a, b = self._moments((a, b), gradients[k])
+        g = gradients[-1]
         w_a, w_b = w
         direction: Params = {}
         before_a: Params = {}
@@ -204,11 +205,11 @@ class Adam:
         return StepAdjoint(direction, (before_a, before_b))
 
     def _moments(self, state: State, g: Params) -> tuple[Params, Params]:
-        """a_m and b_m."""
+        """a_m and b_m, of what the attacker tunes; ``g`` may hold more."""
         a, b = state
         return (
-            {name: self.beta1 * a[name] + (1 - self.beta1) * g[name] for name in g},
-            {name: self.beta2 * b[name] + (1 - self.beta2) * g[name].square() for name in g},
+            {name: self.beta1 * a[name] + (1 - self.beta1) * g[name] for name in a},
+            {name: self.beta2 * b[name] + (1 - self.beta2) * g[name].square() for name in b},
         )
 
     def _corrected(self, a: Tensor, b: Tensor, m: int) -> _Corrected:

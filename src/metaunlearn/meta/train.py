@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,23 @@ from torch import Tensor
 
 from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import Attacker, EraseSettings
+from metaunlearn.data.latents import ErasureData
+from metaunlearn.data.sampling import Epochs, Independent
 from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
+from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker
+from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
-from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, draw_attacker, losses_at_theta, meta_problem
+from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_weights, zeta_weights
 from metaunlearn.models.sd import StableDiffusion
-from metaunlearn.parameters import Params
+from metaunlearn.parameters import Params, moved_average
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+AVERAGE = "average_of_theta."
+"""Prefix of the moving average in a training state."""
 
 
 class Algorithm1:
@@ -51,11 +59,18 @@ class Algorithm1:
         self.optimizer = torch.optim.AdamW(
             [self.theta[name] for name in self.trained], lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.average: Params | None = None
+        """The moving average of what is trained, when ``ema_decay`` asks for one."""
+        if settings.ema_decay is not None:
+            self.average = {name: self.theta[name].clone() for name in self.trained}
+        self.sampler = Independent() if settings.replacement else Epochs(seed)
         self.step = 0
         self.mode: MetaGradientMode | None = None
         if meta:
             probes = [
-                meta_problem(model, self._draw(0, attacker, self._generator(0)), attacker, settings)
+                meta_problem(
+                    model, self._draw(0, attacker, self._generator(0)).parts(settings.accumulation), attacker, settings
+                )
                 for attacker in dict.fromkeys(settings.simulated)
             ]
             self.mode = resolve(settings.meta_gradient, self.theta, *probes)
@@ -66,7 +81,8 @@ class Algorithm1:
             on_step(self._outer_step())
             if state is not None and self.step % self.settings.checkpoint_every == 0:
                 self.save(state)
-        return self.theta if self.moving is None else self.moving.result(self.theta)
+        reached = self.theta if self.average is None else self.theta | self.average
+        return reached if self.moving is None else self.moving.result(reached)
 
     def _generator(self, step: int) -> torch.Generator:
         return step_generator(self.seed, step, "outer")
@@ -74,22 +90,58 @@ class Algorithm1:
     def _draw(self, step: int, attacker: Attacker, generator: torch.Generator) -> OuterDraw:
         forget = None
         if self.forget is not None:
-            forget = self.forget.batch(self.theta, step, self.settings.batch_size, generator)
-        return draw(self.data, self.settings, attacker.steps, generator, forget)
+            size = self.settings.batch_size * self.settings.accumulation
+            forget = self.forget.batch(self.theta, step, size, generator)
+        return draw(
+            self.data,
+            self.settings,
+            attacker,
+            generator,
+            forget,
+            sampler=self.sampler,
+            step=step,
+            inner_before=self._inner_batches_before(step),
+        )
 
-    def _outer_step(self) -> Record:
-        """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to what is trained at the very end."""
+    def _inner_batches_before(self, step: int) -> int:
+        """How many batches the attackers of the steps before ``step`` have had: what their draws say."""
+        attackers = self.settings.simulated
+        if len({attacker.steps for attacker in attackers}) == 1:
+            return step * attackers[0].steps
+        if self.settings.replacement:  # Nobody counts them.
+            return 0
+        return sum(draw_attacker(attackers, self._generator(earlier)).steps for earlier in range(step))
+
+    def outer_gradient(self) -> tuple[dict[str, Tensor], Record]:
+        """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to what is trained at the very end.
+
+        Also what ``log.jsonl`` says of this step. Nothing moves.
+        """
         generator = self._generator(self.step)
         attacker = draw_attacker(self.settings.simulated, generator)
-        batches = self._draw(self.step, attacker, generator)
-        gradient, record = self._gradient_at_theta(batches)
+        parts = self._draw(self.step, attacker, generator).parts(self.settings.accumulation)
+        every = self.settings.diagnostics_every
+        diagnosed = every > 0 and self.step % every == 0
+        gradient, record = self._gradient_at_theta(parts)
+        problem = meta = None
         if self.mode is not None:
-            problem = meta_problem(self.model, batches, attacker, self.settings)
-            meta = self.mode(problem, self.theta)
+            problem = meta_problem(self.model, parts, attacker, self.settings)
+            meta = self.mode(replace(problem, with_first_order=diagnosed), self.theta)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
                 gradient[name] = gradient[name] + self.settings.gamma2 * meta.gradient[name]
+        if self.meta and self.settings.attackers:
+            record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
+        if diagnosed:
+            record["diagnostics"] = diagnose(
+                self.model, self.settings, self.theta, parts, self.trained, mode=self.mode, problem=problem, found=meta
+            )
+        return gradient, record
+
+    def _outer_step(self) -> Record:
+        """theta moves along -g."""
+        gradient, record = self.outer_gradient()
         for name in self.trained:
             self.theta[name].grad = gradient[name]
         norm = torch.nn.utils.clip_grad_norm_(
@@ -100,26 +152,41 @@ class Algorithm1:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.average is not None and self.settings.ema_decay is not None:
+            self.average = moved_average(self.average, self.theta, self.settings.ema_decay)
         if self.moving is not None:
             self.moving.after_step(self.theta, self.step)
-        drawn = {"attacker": attacker.model_dump()} if self.meta and self.settings.attackers else {}
-        return {"step": self.step, **record, **drawn, "gradient_norm": norm.item()}
+        return {"step": self.step, **record, "gradient_norm": norm.item()}
 
-    def _gradient_at_theta(self, batches: OuterDraw) -> tuple[dict[str, Tensor], Record]:
+    def _gradient_at_theta(self, parts: Sequence[OuterDraw]) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
         s = self.settings
-        leaves = {name: self.theta[name].detach().requires_grad_() for name in self.trained}
-        losses = losses_at_theta(self.model, self.theta | leaves, batches, meta=self.meta)
-        total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
-        if self.meta:
-            total = total + s.gamma2 * s.zeta * losses.direct
-        gradients = torch.autograd.grad(total, list(leaves.values()))
-        record = {"loss_forget": losses.forget.item()} if batches.forget is not None else {}
-        record["loss_retain"] = losses.retain.item()
-        return dict(zip(leaves, gradients, strict=True)), record
+        has_direct = self.meta and s.direct_term
+        gradient: dict[str, Tensor] = {}
+        terms: list[Tensor] = []
+        for batches in parts:  # One at a time: gradients add up, while what autograd keeps does not.
+            leaves = {name: self.theta[name].detach().requires_grad_() for name in self.trained}
+            losses = losses_at_theta(
+                self.model,
+                self.theta | leaves,
+                batches,
+                direct=has_direct,
+                retain=retain_weights(s),
+                zeta=zeta_weights(s),
+            )
+            total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
+            if has_direct:
+                total = total + s.gamma2 * s.zeta * losses.direct
+            one = torch.autograd.grad(total / len(parts), list(leaves.values()))
+            gradient = {name: gradient[name] + g if gradient else g for name, g in zip(leaves, one, strict=True)}
+            terms.append(torch.stack([losses.forget, losses.retain]).detach())
+        forget, retain = torch.stack(terms).mean(dim=0).tolist()
+        record = {"loss_forget": forget} if parts[0].forget is not None else {}
+        return gradient, record | {"loss_retain": retain}
 
     def _check(self, record: Record, gradient: dict[str, Tensor]) -> None:
-        numbers = [x for value in record.values() for x in (value if isinstance(value, list) else [value])]
+        losses = [value for key, value in record.items() if key.startswith("loss_")]
+        numbers = [x for value in losses for x in (value if isinstance(value, list) else [value])]
         if all(math.isfinite(x) for x in numbers) and all(g.isfinite().all() for g in gradient.values()):
             return
         raise RunError(
@@ -129,14 +196,17 @@ class Algorithm1:
 
     def save(self, file: Path) -> None:
         """Keep what a resumed run needs."""
-        moving = {} if self.moving is None else self.moving.state()
-        save_training(file, self._trained_theta(), self.optimizer, self.step, moving)
+        more = {} if self.moving is None else self.moving.state()
+        more |= {f"{AVERAGE}{name}": p for name, p in (self.average or {}).items()}
+        save_training(file, self._trained_theta(), self.optimizer, self.step, more)
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
-        self.step, moving = restore_training(file, self._trained_theta(), self.optimizer)
+        self.step, more = restore_training(file, self._trained_theta(), self.optimizer)
+        if self.average is not None:
+            self.average = {name: more.pop(f"{AVERAGE}{name}").to(p.device) for name, p in self.average.items()}
         if self.moving is not None:
-            self.moving.restore(moving)
+            self.moving.restore(more)
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}

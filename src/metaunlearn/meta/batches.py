@@ -1,0 +1,133 @@
+"""The batches of one outer step of Algorithm 1: what is drawn, and how it is cut into micro-batches.
+
+B: ``batch_size``. K: ``accumulation``, the micro-batches of an outer step. Whatever is evaluated outside the simulated
+finetuning has K B pictures, whose K parts are alike in size and in their share of related pictures; so the mean over
+the whole batch is the mean of the parts' means. The attacker's own batches have B pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from metaunlearn.config import Attacker, EraseSettings
+from metaunlearn.data.latents import ErasureData, LatentSet
+from metaunlearn.data.sampling import Sampler
+from metaunlearn.diffusion import Batch, draw_timesteps, joined
+from metaunlearn.erasure.interface import ForgetBatch
+
+
+@dataclass(frozen=True)
+class RetainBatch:
+    """Retained pictures, the related ones before the unrelated ones."""
+
+    batch: Batch
+    related: int
+    """How many are related."""
+
+    def parts(self, count: int) -> list[RetainBatch]:
+        """``count`` batches with equal shares of either kind."""
+        related = [Batch(*values) for values in zip(*(x[: self.related].chunk(count) for x in self.batch), strict=True)]
+        others = [Batch(*values) for values in zip(*(x[self.related :].chunk(count) for x in self.batch), strict=True)]
+        if self.related == 0:
+            return [RetainBatch(batch, 0) for batch in others]
+        if self.related == len(self.batch.t):
+            return [RetainBatch(batch, len(batch.t)) for batch in related]
+        return [RetainBatch(joined(a, b), len(a.t)) for a, b in zip(related, others, strict=True)]
+
+
+@dataclass(frozen=True)
+class OuterDraw:
+    """The batches of one outer step."""
+
+    forget: ForgetBatch | None
+    """L_forget; None in the second stage of a closed-form method."""
+    retain: RetainBatch
+    """Half related, half unrelated: L_retain of Eq. 1."""
+    meta_retain: RetainBatch
+    """D_retain of Eq. 3, at theta_M."""
+    direct: RetainBatch
+    """D_retain of Eq. 3, at theta: ``meta_retain`` itself, noise and timesteps included (common random numbers), or
+    the same pictures with other noise at other timesteps."""
+    inner: tuple[Batch, ...]
+    """D_FT for the M simulated finetuning steps."""
+    outer: Batch
+    """D_FT at theta_M."""
+
+    def parts(self, count: int) -> Sequence[OuterDraw]:
+        """``count`` micro-batches; the attacker's batches are in all of them. Batches that are one stay one."""
+        if count == 1:
+            return [self]
+        distinct = {id(kept): kept for kept in (self.retain, self.meta_retain, self.direct)}
+        kept = {key: batch.parts(count) for key, batch in distinct.items()}
+        forget: Sequence[ForgetBatch | None] = [None] * count
+        if self.forget is not None:
+            forget = [ForgetBatch(*values) for values in zip(*(x.chunk(count) for x in self.forget), strict=True)]
+        outer = [Batch(*values) for values in zip(*(x.chunk(count) for x in self.outer), strict=True)]
+        return [
+            OuterDraw(
+                forget=forget[k],
+                retain=kept[id(self.retain)][k],
+                meta_retain=kept[id(self.meta_retain)][k],
+                direct=kept[id(self.direct)][k],
+                inner=self.inner,
+                outer=outer[k],
+            )
+            for k in range(count)
+        ]
+
+
+def draw_attacker(attackers: Sequence[Attacker], generator: torch.Generator) -> Attacker:
+    """One of ``attackers``, each as likely as the others; an only one leaves ``generator`` as it is."""
+    if len(attackers) == 1:
+        return attackers[0]
+    return attackers[int(torch.randint(len(attackers), (), generator=generator))]
+
+
+def draw(
+    data: ErasureData,
+    settings: EraseSettings,
+    attacker: Attacker,
+    generator: torch.Generator,
+    forget: ForgetBatch | None,
+    *,
+    sampler: Sampler,
+    step: int,
+    inner_before: int,
+) -> OuterDraw:
+    """The batches of outer step ``step`` against ``attacker``; ``forget`` is the method's own.
+
+    ``inner_before`` is how many batches the simulated attackers of the earlier steps have had.
+    """
+    size, parts, stratified = settings.batch_size, settings.accumulation, settings.stratified
+
+    def batch(role: str, use: str, count: int, turn: int = step) -> Batch:
+        chosen: LatentSet = getattr(data, role)
+        rows = sampler(f"{role} {use}", turn, len(chosen), count, generator)
+        return chosen.batch(rows, generator, stratified=stratified)
+
+    half = size // 2 * parts
+    retain = RetainBatch(
+        joined(batch("related", "retain", half), batch("unrelated", "retain", size * parts - half)), half
+    )
+    meta_retain = retain
+    if settings.meta_retain != "both":
+        # As many as in ``retain``, but a stream of its own: without replacement either goes through its set.
+        only = batch(settings.meta_retain, "meta", size * parts)
+        meta_retain = RetainBatch(only, size * parts if settings.meta_retain == "related" else 0)
+    inner = tuple(batch("forget", "inner", size, inner_before + m) for m in range(attacker.steps))
+    outer = batch("forget", "outer", size * parts)
+    direct = meta_retain
+    if not settings.common_noise:
+        direct = RetainBatch(_with_other_noise(meta_retain.batch, data, generator, stratified), meta_retain.related)
+    return OuterDraw(forget=forget, retain=retain, meta_retain=meta_retain, direct=direct, inner=inner, outer=outer)
+
+
+def _with_other_noise(batch: Batch, data: ErasureData, generator: torch.Generator, stratified: bool) -> Batch:
+    count, timesteps, device = len(batch.t), data.forget.timesteps, batch.t.device
+    return batch._replace(
+        eps=torch.randn(batch.eps.shape, generator=generator).to(device),
+        t=draw_timesteps(count, timesteps, generator, stratified=stratified).to(device),
+    )

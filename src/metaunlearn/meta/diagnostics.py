@@ -1,0 +1,114 @@
+"""What an outer step can say of itself: Eq. 4's terms, the losses behind Eq. 3, and how far off first order is.
+
+Nothing here draws a random number or changes a tensor: a run's weights are the same bits with diagnostics and without.
+A diagnosis costs two gradients on a batch and, with the meta objective, one forward pass; an exact meta-gradient beside
+a first-order run costs what it costs.
+
+a: grad L_DM(theta; D_FT). b: grad L_DM(theta; D_retain), on the batches of this step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+
+from metaunlearn.config import EraseSettings
+from metaunlearn.diffusion import denoising_loss_of
+from metaunlearn.meta.batches import OuterDraw
+from metaunlearn.meta.hypergradient import (
+    DoubleBackward,
+    FirstOrder,
+    GradientDifference,
+    MetaGradient,
+    MetaGradientMode,
+    MetaProblem,
+)
+from metaunlearn.meta.objective import retain_loss, zeta_weights
+from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.parameters import Params, add, dot, mean_of, norm, scale, subset, value_and_gradient
+
+EXACT: dict[str, MetaGradientMode] = {
+    "gradient-difference": GradientDifference(),
+    "double-backward": DoubleBackward(),
+}
+"""What ``diagnostics_exact`` may be named, besides ``none``."""
+
+
+def diagnose(
+    model: StableDiffusion,
+    settings: EraseSettings,
+    theta: Params,
+    parts: Sequence[OuterDraw],
+    trained: Collection[str],
+    *,
+    mode: MetaGradientMode | None = None,
+    problem: MetaProblem | None = None,
+    found: MetaGradient | None = None,
+) -> dict[str, Any]:
+    """A record for ``log.jsonl``: JSON values.
+
+    With the meta objective ``found`` is the meta-gradient that ``mode`` made of ``problem``, without its direct term.
+    """
+    watched = subset(theta, settings.diagnostics_subset, setting="diagnostics_subset")
+    weights = zeta_weights(settings)
+    ft = mean_of([denoising_loss_of(model, part.outer) for part in parts])
+    retain = mean_of([retain_loss(model, part.direct, weights) for part in parts])
+    loss_ft, a = value_and_gradient(ft, theta, watched)
+    loss_retain, b = value_and_gradient(retain, theta, watched | set(trained))
+    record: dict[str, Any] = {
+        "loss_ft": loss_ft.item(),
+        "loss_retain": loss_retain.item(),
+        **equation_4(a, {name: b[name] for name in a}),
+    }
+    if mode is None or problem is None or found is None:
+        return record
+    with torch.no_grad():
+        at_theta_m = mean_of([retain_loss(model, part.meta_retain, weights) for part in parts])(found.theta_final)
+        record |= {"loss_ft_at_theta_m": ft(found.theta_final).item(), "loss_retain_at_theta_m": at_theta_m.item()}
+    pair = first_order_and_exact(theta, mode, problem, found, settings)
+    if pair is not None:
+        direct = settings.zeta if settings.direct_term else 0.0
+        kept = scale({name: b[name] for name in trained}, direct)
+        first, exact = (add({name: v[name] for name in trained}, kept) for v in pair)
+        record["first_order"] = compared(first, exact)
+    return record
+
+
+def equation_4(a: Params, b: Params) -> dict[str, float]:
+    """Eq. 4's two terms without their factors tau and tau zeta, and normalised as in Figure 6.
+
+    ``orthogonal``: <a, b>; below 0 finetuning on the concept harms what is retained. ``cosine``: the same over
+    ||a|| ||b||. ``ft_gradient_squared``: ||a||^2, how fast finetuning relearns; ``retain_gradient_squared``: ||b||^2.
+    """
+    product, size_a, size_b = dot(a, b), norm(a), norm(b)
+    return {
+        "orthogonal": product,
+        "cosine": product / (size_a * size_b) if size_a * size_b else 0.0,
+        "ft_gradient_squared": size_a**2,
+        "retain_gradient_squared": size_b**2,
+    }
+
+
+def first_order_and_exact(
+    theta: Params, mode: MetaGradientMode, problem: MetaProblem, found: MetaGradient, settings: EraseSettings
+) -> tuple[Params, Params] | None:
+    """Both meta-gradients over all parameters; None where the exact one was not asked for.
+
+    An exact mode passes the first-order one on its way; the other way round a second meta-gradient is needed.
+    """
+    if found.first_order is not None:
+        return found.first_order, found.gradient
+    if isinstance(mode, FirstOrder) and settings.diagnostics_exact != "none":
+        return found.gradient, EXACT[settings.diagnostics_exact](problem, theta).gradient
+    return None
+
+
+def compared(first: Params, exact: Params) -> dict[str, float]:
+    """``cosine`` of the angle between both, and ``relative_error`` ||first - exact|| / ||exact||."""
+    sizes = norm(first) * norm(exact)
+    return {
+        "cosine": dot(first, exact) / sizes if sizes else 0.0,
+        "relative_error": norm(add(first, exact, -1.0)) / (norm(exact) or 1.0),
+    }

@@ -1,0 +1,259 @@
+"""The outer gradient of Algorithm 1 in float64, against the paper's equations and the released code's written out.
+
+Every weight's sign and scale is seen: each reference is also taken with one weight flipped, and must then be far off.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from meta_problems import error
+from metaunlearn.config import EraseSettings
+from metaunlearn.diffusion import Batch
+from metaunlearn.errors import UserError
+from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
+from metaunlearn.meta.train import Algorithm1
+from metaunlearn.parameters import Params
+from toy_denoiser import TIMESTEPS, ToyDenoiser, toy_run, toy_settings
+
+EXACT = 1e-12
+
+
+def drawn(run: Algorithm1) -> OuterDraw:
+    """The batches of the run's next step."""
+    generator = run._generator(run.step)
+    return run._draw(run.step, draw_attacker(run.settings.simulated, generator), generator)
+
+
+def l_dm(theta: Params, batch: Batch, rows: slice = slice(None)) -> Tensor:
+    """L_DM(theta; batch), from the definition: the mean over pictures and latent values of (eps - eps_theta)^2."""
+    alpha_bar = torch.linspace(0.99, 0.02, TIMESTEPS)
+    total, values = torch.zeros((), dtype=torch.float64), 0
+    for x_0, cond, eps, t in zip(*(x[rows] for x in batch), strict=True):
+        a = alpha_bar[t]
+        x_t = a.sqrt().double() * x_0 + (1 - a).sqrt().double() * eps.double()
+        answer = ToyDenoiser().predict(theta, x_t[None], t[None], cond[None])
+        total = total + (answer - eps).square().sum()
+        values += eps.numel()
+    return total / values
+
+
+def l_forget(theta: Params, batches: OuterDraw) -> Tensor:
+    x_t, t, cond, target = batches.forget
+    return (ToyDenoiser().predict(theta, x_t, t, cond) - target).square().mean()
+
+
+def related(kept: RetainBatch) -> slice:
+    return slice(0, kept.related)
+
+
+def unrelated(kept: RetainBatch) -> slice:
+    return slice(kept.related, None)
+
+
+# --- The paper's objective -------------------------------------------------------------------------------------------
+
+PAPER = {"gamma1": 0.7, "gamma2": 0.3, "zeta": 1.7, "retain_weight": 0.9, "inner_learning_rate": 0.05}
+
+
+def paper_settings(*more: str, **changed: float) -> EraseSettings:
+    numbers = PAPER | changed
+    return toy_settings(
+        "batch_size=4", "inner_optimizer=sgd", "inner_steps=2", "meta_gradient=double-backward",
+        *(f"{key}={value}" for key, value in numbers.items()), *more,
+    )  # fmt: skip
+
+
+def papers_gradient(run: Algorithm1, signs: dict[str, float]) -> Params:
+    """g = gamma_1 grad [L_forget + lambda L_retain] + gamma_2 grad L_meta: Eqs. 1 to 3, unrolled in one graph.
+
+    ``signs`` multiply gamma_1, gamma_2, zeta, lambda and tau.
+    """
+    batches = drawn(run)
+    weight = {key: value * signs.get(key, 1.0) for key, value in PAPER.items()}
+    theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
+    theta_m = theta
+    for batch in batches.inner:
+        steps = torch.autograd.grad(l_dm(theta_m, batch), list(theta_m.values()), create_graph=True)
+        theta_m = {
+            name: p - weight["inner_learning_rate"] * g for (name, p), g in zip(theta_m.items(), steps, strict=True)
+        }
+    l_unlearn = l_forget(theta, batches) + weight["retain_weight"] * l_dm(theta, batches.retain.batch)
+    l_meta = -l_dm(theta_m, batches.outer) - weight["zeta"] * (
+        l_dm(theta_m, batches.meta_retain.batch) - l_dm(theta, batches.direct.batch)
+    )
+    g = weight["gamma1"] * l_unlearn + weight["gamma2"] * l_meta
+    return dict(zip(theta, torch.autograd.grad(g, list(theta.values())), strict=True))
+
+
+@pytest.mark.parametrize("more", [(), ("meta_retain=related",), ("meta_retain=unrelated",), ("common_noise=false",)])
+def test_the_outer_gradient_is_the_papers(more: tuple[str, ...]) -> None:
+    run = toy_run(paper_settings(*more))
+    assert error(run.outer_gradient()[0], papers_gradient(run, {})) < EXACT
+
+
+@pytest.mark.parametrize("flipped", PAPER)
+def test_every_weight_of_the_paper_has_a_sign_and_a_scale(flipped: str) -> None:
+    """With one weight's sign turned, or the weight doubled, in the reference alone, the two no longer agree."""
+    found = toy_run(paper_settings()).outer_gradient()[0]
+    for factor in (-1.0, 2.0):
+        assert error(found, papers_gradient(toy_run(paper_settings()), {flipped: factor})) > 1e-3
+
+
+def test_a_plain_run_has_no_meta_term() -> None:
+    run = toy_run(paper_settings(), meta=False)
+    assert error(run.outer_gradient()[0], papers_gradient(run, {"gamma2": 0.0})) < EXACT
+
+
+def test_common_noise_is_common_and_otherwise_it_is_not() -> None:
+    one, two = (drawn(toy_run(paper_settings(f"common_noise={word}"))) for word in ("true", "false"))
+    assert one.direct is one.meta_retain is one.retain
+    assert torch.equal(two.direct.batch.x_0, two.meta_retain.batch.x_0)
+    assert not torch.equal(two.direct.batch.eps, two.meta_retain.batch.eps)
+    assert not torch.equal(two.direct.batch.t, two.meta_retain.batch.t)
+    assert torch.equal(one.outer.eps, two.outer.eps)  # Nothing else is drawn otherwise.
+
+
+# --- Weights of related and unrelated pictures -----------------------------------------------------------------------
+
+
+def test_weights_of_a_half_are_the_plain_mean() -> None:
+    plain = toy_run(paper_settings()).outer_gradient()[0]
+    halves = ("retain_related=0.5", "retain_unrelated=0.5", "zeta_related=0.5", "zeta_unrelated=0.5")
+    assert error(toy_run(paper_settings(*halves)).outer_gradient()[0], plain) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("retain_related=1", r"retain_related and retain_unrelated come together"),
+        ("zeta_unrelated=1", r"zeta_related and zeta_unrelated come together"),
+    ],
+)
+def test_half_a_pair_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        toy_settings(override)
+
+
+def test_weights_that_could_not_be_heard_are_refused() -> None:
+    with pytest.raises(UserError, match=r"meta_retain = 'related'.*meta_retain=both"):
+        toy_settings("zeta_related=1", "zeta_unrelated=1", "meta_retain=related")
+    with pytest.raises(UserError, match="batch_size of at least 2"):
+        toy_settings("retain_related=1", "retain_unrelated=1", "batch_size=1")
+    taken_back = toy_settings("retain_related=none", "retain_unrelated=none", recipe="as-released")
+    assert (taken_back.retain_related, taken_back.retain_unrelated) == (None, None)
+
+
+# --- The released code's objective -----------------------------------------------------------------------------------
+
+GAMMAS = {"gamma11": 0.1, "gamma12": 0.01, "gamma21": 0.01, "gamma22": 1.0, "gamma23": 1.0}
+"""The official ESD script's, as its command line parser reads them."""
+
+
+def released_gradient(run: Algorithm1, gammas: dict[str, float]) -> Params:
+    """L_unlearn + g11 L_irt + g12 L_tgt at theta, - g21 L_hrm - g22 L_tgt - g23 L_irt at theta'.
+
+    Written as the released scripts proceed: torch's AdamW and clipping make theta' out of a clone in three steps of ten
+    pictures, then every term's gradient is taken at its own parameters and added up over three batches. They see 10
+    pictures of either retained kind in a batch, and this draw has 5.
+    """
+    batches = drawn(run)
+    theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
+    adapted = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
+    attacker = torch.optim.AdamW(list(adapted.values()), lr=1e-5, weight_decay=1e-4)
+    assert [len(batch.t) for batch in batches.inner] == [10, 10, 10]
+    for batch in batches.inner:
+        l_dm(adapted, batch).backward()
+        torch.nn.utils.clip_grad_norm_(list(adapted.values()), 1.0)
+        attacker.step()
+        attacker.zero_grad()
+
+    l_forget(theta, batches).backward()
+    total = {name: p.grad.clone() for name, p in theta.items()}
+    kept = batches.retain
+    assert (kept.related, len(kept.batch.t), len(batches.outer.t)) == (15, 30, 30)
+    terms = [
+        (+gammas["gamma11"], theta, kept.batch, range(15, 30)),
+        (+gammas["gamma12"], theta, kept.batch, range(15)),
+        (-gammas["gamma21"], adapted, batches.outer, range(30)),
+        (-gammas["gamma22"], adapted, kept.batch, range(15)),
+        (-gammas["gamma23"], adapted, kept.batch, range(15, 30)),
+    ]
+    for gamma, at, pictures, rows in terms:
+        size = len(rows) // 3
+        for first in range(rows.start, rows.stop, size):
+            part = l_dm(at, pictures, slice(first, first + size))
+            gradient = torch.autograd.grad(part, list(at.values()))
+            for name, g in zip(at, gradient, strict=True):
+                total[name] += gamma * g
+    return total
+
+
+def test_the_recipe_as_released_is_the_released_code() -> None:
+    """To 1e-7: this Adam has an eps_root of 1e-16, and first order keeps AdamW's decay of 1e-9 a step."""
+    run = toy_run(toy_settings(recipe="as-released"))
+    found, record = run.outer_gradient()
+    assert len(record["loss_finetuning"]) == 3
+    assert error(found, released_gradient(run, GAMMAS)) < 1e-7
+
+
+@pytest.mark.parametrize("flipped", GAMMAS)
+def test_every_gamma_of_the_released_code_has_a_sign(flipped: str) -> None:
+    run = toy_run(toy_settings(recipe="as-released"))
+    found = run.outer_gradient()[0]
+    for factor in (-1.0, 2.0):
+        assert error(found, released_gradient(run, GAMMAS | {flipped: factor * GAMMAS[flipped]})) > 1e-4
+
+
+def test_the_released_step_is_a_clipped_adamw_step() -> None:
+    run = toy_run(toy_settings(recipe="as-released"))
+    at = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
+    for name, g in released_gradient(run, GAMMAS).items():
+        at[name].grad = g
+    assert torch.nn.utils.clip_grad_norm_(list(at.values()), 1.0) > 1
+    torch.optim.AdamW(list(at.values()), lr=1e-5, weight_decay=1e-4).step()
+    before = {name: p.clone() for name, p in run.theta.items()}
+    run._outer_step()
+    moved = {name: p - before[name] for name, p in run.theta.items()}
+    assert error(moved, {name: p.detach() - before[name] for name, p in at.items()}) < 1e-4
+
+
+# --- Accumulation ----------------------------------------------------------------------------------------------------
+
+ACCUMULATED = (
+    (),
+    ("meta_retain=related",),
+    ("meta_retain=unrelated", "common_noise=false"),
+    ("retain_related=0.2", "retain_unrelated=0.9", "zeta_related=2", "zeta_unrelated=0.1"),
+)
+
+
+@pytest.mark.parametrize("more", ACCUMULATED)
+@pytest.mark.parametrize("meta", [True, False])
+def test_micro_batches_add_up_to_the_whole_batch(
+    more: tuple[str, ...], meta: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draws at once and in three parts: equal to rounding, losses in the log included."""
+    run = toy_run(paper_settings("accumulation=3", "batch_size=5", *more), meta=meta)
+    found, record = run.outer_gradient()
+    sizes = [len(part.outer.t) for part in drawn(run).parts(3)]
+    assert sizes == [5, 5, 5]
+    monkeypatch.setattr(OuterDraw, "parts", lambda self, count: [self])
+    assert len(drawn(run).outer.t) == 15
+    whole, of_whole = run.outer_gradient()
+    assert error(found, whole) < EXACT
+    for key in ("loss_forget", "loss_retain", *(["loss_meta_at_theta_m"] if meta else [])):
+        assert record[key] == pytest.approx(of_whole[key], rel=1e-12)
+    assert error(found, toy_run(paper_settings("batch_size=5", *more), meta=meta).outer_gradient()[0]) > 1e-3
+
+
+def test_parts_of_a_draw_keep_shares_and_identity() -> None:
+    batches = drawn(toy_run(paper_settings("accumulation=2", "batch_size=5")))
+    parts = batches.parts(2)
+    assert all(part.direct is part.meta_retain is part.retain for part in parts)
+    assert [part.retain.related for part in parts] == [2, 2]
+    whole = batches.retain.batch.x_0
+    assert torch.equal(torch.cat([part.retain.batch.x_0[:2] for part in parts]), whole[:4])
+    assert torch.equal(torch.cat([part.retain.batch.x_0[2:] for part in parts]), whole[4:])

@@ -1,0 +1,74 @@
+"""Run folders: how long a run took, its killed parts included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metaunlearn import runs
+from metaunlearn.runs import BEAT, RunFolder
+
+
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(runs.time, "monotonic", found.monotonic)
+    return found
+
+
+def seconds(folder: Path) -> float:
+    return json.loads((folder / "run.json").read_text())["seconds"]
+
+
+def test_seconds_are_the_sum_over_all_parts(tmp_path: Path, clock: Clock) -> None:
+    """Two parts that are cut off after 8 and 6 s, of which a beat noted 7 and 6, and a last one of 2 s: 15 s.
+
+    Between a part's last beat and its end, and between the parts, nothing is counted.
+    """
+    first = RunFolder.open(tmp_path / "run", {"a": 1}, resume=False)
+    clock.now += 7
+    first.log({"step": 1})
+    clock.now += 1  # less than BEAT after the last note: lost when the process is killed here
+    first.log({"step": 2})
+    clock.now += 100
+    second = RunFolder.open(tmp_path / "run", {"a": 1}, resume=True)
+    clock.now += 6
+    calls: list[tuple[object, ...]] = []
+    second.watched(lambda *arguments: calls.append(arguments))("drawing", 1, 2)
+    assert calls == [("drawing", 1, 2)]
+    clock.now += 100
+    third = RunFolder.open(tmp_path / "run", {"a": 1}, resume=True)
+    assert third.seconds() == 13
+    clock.now += 2
+    third.finish()
+    assert third.summary()["seconds"] == seconds(tmp_path / "run") == 15
+
+
+def test_a_beat_costs_a_write_only_now_and_then(tmp_path: Path, clock: Clock) -> None:
+    folder = RunFolder.open(tmp_path / "run", {}, resume=False)
+    quiet = folder.watched(None)
+    clock.now += BEAT - 0.1
+    quiet("drawing", 1, 2)
+    assert seconds(tmp_path / "run") == 0
+    clock.now += 0.1
+    quiet("drawing", 2, 2)
+    assert seconds(tmp_path / "run") == BEAT
+
+
+def test_peak_memory_is_the_largest_of_all_parts(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path / "run", {}, resume=False)
+    file = tmp_path / "run" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peak_memory_bytes": 10**15}))
+    RunFolder.open(tmp_path / "run", {}, resume=True).finish()
+    assert json.loads(file.read_text())["peak_memory_bytes"] == 10**15

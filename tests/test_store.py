@@ -1,0 +1,123 @@
+"""Where the adjoint keeps its path: host memory gives the same bits, with two sets at most on the device."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from meta_problems import mlp, unet
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradientMode
+from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.optimizers import OPTIMIZERS, update_rule
+from metaunlearn.meta.store import HostMemory, on_device
+from metaunlearn.parameters import Params, subset
+
+WATCHED = "hidden.weight"
+
+
+class Watched:
+    """A machine whose host and device are both this CPU: every move is a copy, and copies on the device are counted."""
+
+    def __init__(self) -> None:
+        self.on_device: list[weakref.ref[Tensor]] = []
+        self.most = 0
+        self.moved_out = 0
+
+    def arrives(self, p: Tensor) -> Tensor:
+        self.on_device.append(weakref.ref(p))
+        self.most = max(self.most, len({id(found()) for found in self.on_device if found() is not None}))
+        return p
+
+    def store(self, alive: Params) -> HostMemory:
+        machine = self
+
+        class Instrumented(HostMemory):
+            def append(self, params: Params) -> None:
+                if alive.get(WATCHED) is not params[WATCHED]:
+                    machine.arrives(params[WATCHED])
+                super().append(params)
+
+            def _moved_out(self, p: Tensor) -> Tensor:
+                machine.moved_out += 1
+                return p.clone()
+
+            def _brought_back(self, p: Tensor, device: torch.device) -> Tensor:
+                # One parameter stands for its set: the hidden layer's weight has 16 x 5 numbers, nothing else has.
+                return machine.arrives(p.clone()) if p.shape == (16, 5) else p.clone()
+
+        return Instrumented(alive)
+
+
+@pytest.mark.parametrize("mode", [DoubleBackward(), GradientDifference(), GradientDifference(one_sided=True)], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_at_most_two_stored_sets_are_on_the_device(mode: MetaGradientMode, name: str) -> None:
+    """M = 6. theta_0 is theta itself. Beside theta_M, which is part of the answer, one theta_m at a time; of the
+    gradients g_{m-1} still stands while g_m is fetched. Kept in lists it would be six of each."""
+    problem, theta = mlp(6)
+    machines = [Watched(), Watched()]
+    stores = iter(machines)
+    inner = InnerLoop(learning_rate=1e-3, optimizer=update_rule(name), store=lambda alive: next(stores).store(alive))
+    expected = mode(replace(problem, inner=replace(inner, store=on_device)), theta)
+    found = mode(replace(problem, inner=inner), theta)
+    assert all(torch.equal(found.gradient[key], p) for key, p in expected.gradient.items())
+    thetas, gradients = machines
+    assert thetas.most == 2
+    assert thetas.moved_out == 5 * len(theta)
+    keeps = mode == GradientDifference(one_sided=True) or name in {"adam", "adamw"}
+    assert gradients.moved_out == (5 * len(theta) if keeps else 0)
+    assert gradients.most <= 2
+
+
+def test_the_watch_counts_what_a_list_would_keep() -> None:
+    """The same counter on a store that moves nothing out sees theta_0 .. theta_6."""
+    problem, theta = mlp(6)
+    machine = Watched()
+
+    class Lists(list):
+        def append(self, params: Params) -> None:
+            machine.arrives(params[WATCHED])
+            super().append(params)
+
+    DoubleBackward()(replace(problem, inner=InnerLoop(learning_rate=1e-3, store=lambda _: Lists())), theta)
+    assert machine.most == 7
+
+
+@pytest.mark.parametrize("part", ["all", "some"])
+def test_host_memory_gives_the_same_bits(part: str) -> None:
+    problem, theta = unet(3, torch.float32)
+    adapted = None if part == "all" else subset(theta, "x")
+    kept = InnerLoop(learning_rate=1e-3, adapted=adapted, optimizer=update_rule("adamw"))
+    for mode in (FirstOrder(), DoubleBackward(), GradientDifference()):
+        expected = mode(replace(problem, inner=kept), theta).gradient
+        found = mode(replace(problem, inner=replace(kept, store=HostMemory)), theta).gradient
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[key], p) for key, p in expected.items())
+
+
+def test_a_stack_of_host_memory() -> None:
+    alive = {"frozen": torch.zeros(2), "tuned": torch.zeros(2)}
+    stack = HostMemory(alive)
+    sets = [alive, *({"frozen": alive["frozen"], "tuned": torch.full((2,), float(n))} for n in (1, 2))]
+    for params in sets:
+        stack.append(params)
+    assert len(stack) == 3
+
+    def values(found: Iterable[Params]) -> list[float]:
+        found = list(found)
+        assert all(params["frozen"] is alive["frozen"] for params in found)
+        return [params["tuned"][0].item() for params in found]
+
+    assert values(stack) == [0, 1, 2]
+    assert stack[-1] is sets[2]
+    assert values([stack[0], stack[-2]]) == [0, 1]
+    assert values([stack.pop(), stack.pop()]) == [2, 1]
+    stack.append(sets[1])
+    assert values([stack.pop(), stack.pop()]) == [1, 0]
+    assert len(stack) == 0
+    with pytest.raises(IndexError):
+        stack.pop()

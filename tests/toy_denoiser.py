@@ -1,0 +1,78 @@
+"""Algorithm 1 on a denoiser of 70 numbers in float64, small enough to write every equation out beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.data.latents import ErasureData, LatentSet
+from metaunlearn.diffusion import NoiseSchedule
+from metaunlearn.erasure.interface import ForgetBatch
+from metaunlearn.meta.train import Algorithm1
+from metaunlearn.parameters import Params
+
+TIMESTEPS = 20
+SHAPE = (1, 2, 2)
+
+
+class ToyDenoiser:
+    """tanh network: (x_t, t, cond) -> eps, as an adapter of ``models/`` would be."""
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.unet = nn.Module()
+        for name, shape in (("attn2_hidden", (6, 8)), ("out", (4, 6)), ("time", (6,))):
+            self.unet.register_parameter(name, nn.Parameter(torch.randn(shape, generator=g).double() / 2))
+        self.device = torch.device("cpu")
+        self.schedule = NoiseSchedule(torch.linspace(0.99, 0.02, TIMESTEPS), "epsilon")
+
+    def parameters(self) -> Params:
+        return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
+
+    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        inputs = torch.cat([x_t.flatten(1), cond.flatten(1)], dim=1)
+        hidden = torch.tanh(inputs @ theta["attn2_hidden"].T + t[:, None] / TIMESTEPS * theta["time"])
+        return (hidden @ theta["out"].T).view(-1, *SHAPE)
+
+
+def latent_set(seed: int, count: int) -> LatentSet:
+    """``count`` random pictures around a mean of their own, under one prompt of four numbers."""
+    g = torch.Generator().manual_seed(seed)
+    centre = 2 * torch.randn(SHAPE, generator=g).double()
+    return LatentSet(
+        mean=centre + torch.randn((count, *SHAPE), generator=g).double(),
+        std=torch.full((count, *SHAPE), 0.01).double(),
+        cond=torch.randn((1, 2, 2), generator=g).double(),
+        prompt_of=torch.zeros(count, dtype=torch.int64),
+        timesteps=TIMESTEPS,
+    )
+
+
+class ToyForgetLoss:
+    """A regression on random points."""
+
+    def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
+        x_t, target = torch.randn((2, size, *SHAPE), generator=generator).double()
+        t = torch.randint(TIMESTEPS, (size,), generator=generator)
+        return ForgetBatch(x_t=x_t, t=t, cond=torch.ones(size, 2, 2).double(), target=target)
+
+
+def toy_settings(*overrides: str, recipe: str = "small") -> EraseSettings:
+    """A recipe's settings with some of one's own."""
+    return resolve(EraseSettings, read_recipe(recipe).erase, overrides)
+
+
+def toy_run(settings: EraseSettings, *, meta: bool = True, seed: int = 0, forget: bool = True) -> Algorithm1:
+    """Algorithm 1 at its start; everything is trained."""
+    model = ToyDenoiser()
+    data = ErasureData(forget=latent_set(1, 30), related=latent_set(2, 30), unrelated=latent_set(3, 30))
+    return Algorithm1(
+        model,  # type: ignore[arg-type]
+        data,
+        ToyForgetLoss() if forget else None,
+        settings,
+        trained=model.parameters().keys(),
+        meta=meta,
+        seed=seed,
+    )
