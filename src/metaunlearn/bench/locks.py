@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Locks:
             holder = json.loads(self._file(name).read_text() or "{}")
         except FileNotFoundError:
             return False
-        if holder.get("host") == socket.gethostname():
+        if holder.get("host") == platform.node():
             return _process(holder.get("pid", 0)) == holder.get("process")
         return silence < SILENCE
 
@@ -74,7 +74,7 @@ class Locks:
             self._file(name).unlink(missing_ok=True)
             handle = os.open(self._file(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             with os.fdopen(handle, "w") as file:
-                file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "process": _process()}))
+                file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "process": _process()}))
             return True
 
     def _beat(self, name: str, stop: threading.Event) -> None:

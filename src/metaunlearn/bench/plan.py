@@ -16,10 +16,10 @@ from metaunlearn.config import AttackSettings, Counts, read_recipe, resolve
 from metaunlearn.erasure.interface import OptimisedMethod
 from metaunlearn.erasure.registry import Configured, configure
 
-META_ONLY = ("gamma2", "zeta", "inner_", "meta_")
+META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise")
 """Beginnings of settings that a run without the meta objective does not read."""
-NO_INFLUENCE = "checkpoint_every"
-"""Says how often a run may be resumed; the result is the same."""
+NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
+"""Beginnings of settings under which the result is the same, bit for bit."""
 BEFORE = "before"
 
 
@@ -124,7 +124,7 @@ class _Planner:
     ) -> Cell:
         meta = model == "meta-unlearn"
         said = [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
-        chosen = configure(method, read_recipe(self.grid.recipe), said)
+        chosen = _configured(method, self.grid.recipe, tuple(said))
         trains = meta or isinstance(chosen.method, OptimisedMethod)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
         spec = {
@@ -156,7 +156,7 @@ class _Planner:
         said = as_overrides({**concept.attack, **attack.set})
         settings = resolve(AttackSettings, read_recipe(self.grid.recipe).attack, said)
         steps = list(attack.steps or concept.steps)
-        spec = {"settings": settings.model_dump(mode="json", exclude={NO_INFLUENCE}), "steps": steps, "seed": seed}
+        spec = {"settings": _without(settings.model_dump(mode="json"), NO_INFLUENCE), "steps": steps, "seed": seed}
         call = {"steps": steps, "recipe": self.grid.recipe, "overrides": said, "seed": seed}
         return self.cell(
             "attack", spec=spec, call=call, labels={**place, **labels}, size=steps[-1],
@@ -188,13 +188,21 @@ class _Planner:
         return Row(**labels, cell=cell)
 
 
+@functools.lru_cache(maxsize=256)
+def _configured(method: str, recipe: str, overrides: tuple[str, ...]) -> Configured:
+    return configure(method, read_recipe(recipe), overrides)
+
+
 def settings_that_count(chosen: Configured, *, meta: bool) -> dict[str, Any]:
     """Those settings of an erasing run that its result depends on."""
     if not meta and not isinstance(chosen.method, OptimisedMethod):
         return {}  # A closed-form edit takes no step.
-    settings = chosen.settings.model_dump(mode="json", exclude={NO_INFLUENCE})
-    # A mixture of attackers stays: drawing one of it moves the run's other draws, too.
-    return settings if meta else {key: value for key, value in settings.items() if not key.startswith(META_ONLY)}
+    # A mixture of attackers stays in a plain run's: drawing one of it moves the run's other draws, too.
+    return _without(chosen.settings.model_dump(mode="json"), NO_INFLUENCE if meta else NO_INFLUENCE + META_ONLY)
+
+
+def _without(settings: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if not key.startswith(beginnings)}
 
 
 def _code_elsewhere(chosen: Configured) -> dict[str, str]:
