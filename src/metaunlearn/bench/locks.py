@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaunlearn.checkpoint import write_atomic
-
 HEARTBEAT = 10.0
 """Seconds between two touches."""
 SILENCE = 300.0
@@ -100,10 +98,3 @@ def _process(pid: int | None = None) -> str | None:
     except OSError:
         return f"{pid}"  # No /proc here: the number has to do.
     return None if state == "Z" else f"{pid} since {fields[18]}"
-
-
-def write_guarded(locks: Locks, files: dict[Path, str]) -> None:
-    """Write each file whole, not at the same time as another process does."""
-    with locks.guard():
-        for path, text in files.items():
-            write_atomic(path, text)

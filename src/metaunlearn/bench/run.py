@@ -12,7 +12,6 @@ from typing import Any
 
 from metaunlearn.bench.estimate import Outlook, outlook, wanted
 from metaunlearn.bench.executor import Executor, Local
-from metaunlearn.bench.locks import write_guarded
 from metaunlearn.bench.plan import Plan, Row, make_plan
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
 from metaunlearn.bench.results import Results
@@ -133,14 +132,12 @@ class _Loop:
 
     def write(self) -> None:
         """The tables of all that is whole, also of what other processes made."""
-        out = self.job.store.out
-        write_guarded(
-            self.job.store.locks,
+        self.job.store.write(
             {
-                out / RESULTS_FILE: json.dumps(self.results.to_dict(), indent=1, ensure_ascii=False) + "\n",
-                out / TABLES_FILE: markdown(self.results),
-                out / CSV_FILE: as_csv(self.results),
-            },
+                RESULTS_FILE: json.dumps(self.results.to_dict(), indent=1, ensure_ascii=False) + "\n",
+                TABLES_FILE: markdown(self.results),
+                CSV_FILE: as_csv(self.results),
+            }
         )
 
     def _todo(self) -> list[Any]:

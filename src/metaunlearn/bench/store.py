@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.locks import Locks
-from metaunlearn.checkpoint import write_json
+from metaunlearn.checkpoint import write_atomic, write_json
 from metaunlearn.errors import UserError
 from metaunlearn.runs import versions
 
@@ -64,3 +65,9 @@ class Store:
         """``cell.json`` of every whole cell."""
         files = sorted(self.cells.glob(f"*/{CELL_FILE}")) if self.cells.is_dir() else []
         return [json.loads(file.read_text()) for file in files]
+
+    def write(self, files: Mapping[str, str]) -> None:
+        """Write files of the output folder, by name; each whole, and not while another process does."""
+        with self.locks.guard():
+            for name, text in files.items():
+                write_atomic(self.out / name, text)
