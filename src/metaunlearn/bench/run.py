@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.cluster import Cluster
 from metaunlearn.bench.estimate import Outlook, outlook, wanted
 from metaunlearn.bench.executor import Executor, Local
 from metaunlearn.bench.plan import Plan, Row, make_plan
@@ -61,19 +63,19 @@ def run_grid(
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
     device: str = "cpu",
-    executor: Executor | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make what is missing of the grid ``recipe`` (a shipped name, or a path) in ``out``; write its tables.
 
     ``only`` (``["method=sdd", "seed=0"]``) takes a part of it; ``overrides`` (``["steps=100"]``) go on top of every
-    erasing's settings. Several processes may run on one ``out`` and share the work. Without ``executor`` this process
-    makes one cell after another. Raises UserError before any work when the call is wrong, RunError at the end when
-    cells failed.
+    erasing's settings. Several processes may run on one ``out`` and share the work. This process makes one cell after
+    another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before any work when
+    the call is wrong, RunError at the end when cells failed.
     """
     job = prepare(recipe, out, only=only, overrides=overrides)
+    loop = _Loop(job, _executor(job.store, ray, device, progress), progress)
     job.store.cells.mkdir(parents=True, exist_ok=True)
-    loop = _Loop(job, executor or Local(job.store, device=device, progress=progress), progress)
     loop.run()
     loop.write()
     if loop.failed:
@@ -89,6 +91,12 @@ def run_grid(
         "results": str(out / RESULTS_FILE),
         "csv": str(out / CSV_FILE),
     }
+
+
+def _executor(store: Store, ray: str | None, device: str, progress: Progress | None) -> Executor:
+    if ray is None:
+        return Local(store, device=device, progress=progress)
+    return Cluster(store, address=ray, device=device)
 
 
 @dataclass
@@ -140,7 +148,7 @@ class _Loop:
             }
         )
 
-    def _todo(self) -> list[Any]:
+    def _todo(self) -> list[Cell]:
         """What is left, without what cannot be made because something failed."""
         left = wanted(self.job.plan, self.job.store, self.job.rows)
         lost = set(self.failed)

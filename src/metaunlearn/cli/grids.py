@@ -35,6 +35,10 @@ def bench(
     plan: Annotated[
         bool, typer.Option("--dry-run", help="Say what is there, what is missing and what it takes.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: auto, HOST:PORT, or local."),
+    ] = None,
     device: o.Device = "cpu",
     as_json: o.Json = False,
 ) -> None:
@@ -53,7 +57,8 @@ def bench(
                 out,
                 only=only or (),
                 overrides=overrides or (),
-                device=o.check_device(device),
+                device=device if ray is not None else o.check_device(device),
+                ray=ray,
                 progress=console.progress,
             )
     if plan:
