@@ -58,6 +58,7 @@ class Store:
     def remove(self, name: str) -> None:
         """Drop a cell; under another name first, so that no half of it is taken for the whole."""
         waste = self.cells / f".{name}.removed"
+        shutil.rmtree(waste, ignore_errors=True)  # Of a process that was killed here.
         self.folder(name).rename(waste)
         shutil.rmtree(waste)
 
