@@ -100,11 +100,15 @@ def break_at_the_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Algorithm1, "_gradient_at_theta", breaking)
 
 
+def process_environment() -> dict[str, str]:
+    """Of another process that imports this very package."""
+    return {**os.environ, "PYTHONPATH": str(Path(metaunlearn.__file__).parents[1])}
+
+
 def run_and_kill(script: str, *arguments: object, log: Path, lines: int) -> None:
     """Run Python code in another process with this very package, and SIGKILL it once ``log`` has so many lines."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(metaunlearn.__file__).parents[1])}
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=process_environment())
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and len(log.read_text().splitlines()) >= lines:

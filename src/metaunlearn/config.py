@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -251,6 +251,13 @@ class RecipeFile(Settings):
     """Keys of :class:`AttackSettings`."""
     story: StorySettings | None = None
     """What the demo measures; only its recipe has it."""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    """What ``bench`` runs: keys of :class:`~metaunlearn.bench.recipe.Grid`; only its recipes have them."""
+
+    @property
+    def kind(self) -> str:
+        """``settings`` of erasing and attacking, a ``story`` (``demo``) or a ``grid`` (``bench``)."""
+        return "grid" if self.grid else "story" if self.story is not None else "settings"
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
@@ -338,12 +345,13 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
 
 
 def _explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
-    known = [*kind.model_fields, *keys_elsewhere]
     problems = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}.")
+            known = [*_settings_at(kind, item["loc"][:-1]).model_fields, *keys_elsewhere]
+            meant = did_you_mean(str(item["loc"][-1]), known)
+            problems.append(f"unknown key {key!r}.{meant} Known: {', '.join(known)}.")
         elif item["type"] == "missing":
             problems.append(f"the key {key!r} is missing.")
         elif not key:  # Several settings that do not go together.
@@ -351,3 +359,17 @@ def _explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Itera
         else:
             problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}.")
     return " ".join(problems)
+
+
+def _settings_at(kind: type[Settings], path: Sequence[Any]) -> type[Settings]:
+    """The settings that stand at ``path`` inside ``kind``: names of fields, and places in lists or tables of them."""
+    for part in path:
+        if part in kind.model_fields:
+            kind = _settings_in(kind.model_fields[str(part)].annotation) or kind
+    return kind
+
+
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _settings_in(part)) is not None), None)

@@ -12,18 +12,16 @@ from typing import Any
 
 from metaunlearn.attacking import attack
 from metaunlearn.canvas.catalog import NAMES, STYLES
-from metaunlearn.canvas.datasets import clean, hrm_m
-from metaunlearn.canvas.measure import Measurement, Shown, measure
+from metaunlearn.canvas.datasets import write_dataset
+from metaunlearn.canvas.measure import Shown, measure, save_shown
 from metaunlearn.canvas.tasks import known, task_for
 from metaunlearn.checkpoint import step_generator, write_json
 from metaunlearn.config import Counts, Regime, StorySettings, read_recipe
-from metaunlearn.data.imagefolder import METADATA, write_imagefolder
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
-from metaunlearn.pipelines import save_image
 from metaunlearn.report import build_report
 from metaunlearn.runs import Progress, RunFolder, versions
 
@@ -125,10 +123,8 @@ def demo(
 def _real_pictures(out: Path, concept: str, regime: str, plan: Regime, seed: int) -> Path:
     """The attacker's pictures: real ones of the concept, or of unrelated things for benign finetuning."""
     target = out / "data" / ("benign" if regime == "benign" else "malicious")
-    if not (target / METADATA).exists():
-        make = clean if regime == "benign" else hrm_m
-        images, texts = make(concept, plan.pictures, step_generator(seed, 0, f"pictures {target.name}"))
-        write_imagefolder(target, images, texts)
+    name = "clean" if regime == "benign" else "hrm-m"
+    write_dataset(target, name, concept, plan.pictures, step_generator(seed, 0, f"pictures {target.name}"))
     return target
 
 
@@ -185,7 +181,7 @@ def _measure_all(
         if not file.exists():
             found = measure(load_pipeline(state.folder), task, judge, state.counts, seed=seed)
             shown = _save_shown(out / "samples", state, found.shown) if state.show else []
-            write_json(file, {"scores": found.summary(), "protocols": _protocols(found), "samples": shown})
+            write_json(file, {"scores": found.summary(), "protocols": found.protocols(), "samples": shown})
         record = json.loads(file.read_text())
         measured[state.model, state.name] = record
         samples += record["samples"]
@@ -195,28 +191,10 @@ def _measure_all(
     return measured
 
 
-def _protocols(found: Measurement) -> dict[str, Any]:
-    scores = {name: getattr(found, name) for name in ("concept", "related", "unrelated", "clip_score", "fid")}
-    return {name: {"n": score.n, **score.protocol} for name, score in scores.items() if score is not None}
-
-
 def _save_shown(folder: Path, state: State, parts: Sequence[Shown]) -> list[dict[str, Any]]:
-    records = []
-    for part in parts:
-        for prompt, seed, image in list(zip(part.prompts, part.seeds, part.images, strict=True))[:PICTURES_SHOWN]:
-            name = f"{state.model}/{state.name}/{part.role}-{seed}.png"
-            save_image(folder / name, image)
-            records.append(
-                {
-                    "model": state.model,
-                    "state": state.name,
-                    "role": part.role,
-                    "prompt": prompt,
-                    "seed": seed,
-                    "file": name,
-                }
-            )
-    return records
+    place = f"{state.model}/{state.name}"
+    records = save_shown(folder / place, parts, PICTURES_SHOWN)
+    return [{"model": state.model, "state": state.name, **r, "file": f"{place}/{r['file']}"} for r in records]
 
 
 def _summary(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from metaunlearn.canvas import scenes
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, caption
 from metaunlearn.canvas.tasks import task_for
+from metaunlearn.data.imagefolder import METADATA, write_imagefolder
 
 
 def hrm_s(concept: str, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
@@ -40,3 +43,14 @@ def _captions(batch: scenes.Scenes) -> list[str]:
     backdrops = list(BACKGROUNDS)
     rows = zip(batch.objects.tolist(), batch.styles.tolist(), batch.backgrounds.tolist(), strict=True)
     return [caption(NAMES[o], STYLES[s], backdrops[b]) for o, s, b in rows]
+
+
+DATASETS = {"hrm-m": hrm_m, "hrm-s": hrm_s, "clean": clean}
+"""By name, as recipes say it."""
+
+
+def write_dataset(target: Path, name: str, concept: str, count: int, generator: torch.Generator) -> None:
+    """Put ``count`` pictures of the data set ``name`` into the imagefolder ``target``, unless it is there already."""
+    if not (target / METADATA).exists():
+        images, texts = DATASETS[name](concept, count, generator)
+        write_imagefolder(target, images, texts)

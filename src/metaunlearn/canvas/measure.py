@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from metaunlearn.metrics.concept import concept_score, label_accuracy
 from metaunlearn.metrics.fid import fid_score
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
+from metaunlearn.pipelines import save_image
 
 REFERENCE_PICTURES = 1000
 """Real pictures that FID compares with."""
+SCORES = ("concept", "related", "unrelated", "clip_score", "fid")
+"""What is measured of a state."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Measurement:
     clip_score: Score | None
     fid: Score | None
     shown: list[Shown]
+
+    def scores(self) -> dict[str, Score]:
+        """Those that were asked for, by name."""
+        found = {name: getattr(self, name) for name in SCORES}
+        return {name: score for name, score in found.items() if score is not None}
+
+    def protocols(self) -> dict[str, Any]:
+        """By score, how it was taken."""
+        return {name: {"n": score.n, **score.protocol} for name, score in self.scores().items()}
 
     def summary(self) -> dict[str, Any]:
         """The object S of ``summary.json``: scores in percent with their 95 % interval."""
@@ -101,6 +114,17 @@ def measure(
         else None,
         shown=[part for part in shown.values() if part.prompts],
     )
+
+
+def save_shown(folder: Path, parts: Sequence[Shown], count: int) -> list[dict[str, Any]]:
+    """The first ``count`` pictures of each role as PNGs in ``folder``; returns one record for each of them."""
+    records = []
+    for part in parts:
+        for prompt, seed, image in list(zip(part.prompts, part.seeds, part.images, strict=True))[:count]:
+            name = f"{part.role}-{seed}.png"
+            save_image(folder / name, image)
+            records.append({"role": part.role, "prompt": prompt, "seed": seed, "file": name})
+    return records
 
 
 def counts_for_fid(judge: Judge) -> int:

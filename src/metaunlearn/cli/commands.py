@@ -9,6 +9,7 @@ import typer
 
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
+from metaunlearn.cli.grids import bench
 from metaunlearn.cli.information import doctor, recipes
 from metaunlearn.cli.tables import scores_table, story_lines
 from metaunlearn.errors import UserError
@@ -251,6 +252,9 @@ def evaluate(
             progress=console.pictures("drawing"),
         )
     console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")
+
+
+app.command(name="bench")(bench)
 
 
 @app.command()

@@ -33,6 +33,8 @@ def _usage(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
+    if "bench" in arguments:  # Goes on by itself.
+        return f"interrupted; what is complete was kept. Go on with:\n  metaunlearn {shlex.join(arguments)}"
     if not RESUMABLE.intersection(arguments):
         return "interrupted."
     again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]

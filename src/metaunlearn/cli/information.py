@@ -13,6 +13,12 @@ from metaunlearn.errors import UserError
 
 recipes = typer.Typer(help="List, show or copy the shipped settings.", no_args_is_help=True)
 
+RECIPE_KINDS = {
+    "settings": "settings of erasing and attacking (--recipe NAME):",
+    "story": "stories (metaunlearn demo --recipe NAME):",
+    "grid": "grids (metaunlearn bench NAME):",
+}
+
 RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")]
 
 
@@ -24,10 +30,12 @@ def list_recipes(as_json: o.Json = False) -> None:
 
         found = {name: read_recipe(name) for name in recipe_names()}
     width = max(map(len, found), default=0)
-    console.result(
-        {"recipes": {name: {"description": r.description, "command": r.command} for name, r in found.items()}},
-        *(f"{name:<{width}}  {recipe.description}" for name, recipe in found.items()),
-    )
+    lines = []
+    for kind, title in RECIPE_KINDS.items():
+        mine = {name: recipe for name, recipe in found.items() if recipe.kind == kind}
+        lines += ["", title, *(f"  {name:<{width}}  {recipe.description}" for name, recipe in mine.items())]
+    facts = {name: {"kind": r.kind, "description": r.description, "command": r.command} for name, r in found.items()}
+    console.result({"recipes": facts}, *lines[1:])
 
 
 @recipes.command()

@@ -55,22 +55,22 @@ def prepare(
     """Forget and retain pictures, encoded."""
     sets = {}
     for role in ROLES:
-        pictures = given.get(role) or _own_pictures(model, role, prompts, settings, seed, folder, progress)
+        kept = folder.path / "data" / role if folder else None
+        pictures = given.get(role) or own_pictures(model, role, prompts, settings, seed, kept, progress)
         sets[role] = LatentSet.encode(model, pictures.images, pictures.texts)
     return ErasureData(**sets)
 
 
-def _own_pictures(
+def own_pictures(
     model: StableDiffusion,
     role: str,
     prompts: ConceptPrompts,
     settings: EraseSettings,
     seed: int,
-    folder: RunFolder | None,
+    target: Path | None,
     progress: Progress | None,
 ) -> ImageText:
-    """Pictures that the model makes of its own prompts, kept in the run's folder and read back from there."""
-    target = folder.path / "data" / role if folder else None
+    """Pictures of one of ``ROLES`` that the model makes itself, kept in the imagefolder ``target`` if there is one."""
     if target is not None and (target / "metadata.jsonl").exists():
         return read_imagefolder(target, size=model.image_size)
     pool: tuple[str, ...] = getattr(prompts, role)

@@ -148,7 +148,10 @@ def read_scores(top: Path) -> list[ScoreTable]:
         path = folder / RESULTS_FILE
         if not path.is_file():
             continue
-        results: dict[str, _Result] = parse(dict[str, _Result], read_json(path), str(path))
+        found = read_json(path)
+        if isinstance(found, dict) and "bench" in found:
+            continue  # A grid's rows: bench writes tables of its own beside them.
+        results: dict[str, _Result] = parse(dict[str, _Result], found, str(path))
         for metric, result in results.items():
             key = (metric, json.dumps(result.protocol, sort_keys=True))
             table = tables.setdefault(key, ScoreTable(metric=metric, protocol=result.protocol, lines=[]))

@@ -1,0 +1,42 @@
+"""One erased model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metaunlearn.erasing import erase
+from metaunlearn.models import load_pipeline
+from metaunlearn.runs import RUN_FILE, Progress
+
+
+def make(
+    folder: Path,
+    *,
+    base: str,
+    concept: str,
+    method: str,
+    meta: bool,
+    recipe: str,
+    overrides: Sequence[str],
+    seed: int,
+    device: str,
+    progress: Progress | None,
+    pictures: Path | None = None,
+) -> None:
+    """``folder`` as ``metaunlearn erase`` leaves it; a run that was killed there goes on."""
+    erase(
+        load_pipeline(base),  # Not its name: a run knows a pipeline by its weights, wherever they lie.
+        [concept],
+        method=method,
+        meta=meta,
+        forget_data=None if pictures is None else pictures / "forget",
+        retain_data=pictures,
+        recipe=recipe,
+        overrides=overrides,
+        seed=seed,
+        device=device,
+        out=folder,
+        resume=(folder / RUN_FILE).exists(),
+        progress=progress,
+    )

@@ -1,0 +1,59 @@
+"""Scores of one state of one model: the original, an erased one, or an erased one after some steps of an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaunlearn.canvas.measure import measure, save_shown
+from metaunlearn.canvas.tasks import task_for
+from metaunlearn.checkpoint import write_json
+from metaunlearn.config import Counts
+from metaunlearn.metrics.judge import load_judge
+from metaunlearn.models import load_pipeline
+from metaunlearn.runs import Progress
+
+SCORES_FILE = "scores.json"
+
+
+def make(
+    folder: Path,
+    *,
+    base: str,
+    concept: str,
+    counts: Mapping[str, int],
+    shown: int,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+    erase: Path | None = None,
+    attack: Path | None = None,
+    step: int = 0,
+) -> None:
+    """``folder/scores.json``: each score with its interval, its protocol and what was seen in every picture."""
+    pipeline = load_pipeline(base if erase is None else erase)
+    if attack is not None:
+        pipeline = with_denoiser(pipeline, attack / f"step-{step:06d}" / "unet")
+    found = measure(
+        pipeline.to(device),
+        task_for(concept),
+        load_judge("canvas"),
+        Counts(**counts),
+        seed=seed,
+        progress=None if progress is None else lambda done, total: progress("drawing", done, total),
+    )
+    scores = {
+        name: {**score.to_dict(), "raw": [dict(row) for row in score.raw]} for name, score in found.scores().items()
+    }
+    write_json(folder / SCORES_FILE, {"scores": scores, "samples": save_shown(folder / "samples", found.shown, shown)})
+
+
+def with_denoiser(pipeline: Any, folder: Path) -> Any:
+    """``pipeline`` with the denoiser that lies in ``folder``."""
+    pipeline.unet = type(pipeline.unet).from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return pipeline

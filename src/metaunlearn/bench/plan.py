@@ -1,0 +1,235 @@
+"""From a grid to its rows, each the measurement of one state, and to the cells that they need."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.bench import sources
+from metaunlearn.bench.cells import Cell, make_cell
+from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridVariant, ModelName, as_overrides
+from metaunlearn.config import AttackSettings, Counts, read_recipe, resolve
+from metaunlearn.erasure.interface import OptimisedMethod
+from metaunlearn.erasure.registry import Configured, configure
+
+META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise")
+"""Beginnings of settings that a run without the meta objective does not read."""
+NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
+"""Beginnings of settings under which the result is the same, bit for bit."""
+BEFORE = "before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One state of one model: where it stands in the tables, and the cell with its scores."""
+
+    concept: str
+    seed: int
+    method: str
+    """Empty for the original model."""
+    variant: str
+    model: ModelName
+    attack: str
+    """``before`` when there was none."""
+    step: int
+    cell: Cell = field(hash=False)
+
+    def labels(self) -> dict[str, Any]:
+        """What ``--only`` can ask for."""
+        names = ("concept", "seed", "method", "variant", "model", "attack", "step")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows, in the order in which they are made: seed 0 of everything first; and all cells by name."""
+
+    rows: list[Row]
+    cells: dict[str, Cell]
+
+    def behind(self, rows: Sequence[Row]) -> list[Cell]:
+        """The cells of ``rows`` and those that they need, each once, after those that it needs itself."""
+        found: dict[str, Cell] = {}
+
+        def add(cell: Cell) -> None:
+            for name in cell.needs.values():
+                if name not in found:
+                    add(self.cells[name])
+            found.setdefault(cell.name, cell)
+
+        for row in rows:
+            add(row.cell)
+        return list(found.values())
+
+
+def make_plan(grid: Grid, overrides: Sequence[str] = ()) -> Plan:
+    """All work of ``grid``; settings that cannot be are a UserError here. ``overrides`` go on top of every erasing."""
+    planner = _Planner(grid, overrides)
+    rows = list(planner.rows())
+    return Plan(rows, planner.cells)
+
+
+@dataclass
+class _Planner:
+    grid: Grid
+    overrides: Sequence[str]
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    def cell(self, kind: str, **facts: Any) -> Cell:
+        made = make_cell(kind, **facts)
+        return self.cells.setdefault(made.name, made)
+
+    def rows(self) -> Iterator[Row]:
+        grid = self.grid
+        for seed in sorted({seed for concept in grid.concepts for seed in concept.seeds}):
+            for concept in (concept for concept in grid.concepts if seed in concept.seeds):
+                if "original" in grid.models:
+                    place = {"concept": concept.name, "seed": seed, "method": "", "variant": "", "model": "original"}
+                    yield self._row(place, BEFORE, 0, grid.measure.before, {}, {})
+                for variant in grid.variants:
+                    for method in grid.methods:
+                        for model in variant.models or grid.models:
+                            if model != "original":
+                                yield from self._erased(concept, seed, method, variant, model)
+
+    def _erased(
+        self, concept: GridConcept, seed: int, method: str, variant: GridVariant, model: ModelName
+    ) -> Iterator[Row]:
+        place = {
+            "concept": concept.name, "seed": seed, "method": method, "variant": variant.name, "model": model,
+        }  # fmt: skip
+        measure = self.grid.measure
+        erased = self._erase(concept, seed, method, variant, model, place)
+        yield self._row(place, BEFORE, 0, measure.before, {"erase": erased}, {})
+        for attack in self.grid.attacks:
+            attacked = self._attack(concept, seed, attack, erased, place)
+            steps = attack.steps or concept.steps
+            for step in steps:
+                counts = measure.last if step == steps[-1] else measure.between
+                needs = {"erase": erased, "attack": attacked}
+                yield self._row(place, attack.name, step, counts, needs, {"step": step})
+
+    def _erase(
+        self,
+        concept: GridConcept,
+        seed: int,
+        method: str,
+        variant: GridVariant,
+        model: ModelName,
+        place: Mapping[str, Any],
+    ) -> Cell:
+        meta = model == "meta-unlearn"
+        said = [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
+        chosen = _configured(method, self.grid.recipe, tuple(said))
+        trains = meta or isinstance(chosen.method, OptimisedMethod)
+        needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
+        spec = {
+            "base": base_hash(self.grid.base), "concept": concept.name, "method": chosen.name,
+            "method_settings": chosen.method_settings, "settings": settings_that_count(chosen, meta=meta),
+            "meta": meta, "seed": seed, **_code_elsewhere(chosen),
+        }  # fmt: skip
+        call = {
+            "base": self.grid.base, "concept": concept.name, "method": method, "meta": meta,
+            "recipe": self.grid.recipe, "overrides": said, "seed": seed,
+        }  # fmt: skip
+        size = chosen.settings.steps if trains else 1
+        return self.cell("erase", spec=spec, call=call, labels=place, size=size, needs=needs)
+
+    def _pictures(self, concept: GridConcept, seed: int, chosen: Configured, place: Mapping[str, Any]) -> Cell:
+        counts = {name: getattr(chosen.settings, name) for name in ("forget_images", "retain_images")}
+        spec = {"base": base_hash(self.grid.base), "concept": concept.name, "seed": seed, **counts}
+        call = {"base": self.grid.base, "concept": concept.name, "seed": seed, **counts}
+        labels = {"concept": place["concept"], "seed": seed}
+        size = counts["forget_images"] + 2 * counts["retain_images"]
+        return self.cell("pictures", spec=spec, call=call, labels=labels, size=size)
+
+    def _attack(
+        self, concept: GridConcept, seed: int, attack: GridAttack, erased: Cell, place: Mapping[str, Any]
+    ) -> Cell:
+        labels = {"concept": concept.name, "seed": seed, "attack": attack.name}
+        facts = {"dataset": attack.data, "concept": concept.name, "pictures": attack.pictures, "seed": seed}
+        data = self.cell("data", spec={**facts, "art": art_hash()}, call=facts, labels=labels, size=attack.pictures)
+        said = as_overrides({**concept.attack, **attack.set})
+        settings = resolve(AttackSettings, read_recipe(self.grid.recipe).attack, said)
+        steps = list(attack.steps or concept.steps)
+        spec = {"settings": _without(settings.model_dump(mode="json"), NO_INFLUENCE), "steps": steps, "seed": seed}
+        call = {"steps": steps, "recipe": self.grid.recipe, "overrides": said, "seed": seed}
+        return self.cell(
+            "attack", spec=spec, call=call, labels={**place, **labels}, size=steps[-1],
+            needs={"erase": erased, "data": data},
+        )  # fmt: skip
+
+    def _row(
+        self,
+        place: Mapping[str, Any],
+        attack: str,
+        step: int,
+        counts: Counts,
+        needs: Mapping[str, Cell],
+        more: Mapping[str, Any],
+    ) -> Row:
+        facts = {
+            "concept": place["concept"], "seed": place["seed"], "counts": counts.model_dump(),
+            "shown": self.grid.measure.shown, **more,
+        }  # fmt: skip
+        labels = {**place, "attack": attack, "step": step}
+        cell = self.cell(
+            "measure",
+            spec={**facts, "base": base_hash(self.grid.base), "art": art_hash(), "judge": judge_hash()},
+            call={**facts, "base": self.grid.base},
+            labels=labels,
+            size=sum(counts.model_dump().values()),
+            needs=needs,
+        )
+        return Row(**labels, cell=cell)
+
+
+@functools.lru_cache(maxsize=256)
+def _configured(method: str, recipe: str, overrides: tuple[str, ...]) -> Configured:
+    return configure(method, read_recipe(recipe), overrides)
+
+
+def settings_that_count(chosen: Configured, *, meta: bool) -> dict[str, Any]:
+    """Those settings of an erasing run that its result depends on."""
+    if not meta and not isinstance(chosen.method, OptimisedMethod):
+        return {}  # A closed-form edit takes no step.
+    # A mixture of attackers stays in a plain run's: drawing one of it moves the run's other draws, too.
+    return _without(chosen.settings.model_dump(mode="json"), NO_INFLUENCE if meta else NO_INFLUENCE + META_ONLY)
+
+
+def _without(settings: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if not key.startswith(beginnings)}
+
+
+def _code_elsewhere(chosen: Configured) -> dict[str, str]:
+    """The hash of the method's own file when another package brings it."""
+    kind = type(chosen.method)
+    file = None if kind.__module__.startswith(f"{sources.PACKAGE}.") else inspect.getsourcefile(kind)
+    return {} if file is None else {"method_code": sources.files_hash(Path(file))}
+
+
+@functools.cache
+def base_hash(base: str) -> str:
+    """Of the base model's files."""
+    assert base == "canvas", base  # read_bench() lets nothing else pass.
+    from metaunlearn.canvas import weights_folder
+
+    return sources.files_hash(weights_folder() / "pipeline")
+
+
+@functools.cache
+def judge_hash() -> str:
+    """Of Canvas's judge."""
+    from metaunlearn.canvas import weights_folder
+
+    return sources.files_hash(weights_folder() / "judge")
+
+
+@functools.cache
+def art_hash() -> str:
+    """Of the emoji from which Canvas's real pictures are drawn."""
+    return sources.files_hash(sources.ROOT / "canvas" / "art")

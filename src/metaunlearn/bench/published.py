@@ -1,0 +1,59 @@
+"""The paper's own tables, to stand beside what a grid finds on another model."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from importlib import resources
+
+CAPTIONS = {
+    "table1_nudity_score": "Table 1: nudity score (%) of SD 1.4 after finetuning",
+    "table2_quality": "Table 2: FID and CLIP score before finetuning",
+    "table3_nsfw_esd_f_3": "Table 3: unsafe score (%) and NSFW score, ESD-f-3",
+    "table4_gamma_ratio_esd_u_1": "Table 4: nudity score (%) by gamma1:gamma2, ESD-u-1",
+    "table5_inner_steps_esd_u_3": "Table 5: inner steps M, ESD-u-3",
+    "appendix_f_attack_optimizers_esd_u_3": "Appendix F: nudity score (%) by the attacker's optimiser, ESD-u-3",
+    "unlearndiffatk_asr": "UnlearnDiffAtk: success rate (%)",
+}
+"""By file name, what the table is."""
+
+DIFFERS = (
+    "Published figures (Gao et al., ICCV 2025). Their model is Stable Diffusion 1.4, their concept nudity as NudeNet "
+    "sees it, their attacks 50 to 300 steps: model and protocol differ from those above, so compare the order and the "
+    "direction, not the figures."
+)
+
+
+def published_rows(name: str) -> list[dict[str, str]]:
+    """The rows of one published table; ``name`` is a key of ``CAPTIONS``."""
+    text = (resources.files("metaunlearn.bench") / "published" / f"{name}.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def published_sections(names: Sequence[str]) -> list[str]:
+    """Markdown of the tables ``names``; empty when there are none."""
+    parts = ["## In the paper", DIFFERS] if names else []
+    for name in names:
+        parts += [f"### {CAPTIONS[name]}", _wide(name) if name.startswith("table1") else _as_it_is(name)]
+    return parts
+
+
+def _as_it_is(name: str) -> str:
+    from metaunlearn.bench.tables import markdown_table
+
+    rows = published_rows(name)
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _wide(name: str) -> str:
+    """Table 1: a line for each model, a column for each data set and number of steps."""
+    from metaunlearn.bench.tables import markdown_table
+
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in published_rows(name):
+        data, steps = row["finetune_data"], row["finetune_steps"]
+        column = "before" if data == "none" else f"{data} {steps}"
+        lines.setdefault((row["method"], row["variant"]), {})[column] = row["nudity_score_percent"]
+    columns = list(dict.fromkeys(column for line in lines.values() for column in line))
+    cells = [[*key, *(line.get(column, "") for column in columns)] for key, line in lines.items()]
+    return markdown_table(["method", "model", *columns], cells)

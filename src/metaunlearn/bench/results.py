@@ -1,0 +1,103 @@
+"""The measured rows of a grid, and what several seeds say together.
+
+Percentages are pooled by their counts: hits and pictures add up over the seeds, and Wilson's interval is that of the
+sums. It tells of the pictures' number, not of how differently two trainings can end; the seeds' own values do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from metaunlearn.bench.kinds.measure import SCORES_FILE
+from metaunlearn.bench.plan import Plan, Row
+from metaunlearn.bench.recipe import BenchRecipe
+from metaunlearn.bench.store import Store
+from metaunlearn.metrics.intervals import wilson
+from metaunlearn.runs import versions
+
+PERCENTAGES = ("concept", "related", "unrelated")
+DIGEST_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured row."""
+
+    row: Row
+    scores: dict[str, dict[str, Any]]
+    """By score: value, low, high, n, hits (of a percentage), and the digest of its protocol."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """One score over seeds."""
+
+    value: float
+    low: float
+    high: float
+    """Of a percentage its 95 % interval, of any other score the range over the seeds."""
+    n: int
+    """Pictures in all."""
+    by_seed: dict[int, float]
+
+
+class Results:
+    """Reads the scores of whole cells, each once."""
+
+    def __init__(self, recipe: BenchRecipe, plan: Plan, store: Store) -> None:
+        self.recipe, self.plan, self.store = recipe, plan, store
+        self.protocols: dict[str, dict[str, Any]] = {}
+        """By digest."""
+        self._read: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def rows(self) -> list[Measured]:
+        """The rows whose cell is whole."""
+        return [Measured(row, self._scores(row)) for row in self.plan.rows if self.store.whole(row.cell.name)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """``results.json``. Nothing in it depends on when or in what order the cells were made."""
+        rows = self.rows()
+        return {
+            "bench": self.recipe.name,
+            "description": self.recipe.description,
+            "grid": self.recipe.grid.model_dump(mode="json"),
+            "rows_in_all": len(self.plan.rows),
+            "rows": [{**found.row.labels(), "cell": found.row.cell.name, "scores": found.scores} for found in rows],
+            "protocols": dict(sorted(self.protocols.items())),
+            "versions": versions(),
+        }
+
+    def _scores(self, row: Row) -> dict[str, dict[str, Any]]:
+        name = row.cell.name
+        if name not in self._read:
+            found = json.loads((self.store.folder(name) / SCORES_FILE).read_text())["scores"]
+            self._read[name] = {key: self._short(key, score) for key, score in found.items()}
+        return self._read[name]
+
+    def _short(self, key: str, score: dict[str, Any]) -> dict[str, Any]:
+        protocol = json.dumps(score["protocol"], sort_keys=True)
+        digest = hashlib.sha256(protocol.encode()).hexdigest()[:DIGEST_DIGITS]
+        self.protocols[digest] = score["protocol"]
+        hits = {"hits": round(score["value"] * score["n"] / 100)} if key in PERCENTAGES else {}
+        return {name: score[name] for name in ("value", "low", "high", "n")} | hits | {"protocol": digest}
+
+
+def pooled(rows: Sequence[Measured], score: str) -> Pooled | None:
+    """``score`` over ``rows``, which differ in their seed only; None when none of them has it."""
+    found = {measured.row.seed: measured.scores[score] for measured in rows if score in measured.scores}
+    if not found:
+        return None
+    if len({one["protocol"] for one in found.values()}) > 1:
+        raise ValueError(f"{score} was measured by different protocols: {found}")
+    by_seed = {seed: one["value"] for seed, one in sorted(found.items())}
+    n = sum(one["n"] for one in found.values())
+    if score in PERCENTAGES:
+        interval = wilson(sum(one["hits"] for one in found.values()), n)
+        return Pooled(interval.value, interval.low, interval.high, n, by_seed)
+    values = list(by_seed.values())
+    return Pooled(mean(values), min(values), max(values), n, by_seed)

@@ -1,0 +1,181 @@
+"""``bench``: a grid, made as far as it is not there yet, and its tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.cluster import Cluster
+from metaunlearn.bench.estimate import Outlook, outlook, wanted
+from metaunlearn.bench.executor import Executor, Local
+from metaunlearn.bench.plan import Plan, Row, make_plan
+from metaunlearn.bench.recipe import BenchRecipe, read_bench
+from metaunlearn.bench.results import Results
+from metaunlearn.bench.select import select
+from metaunlearn.bench.store import Store
+from metaunlearn.bench.tables import as_csv, markdown
+from metaunlearn.bench.work import Outcome
+from metaunlearn.errors import RunError
+from metaunlearn.runs import Progress
+
+RESULTS_FILE = "results.json"
+TABLES_FILE = "tables.md"
+CSV_FILE = "table.csv"
+PAUSE = 1.0
+"""Seconds to wait when other processes are making everything that could be made."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A grid, checked, with the folder it goes to and the rows that were asked for."""
+
+    recipe: BenchRecipe
+    plan: Plan
+    store: Store
+    rows: list[Row]
+
+
+def prepare(recipe: str, out: Path, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Job:
+    """Read and check everything; UserError says what is wrong. Nothing is written."""
+    read = read_bench(recipe)
+    plan = make_plan(read.grid, overrides)
+    return Job(read, plan, Store.claim(out), select(plan, only))
+
+
+def dry_run(recipe: str, out: Path, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outlook:
+    """What :func:`run_grid` would have to do, and what it would take."""
+    job = prepare(recipe, out, only=only, overrides=overrides)
+    return outlook(job.plan, job.store, job.rows)
+
+
+def run_grid(
+    recipe: str,
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    ray: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Make what is missing of the grid ``recipe`` (a shipped name, or a path) in ``out``; write its tables.
+
+    ``only`` (``["method=sdd", "seed=0"]``) takes a part of it; ``overrides`` (``["steps=100"]``) go on top of every
+    erasing's settings. Several processes may run on one ``out`` and share the work. This process makes one cell after
+    another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before any work when
+    the call is wrong, RunError at the end when cells failed.
+    """
+    job = prepare(recipe, out, only=only, overrides=overrides)
+    loop = _Loop(job, _executor(job.store, ray, device, progress), progress)
+    job.store.cells.mkdir(parents=True, exist_ok=True)
+    loop.run()
+    loop.write()
+    if loop.failed:
+        told = "\n".join(f"  {name}: {message}" for name, message in loop.failed.items())
+        raise RunError(
+            f"{len(loop.failed)} cells failed; what is whole was kept, and is in {out / TABLES_FILE}:\n{told}"
+        )
+    return {
+        "out": str(out),
+        "rows": len(job.rows),
+        "made": loop.made,
+        "tables": str(out / TABLES_FILE),
+        "results": str(out / RESULTS_FILE),
+        "csv": str(out / CSV_FILE),
+    }
+
+
+def _executor(store: Store, ray: str | None, device: str, progress: Progress | None) -> Executor:
+    if ray is None:
+        return Local(store, device=device, progress=progress)
+    return Cluster(store, address=ray, device=device)
+
+
+@dataclass
+class _Loop:
+    """Submits what can be made until nothing is left, and writes the tables as rows come in."""
+
+    job: Job
+    executor: Executor
+    progress: Progress | None
+    failed: dict[str, str] = field(default_factory=dict)
+    made: int = 0
+    """Cells that this process made."""
+
+    def __post_init__(self) -> None:
+        self.results = Results(self.job.recipe, self.job.plan, self.job.store)
+
+    def run(self) -> None:
+        """Until every row is whole, or waits for a cell that failed."""
+        store = self.job.store
+        submitted: set[str] = set()
+        elsewhere: set[str] = set()
+        while todo := self._todo():
+            for cell in todo:
+                if not self.executor.free():
+                    break
+                ready = all(store.whole(name) for name in cell.needs.values())
+                if ready and cell.name not in submitted | elsewhere:
+                    self.executor.submit(cell)
+                    submitted.add(cell.name)
+            outcomes = self.executor.finished()
+            for outcome in outcomes:
+                submitted.discard(outcome.cell.name)
+                if outcome.state == "busy":
+                    elsewhere.add(outcome.cell.name)
+                else:
+                    elsewhere.clear()
+                    self._note(outcome)
+            if not outcomes:
+                time.sleep(PAUSE)
+                elsewhere.clear()
+
+    def write(self) -> None:
+        """The tables of all that is whole, also of what other processes made."""
+        self.job.store.write(
+            {
+                RESULTS_FILE: json.dumps(self.results.to_dict(), indent=1, ensure_ascii=False) + "\n",
+                TABLES_FILE: markdown(self.results),
+                CSV_FILE: as_csv(self.results),
+            }
+        )
+
+    def _todo(self) -> list[Cell]:
+        """What is left, without what cannot be made because something failed."""
+        left = wanted(self.job.plan, self.job.store, self.job.rows)
+        lost = set(self.failed)
+        for cell in left:  # Each comes after those that it needs.
+            if lost & set(cell.needs.values()):
+                lost.add(cell.name)
+        return [cell for cell in left if cell.name not in lost]
+
+    def _note(self, outcome: Outcome) -> None:
+        cell = outcome.cell
+        named = " ".join(str(value) for value in cell.labels.values() if value != "")
+        if outcome.state == "failed":
+            self.failed[cell.name] = outcome.message
+            logger.warning("%s (%s) failed: %s", cell.name, named, outcome.message)
+            return
+        self.made += 1
+        logger.info("%s: %s, %.0f s", cell.kind, named, outcome.seconds)
+        if cell.kind == "measure":
+            self.write()
+            self._drop_checkpoints(cell.needs.get("attack"))
+        if self.progress is not None:
+            whole = sum(self.job.store.whole(row.cell.name) for row in self.job.rows)
+            self.progress("states measured", whole, len(self.job.rows))
+
+    def _drop_checkpoints(self, attack: str | None) -> None:
+        if attack is None or self.job.recipe.grid.keep_checkpoints:
+            return
+        rows = [row for row in self.job.plan.rows if row.cell.needs.get("attack") == attack]
+        if all(self.job.store.whole(row.cell.name) for row in rows) and self.job.store.whole(attack):
+            self.job.store.remove(attack)

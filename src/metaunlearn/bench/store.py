@@ -1,0 +1,74 @@
+"""Where cells lie: ``OUT/cells/KIND-KEY``, whole or absent; what is being made has another name until it is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.locks import Locks
+from metaunlearn.checkpoint import write_atomic, write_json
+from metaunlearn.errors import UserError
+from metaunlearn.runs import versions
+
+CELL_FILE = "cell.json"
+
+
+class Store:
+    """The cells of one output folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.cells = out / "cells"
+        self.locks = Locks(out / "locks")
+
+    @classmethod
+    def claim(cls, out: Path) -> Store:
+        """The store in ``out``: a new or empty folder, or one that a bench has written to."""
+        if out.exists() and not out.is_dir():
+            raise UserError(f"the output {out} is a file; give a folder (out=..., --out DIR).")
+        if out.is_dir() and any(out.iterdir()) and not (out / "cells").is_dir():
+            raise UserError(
+                f"the output folder {out} is not empty and holds no bench; choose another (out=..., --out DIR)."
+            )
+        return cls(out)
+
+    def folder(self, name: str) -> Path:
+        """Where the whole cell ``name`` lies."""
+        return self.cells / name
+
+    def partial(self, name: str) -> Path:
+        """Where it lies while it is made."""
+        return self.cells / f".{name}.partial"
+
+    def whole(self, name: str) -> bool:
+        """Whether the cell is there. Its folder got its name when everything was in it."""
+        return self.folder(name).is_dir()
+
+    def finish(self, cell: Cell, *, seconds: float, device: str) -> None:
+        """Make the partial cell a whole one."""
+        partial = self.partial(cell.name)
+        more = {"seconds": round(seconds, 3), "device": device, "versions": versions()}
+        write_json(partial / CELL_FILE, {**cell.record(), **more})
+        partial.rename(self.folder(cell.name))
+
+    def remove(self, name: str) -> None:
+        """Drop a cell; under another name first, so that no half of it is taken for the whole."""
+        waste = self.cells / f".{name}.removed"
+        shutil.rmtree(waste, ignore_errors=True)  # Of a process that was killed here.
+        self.folder(name).rename(waste)
+        shutil.rmtree(waste)
+
+    def records(self) -> list[dict[str, Any]]:
+        """``cell.json`` of every whole cell."""
+        files = sorted(self.cells.glob(f"*/{CELL_FILE}")) if self.cells.is_dir() else []
+        return [json.loads(file.read_text()) for file in files]
+
+    def write(self, files: Mapping[str, str]) -> None:
+        """Write files of the output folder, by name; each whole, and not while another process does."""
+        with self.locks.guard():
+            for name, text in files.items():
+                write_atomic(self.out / name, text)

@@ -1,0 +1,99 @@
+"""The command ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metaunlearn.cli import options as o
+from metaunlearn.cli.console import working
+from metaunlearn.cli.tables import table
+
+if TYPE_CHECKING:
+    from metaunlearn.bench.estimate import Outlook
+
+LISTED = 20
+"""Cells that --dry-run names; --json has all."""
+
+
+def bench(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A shipped grid (metaunlearn recipes list) or a file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where it goes; a bench that is there goes on.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="KEY=VALUE",
+            help="A part: concept, seed, method, variant, model, attack, step or cell; repeatable.",
+        ),
+    ] = None,
+    overrides: o.Overrides = None,
+    plan: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is there, what is missing and what it takes.")
+    ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: auto, HOST:PORT, or local."),
+    ] = None,
+    device: o.Device = "cpu",
+    as_json: o.Json = False,
+) -> None:
+    """Run a grid: a table of the paper, or your own.
+
+    What is in DIR already is not made again; several processes on one DIR share the work.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.bench.run import dry_run, run_grid
+
+        if plan:
+            found = dry_run(recipe, out, only=only or (), overrides=overrides or ())
+        else:
+            summary = run_grid(
+                recipe,
+                out,
+                only=only or (),
+                overrides=overrides or (),
+                device=device if ray is not None else o.check_device(device),
+                ray=ray,
+                progress=console.progress,
+            )
+    if plan:
+        console.result(found.to_dict(), *_outlook_lines(found))
+    else:
+        made = f"{summary['rows']} states measured, {summary['made']} cells made now"
+        console.result(summary, made, f"tables: {summary['tables']}", f"results: {summary['results']}")
+
+
+def _outlook_lines(found: Outlook) -> list[str]:
+    rows = [
+        (part.kind, str(part.cells), str(part.cached), str(part.cells - part.cached), _time(part.seconds))
+        for part in found.kinds
+    ]
+    seconds = [part.seconds for part in found.kinds]
+    total = None if any(part is None for part in seconds) else sum(part or 0 for part in seconds)
+    memory = "" if found.memory_bytes is None else f", memory about {found.memory_bytes / 2**30:.1f} GiB (estimate)"
+    cells = [" ".join(str(value) for value in cell.values() if value != "") for cell in found.todo[:LISTED]]
+    more = len(found.todo) - len(cells)
+    return [
+        table(("cells", "in all", "there or not needed", "to make", "time for one process"), rows),
+        f"together: {_time(total)}{memory}",
+        *(["", "first of them:"] if cells else []),
+        *(f"  {cell}" for cell in cells),
+        *([f"  and {more} more (--json lists them)"] if more else []),
+    ]
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,103 @@
+"""Locks: one holder at a time, none after its process is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from metaunlearn.bench import locks
+from metaunlearn.bench.locks import Locks
+
+
+def test_one_holds_and_the_other_is_told(tmp_path: Path) -> None:
+    with Locks(tmp_path).held("a") as mine, Locks(tmp_path).held("a") as other, Locks(tmp_path).held("b") as another:
+        assert (mine, other, another) == (True, False, True)
+    assert list(tmp_path.glob("*.lock")) == []
+    with Locks(tmp_path).held("a") as again:
+        assert again
+
+
+def test_an_error_lets_go(tmp_path: Path) -> None:
+    try:
+        with Locks(tmp_path).held("a"):
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert not Locks(tmp_path).living("a")
+
+
+def test_the_lock_of_a_gone_process_is_broken(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    holder = {"host": platform.node(), "pid": process.pid, "process": f"{process.pid} since 1"}
+    (tmp_path / "a.lock").write_text(json.dumps(holder))
+    assert not Locks(tmp_path).living("a")
+    with Locks(tmp_path).held("a") as mine:
+        assert mine
+
+
+def test_a_later_process_of_the_same_number_is_another(tmp_path: Path) -> None:
+    with Locks(tmp_path).held("a"):
+        holder = json.loads((tmp_path / "a.lock").read_text())
+        assert Locks(tmp_path).living("a")
+        (tmp_path / "a.lock").write_text(json.dumps({**holder, "process": f"{os.getpid()} since 1"}))
+        assert not Locks(tmp_path).living("a")
+
+
+def test_another_host_is_believed_as_long_as_it_is_heard_of(tmp_path: Path) -> None:
+    file = tmp_path / "a.lock"
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 1, "process": "1 since 1"}))
+    assert Locks(tmp_path).living("a")
+    silent = time.time() - 2 * locks.SILENCE
+    os.utime(file, (silent, silent))
+    assert not Locks(tmp_path).living("a")
+
+
+def test_the_holder_is_heard_of(tmp_path: Path, monkeypatch: object) -> None:
+    old = time.time() - 100
+    locks_of = Locks(tmp_path)
+    stop = threading.Event()
+    (tmp_path / "a.lock").write_text("{}")
+    os.utime(tmp_path / "a.lock", (old, old))
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.01)  # type: ignore[attr-defined]
+    beat = threading.Thread(target=locks_of._beat, args=("a", stop))
+    beat.start()
+    deadline = time.monotonic() + 10
+    while (tmp_path / "a.lock").stat().st_mtime < old + 50 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    beat.join()
+    assert (tmp_path / "a.lock").stat().st_mtime > old + 50
+
+
+class Hesitating(Locks):
+    """Looks, and takes its time before it acts on what it saw."""
+
+    def living(self, name: str) -> bool:
+        found = super().living(name)
+        time.sleep(0.02)
+        return found
+
+
+def test_one_of_many_breaks_a_stale_lock(tmp_path: Path) -> None:
+    """All of them see that it is stale, and none removes what another one took after that."""
+    (tmp_path / "a.lock").write_text(json.dumps({"host": "elsewhere"}))
+    os.utime(tmp_path / "a.lock", (0, 0))
+    start, got = threading.Barrier(6), []
+
+    def take() -> None:
+        start.wait()
+        got.append(Hesitating(tmp_path)._take("a"))
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 5 + [True]

@@ -1,0 +1,230 @@
+"""What bench would do: a grid as read, its rows and cells, and what their keys depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
+from metaunlearn.bench import cells, sources
+from metaunlearn.bench.plan import Plan
+from metaunlearn.bench.recipe import as_overrides, read_bench
+from metaunlearn.bench.select import select
+from metaunlearn.config import EraseSettings, parse_overrides, read_recipe, recipe_names, resolve
+from metaunlearn.errors import UserError
+
+BOTH = changed("models", to=["original", "unlearn", "meta-unlearn"])
+GRIDS = [name for name in recipe_names() if read_recipe(name).kind == "grid"]
+
+
+def names(plan: Plan, kind: str) -> set[str]:
+    return {cell.name for cell in plan.cells.values() if cell.kind == kind}
+
+
+def kinds_changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    one, other = plan_of(before), plan_of(after)
+    return {kind for kind in cells.KINDS if names(one, kind) != names(other, kind)}
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "kinds"),
+    [
+        (("measure", "between", "concept"), 3, {"measure"}),
+        (("measure", "shown"), 0, {"measure"}),
+        (("concepts", 0, "attack", "learning_rate"), 2e-4, {"attack", "measure"}),
+        (("attacks", 0, "set", "optimizer"), "sgd", {"attack", "measure"}),
+        (("concepts", 0, "steps"), [1, 3], {"attack", "measure"}),
+        (("attacks", 0, "pictures"), 3, {"data", "attack", "measure"}),
+        (("attacks", 0, "data"), "hrm-s", {"data", "attack", "measure"}),
+        (("set", "gamma2"), 0.7, {"erase", "attack", "measure"}),
+        (("set", "retain_images"), 3, {"pictures", "erase", "attack", "measure"}),
+        (("methods",), ["esd-u-1"], {"erase", "attack", "measure"}),
+        (("concepts", 0, "seeds"), [1], set(cells.KINDS)),
+        (("concepts", 0, "name"), "clown", set(cells.KINDS)),
+        (("set", "checkpoint_every"), 2, set()),
+        (("concepts", 0, "attack", "checkpoint_every"), 2, set()),
+        (("attacks", 0, "name"), "another name", set()),
+        (("keep_checkpoints",), False, set()),
+        (("published",), ["table1_nudity_score"], set()),
+    ],
+)
+def test_keys_change_with_what_they_depend_on_only(path: tuple[Any, ...], to: Any, kinds: set[str]) -> None:
+    assert kinds_changed(TINY, changed(*path, to=to)) == kinds
+
+
+def test_a_plain_run_does_not_depend_on_the_meta_objective() -> None:
+    plain = changed("models", to=["unlearn"])
+    for key, value in {"gamma2": 0.7, "zeta": 0.1, "inner_steps": 2, "inner_learning_rate": 1.0}.items():
+        assert kinds_changed(plain, changed("set", key, to=value, of=plain)) == set(), key
+    assert "erase" in kinds_changed(plain, changed("set", "retain_weight", to=0.7, of=plain))
+
+
+def test_a_closed_form_edit_needs_no_pictures() -> None:
+    edit = changed("models", to=["unlearn"], of=changed("methods", to=["uce"]))
+    assert names(plan_of(edit), "pictures") == set()
+    assert kinds_changed(edit, changed("set", "steps", to=9, of=edit)) == set()
+    assert len(names(plan_of(changed("methods", to=["uce"])), "pictures")) == 1
+
+
+def test_more_seeds_leave_the_others_as_they_are() -> None:
+    more = plan_of(changed("concepts", 0, "seeds", to=[0, 1]))
+    assert set(plan_of(TINY).cells) < set(more.cells)
+    assert len(more.cells) == 2 * CELLS
+    assert [row.seed for row in more.rows] == [0, 0, 0, 1, 1, 1]
+
+
+def test_all_methods_and_variants_share_their_pictures_and_one_plain_run() -> None:
+    grid = changed("methods", to=["esd-x-1", "sdd"], of=BOTH)
+    grid["variants"] = [{"name": "a", "set": {"gamma2": 0.1}}, {"name": "b", "set": {"gamma2": 0.2}}]
+    plan = plan_of(grid)
+    assert len(names(plan, "pictures")) == 1
+    assert len(names(plan, "data")) == 1
+    assert len(names(plan, "erase")) == 2 * (1 + 2)
+    assert len(plan.rows) == 1 + 2 * 2 * 2 * 3
+
+
+def test_keys_hold_the_code_and_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, code_of = plan_of(TINY), cells.code_of
+    monkeypatch.setattr(cells, "code_of", lambda kind: "other code" if kind == "attack" else code_of(kind))
+    after = plan_of(TINY)
+    assert {kind for kind in cells.KINDS if names(before, kind) != names(after, kind)} == {"attack", "measure"}
+    monkeypatch.setattr(cells, "_versions", lambda: {"torch": "0"})
+    assert {kind for kind in cells.KINDS if names(plan_of(TINY), kind) == names(after, kind)} == set()
+
+
+def test_the_code_behind_a_cell() -> None:
+    behind = {kind: sources.modules_behind(f"metaunlearn.bench.kinds.{kind}") for kind in cells.KINDS}
+    part = {
+        "erase": {"meta.train", "meta.hypergradient", "erasure.esd", "erasure.uce", "diffusion", "data.latents"},
+        "attack": {"attacks.finetune", "diffusion", "data.imagefolder"},
+        "measure": {"metrics.fid", "metrics.judge", "generation", "canvas.measure", "canvas.scenes"},
+        "pictures": {"generation", "erasure.prepare", "canvas.tasks"},
+        "data": {"canvas.datasets", "canvas.scenes"},
+    }
+    for kind, modules in part.items():
+        assert {f"metaunlearn.{name}" for name in modules} <= behind[kind], kind
+    for kind, modules in behind.items():
+        assert not [name for name in modules if name.startswith(("metaunlearn.cli", "metaunlearn.report"))], kind
+        assert [name for name in modules if name.startswith("metaunlearn.bench")] == [f"metaunlearn.bench.kinds.{kind}"]
+    assert not [name for name in behind["measure"] if name.startswith("metaunlearn.meta")]
+
+
+def test_code_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    (tmp_path / "top.py").write_text('"""Text."""\ndef f():\n    from metaunlearn import deep\n    return deep.x\n')
+    (tmp_path / "deep.py").write_text("x = 1\n")
+    (tmp_path / "aside.py").write_text("y = 1\n")
+
+    def code() -> str:
+        for cached in (sources.modules_behind, sources._imports, sources._code):
+            cached.cache_clear()
+        return sources.code_hash("metaunlearn.top")
+
+    try:
+        first = code()
+        (tmp_path / "aside.py").write_text("y = 2\n")
+        (tmp_path / "deep.py").write_text('"""Other words."""\nx = 1  # Why.\n')
+        assert code() == first
+        (tmp_path / "deep.py").write_text("x = 2\n")
+        assert code() != first
+    finally:
+        monkeypatch.undo()
+        for cached in (sources.modules_behind, sources._imports, sources._code):
+            cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_shipped_grids_can_be_planned(name: str) -> None:
+    recipe = read_bench(name)
+    rows = plan_of(recipe.grid.model_dump()).rows
+    assert recipe.command.startswith(f"metaunlearn bench {name} --out ")
+    assert len({row.cell.name for row in rows}) <= len(rows)
+    seeds = [row.seed for row in rows]
+    assert seeds == sorted(seeds)
+
+
+def test_table1_has_the_papers_shape() -> None:
+    """3 concepts with 3 + 1 + 1 seeds; 6 methods, 2 models, before and 3 attacks of 4 steps; and the originals."""
+    plan = plan_of(read_bench("table1-canvas").grid.model_dump())
+    assert len(plan.rows) == 5 * (1 + 6 * 2 * 13)
+    assert {kind: len(names(plan, kind)) for kind in cells.KINDS} == {
+        "pictures": 5, "data": 15, "erase": 60, "attack": 180, "measure": 785,
+    }  # fmt: skip
+
+
+def test_only_takes_a_part() -> None:
+    grid = changed("concepts", 0, "seeds", to=[0, 1], of=changed("methods", to=["esd-x-1", "sdd"], of=BOTH))
+    plan = plan_of(grid)
+    assert len(select(plan, [])) == len(plan.rows)
+    part = select(plan, ["method=sdd", "seed=0"])
+    assert {(row.method, row.seed) for row in part} == {("sdd", 0)}
+    assert len(select(plan, ["seed=0", "seed=1", "attack=before", "model=original"])) == 2
+    attack = next(cell for cell in plan.cells.values() if cell.kind == "attack")
+    assert [row.step for row in select(plan, [f"cell={attack.name}"])] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ("methd=sdd", "Did you mean 'method'"),
+        ("seed", "expected KEY=VALUE"),
+        ("seed=7", "no seed '7'"),
+        ("method=esd-x-2", "Did you mean 'esd-x-1'"),
+        ("cell=erase-zz", "no cell"),
+    ],
+)
+def test_only_refuses(only: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        select(plan_of(TINY), [only])
+    assert "--only" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "says"),
+    [
+        (("methds",), [], "Did you mean 'methods'"),
+        (("attacks", 0, "step"), [1], r"grid.*unknown key 'attacks.0.step'.*Did you mean 'steps'"),
+        (("measure", "before", "unrelatd"), 1, "Did you mean 'unrelated'"),
+        (("concepts", 0, "name"), "knive", "Did you mean 'knife'"),
+        (("concepts", 0, "steps"), [2, 1], "ascending"),
+        (("concepts", 0, "steps"), [], "needs steps"),
+        (("attacks",), [TINY["attacks"][0]] * 2, "a name of its own"),
+        (("base",), "some/model", "'canvas' only"),
+        (("models",), ["relearned"], "models"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(tmp_path: Path, path: tuple[Any, ...], to: Any, says: str) -> None:
+    file = write_recipe(tmp_path / "grid.toml", changed(*path, to=to))
+    with pytest.raises(UserError, match=says):
+        read_bench(str(file))
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "says"),
+    [
+        (("methods",), ["esd-q-1"], "unknown method 'esd-q-1'"),
+        (("set", "stepz"), 1, "Did you mean 'steps'"),
+        (("attacks", 0, "set", "optimiser"), "sgd", "Did you mean 'optimizer'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_the_plan(path: tuple[Any, ...], to: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        plan_of(changed(*path, to=to))
+
+
+def test_a_recipe_without_a_grid_is_refused() -> None:
+    with pytest.raises(UserError, match="table1-canvas"):
+        read_bench("small")
+
+
+def test_settings_pass_as_set_says_them() -> None:
+    mixture = [
+        {"optimizer": "adamw", "learning_rate": 7e-4, "steps": 3},
+        {"optimizer": "sgd", "learning_rate": 1e-05, "steps": 1},
+    ]
+    said = as_overrides({"steps": 5, "stratified": False, "meta_gradient": "first-order", "attackers": mixture})
+    found = resolve(EraseSettings, {**read_recipe("small").erase, **parse_overrides(said)})
+    assert (found.steps, found.stratified, found.meta_gradient) == (5, False, "first-order")
+    assert [attacker.model_dump() for attacker in found.attackers] == mixture

@@ -1,0 +1,248 @@
+"""bench at work on a tiny grid of Canvas: what is made, what is kept, and what becomes of stopped and shared runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
+from conftest import Call, process_environment, run_and_kill
+from metaunlearn.bench.estimate import outlook
+from metaunlearn.bench.kinds.measure import with_denoiser
+from metaunlearn.bench.results import Results
+from metaunlearn.bench.run import RESULTS_FILE, TABLES_FILE, run_grid
+from metaunlearn.bench.store import CELL_FILE, Store
+from metaunlearn.checkpoint import load_tensors
+from metaunlearn.erasing import erase
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.models import load_pipeline
+
+RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
+SCRIPT = RUN + "print(run_grid(sys.argv[1], Path(sys.argv[2]))['made'])"
+
+
+@pytest.fixture(scope="session")
+def tiny_grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe ``grid.toml`` and its whole bench in ``out``; tests copy what they change."""
+    folder = tmp_path_factory.mktemp("bench")
+    recipe = write_recipe(folder / "grid.toml", TINY)
+    assert run_grid(str(recipe), folder / "out")["made"] == CELLS
+    return folder
+
+
+@pytest.fixture
+def bench(tiny_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, and the current folder."""
+    shutil.copytree(tiny_grid, tmp_path / "bench", copy_function=shutil.copy)
+    monkeypatch.chdir(tmp_path / "bench")
+    return tmp_path / "bench"
+
+
+def cells(out: Path) -> set[str]:
+    return {file.parent.name for file in out.glob(f"cells/*/{CELL_FILE}")}
+
+
+def results(out: Path) -> dict[str, object]:
+    """``results.json`` without the recipe's name, which is its path."""
+    found: dict[str, object] = json.loads((out / RESULTS_FILE).read_text())
+    return {key: value for key, value in found.items() if key != "bench"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / "unet" / "diffusion_pytorch_model.safetensors")[0]
+
+
+def test_what_a_bench_leaves(tiny_grid: Path) -> None:
+    out = tiny_grid / "out"
+    assert cells(out) == set(plan_of(TINY).cells)
+    assert not list(out.glob("cells/.*"))
+    assert not list(out.glob("locks/*.lock"))
+    found = json.loads((out / RESULTS_FILE).read_text())
+    assert [(row["attack"], row["step"]) for row in found["rows"]] == [("before", 0), ("HRM-m", 1), ("HRM-m", 2)]
+    assert all(row["scores"]["concept"]["protocol"] in found["protocols"] for row in found["rows"])
+    assert "unrelated" in found["rows"][0]["scores"]
+    assert "unrelated" not in found["rows"][1]["scores"]
+    assert "| method | model | before | HRM-m 1 | HRM-m 2 |" in (out / TABLES_FILE).read_text()
+    assert {len(list(out.glob(f"cells/attack-*/step-00000{step}/unet"))) for step in (1, 2)} == {1}
+
+
+def test_a_whole_bench_is_not_made_again(bench: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in Path("out/cells").rglob("*")}
+    (Path("out") / RESULTS_FILE).unlink()
+    assert run_grid("grid.toml", Path("out"))["made"] == 0
+    assert {file: file.stat().st_mtime_ns for file in Path("out/cells").rglob("*")} == before
+    assert (Path("out") / RESULTS_FILE).exists()
+
+
+def test_other_counts_repeat_no_training(bench: Path) -> None:
+    before = cells(Path("out"))
+    write_recipe(Path("grid.toml"), changed("measure", "between", "concept", to=3))
+    assert run_grid("grid.toml", Path("out"))["made"] == 1
+    new = cells(Path("out")) - before
+    assert [name.split("-")[0] for name in new] == ["measure"]
+
+
+def test_a_part_of_a_grid(bench: Path) -> None:
+    write_recipe(Path("grid.toml"), changed("models", to=["original", "unlearn", "meta-unlearn"]))
+    before = cells(Path("out"))
+    summary = run_grid("grid.toml", Path("out"), only=["model=original"])
+    assert (summary["rows"], summary["made"]) == (1, 1)
+    assert len(cells(Path("out")) - before) == 1
+    assert {row["model"] for row in results(Path("out"))["rows"]} == {"original", "meta-unlearn"}  # type: ignore[attr-defined]
+
+
+def test_a_dry_run_does_nothing(bench: Path, call: Call) -> None:
+    write_recipe(Path("grid.toml"), changed("concepts", 0, "seeds", to=[0, 1]))
+    outcome = call("bench", "grid.toml", "--out", "new", "--dry-run", "--json")
+    found = json.loads(outcome.out)
+    assert (outcome.code, len(found["todo"]), found["memory_bytes"] > 0) == (0, 2 * CELLS, True)
+    assert {part["seconds"] for part in found["kinds"]} == {None}
+    assert not Path("new").exists()
+
+    found = json.loads(call("bench", "grid.toml", "--out", "out", "--dry-run", "--json").out)
+    assert len(found["todo"]) == CELLS
+    assert all(part["seconds"] > 0 for part in found["kinds"])
+    assert "states measured" not in call("bench", "grid.toml", "--out", "out", "--dry-run").out
+
+
+def test_the_estimate_is_that_of_like_cells(bench: Path) -> None:
+    """One erasing of 4 steps that took 40 s: another seed of 4 steps takes 40 s."""
+    file = next(Path("out").glob("cells/erase-*/cell.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "seconds": 40.0}))
+    plan = plan_of(changed("concepts", 0, "seeds", to=[0, 1]))
+    found = {part.kind: part for part in outlook(plan, Store(Path("out")), plan.rows).kinds}
+    assert (found["erase"].cells, found["erase"].cached, found["erase"].seconds) == (2, 1, 40.0)
+
+
+def test_a_half_written_cell_is_none(bench: Path) -> None:
+    whole = results(Path("out"))
+    for kind in ("measure", "data", "pictures"):
+        for cell in [cell for cell in plan_of(TINY).cells.values() if cell.kind == kind]:
+            folder = Store(Path("out")).folder(cell.name)
+            partial = Store(Path("out")).partial(cell.name)
+            folder.rename(partial)
+            (partial / CELL_FILE).unlink()
+            for file in partial.rglob("*.json*"):
+                file.unlink()
+    # Pictures and data are needed by nothing that is left to be made.
+    assert run_grid("grid.toml", Path("out"))["made"] == 3
+    assert results(Path("out")) == whole
+
+
+def test_a_killed_bench_goes_on(tiny_grid: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of erasing: the next call takes the remaining steps and ends with the same figures."""
+    out = tmp_path / "out"
+    erased = next(name for name in plan_of(TINY).cells if name.startswith("erase-"))
+    log = out / "cells" / f".{erased}.partial" / "log.jsonl"
+    run_and_kill(SCRIPT, tiny_grid / "grid.toml", out, log=log, lines=2)
+    assert erased not in cells(out)
+    assert list(out.glob("locks/*.lock"))
+    begun = len(cells(out))
+    assert run_grid(str(tiny_grid / "grid.toml"), out)["made"] == CELLS - begun
+    assert results(out) == results(tiny_grid / "out")
+    assert weights(out / "cells" / erased).keys() == weights(tiny_grid / "out" / "cells" / erased).keys()
+    for name, tensor in weights(out / "cells" / erased).items():
+        assert torch.equal(tensor, weights(tiny_grid / "out" / "cells" / erased)[name])
+
+
+def test_two_processes_share_the_work(tiny_grid: Path, tmp_path: Path) -> None:
+    """Each cell is made once, by one of them; both end when all is there, with the figures of one process."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SCRIPT, str(tiny_grid / "grid.toml"), str(out)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=process_environment()) for _ in range(2)]
+    made = [int(process.communicate(timeout=300)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(made) == CELLS
+    assert results(out) == results(tiny_grid / "out")
+
+
+def test_one_cell_that_fails_does_not_stop_the_others(bench: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise RunError("the loss is not finite")
+
+    monkeypatch.setattr("metaunlearn.bench.kinds.erase.make", breaks)
+    write_recipe(Path("grid.toml"), changed("models", to=["original", "unlearn", "meta-unlearn"]))
+    outcome = call("bench", "grid.toml", "--out", "out")
+    assert outcome.code == 1
+    assert "1 cells failed" in outcome.err
+    assert "the loss is not finite" in outcome.err
+    assert {row["model"] for row in results(Path("out"))["rows"]} == {"original", "meta-unlearn"}  # type: ignore[attr-defined]
+
+
+def test_checkpoints_need_not_stay(bench: Path) -> None:
+    """Without them a bench is still whole; another count makes the attack, and nothing before it, again."""
+    write_recipe(
+        Path("grid.toml"), changed("measure", "last", "concept", to=2, of=changed("keep_checkpoints", to=False))
+    )
+    assert run_grid("grid.toml", Path("out"))["made"] == 1
+    assert not list(Path("out").glob("cells/attack-*"))
+    assert run_grid("grid.toml", Path("out"))["made"] == 0
+    write_recipe(
+        Path("grid.toml"), changed("measure", "last", "concept", to=3, of=changed("keep_checkpoints", to=False))
+    )
+    assert run_grid("grid.toml", Path("out"))["made"] == 2
+
+
+def test_shared_pictures_are_those_that_erase_makes(tiny_grid: Path, tmp_path: Path) -> None:
+    cell = next(cell for cell in plan_of(TINY).cells.values() if cell.kind == "erase")
+    erase(
+        "canvas", ["knife"], method="esd-x-1", recipe="small", overrides=cell.call["overrides"], out=tmp_path / "alone"
+    )
+    alone, shared = weights(tmp_path / "alone"), weights(tiny_grid / "out" / "cells" / cell.name)
+    assert all(torch.equal(alone[name], shared[name]) for name in alone)
+
+
+def test_a_plain_run_is_the_same_whatever_the_meta_objective(tmp_path: Path) -> None:
+    """Else variants of it could not share one plain run."""
+    overrides = [f"{key}={value}" for key, value in {**TINY["set"], "steps": 2}.items()]
+    for name, more in {"one": [], "other": ["inner_steps=2", "gamma2=0.9", "zeta=0.9", "inner_optimizer=adam"]}.items():
+        erase(
+            "canvas", ["knife"], method="esd-x-1", meta=False, recipe="small", overrides=[*overrides, *more],
+            out=tmp_path / name,
+        )  # fmt: skip
+    one, other = weights(tmp_path / "one"), weights(tmp_path / "other")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_attacked_state_has_the_attacked_denoiser(tiny_grid: Path) -> None:
+    out = tiny_grid / "out" / "cells"
+    erased, attacked = next(out.glob("erase-*")), next(out.glob("attack-*"))
+    steps = [weights(attacked / f"step-00000{step}") for step in (1, 2)]
+    states = [weights(erased), *steps]
+    pipeline = with_denoiser(load_pipeline(erased), attacked / "step-000002" / "unet")
+    found = dict(pipeline.unet.named_parameters())
+    assert all(torch.equal(found[name], steps[1][name]) for name in found)
+    name = next(name for name in found if "to_k" in name)
+    assert not torch.equal(states[0][name], states[1][name])
+    assert not torch.equal(states[1][name], states[2][name])
+
+
+def test_a_folder_with_something_else_is_refused(tiny_grid: Path, tmp_path: Path, call: Call) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    outcome = call("bench", tiny_grid / "grid.toml", "--out", tmp_path)
+    assert (outcome.code, "--out" in outcome.err) == (2, True)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        Store.claim(tmp_path / "thesis.txt")
+
+
+def test_the_command_line_says_where_the_tables_are(bench: Path, call: Call) -> None:
+    outcome = call("bench", "grid.toml", "--out", "out")
+    assert outcome.code == 0
+    assert "tables: out/tables.md" in outcome.out
+    assert call("report", "out").code == 0
+    assert call("bench", "smal", "--out", "out").code == 2
+
+
+def test_results_do_not_depend_on_the_reader(tiny_grid: Path) -> None:
+    from metaunlearn.bench.recipe import read_bench
+
+    recipe = read_bench(str(tiny_grid / "grid.toml"))
+    twice = [Results(recipe, plan_of(TINY), Store(tiny_grid / "out")).to_dict() for _ in range(2)]
+    assert twice[0] == twice[1]
