@@ -46,11 +46,13 @@ class LatentSet:
 
     def draw(self, count: int, generator: torch.Generator, *, stratified: bool = True) -> Batch:
         """``count`` pictures, without replacement where there are enough, with fresh noise and timesteps."""
+        return self.batch(self.draw_rows(count, generator), generator, stratified=stratified)
+
+    def draw_rows(self, count: int, generator: torch.Generator) -> Tensor:
+        """Which pictures :meth:`draw` takes, (count,)."""
         if count <= len(self):
-            rows = torch.randperm(len(self), generator=generator)[:count]
-        else:
-            rows = torch.randint(len(self), (count,), generator=generator)
-        return self.batch(rows, generator, stratified=stratified)
+            return torch.randperm(len(self), generator=generator)[:count]
+        return torch.randint(len(self), (count,), generator=generator)
 
     def batch(self, rows: Tensor, generator: torch.Generator, *, stratified: bool = True) -> Batch:
         """These pictures, with fresh noise and timesteps."""
