@@ -20,7 +20,7 @@ from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
 
 STEPS = (0, 50, 100)
-"""Checkpoints of an attack that trains, unless others are asked for."""
+"""Checkpoints of an attack that trains, unless the call or the recipe names others."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,24 @@ def attack(
 ) -> AttackResult:
     """Attack ``model``; ``out/step-000050`` or ``out/strength-0.50`` and so on are complete results.
 
-    An attack that trains takes the imagefolder ``data`` and ``steps`` (by default 0, 50 and 100); one that does not
-    takes ``strengths``, and ``data`` or the model before the erasing, ``base``, where it needs them. ``strip`` is a
-    prompt: ``out/strip.png`` then shows its picture, of one seed, after each of the steps (paper, Figure 7).
+    An attack that trains takes the imagefolder ``data`` and ``steps`` (by default the recipe's, else 0, 50 and 100);
+    one that does not takes ``strengths``, and ``data`` or the model before the erasing, ``base``, where it needs them.
+    ``strip`` is a prompt: ``out/strip.png`` then shows its picture, of one seed, after each of the steps (paper,
+    Figure 7).
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     known(kind)
     pipeline = load_pipeline(model)
     adapter = adapt(with_own_denoiser(pipeline, *getattr(KINDS[kind], "copies", ())), device)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
-    configured = configure(kind, read_recipe(recipe), overrides)
+    read = read_recipe(recipe)
+    configured = configure(kind, read, overrides)
     chosen = configured.kind
     if not isinstance(chosen, TrainingKind | EditKind):
         raise UserError(f"the attack {kind!r} is one on prompts: use attack_prompts(), or --prompts FILE.")
     trains = isinstance(chosen, TrainingKind)
     needs = ("data",) if isinstance(chosen, TrainingKind) else chosen.needs
-    levels = _levels(kind, chosen, steps, strengths)
+    levels = _levels(kind, chosen, steps, strengths, default_steps=read.attack_steps or STEPS)
     _check_inputs(kind, needs, data=data, base=base)
     if strip is not None and not trains:
         raise UserError(f"a strip shows steps, and the attack {kind!r} has none (strip=, --strip PROMPT).")
@@ -164,13 +166,18 @@ def folder_name(kind: TrainingKind | EditKind, level: float) -> str:
 
 
 def _levels(
-    kind: str, chosen: TrainingKind | EditKind, steps: Sequence[int] | None, strengths: Sequence[float] | None
+    kind: str,
+    chosen: TrainingKind | EditKind,
+    steps: Sequence[int] | None,
+    strengths: Sequence[float] | None,
+    *,
+    default_steps: Sequence[int],
 ) -> tuple[float, ...]:
     """The steps or strengths that were asked for."""
     if isinstance(chosen, TrainingKind):
         if strengths is not None:
             raise UserError(f"the attack {kind!r} takes steps (steps=, --steps), not strengths (--strengths).")
-        steps = STEPS if steps is None else steps
+        steps = default_steps if steps is None else steps
         if not steps or any(step < 0 for step in steps) or list(steps) != sorted(set(steps)):
             raise UserError(
                 "steps (steps=, --steps) must be whole numbers from 0 on, ascending, each once, e.g. 0,50,100; "
@@ -188,12 +195,12 @@ def _levels(
 def _check_inputs(kind: str, needs: Sequence[str], *, data: Path | None, base: Any) -> None:
     """What is needed must be there; what would be ignored is refused."""
     wanted = {
-        "data": (data, "pictures (data=, --data DIR)"),
-        "base": (base, "the model before the erasing (base=, --base MODEL)"),
+        "data": (data, "folder of pictures (data=, --data DIR)"),
+        "base": (base, "model before the erasing (base=, --base MODEL)"),
     }
     for name, (value, words) in wanted.items():
         if (value is not None) != (name in needs):
-            raise UserError(f"the attack {kind!r} needs {'' if name in needs else 'no '}{words}.")
+            raise UserError(f"the attack {kind!r} needs {'a ' if name in needs else 'no '}{words}.")
 
 
 def _hashes(kind: Any) -> dict[str, str]:

@@ -73,10 +73,12 @@ def attack_prompts(
 
     The target picture of a prompt is what ``base``, the model before the erasing, draws for it, or the picture in the
     imagefolder ``data`` that has the prompt as its caption. ``success`` decides what counts as the concept:
-    :func:`~metaunlearn.attacks.success.judge_sees`, or a test of one's own. A prompt's own seed and guidance are used, else ``seed`` plus its
-    number and the model's. ``out`` gets ``attacks.jsonl`` (a line for each prompt), ``pictures/`` and ``results.json``:
-    the attack success rate (ASR) in percent with and without the attack, lower being better for the eraser; with
-    several shards once the last of them is done.
+    :func:`~metaunlearn.attacks.success.judge_sees`, or a test of one's own. A prompt's own seed and guidance are used,
+    else ``seed`` plus its number and the model's.
+
+    ``out`` gets ``attacks.jsonl`` (a line for each prompt), ``pictures/`` and ``results.json``: the attack success rate
+    (ASR) in percent with and without the attack, lower being better for the eraser; with several shards once the last
+    of them is done.
     """
     part = Shard.parse(shard)
     adapter = adapt(load_pipeline(model), device)

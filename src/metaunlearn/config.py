@@ -198,6 +198,8 @@ class RecipeFile(Settings):
     """By method: what it wants otherwise than ``erase`` has it, and keys of its own."""
     attack: dict[str, Any] = Field(default_factory=dict)
     """Settings of the attack ``finetune``."""
+    attack_steps: tuple[int, ...] = ()
+    """Checkpoints of an attack that trains, unless ``--steps`` names others."""
     attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """By kind of attack: its settings where they differ from its defaults."""
     search: dict[str, Any] = Field(default_factory=dict)

@@ -91,7 +91,7 @@ def attack(
             from metaunlearn.attacking import attack as run
 
             result = run(model, data, kind=kind, steps=checkpoints, strengths=graded, base=base, strip=strip, **common)
-            what = "after {:g} steps: {}" if graded is None and "steps" in result.summary else "at {:g}: {}"
+            what = "at {:g}: {}" if "strengths" in result.summary else "after {:g} steps: {}"
             lines = [what.format(level, folder) for level, folder in result.checkpoints.items()]
             console.result({"out": str(out), **result.summary}, *lines)
 
