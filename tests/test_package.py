@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import metaunlearn
-from metaunlearn.attack_search import Search
+from metaunlearn.attacking_search import Search
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.config import read_recipe, recipe_names, resolve

@@ -121,21 +121,19 @@ def _train(
         if task.progress is not None:
             task.progress("attacking", record["step"], int(last))
 
-    def save(path: Path, twin: Path | None) -> None:
-        save_pipeline(task.model, path, twin=twin, changed=training.changed)
-        training.beside(path)
-
     twin = None
     for step, path in checkpoints.items():
         if step >= run.step:
             run.run_to(int(step), state, on_step)
             training.write()
-            save(path, twin)
+            save_pipeline(task.model, path, twin=twin, changed=training.changed)
+            training.beside(path)
             folder.describe(path, step=int(step))
             if strip is not None:
                 strip.draw(task.model.pipeline, int(step))
         twin = path
-    save(folder.path, twin)
+    save_pipeline(task.model, folder.path, twin=twin, changed=())
+    training.beside(folder.path)
     if strip is not None:
         strip.join([int(step) for step in checkpoints])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Settings
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.draws import Draw
+from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling, generate_images
 from metaunlearn.models.sd import StableDiffusion
 
@@ -178,6 +180,11 @@ def testing_pipeline(pipeline: Any, sampler: str) -> Any:
     """The pipeline that draws the pictures to be tested."""
     if sampler == "own":
         return pipeline
+    if find_spec("scipy") is None:
+        raise UserError(
+            "the sampler lms (sampler, --set sampler=lms) needs the package scipy: pip install 'metaunlearn[lms]'; "
+            "or draw with the pipeline's own (--set sampler=own)."
+        )
     from diffusers import LMSDiscreteScheduler
 
     # Only what was there in training: how another sampler was set means nothing to this one.

@@ -125,7 +125,7 @@ def _search(
     checkpoints: tuple[int, ...] | None,
     **common: Any,
 ) -> None:
-    from metaunlearn.attack_search import search_attacks
+    from metaunlearn.attacking_search import search_attacks
     from metaunlearn.cli.tables import scores_table
     from metaunlearn.data.prompts import read_prompts
     from metaunlearn.metrics.judge import load_judge

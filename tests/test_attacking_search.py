@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from attack_fixtures import FAST, UNET, write_pictures
 from colours import ColourJudge
 from conftest import Call
-from metaunlearn import attack_search
-from metaunlearn.attack_search import Search, Trial, search_attacks
+from metaunlearn import attacking_search
 from metaunlearn.attacking import attack
+from metaunlearn.attacking_search import Search, Trial, search_attacks
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.generation import generate_images
@@ -75,7 +75,7 @@ def test_the_strongest_trial_wins_and_a_failed_one_is_said(
 ) -> None:
     """Scores of 10, 90, a loss that is not finite, and 50: the second wins."""
     values = {"adamw-0.0001-x": 10.0, "adamw-0.0002-x": 90.0, "sgd-0.002-x": 50.0}
-    whole, score = attack_search.attack, attack_search._Judged.score
+    whole, score = attacking_search.attack, attacking_search._Judged.score
 
     def attacks(*arguments: Any, out: Path, **options: Any) -> Any:
         if out.parent.name == "sgd-0.001-x":
@@ -88,8 +88,8 @@ def test_the_strongest_trial_wins_and_a_failed_one_is_said(
         found = score(self, model, out, fresh=fresh)
         return replace(found, value=values.get(out.parent.name, found.value))
 
-    monkeypatch.setattr(attack_search, "attack", attacks)
-    monkeypatch.setattr(attack_search._Judged, "score", judged)
+    monkeypatch.setattr(attacking_search, "attack", attacks)
+    monkeypatch.setattr(attacking_search._Judged, "score", judged)
     summary = search(tiny_model, pictures, tmp_path / "run")
     assert summary["worst"] == "adamw-0.0002-x"
     rows = json.loads((tmp_path / "run" / "search.json").read_text())
@@ -129,7 +129,7 @@ def test_a_trial_says_what_it_is() -> None:
     trial = Trial("sgd", 0.01, "x")
     assert trial.name == "sgd-0.01-x"
     assert trial.overrides == ["optimizer=sgd", "learning_rate=0.01", "subset=x"]
-    assert len(attack_search._trials(Search(), 1e-5)) == 12
+    assert len(attacking_search._trials(Search(), 1e-5)) == 12
 
 
 # --- The strip -------------------------------------------------------------------------------------------------------

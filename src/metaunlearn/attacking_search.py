@@ -1,9 +1,9 @@
-"""``attack --search``: the worst that finetuning can do within a budget of steps, over learning rates, optimisers and
-subsets.
+"""``attack --search``: the worst that finetuning can do within a budget of steps.
 
 The eraser's claim is about the strongest attack, not about the one whose settings happened to be tried. Each
-combination is a trial in a folder of its own; the judge says how much of the concept is back. The strongest is then
-judged again on pictures of fresh seeds: the best of many noisy figures is too good, the same trial's next one is not.
+combination of learning rate, optimiser and subset is a trial in a folder of its own, and the judge says how much of the
+concept is back. The strongest is then judged again on pictures of fresh seeds: the best of many noisy figures is too
+good, the same trial's next one is not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,11 +129,13 @@ def search_attacks(
         return {**folder.summary(), "out": str(out), "results": json.loads((out / RESULTS).read_text())}
 
     before = judged.score(adapter, out / "before")
+    shared = _Trials(
+        pipeline=pipeline, data=data, steps=steps, recipe=recipe, overrides=rest, seed=seed, device=device,
+        folder=out / "trials", judged=judged,
+    )  # fmt: skip
     table = []
     for number, trial in enumerate(trials, start=1):
-        table.append(
-            _run(trial, pipeline, data, steps, recipe, rest, seed, device, out / "trials" / trial.name, judged)
-        )
+        table.append(shared.run(trial))
         write_json(out / TRIALS, table)
         if progress is not None:
             progress("searching", number, len(trials))
@@ -141,7 +143,7 @@ def search_attacks(
     if not finished:
         raise RunError("no trial's loss stayed finite; give smaller learning rates (--set factors=...).")
     worst = max(finished, key=lambda row: row["concept"]["value"])
-    attacked = adapt(load_pipeline(out / "trials" / worst["trial"] / "attack"), device)
+    attacked = adapt(load_pipeline(shared.pipeline_of(worst["trial"])), device)
     fresh = judged.score(attacked, out / "worst-case", fresh=True)
     found = {"trial": worst["trial"], "of": len(trials), "steps": steps, "search": grid.model_dump(mode="json")}
     results = {"concept": before.to_dict(), "concept_worst_case": fresh.stamped(attack=found).to_dict()}
@@ -173,38 +175,53 @@ def _trials(grid: Search, learning_rate: float) -> list[Trial]:
     return trials
 
 
-def _run(
-    trial: Trial,
-    pipeline: Any,
-    data: Path,
-    steps: int,
-    recipe: str,
-    rest: Sequence[str],
-    seed: int,
-    device: str,
-    folder: Path,
-    judged: _Judged,
-) -> dict[str, Any]:
-    """One trial's row, kept in its folder, so that a resumed search does not repeat it."""
-    file = folder / "trial.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    row: dict[str, Any] = {
-        "trial": trial.name, "optimizer": trial.optimizer, "learning_rate": trial.learning_rate,
-        "subset": trial.subset,
-    }  # fmt: skip
-    target = folder / "attack"
-    try:
+@dataclass(frozen=True, kw_only=True)
+class _Trials:
+    """What all trials share."""
+
+    pipeline: Any
+    data: Path
+    steps: int
+    recipe: str
+    overrides: Sequence[str]
+    seed: int
+    device: str
+    folder: Path
+    judged: _Judged
+
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """The trial's row, kept in its folder, so that a resumed search does not repeat it."""
+        folder = self.folder / trial.name
+        file = folder / "trial.json"
+        if file.exists():
+            return json.loads(file.read_text())
+        row: dict[str, Any] = {"trial": trial.name, **asdict(trial)}
+        try:
+            score = self.judged.score(adapt(load_pipeline(self._attacked(trial)), self.device), folder / "evaluation")
+            row["concept"] = {key: value for key, value in score.to_dict().items() if key != "protocol"}
+        except RunError as error:
+            row["failed"] = str(error)
+        write_json(file, row)
+        return row
+
+    def _attacked(self, trial: Trial) -> Path:
+        out = self.pipeline_of(trial.name)
         attack(
-            pipeline, data, steps=[steps], recipe=recipe, overrides=[*rest, *trial.overrides], seed=seed,
-            device=device, out=target, resume=target.exists(),
-        )  # fmt: skip
-        found = judged.score(adapt(load_pipeline(target), device), folder / "evaluation")
-        row["concept"] = {key: value for key, value in found.to_dict().items() if key != "protocol"}
-    except RunError as error:
-        row["failed"] = str(error)
-    write_json(file, row)
-    return row
+            self.pipeline,
+            self.data,
+            steps=[self.steps],
+            recipe=self.recipe,
+            overrides=[*self.overrides, *trial.overrides],
+            seed=self.seed,
+            device=self.device,
+            out=out,
+            resume=out.exists(),
+        )
+        return out
+
+    def pipeline_of(self, name: str) -> Path:
+        """Where the attacked pipeline of the trial ``name`` lies."""
+        return self.folder / name / "attack"
 
 
 @dataclass(frozen=True)
