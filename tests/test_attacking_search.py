@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conftest import Call
 from metaunlearn import attacking_search
 from metaunlearn.attacking import attack
 from metaunlearn.attacking_search import Search, Trial, search_attacks
+from metaunlearn.attacks.registry import KINDS
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.generation import generate_images
@@ -83,8 +85,6 @@ def test_the_strongest_trial_wins_and_a_failed_one_is_said(
         return whole(*arguments, out=out, **options)
 
     def judged(self: Any, model: Any, out: Path, *, fresh: bool = False) -> Any:
-        from dataclasses import replace
-
         found = score(self, model, out, fresh=fresh)
         return replace(found, value=values.get(out.parent.name, found.value))
 
@@ -178,6 +178,11 @@ def test_the_commands_pass_everything_on(call: Call, tiny_model: Path, pictures:
     grid = ("--set", "factors=1", "--set", "optimizers=sgd", "--set", "subsets=x", "--set", "images=1")
     worst = run("search", "--search", "--data", pictures, "--steps", "1", *judged, *grid, *sets)
     assert worst["worst"] == "sgd-0.1-x"
+
+
+def test_help_names_every_kind(call: Call) -> None:
+    shown = call("attack", "--help").out
+    assert [kind for kind in KINDS if kind not in shown] == []
 
 
 def test_options_that_would_do_nothing_are_refused(

@@ -266,6 +266,14 @@ def test_shards_give_what_one_process_gives(whole: Path, tiny_model: Path, tmp_p
     assert second["results"] == json.loads((whole / "results.json").read_text())
 
 
+def test_shards_that_were_asked_for_differently_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    options = {"base": tiny_model, "overrides": FAST, "out": tmp_path / "shared"}
+    attack_prompts(tiny_model, PROMPTS[:2], NEVER, shard="1/2", **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"shard-1-of-2 was asked for differently \(protocol\)"):
+        attack_prompts(tiny_model, PROMPTS[:2], NEVER, shard="0/2", seed=1, **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "shared" / "shard-0-of-2").exists()
+
+
 def test_a_killed_run_resumes_at_its_prompt(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     """SIGKILL inside the second prompt, by the process itself."""
     script = (

@@ -104,7 +104,7 @@ def attack_prompts(
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
         "weights": adapter.fingerprint(), "recipe": recipe, "shard": [part.index, part.count], "protocol": protocol,
     }  # fmt: skip
-    _check_shared(out, part)
+    _check_shared(out, part, request)
     folder = RunFolder.open(part.folder(out), request, resume=resume)
     if not folder.complete_before:
         mine = [index for index in range(part.index, len(draws), part.count) if index not in skipped]
@@ -151,8 +151,8 @@ def _file(folder: Path, index: int) -> Path:
     return folder / "prompts" / f"{index:06d}.json"
 
 
-def _check_shared(out: Path, part: Shard) -> None:
-    """A folder that several shards share holds them and what they make together, nothing else."""
+def _check_shared(out: Path, part: Shard, request: dict[str, Any]) -> None:
+    """A folder that several shards share holds them and what they make together, and all were asked for alike."""
     if part.count == 1 or not out.is_dir():
         return
     ours = {RESULTS, ROWS, *(part.folder(out, index).name for index in range(part.count))}
@@ -162,6 +162,15 @@ def _check_shared(out: Path, part: Shard) -> None:
             f"the output folder {out} holds something other than shards of {part.count} ({others[0]}); "
             "choose another (out=..., --out DIR)."
         )
+    wanted = {**json.loads(json.dumps(request)), "shard": None}
+    for file in sorted(out.glob(f"shard-*/{RUN_FILE}")):
+        theirs = {**json.loads(file.read_text())["request"], "shard": None}
+        if theirs != wanted:
+            changed = ", ".join(key for key in wanted if theirs.get(key) != wanted[key])
+            raise UserError(
+                f"{file.parent} was asked for differently ({changed}), and shards count together; "
+                "give all the same options, or choose another folder (out=..., --out DIR)."
+            )
 
 
 def _join(out: Path, part: Shard, protocol: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,9 @@ class LoraMerge(Settings):
 
     def _fused(self, model: StableDiffusion, strength: float) -> StableDiffusion:
         pipeline = with_own_denoiser(model.pipeline, "text_encoder")
-        pipeline.load_lora_weights(self.adapter.parent, weight_name=self.adapter.name, local_files_only=True)
+        pipeline.load_lora_weights(
+            self.adapter.parent, weight_name=self.adapter.name, local_files_only=True, use_safetensors=True
+        )
         pipeline.fuse_lora(lora_scale=strength)
         pipeline.unload_lora_weights()
         return StableDiffusion(pipeline, device=model.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from metaunlearn.errors import UserError
 
 if TYPE_CHECKING:
     from metaunlearn.cli.console import Console
+    from metaunlearn.data.prompts import Prompt
+    from metaunlearn.metrics.judge import Judge
 
 ON_PROMPTS = "unlearndiffatk"
 
@@ -71,46 +74,60 @@ def attack(
     """
     checkpoints = None if steps is None else o.parse_steps(steps)
     graded = None if strengths is None else o.parse_numbers(strengths)
+    question = _Question(prompts, judge, concept, alternative or [])
     common: dict[str, Any] = {
         "recipe": recipe, "overrides": overrides or (), "seed": seed, "out": out, "resume": resume,
     }  # fmt: skip
-    judged = {"prompts": prompts, "concept": concept, "alternatives": alternative}
-    on_prompts = kind == ON_PROMPTS
-    if not (on_prompts or search):
-        _refuse({**judged, "shard": None if shard == "0/1" else shard}, kind, "unlearndiffatk and --search")
     with working(as_json=as_json) as console:
         common |= {"device": o.check_device(device), "progress": console.progress}
-        if on_prompts:
-            _refuse({"steps": steps, "strengths": strengths, "strip": strip, "search": search or None}, kind)
-            _attack_prompts(console, model, judge, judged, base=base, data=data, shard=shard, **common)
-        elif search:
-            refused = {"strengths": strengths, "base": base, "strip": strip}
-            _refuse(refused | {"kind": None if kind == "finetune" else kind}, "--search", "other calls")
-            _search(console, model, judge, judged, data=data, checkpoints=checkpoints, **common)
-        else:
-            from metaunlearn.attacking import attack as run
+        if kind == ON_PROMPTS:
+            _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search)
+            _attack_prompts(console, model, question, base=base, data=data, shard=shard, **common)
+            return
+        _would_do_nothing(kind, shard=shard != "0/1")
+        if search:
+            _would_do_nothing("--search", strengths=strengths, base=base, strip=strip, kind=kind != "finetune")
+            _search(console, model, question, data=data, checkpoints=checkpoints, **common)
+            return
+        _would_do_nothing(kind, prompts=prompts, concept=concept, alternative=alternative)
+        from metaunlearn.attacking import attack as run
 
-            result = run(model, data, kind=kind, steps=checkpoints, strengths=graded, base=base, strip=strip, **common)
-            what = "at {:g}: {}" if "strengths" in result.summary else "after {:g} steps: {}"
-            lines = [what.format(level, folder) for level, folder in result.checkpoints.items()]
-            console.result({"out": str(out), **result.summary}, *lines)
+        result = run(model, data, kind=kind, steps=checkpoints, strengths=graded, base=base, strip=strip, **common)
+        line = "at {:g}: {}" if "strengths" in result.summary else "after {:g} steps: {}"
+        lines = [line.format(level, folder) for level, folder in result.checkpoints.items()]
+        console.result({"out": str(out), **result.summary}, *lines)
 
 
-def _attack_prompts(console: Console, model: str, judge: str, judged: dict[str, Any], **common: Any) -> None:
+@dataclass(frozen=True)
+class _Question:
+    """What is drawn, and what the judge is asked about it."""
+
+    prompts: Path | None
+    judge: str
+    concept: str | None
+    alternatives: list[str]
+
+    def read(self, device: str) -> tuple[list[Prompt], Judge, str, list[str]]:
+        """Prompts, judge, concept and alternatives; UserError when they are not given."""
+        from metaunlearn.data.prompts import read_prompts
+        from metaunlearn.metrics.judge import load_judge
+
+        if self.prompts is None or self.concept is None:
+            raise UserError("give the prompts (--prompts FILE) and what the judge looks for (--concept TEXT).")
+        rows = read_prompts(self.prompts)
+        judge = load_judge(self.judge, labels=[self.concept, *self.alternatives], device=device)
+        return rows, judge, self.concept, self.alternatives
+
+
+def _attack_prompts(console: Console, model: str, question: _Question, **options: Any) -> None:
     from metaunlearn.attacking_prompts import attack_prompts
     from metaunlearn.attacks.success import judge_sees
     from metaunlearn.cli.tables import scores_table
-    from metaunlearn.data.prompts import read_prompts
-    from metaunlearn.metrics.judge import load_judge
 
-    file, concept, alternatives = _judged(judged)
-    rows = read_prompts(file)
-    test = judge_sees(
-        load_judge(judge, labels=[concept, *alternatives], device=common["device"]), concept, alternatives
-    )
-    summary = attack_prompts(model, rows, test, **common)
+    rows, judge, concept, alternatives = question.read(options["device"])
+    summary = attack_prompts(model, rows, judge_sees(judge, concept, alternatives), **options)
     if "results" in summary:
-        console.result(summary, scores_table(summary["results"]), f"results: {common['out'] / 'results.json'}")
+        console.result(summary, scores_table(summary["results"]), f"results: {options['out'] / 'results.json'}")
     else:
         console.result(summary, f"this shard is done; still to come: {', '.join(summary['waiting_for'])}")
 
@@ -118,48 +135,34 @@ def _attack_prompts(console: Console, model: str, judge: str, judged: dict[str, 
 def _search(
     console: Console,
     model: str,
-    judge: str,
-    judged: dict[str, Any],
+    question: _Question,
     *,
     data: Path | None,
     checkpoints: tuple[int, ...] | None,
-    **common: Any,
+    **options: Any,
 ) -> None:
     from metaunlearn.attacking_search import search_attacks
     from metaunlearn.cli.tables import scores_table
-    from metaunlearn.data.prompts import read_prompts
-    from metaunlearn.metrics.judge import load_judge
 
     if data is None or checkpoints is None or len(checkpoints) != 1:
         raise UserError("a search needs pictures (--data DIR) and one number of steps (--steps N), its budget.")
-    file, concept, alternatives = _judged(judged)
-    rows = read_prompts(file)
+    rows, judge, concept, alternatives = question.read(options["device"])
     summary = search_attacks(
         model,
         data,
         steps=checkpoints[0],
         prompts=rows,
-        judge=load_judge(judge, labels=[concept, *alternatives], device=common["device"]),
+        judge=judge,
         concept=concept,
         alternatives=alternatives,
-        **common,
+        **options,
     )
     strongest = f"strongest of {summary['trials']}: {summary['worst']}"
-    console.result(summary, scores_table(summary["results"]), strongest, f"results: {common['out'] / 'results.json'}")
+    console.result(summary, scores_table(summary["results"]), strongest, f"results: {options['out'] / 'results.json'}")
 
 
-def _judged(judged: dict[str, Any]) -> tuple[Path, str, list[str]]:
-    """The prompts' file, the concept and its alternatives, of which the first two must be given."""
-    if judged["prompts"] is None or judged["concept"] is None:
-        raise UserError(
-            "give the prompts (--prompts FILE) and what the judge looks for in the pictures (--concept TEXT)."
-        )
-    return judged["prompts"], judged["concept"], judged["alternatives"] or []
-
-
-def _refuse(options: dict[str, Any], kind: str, owners: str = "other kinds") -> None:
-    """Options that would be ignored are refused."""
-    options = {"alternative" if key == "alternatives" else key: value for key, value in options.items()}
-    given = [f"--{name}" for name, value in options.items() if value is not None]
+def _would_do_nothing(what: str, **options: Any) -> None:
+    """Options that ``what`` does not take are refused if they were given."""
+    given = [f"--{name}" for name, value in options.items() if value]
     if given:
-        raise UserError(f"{' and '.join(given)} would do nothing for {kind}: only for {owners}. Leave it out.")
+        raise UserError(f"{' and '.join(given)} would do nothing for {what}; leave it out.")
