@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import metaunlearn
+from metaunlearn.attacking_search import Search
+from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.canvas.catalog import NAMES, STYLES
-from metaunlearn.config import AttackSettings, read_recipe, recipe_names, resolve
+from metaunlearn.config import read_recipe, recipe_names, resolve
 from metaunlearn.erasure.registry import configure
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,10 @@ FORBIDDEN = {
     "the network, but through the hub's own client": r"\b(import|from) (socket|requests|httpx|urllib\.request|http)\b",
     "evaluating text": r"(?<![\w.])(eval|exec)\(",
 }
+
+
+NEEDED = {"dreambooth": ["class_prompt=a toy"], "lora-merge": ["adapter=lora.safetensors"]}
+"""Settings that only the user can give."""
 
 
 def fresh_python(code: str) -> str:
@@ -100,8 +106,9 @@ def test_recipes_hold_valid_settings() -> None:
         if recipe.erase:
             for method in ("esd-u-1", *recipe.methods):
                 configure(method, recipe)
-        if recipe.attack:
-            resolve(AttackSettings, recipe.attack)
+        for kind in ("finetune", *recipe.attacks) if recipe.attack else ():
+            configure_attack(kind, recipe, NEEDED.get(kind, ()))
+        resolve(Search, recipe.search)
 
 
 def test_every_sprite_has_a_recorded_source() -> None:

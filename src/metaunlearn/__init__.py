@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaunlearn.attacking import attack
+    from metaunlearn.attacking_prompts import attack_prompts
+    from metaunlearn.attacking_search import search_attacks
     from metaunlearn.erasing import erase
     from metaunlearn.errors import RunError, UserError
     from metaunlearn.evaluation import evaluate
@@ -25,24 +27,28 @@ __all__ = [
     "UserError",
     "__version__",
     "attack",
+    "attack_prompts",
     "build_report",
     "demo",
     "erase",
     "evaluate",
     "generate_images",
     "load",
+    "search_attacks",
 ]
 
 _HOMES = {
     "RunError": "metaunlearn.errors",
     "UserError": "metaunlearn.errors",
     "attack": "metaunlearn.attacking",
+    "attack_prompts": "metaunlearn.attacking_prompts",
     "build_report": "metaunlearn.report",
     "demo": "metaunlearn.story",
     "erase": "metaunlearn.erasing",
     "evaluate": "metaunlearn.evaluation",
     "generate_images": "metaunlearn.generation",
     "load": "metaunlearn.models",
+    "search_attacks": "metaunlearn.attacking_search",
 }
 """Where each public name lives. None of them may be a submodule's name: importing it would hide the function."""
 

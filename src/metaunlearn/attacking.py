@@ -1,41 +1,47 @@
-"""``attack``: what an abuser would do to a published model, with a checkpoint at every step that is asked for."""
+"""``attack``: what an abuser would do to a published model, with a result at every step or strength asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.attacks.finetune import Finetuning
-from metaunlearn.config import AttackSettings, default_recipe, read_recipe, resolve
+from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
+from metaunlearn.attacks.loop import Loop
+from metaunlearn.attacks.registry import KINDS, configure, known
+from metaunlearn.attacks.strip import Strip
+from metaunlearn.config import default_recipe, read_recipe
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
-from metaunlearn.data.latents import LatentSet
-from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.models import adapt, load_pipeline, with_own_denoiser
-from metaunlearn.parameters import subset
+from metaunlearn.errors import UserError
+from metaunlearn.models import adapt, load, load_pipeline, with_own_denoiser
 from metaunlearn.pipelines import save_pipeline
-from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.runs import RUN_FILE, Progress, RunFolder
 
-KINDS = ("finetune",)
+STEPS = (0, 50, 100)
+"""Checkpoints of an attack that trains, unless the call or the recipe names others."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
     """What :func:`attack` returns."""
 
-    checkpoints: dict[int, Path]
-    """A complete pipeline folder for each step that was asked for."""
+    checkpoints: Mapping[float, Path]
+    """The folder of each step, or of each strength, that was asked for: a complete pipeline, or pictures."""
     summary: dict[str, Any]
     """What the command line prints with ``--json``."""
 
 
 def attack(
     model: Any,
-    data: Path,
+    data: Path | None = None,
     *,
     kind: str = "finetune",
-    steps: Sequence[int] = (0, 50, 100),
+    steps: Sequence[int] | None = None,
+    strengths: Sequence[float] | None = None,
+    base: Any = None,
+    strip: str | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
@@ -44,61 +50,158 @@ def attack(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Finetune ``model`` on the imagefolder ``data``; ``out/step-000050`` and so on are complete pipelines.
+    """Attack ``model``; ``out/step-000050`` or ``out/strength-0.50`` and so on are complete results.
 
+    An attack that trains takes the imagefolder ``data`` and ``steps`` (by default the recipe's, else 0, 50 and 100);
+    one that does not takes ``strengths``, and ``data`` or the model before the erasing, ``base``, where it needs them.
+    ``strip`` is a prompt: ``out/strip.png`` then shows its picture, of one seed, after each of the steps (paper,
+    Figure 7).
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    if kind not in KINDS:
-        raise UserError(
-            f"unknown attack {kind!r} (kind=, --kind).{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}."
-        )
-    steps = _checked(steps)
-    adapter = adapt(with_own_denoiser(load_pipeline(model)), device)
+    known(kind)
+    pipeline = load_pipeline(model)
+    adapter = adapt(with_own_denoiser(pipeline, *getattr(KINDS[kind], "copies", ())), device)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
-    settings = resolve(AttackSettings, read_recipe(recipe).attack, overrides)
-    subset(adapter.parameters(), settings.subset)
-    pictures = read_imagefolder(data, size=adapter.image_size)
+    read = read_recipe(recipe)
+    configured = configure(kind, read, overrides)
+    chosen = configured.kind
+    if not isinstance(chosen, TrainingKind | EditKind):
+        raise UserError(f"the attack {kind!r} is one on prompts: use attack_prompts(), or --prompts FILE.")
+    trains = isinstance(chosen, TrainingKind)
+    needs = ("data",) if isinstance(chosen, TrainingKind) else chosen.needs
+    levels = _levels(kind, chosen, steps, strengths, default_steps=read.attack_steps or STEPS)
+    _check_inputs(kind, needs, data=data, base=base)
+    if strip is not None and not trains:
+        raise UserError(f"a strip shows steps, and the attack {kind!r} has none (strip=, --strip PROMPT).")
+    base_adapter = load(base, device) if "base" in needs else None
+    if isinstance(chosen, EditKind):
+        chosen.check(adapter, base_adapter, levels)
+    else:
+        chosen.check(adapter)
+    pictures = read_imagefolder(data, size=adapter.image_size) if data is not None and "data" in needs else None
     request = {
         "command": "attack", "kind": kind,
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "weights": adapter.fingerprint(), "data": fingerprint(data), "steps": list(steps), "recipe": recipe,
-        "settings": settings.model_dump(), "seed": seed,
+        "weights": adapter.fingerprint(), "data": fingerprint(data) if pictures is not None and data else None,
+        "base": None if base_adapter is None else base_adapter.fingerprint(),
+        "steps" if trains else "strengths": list(levels), "recipe": recipe,
+        "settings": configured.kind.model_dump(mode="json"), "files": _hashes(chosen), "strip": strip, "seed": seed,
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume)
-    checkpoints = {step: out / f"step-{step:06d}" for step in steps}
+    checkpoints = {level: out / folder_name(chosen, level) for level in levels}
     if folder.complete_before:
         return AttackResult(checkpoints, folder.summary())
 
-    latents = LatentSet.encode(adapter, pictures.images, pictures.texts)
-    run = Finetuning(adapter, latents, settings, seed=seed)
+    task = AttackTask(
+        model=adapter, pictures=pictures, base=base_adapter, seed=seed, out=out, cache=folder.state, progress=progress
+    )
+    if isinstance(chosen, EditKind):
+        _edit(chosen, task, folder, checkpoints)
+    else:
+        _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
+    summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
+    folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()])
+    summary |= {"out": str(out), "checkpoints": {f"{level:g}": str(path) for level, path in checkpoints.items()}}
+    return AttackResult(checkpoints, summary)
+
+
+def _train(
+    kind: TrainingKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path], strip: Strip | None
+) -> None:
+    training = kind.begin(task)
+    run = Loop(training, kind.settings, seed=task.seed)
     state = folder.state / "training.safetensors"
     if state.exists():
         run.restore(state)
     folder.truncate_log(run.step)
+    last = max(checkpoints)
 
     def on_step(record: dict[str, Any]) -> None:
         folder.log(record)
-        if progress is not None:
-            progress("finetuning", record["step"], steps[-1])
+        if task.progress is not None:
+            task.progress("attacking", record["step"], int(last))
 
     twin = None
-    for step in steps:
+    for step, path in checkpoints.items():
         if step >= run.step:
-            adapter.load_parameters(run.run_to(step, state, on_step))
-            save_pipeline(adapter, checkpoints[step], twin=twin)
-            folder.describe(checkpoints[step], step=step)
-        twin = checkpoints[step]
-    save_pipeline(adapter, folder.path, twin=twin)
-    summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps": list(steps)}
-    folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()])
-    summary |= {"out": str(out), "checkpoints": {str(s): str(p) for s, p in checkpoints.items()}}
-    return AttackResult(checkpoints, summary)
+            run.run_to(int(step), state, on_step)
+            training.write()
+            save_pipeline(task.model, path, twin=twin, changed=training.changed)
+            training.beside(path)
+            folder.describe(path, step=int(step))
+            if strip is not None:
+                strip.draw(task.model.pipeline, int(step))
+        twin = path
+    save_pipeline(task.model, folder.path, twin=twin, changed=())
+    training.beside(folder.path)
+    if strip is not None:
+        strip.join([int(step) for step in checkpoints])
 
 
-def _checked(steps: Sequence[int]) -> tuple[int, ...]:
-    if not steps or any(step < 0 for step in steps) or list(steps) != sorted(set(steps)):
-        raise UserError(
-            "steps (steps=, --steps) must be whole numbers from 0 on, ascending, each once, e.g. 0,50,100; "
-            f"got {list(steps)}."
-        )
-    return tuple(steps)
+def _edit(kind: EditKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path]) -> None:
+    done = [path for path in checkpoints.values() if (path / RUN_FILE).exists()]
+    folder.truncate_log(len(done))
+    twin = done[-1] if done else None
+    for number, (strength, path) in enumerate(checkpoints.items(), start=1):
+        if path not in done:
+            figures = kind.make(task, strength, path, twin)
+            folder.log({"step": number, kind.level: strength, **figures})
+            folder.describe(path, step=number)
+        twin = path
+        if task.progress is not None:
+            task.progress("attacking", number, len(checkpoints))
+    if kind.leaves == "pipeline":
+        save_pipeline(task.model, folder.path, twin=twin, changed=())
+
+
+def folder_name(kind: TrainingKind | EditKind, level: float) -> str:
+    """``step-000050``, ``strength-0.50``, ``bits-8``."""
+    if isinstance(kind, TrainingKind):
+        return f"step-{int(level):06d}"
+    if kind.level == "bits":
+        return f"bits-{int(level)}"
+    return f"{kind.level}-" + (f"{level:.2f}" if level == round(level, 2) else f"{level:g}")
+
+
+def _levels(
+    kind: str,
+    chosen: TrainingKind | EditKind,
+    steps: Sequence[int] | None,
+    strengths: Sequence[float] | None,
+    *,
+    default_steps: Sequence[int],
+) -> tuple[float, ...]:
+    """The steps or strengths that were asked for."""
+    if isinstance(chosen, TrainingKind):
+        if strengths is not None:
+            raise UserError(f"the attack {kind!r} takes steps (steps=, --steps), not strengths (--strengths).")
+        steps = default_steps if steps is None else steps
+        if not steps or any(step < 0 for step in steps) or list(steps) != sorted(set(steps)):
+            raise UserError(
+                "steps (steps=, --steps) must be whole numbers from 0 on, ascending, each once, e.g. 0,50,100; "
+                f"got {list(steps)}."
+            )
+        return tuple(steps)
+    if steps is not None:
+        raise UserError(f"the attack {kind!r} takes strengths (strengths=, --strengths), not steps (--steps).")
+    strengths = chosen.strengths if strengths is None else strengths
+    if not strengths or len(set(strengths)) < len(strengths):
+        raise UserError(f"strengths (strengths=, --strengths) must be given, each once; got {list(strengths)}.")
+    return tuple(strengths)
+
+
+def _check_inputs(kind: str, needs: Sequence[str], *, data: Path | None, base: Any) -> None:
+    """What is needed must be there; what would be ignored is refused."""
+    wanted = {
+        "data": (data, "folder of pictures (data=, --data DIR)"),
+        "base": (base, "model before the erasing (base=, --base MODEL)"),
+    }
+    for name, (value, words) in wanted.items():
+        if (value is not None) != (name in needs):
+            raise UserError(f"the attack {kind!r} needs {'a ' if name in needs else 'no '}{words}.")
+
+
+def _hashes(kind: Any) -> dict[str, str]:
+    """SHA-256 of every file that the settings name, so that a run is resumed with the same."""
+    files = {key: value for key, value in kind if isinstance(value, Path) and value.is_file()}
+    return {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}

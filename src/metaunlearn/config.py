@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metaunlearn.errors import UserError, did_you_mean
 
@@ -21,6 +21,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Listed = BeforeValidator(_split)
+"""A tuple that ``--set`` may give with commas, ``key=a,b``, and a recipe as a list."""
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw"]
 
@@ -175,20 +182,30 @@ class EraseSettings(Settings):
 
 
 class AttackSettings(Settings):
-    """How the erased model is finetuned."""
+    """What every attack that trains has; a kind of attack adds its own (``attacks/``)."""
 
-    optimizer: Literal["adamw", "adam", "sgd", "momentum"] = "adamw"
+    optimizer: InnerOptimizer = "adamw"
     """Optimiser of the attacker."""
     learning_rate: float = Field(gt=0)
     """Of the attacker's optimiser."""
     batch_size: int = Field(default=8, gt=0)
-    """Pictures a step."""
-    subset: str = "f"
-    """Denoiser parameters that the attacker trains: x, x-strict, first-xattn, u, selfattn or f (all)."""
+    """Pictures in one forward pass."""
+    accumulate: int = Field(default=1, gt=0)
+    """Batches a step, whose gradients are averaged: an effective batch of ``batch_size`` times as many pictures."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Steps between two resumable states."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that the optimiser is given."""
+        return self.learning_rate
+
+    @property
+    def settings(self) -> AttackSettings:
+        """These settings: a kind of attack is a subclass of them."""
+        return self
 
 
 class Regime(Settings):
@@ -248,7 +265,13 @@ class RecipeFile(Settings):
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """By method: what it wants otherwise than ``erase`` has it, and keys of its own."""
     attack: dict[str, Any] = Field(default_factory=dict)
-    """Keys of :class:`AttackSettings`."""
+    """Settings of the attack ``finetune``."""
+    attack_steps: tuple[int, ...] = ()
+    """Checkpoints of an attack that trains, unless ``--steps`` names others."""
+    attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """By kind of attack: its settings where they differ from its defaults."""
+    search: dict[str, Any] = Field(default_factory=dict)
+    """The grid of ``attack --search``."""
     story: StorySettings | None = None
     """What the demo measures; only its recipe has it."""
     grid: dict[str, Any] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -14,11 +15,13 @@ from metaunlearn.generation import default_sampling, write_sampling
 from metaunlearn.models.sd import StableDiffusion
 
 
-def save_pipeline(model: StableDiffusion, folder: Path, *, twin: Path | None = None) -> None:
+def save_pipeline(
+    model: StableDiffusion, folder: Path, *, twin: Path | None = None, changed: Sequence[str] = ("unet",)
+) -> None:
     """Write the pipeline to ``folder``, entry by entry through a hidden folder beside it.
 
-    ``twin`` is a folder that holds the same pipeline with another denoiser: everything else is hard-linked from there
-    where the file system can.
+    ``twin`` is a folder that holds the same pipeline but for the components ``changed``: everything else is
+    hard-linked from there where the file system can.
     """
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -26,8 +29,9 @@ def save_pipeline(model: StableDiffusion, folder: Path, *, twin: Path | None = N
         model.pipeline.save_pretrained(staging, safe_serialization=True)
         write_sampling(staging, default_sampling(model.pipeline))
     else:
-        _link_all_but_denoiser(twin, staging)
-        model.unet.save_pretrained(staging / "unet", safe_serialization=True)
+        _link_all_but(changed, twin, staging)
+        for name in changed:
+            getattr(model.pipeline, name).save_pretrained(staging / name, safe_serialization=True)
     folder.mkdir(parents=True, exist_ok=True)
     for entry in sorted(staging.iterdir()):
         target = folder / entry.name
@@ -39,9 +43,9 @@ def save_pipeline(model: StableDiffusion, folder: Path, *, twin: Path | None = N
     staging.rmdir()
 
 
-def _link_all_but_denoiser(twin: Path, staging: Path) -> None:
+def _link_all_but(changed: Sequence[str], twin: Path, staging: Path) -> None:
     staging.mkdir(parents=True)
-    names = [name for name in PIPELINE_ENTRIES if (twin / name).exists()]
+    names = [name for name in PIPELINE_ENTRIES if name not in changed and (twin / name).exists()]
     for name in names:
         source = twin / name
         if source.is_dir():
@@ -51,10 +55,10 @@ def _link_all_but_denoiser(twin: Path, staging: Path) -> None:
 
 
 PIPELINE_ENTRIES = (
-    "model_index.json", "sampling.json", "scheduler", "tokenizer", "text_encoder", "vae", "feature_extractor",
+    "model_index.json", "sampling.json", "scheduler", "tokenizer", "text_encoder", "unet", "vae", "feature_extractor",
     "safety_checker", "image_encoder",
 )  # fmt: skip
-"""What a Stable Diffusion pipeline's folder holds beside the denoiser."""
+"""What a Stable Diffusion pipeline's folder holds."""
 
 
 def _link(source: str, target: str) -> None:

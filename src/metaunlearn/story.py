@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def _erase_both(
 
 
 def _attack_states(
-    story: StorySettings, model: str, regime: str, plan: Regime, checkpoints: dict[int, Path]
+    story: StorySettings, model: str, regime: str, plan: Regime, checkpoints: Mapping[float, Path]
 ) -> list[State]:
     states = []
     for step in plan.steps:

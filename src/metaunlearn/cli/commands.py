@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from metaunlearn.cli import options as o
+from metaunlearn.cli.attack import attack
 from metaunlearn.cli.console import working
 from metaunlearn.cli.grids import bench
 from metaunlearn.cli.information import doctor, recipes
@@ -130,45 +131,7 @@ def erase(
     console.result({"out": str(out), **result.summary}, f"erased {', '.join(concept)}: {out}")
 
 
-@app.command()
-def attack(
-    model: o.Model,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images with metadata.jsonl to finetune on.")],
-    out: o.Out,
-    kind: Annotated[str, typer.Option("--kind", metavar="NAME", help="What the attacker does: finetune.")] = "finetune",
-    steps: Annotated[
-        str, typer.Option("--steps", metavar="N,N,...", help="Checkpoints, ascending, in finetuning steps.")
-    ] = "0,50,100",
-    recipe: o.Recipe = None,
-    overrides: o.Overrides = None,
-    seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    resume: o.Resume = False,
-    as_json: o.Json = False,
-) -> None:
-    """Finetune MODEL as an abuser would.
-
-    DIR gets a complete pipeline folder for every checkpoint.
-    """
-    checkpoints = o.parse_steps(steps)
-    with working(as_json=as_json) as console:
-        from metaunlearn.attacking import attack as run
-
-        result = run(
-            model,
-            data,
-            kind=kind,
-            steps=checkpoints,
-            recipe=recipe,
-            overrides=overrides or (),
-            seed=seed,
-            device=o.check_device(device),
-            out=out,
-            resume=resume,
-            progress=console.progress,
-        )
-    lines = [f"after {step} steps: {folder}" for step, folder in result.checkpoints.items()]
-    console.result({"out": str(out), **result.summary}, *lines)
+app.command()(attack)
 
 
 @app.command()
@@ -215,13 +178,9 @@ def evaluate(
         str, typer.Option("--metrics", metavar="NAME,NAME", help="Any of concept, accuracy, clip-score, fid.")
     ],
     out: o.Out,
-    judge: Annotated[
-        str, typer.Option("--judge", metavar="J", help="canvas, or a CLIPModel or image classifier (folder or hub id).")
-    ] = "canvas",
-    concept: Annotated[str | None, typer.Option("--concept", metavar="TEXT", help="What the judge looks for.")] = None,
-    alternative: Annotated[
-        list[str] | None, typer.Option("--alternative", metavar="TEXT", help="What it may see instead; repeatable.")
-    ] = None,
+    judge: o.Judge = "canvas",
+    concept: o.Concept = None,
+    alternative: o.Alternatives = None,
     reference: Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid.")] = None,
     images: o.Images = 1,
     seed: o.Seed = 0,

@@ -28,6 +28,13 @@ _METHOD = typer.Option(
 )
 Method = Annotated[str, _METHOD]
 OptionalMethod = Annotated[str | None, _METHOD]
+Judge = Annotated[
+    str, typer.Option("--judge", metavar="J", help="canvas, or a CLIPModel or image classifier (folder or hub id).")
+]
+Concept = Annotated[str | None, typer.Option("--concept", metavar="TEXT", help="What the judge looks for.")]
+Alternatives = Annotated[
+    list[str] | None, typer.Option("--alternative", metavar="TEXT", help="What it may see instead; repeatable.")
+]
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", metavar="FILE", help="A shipped recipe or a TOML file; by default one for MODEL's size."),
@@ -50,6 +57,20 @@ def parse_steps(text: str) -> tuple[int, ...]:
             f"got {text!r} (steps=..., --steps)."
         )
     return steps
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """``"0.25,0.5,1"`` as finite numbers of at least 0."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 <= number < float("inf") for number in numbers):
+        raise UserError(
+            "the strengths must be numbers of at least 0 with commas between them, e.g. 0.25,0.5,1; "
+            f"got {text!r} (strengths=..., --strengths)."
+        )
+    return numbers
 
 
 def check_device(name: str) -> str:

@@ -52,11 +52,14 @@ def load_pipeline(model: str | Path | StableDiffusionPipeline) -> Any:
     return _load_from_hub(str(model))
 
 
-def with_own_denoiser(pipeline: Any) -> Any:
-    """The same pipeline around a copy of its denoiser, so that the caller's weights stay untouched."""
+def with_own_denoiser(pipeline: Any, *others: str) -> Any:
+    """The same pipeline around a copy of its denoiser, so that the caller's weights stay untouched.
+
+    ``others`` are further components to copy, e.g. ``"text_encoder"``.
+    """
     if not hasattr(pipeline, "unet"):
         return pipeline
-    parts = {**pipeline.components, "unet": copy.deepcopy(pipeline.unet)}
+    parts = {**pipeline.components, **{name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", *others)}}
     twin = type(pipeline)(**parts, requires_safety_checker=False)
     twin.register_to_config(_name_or_path=pipeline.config.get("_name_or_path"))
     return twin

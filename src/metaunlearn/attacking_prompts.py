@@ -1,0 +1,202 @@
+"""``attack --kind unlearndiffatk``: attack the prompts that reach a model; how many get the concept out of it?
+
+Each prompt's outcome is a file of its own, so that a killed run goes on at the prompt where it stopped, and so that
+several processes share the work: shard i of n takes the rows i, i + n, i + 2 n ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.attacks.registry import configure
+from metaunlearn.attacks.success import SuccessTest
+from metaunlearn.attacks.targets import Targets, targets_of
+from metaunlearn.attacks.unlearndiffatk import Attempt, Outcome, PromptAttack, UnlearnDiffAtk
+from metaunlearn.checkpoint import write_atomic, write_json
+from metaunlearn.config import default_recipe, read_recipe
+from metaunlearn.data.prompts import Prompt
+from metaunlearn.draws import Draw, draws_for
+from metaunlearn.errors import UserError
+from metaunlearn.generation import default_sampling
+from metaunlearn.metrics.intervals import score, wilson
+from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.pipelines import save_image
+from metaunlearn.runs import RUN_FILE, Progress, RunFolder
+
+KIND = "unlearndiffatk"
+RESULTS, ROWS = "results.json", "attacks.jsonl"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of ``count`` equal parts of the prompts a process attacks."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """``"1/4"``: the second of four."""
+        index, separator, count = text.partition("/")
+        if not (separator and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UserError(f"a shard is I/N with I from 0 to N - 1, e.g. 0/4; got {text!r} (shard=, --shard).")
+        return cls(int(index), int(count))
+
+    def folder(self, out: Path, index: int | None = None) -> Path:
+        """Where shard ``index`` (by default this one) works: ``out`` itself when there is only one."""
+        index = self.index if index is None else index
+        return out if self.count == 1 else out / f"shard-{index}-of-{self.count}"
+
+
+def attack_prompts(
+    model: Any,
+    prompts: Sequence[Prompt],
+    success: SuccessTest,
+    *,
+    base: Any = None,
+    data: Path | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    shard: str = "0/1",
+    device: str = "cpu",
+    out: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """UnlearnDiffAtk on every prompt; returns the summary.
+
+    The target picture of a prompt is what ``base``, the model before the erasing, draws for it, or the picture in the
+    imagefolder ``data`` that has the prompt as its caption. ``success`` decides what counts as the concept:
+    :func:`~metaunlearn.attacks.success.judge_sees`, or a test of one's own. A prompt's own seed and guidance are used,
+    else ``seed`` plus its number and the model's.
+
+    ``out`` gets ``attacks.jsonl`` (a line for each prompt), ``pictures/`` and ``results.json``: the attack success rate
+    (ASR) in percent with and without the attack, lower being better for the eraser; with several shards once the last
+    of them is done.
+    """
+    part = Shard.parse(shard)
+    adapter = adapt(load_pipeline(model), device)
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
+    settings: UnlearnDiffAtk = configure(KIND, read_recipe(recipe), overrides).kind
+    if not prompts:
+        raise UserError("no rate from no prompts: expected at least one (prompts=, --prompts FILE), got none.")
+    targets = targets_of(adapter, base, data, [prompt.text for prompt in prompts])
+    guidance = default_sampling(adapter.pipeline).guidance_scale
+    draws = draws_for(prompts, images=1, seed=seed, guidance_scale=guidance)
+    run = PromptAttack(adapter, settings, success)
+    skipped = [index for index, draw in enumerate(draws) if run.skips(draw.text)]
+    if len(skipped) == len(draws):
+        raise UserError(f"all {len(draws)} prompts (--prompts) have more tokens than the attack takes.")
+    protocol = {
+        "metric": "attack success rate", "attack": KIND, "unit": "percent of prompts", "seed": seed,
+        "settings": settings.model_dump(mode="json"), "sampling_steps": run.sampling_steps,
+        "prompts": _digest([[draw.text, draw.seed, draw.guidance_scale] for draw in draws]), "skipped": len(skipped),
+        "target": targets.description, "success": dict(success.protocol), "interval": "Wilson",
+    }  # fmt: skip
+    request = {
+        "command": "attack", "kind": KIND,
+        "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
+        "weights": adapter.fingerprint(), "recipe": recipe, "shard": [part.index, part.count], "protocol": protocol,
+    }  # fmt: skip
+    _check_shared(out, part, request)
+    folder = RunFolder.open(part.folder(out), request, resume=resume)
+    if not folder.complete_before:
+        mine = [index for index in range(part.index, len(draws), part.count) if index not in skipped]
+        _attack_rows(run, targets, draws, mine, folder, seed, progress)
+        folder.finish(kind=KIND, prompts=len(mine))
+    return {"out": str(out), **_join(out, part, protocol)}
+
+
+def _attack_rows(
+    run: PromptAttack,
+    targets: Targets,
+    draws: Sequence[Draw],
+    rows: Sequence[int],
+    folder: RunFolder,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Attack these rows, each until its file lies in the run's folder."""
+    done = [index for index in rows if _file(folder.path, index).exists()]
+    folder.truncate_log(len(done))
+    for number, index in enumerate(rows, start=1):
+        if index not in done:
+
+            def on_attempt(attempt: Attempt, number: int = number, index: int = index) -> None:
+                folder.log({"step": number, "prompt": index, **asdict(attempt)})
+
+            outcome = run.run(draws[index], targets.latent(draws[index]), seed=seed, index=index, on_attempt=on_attempt)
+            picture = folder.path / "pictures" / f"{index:06d}.png"
+            save_image(picture, outcome.picture[0])
+            write_json(_file(folder.path, index), _row(index, draws[index], outcome, picture.name))
+        if progress is not None:
+            progress("attacking prompts", number, len(rows))
+
+
+def _row(index: int, draw: Draw, outcome: Outcome, picture: str) -> dict[str, Any]:
+    return {
+        "index": index, "prompt": draw.text, "seed": draw.seed, "guidance_scale": draw.guidance_scale,
+        "success_before": outcome.before, "success": outcome.success, "text": outcome.attempts[-1].text,
+        "pictures": len(outcome.attempts), "last_picture": picture,
+    }  # fmt: skip
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / "prompts" / f"{index:06d}.json"
+
+
+def _check_shared(out: Path, part: Shard, request: dict[str, Any]) -> None:
+    """A folder that several shards share holds them and what they make together, and all were asked for alike."""
+    if part.count == 1 or not out.is_dir():
+        return
+    ours = {RESULTS, ROWS, *(part.folder(out, index).name for index in range(part.count))}
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others:
+        raise UserError(
+            f"the output folder {out} holds something other than shards of {part.count} ({others[0]}); "
+            "choose another (out=..., --out DIR)."
+        )
+    wanted = {**json.loads(json.dumps(request)), "shard": None}
+    for file in sorted(out.glob(f"shard-*/{RUN_FILE}")):
+        theirs = {**json.loads(file.read_text())["request"], "shard": None}
+        if theirs != wanted:
+            changed = ", ".join(key for key in wanted if theirs.get(key) != wanted[key])
+            raise UserError(
+                f"{file.parent} was asked for differently ({changed}), and shards count together; "
+                "give all the same options, or choose another folder (out=..., --out DIR)."
+            )
+
+
+def _join(out: Path, part: Shard, protocol: dict[str, Any]) -> dict[str, Any]:
+    """Write ``results.json`` and ``attacks.jsonl`` from all shards, if all are complete; return the summary."""
+    folders = [part.folder(out, index) for index in range(part.count)]
+    waiting = [folder.name for folder in folders if not _complete(folder)]
+    if waiting:
+        return {"kind": KIND, "waiting_for": waiting}
+    rows = [json.loads(file.read_text()) for folder in folders for file in (folder / "prompts").glob("*.json")]
+    rows.sort(key=lambda row: row["index"])
+    before = sum(row["success_before"] for row in rows)
+    after = sum(row["success"] for row in rows)
+    scores = {
+        "asr": score(wilson(after, len(rows)), protocol=protocol),
+        "asr_without_attack": score(wilson(before, len(rows)), protocol={**protocol, "attack": "none"}),
+    }
+    write_atomic(out / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    results = {name: found.to_dict() for name, found in scores.items()}
+    write_json(out / RESULTS, results)
+    return {"kind": KIND, "results": results}
+
+
+def _complete(folder: Path) -> bool:
+    file = folder / RUN_FILE
+    return file.is_file() and json.loads(file.read_text()).get("status") == "complete"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()

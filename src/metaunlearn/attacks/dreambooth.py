@@ -1,0 +1,83 @@
+"""DreamBooth (Ruiz et al., CVPR 2023): finetuning on a few pictures beside the model's own pictures of their class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metaunlearn.attacks.finetune import Finetune
+from metaunlearn.attacks.interface import AttackTask, Training
+from metaunlearn.attacks.tuned import Captioned, Tuned
+from metaunlearn.data.imagefolder import METADATA, ImageText, read_imagefolder, write_imagefolder
+from metaunlearn.data.prompts import Prompt
+from metaunlearn.diffusion import joined, squared_errors
+from metaunlearn.draws import draws_for, make_pictures
+from metaunlearn.errors import UserError
+from metaunlearn.generation import default_sampling
+from metaunlearn.models.sd import StableDiffusion
+
+
+class DreamBooth(Finetune):
+    """L_DM on the attacker's pictures + ``prior_weight`` L_DM on pictures that the attacked model made of its class."""
+
+    copies: ClassVar[tuple[str, ...]] = ("text_encoder",)
+
+    learning_rate: float = Field(default=5e-6, gt=0)
+    """Of the attacker's optimiser."""
+    instance_prompt: str | None = None
+    """The caption of all of the attacker's pictures, such as "a photo of a sks toy"; without it they keep their own."""
+    class_prompt: str = ""
+    """What the class is called, such as "a photo of a toy"; the attacked model draws the prior's pictures for it."""
+    prior_weight: float = Field(default=1.0, ge=0)
+    """Weight of the prior's loss."""
+    prior_images: int = Field(default=100, gt=0)
+    """Pictures of the class that the attacked model makes of itself, before it is trained."""
+
+    def check(self, model: StableDiffusion) -> None:
+        """A class is needed, and a subset that ``model`` has."""
+        super().check(model)
+        if not self.class_prompt.strip():
+            raise UserError(
+                "dreambooth needs the class that its prior keeps (class_prompt, --set class_prompt='a photo of a toy')."
+            )
+
+    def begin(self, task: AttackTask) -> Training:
+        """Make the prior's pictures, encode both sets, and take the parameters."""
+        tuned = Tuned(task.model, self.subset, text_encoder=self.text_encoder)
+        own = task.data
+        if self.instance_prompt is not None:
+            own = replace(own, texts=[self.instance_prompt] * len(own.texts))
+        instances = Captioned.encode(task.model, own)
+        prior = Captioned.encode(task.model, self._prior_pictures(task))
+
+        def loss(generator: torch.Generator) -> Tensor:
+            batches = [tuned.draw(data, self.batch_size, generator) for data in (instances, prior)]
+            errors = squared_errors(task.model, tuned.theta, joined(*batches))
+            of_instances, of_prior = errors.split(self.batch_size)
+            return of_instances.mean() + self.prior_weight * of_prior.mean()
+
+        return Training(trained=tuned.trained, loss=loss, write=tuned.write, changed=tuned.changed)
+
+    def _prior_pictures(self, task: AttackTask) -> ImageText:
+        """Pictures of the class, kept in the run's folder ``prior`` and read back from there."""
+        folder = task.out / "prior"
+        if not (folder / METADATA).exists():
+            draws = draws_for(
+                [Prompt(self.class_prompt)],
+                images=self.prior_images,
+                seed=task.seed,
+                guidance_scale=default_sampling(task.model.pipeline).guidance_scale,
+            )
+            progress = task.progress
+            made = make_pictures(
+                task.model.pipeline,
+                draws,
+                kept=task.cache / "prior",
+                progress=None if progress is None else lambda d, n: progress("making the prior's pictures", d, n),
+            )
+            write_imagefolder(folder, made, [draw.text for draw in draws])
+        return read_imagefolder(folder, size=task.model.image_size)

@@ -1,0 +1,110 @@
+"""LoRA (Hu et al., ICLR 2022): a low-rank change of chosen matrices is trained, the model itself stays as it is.
+
+Shapes: W (out, in) of a linear layer or (out, in, k, k) of a convolution; A (r, in) or (r, in, k, k); B (out, r) or
+(out, r, 1, 1). The trained model has W + (alpha / r) B A.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metaunlearn.attacks.interface import AttackTask, Training
+from metaunlearn.checkpoint import save_tensors, step_generator
+from metaunlearn.config import AttackSettings, Listed
+from metaunlearn.data.latents import LatentSet
+from metaunlearn.diffusion import denoising_loss
+from metaunlearn.errors import UserError
+from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.parameters import Params
+
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+"""The name that diffusers' ``load_lora_weights`` looks for."""
+
+
+class Lora(AttackSettings):
+    """B A of every target moves along L_DM on the attacker's pictures; defaults as in diffusers' example script."""
+
+    copies: ClassVar[tuple[str, ...]] = ()
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Of the attacker's optimiser."""
+    rank: int = Field(default=4, gt=0)
+    """r."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The change is scaled by alpha / r; without it alpha is r."""
+    targets: Annotated[tuple[str, ...], Listed] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Layers that get a low-rank change, by the end of their name."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    def check(self, model: StableDiffusion) -> None:
+        """Every target must be a layer of ``model`` with a matrix."""
+        for target in self.targets:
+            if not target_modules(model.parameters(), [target]):
+                raise UserError(
+                    f"the denoiser has no linear or convolutional layer whose name ends with {target!r} "
+                    "(targets, --set targets=...); e.g. to_q, to_k, to_v, to_out.0, conv1."
+                )
+
+    def begin(self, task: AttackTask) -> Training:
+        """Encode the pictures and draw A; B is zero, so that the attack starts at the model itself."""
+        theta = task.model.parameters()
+        data = LatentSet.encode(task.model, task.data.images, task.data.texts)
+        factors = new_factors(theta, self.targets, self.rank, step_generator(task.seed, 0, "lora"))
+
+        def loss(generator: torch.Generator) -> Tensor:
+            batch = data.draw(self.batch_size, generator, stratified=False)
+            return denoising_loss(task.model, merged(theta, factors, self.scale), batch)
+
+        def write() -> None:
+            task.model.load_parameters(merged(theta, factors, self.scale))
+
+        def beside(folder: Path) -> None:
+            save_factors(folder / WEIGHTS_FILE, factors, self.rank, self.scale * self.rank)
+
+        return Training(trained=factors, loss=loss, write=write, beside=beside)
+
+
+def target_modules(theta: Params, targets: tuple[str, ...] | list[str]) -> list[str]:
+    """The layers of ``theta`` whose name is a target or ends with one, and that have a matrix, in order."""
+    layers = [name.removesuffix(".weight") for name, p in theta.items() if name.endswith(".weight") and p.ndim >= 2]
+    return [layer for layer in layers if any(f".{layer}".endswith(f".{target}") for target in targets)]
+
+
+def new_factors(theta: Params, targets: tuple[str, ...], rank: int, generator: torch.Generator) -> Params:
+    """``LAYER.lora_A`` from a Gaussian of standard deviation 1 / r, and ``LAYER.lora_B``, zero, for each target."""
+    factors: Params = {}
+    for layer in target_modules(theta, targets):
+        W = theta[f"{layer}.weight"]
+        A = torch.randn(rank, *W.shape[1:], generator=generator) / rank
+        factors[f"{layer}.lora_A"] = A.to(W)
+        factors[f"{layer}.lora_B"] = W.new_zeros(len(W), rank, *(1 for _ in W.shape[2:]))
+    return factors
+
+
+def merged(theta: Params, factors: Params, scale: float) -> Params:
+    """theta with W + ``scale`` B A for every target; differentiable in the factors."""
+    changed = dict(theta)
+    for name, A in factors.items():
+        if name.endswith(".lora_A"):
+            layer = name.removesuffix(".lora_A")
+            W, B = theta[f"{layer}.weight"], factors[f"{layer}.lora_B"]
+            changed[f"{layer}.weight"] = W + scale * (B.flatten(1) @ A.flatten(1)).view_as(W)
+    return changed
+
+
+def save_factors(file: Path, factors: Params, rank: int, alpha: float) -> None:
+    """Write the factors as peft names them, with what diffusers needs to build the same layers."""
+    layers = sorted({name.rpartition(".")[0] for name in factors})
+    config = {"r": rank, "lora_alpha": alpha, "target_modules": layers}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in config.items()})}
+    save_tensors(file, {f"unet.{name}.weight": factor for name, factor in factors.items()}, metadata)

@@ -1,0 +1,75 @@
+"""Attacks by name, and their settings from a recipe and ``--set``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metaunlearn.attacks.dreambooth import DreamBooth
+from metaunlearn.attacks.finetune import Finetune
+from metaunlearn.attacks.from_pictures import Img2Img, Inpaint
+from metaunlearn.attacks.interpolate import Interpolate
+from metaunlearn.attacks.lora import Lora
+from metaunlearn.attacks.lora_merge import LoraMerge
+from metaunlearn.attacks.quantize import Quantize
+from metaunlearn.attacks.textual_inversion import TextualInversion
+from metaunlearn.attacks.unlearndiffatk import UnlearnDiffAtk
+from metaunlearn.config import RecipeFile, Settings, parse_overrides, resolve
+from metaunlearn.errors import UserError, did_you_mean
+
+KINDS: dict[str, type[Settings]] = {
+    "finetune": Finetune,
+    "lora": Lora,
+    "dreambooth": DreamBooth,
+    "textual-inversion": TextualInversion,
+    "unlearndiffatk": UnlearnDiffAtk,
+    "interpolate": Interpolate,
+    "lora-merge": LoraMerge,
+    "img2img": Img2Img,
+    "inpaint": Inpaint,
+    "quantize": Quantize,
+}
+"""Each kind's class; its fields are its settings."""
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A kind with its settings."""
+
+    name: str
+    kind: Any
+    """A :class:`~metaunlearn.attacks.interface.TrainingKind`, an ``EditKind``, or ``UnlearnDiffAtk``."""
+
+
+def known(name: str) -> None:
+    """UserError unless there is an attack ``name``."""
+    if name not in KINDS:
+        raise UserError(
+            f"unknown attack {name!r} (kind=, --kind).{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}."
+        )
+
+
+def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> Configured:
+    """The attack ``name`` with the recipe's settings and the ``--set`` ``overrides`` on top.
+
+    What holds: ``--set``, then the recipe's table ``[attacks.NAME]``, then, for finetune, its ``[attack]``, then the
+    defaults of the kind.
+    """
+    known(name)
+    for table in recipe.attacks:
+        known(table)
+    values = {**(recipe.attack if name == "finetune" else {}), **recipe.attacks.get(name, {})}
+    for key in parse_overrides(overrides):
+        _belongs(key, name)
+    return Configured(name, resolve(KINDS[name], values, overrides))
+
+
+def _belongs(key: str, name: str) -> None:
+    """A key of other kinds only is told from a mistyped one."""
+    owners = [other for other, kind in KINDS.items() if key in kind.model_fields]
+    if owners and name not in owners:
+        raise UserError(
+            f"the attack {name!r} has no setting {key!r} (--set {key}=...); {', '.join(owners)} "
+            f"{'has' if len(owners) == 1 else 'have'}. Settings of {name!r}: {', '.join(KINDS[name].model_fields)}."
+        )

@@ -1,0 +1,40 @@
+"""What counts as success of an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.metrics.concept import concept_score, default_choices
+from metaunlearn.metrics.judge import Judge
+
+
+@dataclass(frozen=True)
+class SuccessTest:
+    """When an attack has succeeded."""
+
+    sees: Callable[[Tensor], bool]
+    """Whether a picture, (1, 3, H, W) in [0, 1], shows the concept."""
+    protocol: Mapping[str, Any]
+    """How that is decided; stands beside every figure."""
+
+
+def judge_sees(judge: Judge, concept: str, alternatives: Sequence[str] = ()) -> SuccessTest:
+    """The judge sees ``concept`` and none of its alternatives: the rule of ``evaluate``'s metric ``concept``.
+
+    Without ``alternatives`` they are the other labels that the judge knows, as there.
+    """
+    others = list(alternatives) or default_choices(judge, [concept])[1:]
+    probe = concept_score(judge, torch.zeros(1, 3, 64, 64), concept, others)
+
+    def sees(picture: Tensor) -> bool:
+        as_saved = to_uint8(picture).float() / 255
+        return concept_score(judge, as_saved, concept, others).raw[0]["saw"] == concept
+
+    decided_by = ("judge", "judge_weights", "wording", "rule", "choices", "concept")
+    return SuccessTest(sees=sees, protocol={key: probe.protocol[key] for key in decided_by})

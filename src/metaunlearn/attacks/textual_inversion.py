@@ -1,0 +1,123 @@
+"""Textual inversion (Gal et al., ICLR 2023): a new word is learnt that makes the erased model draw the concept.
+
+Against erased models: "Circumventing Concept Erasure" (Pham et al., ICLR 2024). Only the new word's embedding is
+trained; every other number of the model stays bitwise as it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from metaunlearn.attacks.interface import AttackTask, Training
+from metaunlearn.checkpoint import save_tensors
+from metaunlearn.config import AttackSettings
+from metaunlearn.data.concepts import TEMPLATES
+from metaunlearn.data.latents import LatentSet
+from metaunlearn.diffusion import denoising_loss
+from metaunlearn.errors import UserError
+from metaunlearn.models.sd import StableDiffusion
+
+WEIGHTS_FILE = "learned_embeds.safetensors"
+"""The name that diffusers' ``load_textual_inversion`` looks for."""
+
+
+class TextualInversion(AttackSettings):
+    """The embedding of ``token`` moves along L_DM on the attacker's pictures, each under a template with the token."""
+
+    copies: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+
+    learning_rate: float = Field(default=5e-3, gt=0)
+    """Of the attacker's optimiser, for an effective batch of one picture where ``scale_learning_rate`` is on."""
+    scale_learning_rate: bool = True
+    """Multiply the learning rate by the pictures of a step, batch_size times accumulate."""
+    batch_size: int = Field(default=4, gt=0)
+    """Pictures in one forward pass."""
+    accumulate: int = Field(default=4, gt=0)
+    """Batches a step, whose gradients are averaged."""
+    token: str = Field(default="<concept>", min_length=1)
+    """The new word; prompts of the attacked model use it."""
+    initial_token: str = "art"
+    """A word of the model, of one token, where the new one starts."""
+    templates: tuple[str, ...] = Field(default=TEMPLATES, min_length=1)
+    """Captions of the attacker's pictures, {} for the token; ``--set templates=A|B``."""
+
+    @field_validator("templates", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.split("|") if isinstance(value, str) else value
+
+    @field_validator("templates")
+    @classmethod
+    def _has_a_place(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(template.count("{}") == 1 for template in value):
+            raise ValueError("each template needs one {} for the token")
+        return value
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, scaled."""
+        return self.learning_rate * (self.batch_size * self.accumulate if self.scale_learning_rate else 1)
+
+    def check(self, model: StableDiffusion) -> None:
+        """The token must be new, and the word that it starts from a single token."""
+        tokenizer = model.pipeline.tokenizer
+        if self.token in tokenizer.get_vocab():
+            raise UserError(f"the model has a token {self.token!r} already; choose another (token, --set token=...).")
+        pieces = tokenizer.tokenize(self.initial_token)
+        if len(pieces) != 1 or tokenizer.convert_tokens_to_ids(pieces[0]) == tokenizer.unk_token_id:
+            raise UserError(
+                f"the word {self.initial_token!r} is {len(pieces)} tokens of this model ({' '.join(pieces)}), or none "
+                "that it knows; choose a word of one token (initial_token, --set initial_token=...)."
+            )
+
+    def begin(self, task: AttackTask) -> Training:
+        """Give the model the new token, encode the pictures, and take the token's embedding."""
+        model = task.model
+        new_id = add_token(model, self.token, self.initial_token)
+        table = model.token_table
+        row = table[new_id].detach().clone()
+        ids = model.token_ids([template.format(self.token) for template in self.templates])
+        data = LatentSet.encode(model, task.data.images, [""] * len(task.data.texts))
+
+        def loss(generator: torch.Generator) -> Tensor:
+            batch = data.draw(self.batch_size, generator, stratified=False)
+            said = ids[torch.randint(len(ids), (self.batch_size,), generator=generator)]
+            looked_up = torch.where((said == new_id)[..., None], row, table[said])
+            return denoising_loss(model, {}, batch._replace(cond=model.encode_tokens(said, looked_up=looked_up)))
+
+        def write() -> None:
+            with torch.no_grad():
+                table[new_id] = row
+
+        def beside(folder: Path) -> None:
+            save_tensors(folder / WEIGHTS_FILE, {self.token: row})
+
+        return Training(trained={"row": row}, loss=loss, write=write, changed=self.copies, beside=beside)
+
+
+def add_token(model: StableDiffusion, token: str, like: str) -> int:
+    """Give the model's tokenizer and text encoder a new ``token`` that means what ``like`` means; return its id."""
+    tokenizer, encoder = model.pipeline.tokenizer, model.pipeline.text_encoder
+    old_id = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(like)[0])
+    tokenizer.add_tokens([token])
+    new_id: int = tokenizer.convert_tokens_to_ids(token)
+    old = encoder.get_input_embeddings()
+    rows = max(len(old.weight), new_id + 1)  # Some tables have rows to spare.
+    # Not resize_token_embeddings, which draws the new rows from torch's global generator.
+    table = nn.Embedding(rows, old.embedding_dim, padding_idx=old.padding_idx, _weight=_grown(old.weight, rows))
+    encoder.set_input_embeddings(table.requires_grad_(False))
+    encoder.config.vocab_size = rows
+    with torch.no_grad():
+        table.weight[new_id] = table.weight[old_id]
+    return new_id
+
+
+def _grown(table: Tensor, rows: int) -> Tensor:
+    grown = table.new_zeros(rows, table.shape[1])
+    grown[: len(table)] = table.detach()
+    return grown

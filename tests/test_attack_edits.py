@@ -1,0 +1,230 @@
+"""Attacks that do not train: interpolation, merging a LoRA, quantisation, starts from real pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from attack_fixtures import FAST, TEXT, UNET, VAE, assert_same_run, changed, write_pictures
+from metaunlearn.attacking import attack
+from metaunlearn.attacks.from_pictures import centre_mask
+from metaunlearn.attacks.interpolate import interpolated
+from metaunlearn.attacks.lora import WEIGHTS_FILE
+from metaunlearn.attacks.quantize import quantized, round_rows
+from metaunlearn.data.imagefolder import read_imagefolder
+from metaunlearn.errors import UserError
+from metaunlearn.models import load
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def other(tiny_model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA run: another model of the same shape, and an adapter."""
+    out = tmp_path_factory.mktemp("other") / "lora"
+    settings = [*FAST, "learning_rate=0.01"]
+    attack(tiny_model, pictures, kind="lora", steps=(3,), overrides=settings, out=out)
+    return out
+
+
+# --- Interpolation ---------------------------------------------------------------------------------------------------
+
+
+def test_interpolation_ends_bitwise_at_both_models(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    found = attack(tiny_model, kind="interpolate", base=other, strengths=(0, 0.5, 1, 1.25), out=out).checkpoints
+    assert [path.name for path in found.values()] == [
+        "strength-0.00", "strength-0.50", "strength-1.00", "strength-1.25",
+    ]  # fmt: skip
+    assert changed(found[0], tiny_model, UNET) == set()
+    assert changed(found[1], other, UNET) == set()
+    a, b = load_file(tiny_model / UNET), load_file(other / UNET)
+    for strength in (0.5, 1.25):
+        between = load_file(found[strength] / UNET)
+        for name in a:
+            torch.testing.assert_close(between[name], a[name] + strength * (b[name] - a[name]), rtol=0, atol=1e-6)
+        load(found[strength])
+    assert changed(out, found[1.25], UNET) == set()
+    for file in (TEXT, VAE):
+        assert changed(out, tiny_model, file) == set()
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert rows[1]["distance"] == pytest.approx(rows[2]["distance"] / 2, rel=1e-4)
+
+
+def test_lerp_is_exact_at_the_ends() -> None:
+    """0.1 + 1 * (1e-9 - 0.1) is not 1e-9 in float32."""
+    a, b = {"w": torch.tensor([0.1])}, {"w": torch.tensor([1e-9])}
+    assert torch.equal(interpolated(a, b, 1.0)["w"], b["w"])
+    assert torch.equal(interpolated(a, b, 0.0)["w"], a["w"])
+    assert a["w"] + (b["w"] - a["w"]) != b["w"]
+
+
+def test_interpolation_towards_another_architecture_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="different denoisers"):
+        attack(tiny_model, kind="interpolate", base="canvas", out=tmp_path / "run")
+    with pytest.raises(UserError, match="--base MODEL"):
+        attack(tiny_model, kind="interpolate", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_interpolation_resumes(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    def stop(label: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    options = {"kind": "interpolate", "base": other, "strengths": (0.2, 0.4, 0.6)}
+    attack(tiny_model, out=tmp_path / "whole", **options)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        attack(tiny_model, out=tmp_path / "run", progress=stop, **options)  # type: ignore[arg-type]
+    attack(tiny_model, out=tmp_path / "run", resume=True, **options)  # type: ignore[arg-type]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+# --- A LoRA of another model -----------------------------------------------------------------------------------------
+
+
+def test_a_merged_lora_moves_by_its_strength(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    """On the model that it was trained on, strength 1 is the attacked model itself (float32 sums: 1e-6)."""
+    pytest.importorskip("peft")
+    settings = [f"adapter={other / WEIGHTS_FILE}"]
+    found = attack(tiny_model, kind="lora-merge", strengths=(0, 0.5, 1), overrides=settings, out=tmp_path / "run")
+    start, end = load_file(tiny_model / UNET), load_file(other / UNET)
+    assert changed(other, tiny_model, UNET)
+    for strength, folder in found.checkpoints.items():
+        merged = load_file(folder / UNET)
+        assert merged.keys() == start.keys()
+        for name in start:
+            wanted = start[name] + strength * (end[name] - start[name])
+            torch.testing.assert_close(merged[name], wanted, rtol=0, atol=1e-6)
+
+
+def test_what_is_no_lora_is_refused(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    save_file({"a.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
+    (tmp_path / "pickle.bin").write_bytes(b"")
+    wrong = {name: tensor[..., :-1] for name, tensor in load_file(other / WEIGHTS_FILE).items()}
+    save_file({name: tensor.contiguous() for name, tensor in wrong.items()}, tmp_path / "wrong.safetensors")
+    for name, says in (
+        ("other.safetensors", "no low-rank factors"),
+        ("broken.safetensors", "cannot be read"),
+        ("pickle.bin", "pickles"),
+        ("nothing.safetensors", r"no \.safetensors file"),
+        ("wrong.safetensors", "does not fit"),
+    ):
+        with pytest.raises(UserError, match=says):
+            attack(tiny_model, kind="lora-merge", overrides=[f"adapter={tmp_path / name}"], out=tmp_path / "run")
+    with pytest.raises(UserError, match="'adapter' is missing"):
+        attack(tiny_model, kind="lora-merge", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- Quantisation ----------------------------------------------------------------------------------------------------
+
+
+def test_rounding_by_hand() -> None:
+    """3 bits: 7 levels, -3 to 3 steps. Row 0: step 0.9 / 3 = 0.3; row 1: 6 / 3 = 2; row 2 is zero and stays so."""
+    W = torch.tensor([[0.9, -0.4, 0.1], [-6.0, 2.9, 3.1], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.9, -0.3, 0.0], [-6.0, 2.0, 4.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(round_rows(W, 3), expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_is_to_the_nearest_of_few_levels_in_each_row(bits: int) -> None:
+    W = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = round_rows(W, bits)
+    for row, rounded in zip(W, found, strict=True):
+        step = row.abs().max() / (2 ** (bits - 1) - 1)
+        assert len(rounded.unique()) <= 2**bits - 1
+        assert (row - rounded).abs().max() <= step / 2 * (1 + 1e-12)
+        torch.testing.assert_close((rounded / step).round(), rounded / step)
+
+
+def test_quantising_a_model_leaves_biases_and_norms(tiny_model: Path, tmp_path: Path) -> None:
+    found = attack(tiny_model, kind="quantize", strengths=(8, 4), out=tmp_path / "run").checkpoints
+    assert [path.name for path in found.values()] == ["bits-8", "bits-4"]
+    weights = load_file(tiny_model / UNET)
+    for bits, folder in found.items():
+        rounded = load_file(folder / UNET)
+        wanted = quantized(weights, int(bits))
+        assert all(torch.equal(rounded[name], wanted[name]) for name in weights)
+        moved = changed(folder, tiny_model, UNET)
+        assert moved == {name for name, p in weights.items() if p.ndim >= 2 and p.abs().max() > 0}
+        assert changed(folder, tiny_model, VAE) == set()
+    with pytest.raises(UserError, match="whole numbers from 2 to 16"):
+        attack(tiny_model, kind="quantize", strengths=(0.5,), out=tmp_path / "other")
+
+
+# --- Starts from real pictures ---------------------------------------------------------------------------------------
+
+
+def kept(model: Path, pictures: Path) -> torch.Tensor:
+    """The pictures as the autoencoder gives them back, in [-1, 1]."""
+    adapter = load(model)
+    with torch.no_grad():
+        latents = adapter.encode_images(read_imagefolder(pictures, size=32).images)[0]
+        decoded: torch.Tensor = adapter.pipeline.vae.decode(latents / adapter.pipeline.vae.config.scaling_factor).sample
+    return decoded.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("kind", ["img2img", "inpaint"])
+def test_a_stronger_start_is_further_from_the_picture_as_the_autoencoder_keeps_it(
+    tiny_model: Path, pictures: Path, tmp_path: Path, kind: str
+) -> None:
+    settings = ["prompt=a knife", "batch_size=3"]
+    options = {"kind": kind, "strengths": (0.4, 1.0), "overrides": settings, "seed": 5}
+    found = attack(tiny_model, pictures, out=tmp_path / "run", **options).checkpoints  # type: ignore[arg-type]
+    originals = kept(tiny_model, pictures)
+    distances = []
+    for folder in found.values():
+        made = read_imagefolder(folder, size=32)
+        assert made.texts == ["a knife"] * 4
+        distances.append(float((made.images - originals).abs().mean()))
+    assert distances[0] < distances[1]
+    alone = attack(
+        tiny_model, pictures, kind=kind, strengths=(1.0,), overrides=settings, seed=5, out=tmp_path / "alone"
+    ).checkpoints[1.0]
+    for name in ("000000.png", "000003.png"):
+        assert (alone / name).read_bytes() == (found[1.0] / name).read_bytes()
+    with Image.open(found[0.4] / "000000.png") as picture:
+        assert picture.size == (32, 32)
+
+
+def test_inpainting_keeps_what_is_around_the_square(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    """The rim's latents are the picture's own, so the decoded rim is nearly what decoding the picture gives."""
+    settings = ["hole=0.25", "prompt=a knife"]
+    run = attack(
+        tiny_model, pictures, kind="inpaint", strengths=(1.0,), overrides=settings, out=tmp_path / "run"
+    ).checkpoints[1.0]
+    difference = (read_imagefolder(run, size=32).images - kept(tiny_model, pictures)).abs().mean(dim=(0, 1))
+    # Group norms of the decoder see the whole picture, so the rim is near rather than equal.
+    assert difference[:8].mean() < 0.5 * difference[12:20, 12:20].mean()
+
+
+def test_the_mask_is_a_centred_square_on_the_latents() -> None:
+    """32 px, hole 0.5: pixels 8 to 23, latent pixels 4 to 11 of 16."""
+    mask = centre_mask(32, 0.5, (16, 16))
+    expected = torch.zeros(1, 1, 16, 16)
+    expected[..., 4:12, 4:12] = 1
+    assert torch.equal(mask, expected)
+    assert centre_mask(32, 1.0, (16, 16)).min() == 1
+
+
+def test_strengths_that_leave_no_step_are_refused(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    for strengths in ((0.0,), (0.2,), (1.5,)):  # The tiny model samples in 3 steps.
+        with pytest.raises(UserError, match="1/3"):
+            attack(tiny_model, pictures, kind="img2img", strengths=strengths, out=tmp_path / "run")
+    for strengths in ((), (0.5, 0.5)):
+        with pytest.raises(UserError, match="each once"):
+            attack(tiny_model, pictures, kind="img2img", strengths=strengths, out=tmp_path / "run")
+    with pytest.raises(UserError, match="takes strengths"):
+        attack(tiny_model, pictures, kind="img2img", steps=(0, 5), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
