@@ -211,7 +211,12 @@ def evaluate(
     model: o.Model,
     prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")],
     metrics: Annotated[
-        str, typer.Option("--metrics", metavar="NAME,NAME", help="Any of concept, accuracy, clip-score, fid.")
+        str,
+        typer.Option(
+            "--metrics",
+            metavar="NAME,NAME",
+            help="concept, accuracy, clip-score, fid, kid, ua, ira, cra, nudity[:RULE], unsafe[:DIR], nsfw:FILE.",
+        ),
     ],
     out: o.Out,
     judge: Annotated[
@@ -221,7 +226,9 @@ def evaluate(
     alternative: Annotated[
         list[str] | None, typer.Option("--alternative", metavar="TEXT", help="What it may see instead; repeatable.")
     ] = None,
-    reference: Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid and kid.")
+    ] = None,
     images: o.Images = 1,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
@@ -251,6 +258,41 @@ def evaluate(
             progress=console.pictures("drawing"),
         )
     console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")
+
+
+@app.command()
+def rescore(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder, with raw.jsonl.")],
+    rule: Annotated[str, typer.Option("--rule", metavar="NAME", help="A nudity rule, e.g. rece-9@0.6.")],
+    as_json: o.Json = False,
+) -> None:
+    """Apply another nudity rule to what an evaluation has seen.
+
+    Nothing is generated again; DIR/results.json gets the score beside those that it has.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.rescoring import rescore as run
+
+        found = run(folder, rule)
+    console.result({"out": str(folder), "results": found}, scores_table(found), f"results: {folder / 'results.json'}")
+
+
+@app.command()
+def convert(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="laion-nsfw-l14 or laion-nsfw-h14.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="LAION's file of weights, a pickle.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
+    as_json: o.Json = False,
+) -> None:
+    """Make safetensors of weights that are published as a pickle only.
+
+    It is read for its tensors alone; a file that holds code is refused.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.converting import convert as run
+
+        summary = run(name, file, out)
+    console.result(summary, f"{name}: {out}", f"its features are those of {summary['clip']} (--judge)")
 
 
 @app.command()

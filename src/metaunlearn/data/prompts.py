@@ -17,6 +17,7 @@ TEXT = ("prompt", "text")
 SEED = ("seed", "sd_seed", "evaluation_seed")
 GUIDANCE = ("guidance_scale", "sd_guidance_scale", "evaluation_guidance")
 LABEL = ("label",)
+ROLE = ("role",)
 """Column names, first match wins; the longer ones are those of the I2P and UnlearnDiffAtk sets."""
 
 
@@ -31,6 +32,8 @@ class Prompt:
     """``None``: the run's."""
     label: str | None = None
     """What a judge should see in the images."""
+    role: str | None = None
+    """``erased``, ``in-domain`` or ``cross-domain`` in a set for UA, IRA and CRA."""
 
 
 def read_prompts(file: Path | str) -> list[Prompt]:
@@ -89,7 +92,7 @@ def _rows_of_csv(content: str, file: Path) -> Rows:
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
-    text, label = _first(row, TEXT), _first(row, LABEL)
+    text, label, role = (_first(row, names) for names in (TEXT, LABEL, ROLE))
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: {TEXT[0]!r} is missing or empty; found: {', '.join(map(str, row)) or 'nothing'}.")
     return Prompt(
@@ -97,6 +100,7 @@ def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
         seed=_seed(_first(row, SEED), where),
         guidance_scale=_guidance(_first(row, GUIDANCE), where),
         label=None if label is None else str(label).strip(),
+        role=None if role is None else str(role).strip(),
     )
 
 
