@@ -10,6 +10,7 @@ import typer
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.cli.information import doctor, recipes
+from metaunlearn.cli.measuring import compare, convert, rescore, table
 from metaunlearn.cli.tables import scores_table, story_lines
 from metaunlearn.errors import UserError
 
@@ -261,41 +262,6 @@ def evaluate(
 
 
 @app.command()
-def rescore(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder, with raw.jsonl.")],
-    rule: Annotated[str, typer.Option("--rule", metavar="NAME", help="A nudity rule, e.g. rece-9@0.6.")],
-    as_json: o.Json = False,
-) -> None:
-    """Apply another nudity rule to what an evaluation has seen.
-
-    Nothing is generated again; DIR/results.json gets the score beside those that it has.
-    """
-    with working(as_json=as_json) as console:
-        from metaunlearn.rescoring import rescore as run
-
-        found = run(folder, rule)
-    console.result({"out": str(folder), "results": found}, scores_table(found), f"results: {folder / 'results.json'}")
-
-
-@app.command()
-def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="laion-nsfw-l14 or laion-nsfw-h14.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="LAION's file of weights, a pickle.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
-    as_json: o.Json = False,
-) -> None:
-    """Make safetensors of weights that are published as a pickle only.
-
-    It is read for its tensors alone; a file that holds code is refused.
-    """
-    with working(as_json=as_json) as console:
-        from metaunlearn.converting import convert as run
-
-        summary = run(name, file, out)
-    console.result(summary, f"{name}: {out}", f"its features are those of {summary['clip']} (--judge)")
-
-
-@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with results: a demo's, or any runs'.")],
     as_json: o.Json = False,
@@ -312,3 +278,5 @@ def report(
 
 
 app.command(name="doctor")(doctor)
+for _command in (table, compare, rescore, convert):
+    app.command()(_command)
