@@ -298,6 +298,10 @@ def test_batching_changes_nothing(clip: CLIPModel, tokenizer: CLIPTokenizer, mon
     parts = judge.embed_images(images), judge.embed_texts(texts)
     for one, other in zip(whole, parts, strict=True):
         assert (one - other).abs().max() < 1e-6
+    judge.embed_images(images)
+    images[0] += 0.1
+    assert (judge.embed_images(images)[0] - whole[0][0]).abs().max() > 1e-4, "changed in place, embedded again"
+    images[0] -= 0.1
     assert not whole[0].requires_grad
     assert whole[0].shape == (5, 12)
 

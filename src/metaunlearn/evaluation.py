@@ -22,7 +22,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
-from metaunlearn.metrics.kept import Kept, join, read_kept, write_kept
+from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
 from metaunlearn.metrics.measures import METRICS, Metric, Pictures, Reference, Request, metrics_named
 
 __all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "check_metrics", "evaluate", "plan"]
@@ -58,18 +58,17 @@ class Evaluation:
         was killed goes on. It must not be shared by other evaluations.
         """
         draws = self.request.draws
-        parts, done = [], 0
+        whole, done = Gathering(len(draws)), 0
         for number, batch in enumerate(batches(draws)):
             part = None if kept is None else read_kept(kept, number)
             if part is None:
                 part = self._draw_and_measure(pipeline, batch, out)
                 if kept is not None:
                     write_kept(kept, number, part)
-            parts.append(part)
+            whole.add(part)
             done += len(batch)
             if progress is not None:
                 progress(done, len(draws))
-        whole = join(parts)
         facts = _facts(self.prompts, draws, self.steps, whole.size)
         scores = {}
         for name, metric in self.metrics.items():
@@ -227,8 +226,8 @@ def ranges(numbers: Sequence[int]) -> str:
     return " ".join("-".join(map(str, run)) for run in runs)
 
 
-def _write(out: Path, whole: Kept, draws: Sequence[Draw], scores: Mapping[str, Score]) -> None:
-    files = [picture_file(out / IMAGES, index) for index in whole.indices]
+def _write(out: Path, whole: Gathering, draws: Sequence[Draw], scores: Mapping[str, Score]) -> None:
+    files = [picture_file(out / IMAGES, index) for index in range(len(draws))]
     write_captions(out / IMAGES, files, [draw.text for draw in draws])
     lines = []
     for index, (file, draw) in enumerate(zip(files, draws, strict=True)):

@@ -1,7 +1,7 @@
 """Relearning curves: how an erased concept's score comes back under an attack, and what one number says of it.
 
-K checkpoints at ascending attack steps, each with a score of the concept in percent (lower: it stays erased); N pictures
-at each. Between checkpoints a curve is taken as linear.
+K checkpoints at ascending attack steps, each with a score of the concept in percent (lower: it stays erased); N
+pictures at each. Between checkpoints a curve is taken as linear.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Curve:
     def __post_init__(self) -> None:
         if not self.steps or len(self.steps) != len(self.scores):
             raise UserError(
-                "No score from no data: a relearning curve needs as many steps as scores (steps=, scores=), at least 1; "
-                f"got {len(self.steps)} and {len(self.scores)}."
+                "No score from no data: a relearning curve needs as many steps as scores (steps=, scores=), at least "
+                f"one; got {len(self.steps)} and {len(self.scores)}."
             )
         if list(self.steps) != sorted(set(self.steps)) or not all(math.isfinite(value) for value in self.scores):
             raise UserError(
