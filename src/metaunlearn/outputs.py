@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from metaunlearn.checkpoint import write_atomic
-from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
+from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.draws import batches, draw_batch, draws_for
 from metaunlearn.errors import UserError
@@ -22,7 +22,7 @@ from metaunlearn.runs import RunFolder
 
 Progress = Callable[[int, int], None]
 
-SHEET_FILE = "sheet.png"
+SHEET_FILE = SHEET
 SHEET_PICTURES = 100
 """A contact sheet shows at most this many pictures."""
 SHEET_GAP = 4

@@ -9,6 +9,7 @@ import typer
 
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
+from metaunlearn.cli.datasets import data as data_sets
 from metaunlearn.cli.information import doctor, recipes
 from metaunlearn.cli.measuring import compare, convert, rescore, table
 from metaunlearn.cli.tables import scores_table, story_lines
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recipes, name="recipes")
+app.add_typer(data_sets, name="data")
 
 
 def _version(wanted: bool) -> None:

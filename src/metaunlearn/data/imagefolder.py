@@ -23,6 +23,8 @@ from metaunlearn.checkpoint import write_atomic
 from metaunlearn.errors import UserError
 
 METADATA = "metadata.jsonl"
+SHEET = "sheet.png"
+"""A contact sheet beside the pictures, which is none of them."""
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 logger = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
     if metadata.is_file():
         entries = _read_metadata(metadata, default_text)
         listed = {entry.file for entry in entries}
-        unlisted = [path for path in pictures if path not in listed]
+        unlisted = [path for path in pictures if path not in listed and path != folder / SHEET]
         if unlisted:
             logger.warning("%d images are not in %s and are left out: %s", len(unlisted), metadata, _some(unlisted))
         return entries
