@@ -1,7 +1,7 @@
 """The paper's data sets as recipes: which prompts, how many pictures (Appendix E.1).
 
-Prompts of its harmful sets are never shipped: they come from a file of the user's. How many pictures, seeds and guidance
-the paper does not say: 30 a set, and guidance 7.5 where a generator takes it, are the official demo's; the rest is ours.
+Prompts of its harmful sets are never shipped: they come from a file of the user's. The paper does not say how many
+pictures, which seeds or which guidance: 30 a set are the official demo's, guidance is the generator's own default.
 """
 
 from __future__ import annotations
