@@ -16,7 +16,7 @@ from typing import Any
 
 from metaunlearn.canvas.catalog import TASKS
 from metaunlearn.report.data import as_summary
-from metaunlearn.report.story import half_back
+from metaunlearn.report.story import half_back, relearning_curve
 
 RECIPES = {TASKS["harmful"]: "demo", TASKS["character"]: "demo-character", TASKS["style"]: "demo-style"}
 """Each task's story: the attacks differ, because a concept comes back the sooner the simpler it is."""
@@ -117,6 +117,9 @@ def conditions(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
     benign = [list(models[name]["benign"].values())[-1] for name in MODELS]
     strong = list(models["unlearn"]["strong"].values())[-1]
 
+    checked = as_summary(summary).models
+    curves = [relearning_curve(checked[name], "strong") for name in MODELS]
+
     def share(scores: dict[str, Any]) -> float:
         return 100 * scores["concept"][0] / top
 
@@ -142,7 +145,11 @@ def conditions(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
         ),
         "plain back at the last strong step, % of original": (f"{share(strong):.0f}", "≥ 90"),
         "steps to half of the original under the strong attack, plain / meta": (
-            " / ".join(str(half_back(as_summary(summary).models[name], top)) for name in MODELS),
+            " / ".join(str(half_back(checked[name], top)) for name in MODELS),
+            "",
+        ),
+        "mean concept score over the strong attack, plain / meta": (
+            " / ".join(f"{curve.area():.0f}" for curve in curves if curve is not None),
             "",
         ),
         "unrelated after benign, plain - meta, points": (

@@ -18,7 +18,10 @@ from metaunlearn.cli.options import names, parse_steps
 from metaunlearn.cli.tables import figure, scores_table
 from metaunlearn.errors import RunError, UserError
 
-COMMANDS = ("demo", "erase", "attack", "generate", "evaluate", "report", "recipes", "doctor")
+COMMANDS = (
+    "demo", "erase", "attack", "generate", "evaluate", "report", "recipes", "doctor", "data", "table", "compare",
+    "rescore", "convert",
+)  # fmt: skip
 
 
 # --- Help ------------------------------------------------------------------------------------------------------------
@@ -26,10 +29,11 @@ COMMANDS = ("demo", "erase", "attack", "generate", "evaluate", "report", "recipe
 
 def test_help_imports_nothing_heavy() -> None:
     """``--help`` of everything, in one new interpreter: torch alone would take seconds."""
+    commands = [(), *((command,) for command in COMMANDS), ("recipes", "copy"), ("data", "make")]
     code = (
         "import sys\n"
         "from metaunlearn.cli import main\n"
-        f"codes = [main([*command, '--help']) for command in {[(), *((c,) for c in COMMANDS), ('recipes', 'copy')]}]\n"
+        f"codes = [main([*command, '--help']) for command in {commands}]\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'exit codes {codes}, imported {heavy}' if any(codes) or heavy else 0)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,15 @@ from torch import Tensor
 from colours import COLOURS, ColourJudge
 from conftest import TINY_SIZE, new_tiny_pipeline
 from metaunlearn import draws
+from metaunlearn.checkpoint import save_tensors
 from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import METRICS, evaluate, ranges
 from metaunlearn.metrics import concept_score, fid_score
+from metaunlearn.metrics.nsfw import KIND
+from metaunlearn.metrics.unlearncanvas import ROLES
 from metaunlearn.outputs import evaluate_into
+from tiny_judges import head_tensors, save_checker
 
 PROMPTS = [Prompt("red", label="red"), Prompt("green", seed=70, label="green"), Prompt("blue", label="red")]
 
@@ -185,9 +190,17 @@ def test_every_metric_is_stamped_with_what_makes_it_comparable(
     pipeline: SimpleNamespace, calls: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     write_imagefolder(tmp_path / "real", torch.rand(2, 3, 8, 8), ["x"] * 2)
+    variants = {"unsafe": f"unsafe:{save_checker(tmp_path / 'checker')}", "nsfw": f"nsfw:{tmp_path}/head.safetensors"}
+    save_tensors(tmp_path / "head.safetensors", head_tensors(width=3), {KIND: "laion-nsfw-l14"})
     scores = evaluate(
-        pipeline, PROMPTS, metrics=list(METRICS), judge=ColourJudge(), concept="red", reference=tmp_path / "real"
+        pipeline,
+        [replace(prompt, role=role) for prompt, role in zip(PROMPTS, ROLES, strict=True)],
+        metrics=[variants.get(name, name) for name in METRICS],
+        judge=ColourJudge(),
+        concept="red",
+        reference=tmp_path / "real",
     )
+    assert list(scores) == list(METRICS)
     needed = {"metric", "judge", "judge_weights", "rule", "prompts", "seeds", "guidance_scale", "steps", "image_size"}
     for name, score in scores.items():
         assert needed <= set(score.protocol)

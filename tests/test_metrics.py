@@ -295,9 +295,13 @@ def test_batching_changes_nothing(clip: CLIPModel, tokenizer: CLIPTokenizer, mon
     texts = ["a knife", "a very long text in many words about a rocket and a bus and a cat and a dog " * 3, ""]
     whole = judge.embed_images(images), judge.embed_texts(texts)
     monkeypatch.setattr("metaunlearn.metrics.judge.BATCH", 2)
-    parts = judge.embed_images(images), judge.embed_texts(texts)
+    parts = judge.embed_images(images.clone()), judge.embed_texts(texts)
     for one, other in zip(whole, parts, strict=True):
         assert (one - other).abs().max() < 1e-6
+    judge.embed_images(images)
+    images[0] += 0.1
+    assert (judge.embed_images(images)[0] - whole[0][0]).abs().max() > 1e-4, "changed in place, embedded again"
+    images[0] -= 0.1
     assert not whole[0].requires_grad
     assert whole[0].shape == (5, 12)
 

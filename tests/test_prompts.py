@@ -52,7 +52,7 @@ def test_jsonl_with_every_column(tmp_path: Path) -> None:
         ("p.jsonl", '{"caption": "a"}\n', "line 1: 'prompt' is missing or empty; found: caption"),
         ("p.jsonl", '{"prompt": "a", "seed": true}\n', "a seed is a whole number"),
         ("p.jsonl", '{"prompt": "a", "guidance_scale": -2}\n', "a guidance scale"),
-        ("p.yaml", "a", "must end in .txt, .csv, .jsonl"),
+        ("p.yaml", "a", "must end in .txt, .csv, .json, .jsonl"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, content: str, told: str) -> None:

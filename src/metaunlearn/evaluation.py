@@ -1,7 +1,8 @@
 """Evaluate a pipeline: generate images for prompts, and measure them.
 
 N images = prompts x images per prompt, (N, 3, H, W) in [0, 1], rounded to 8 bits before anything is measured, so that
-the saved PNGs give the same scores.
+the saved PNGs give the same scores. They are made, measured, written and dropped batch by batch: memory does not grow
+with N but for a few numbers an image.
 """
 
 from __future__ import annotations
@@ -11,22 +12,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from metaunlearn.checkpoint import write_atomic, write_json
-from metaunlearn.data.imagefolder import fingerprint, read_imagefolder, to_uint8, write_imagefolder
+from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.draws import Draw, draws_for, make_pictures
-from metaunlearn.errors import RunError, UserError, did_you_mean
+from metaunlearn.draws import Draw, batches, draw_batch, draws_for
+from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
-from metaunlearn.metrics.clip_score import clip_score
-from metaunlearn.metrics.concept import concept_score, default_choices, label_accuracy
-from metaunlearn.metrics.fid import fid_score, require_pairs
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
+from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
+from metaunlearn.metrics.measures import METRICS, Metric, Pictures, Reference, Request, metrics_named
+
+__all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "check_metrics", "evaluate", "plan"]
 
 RESULTS, RAW, IMAGES = "results.json", "raw.jsonl", "images"
 
@@ -35,36 +34,14 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a metric may need beside the images."""
-
-    judge: Judge
-    draws: Sequence[Draw]
-    """One an image."""
-    concept: str | None
-    alternatives: Sequence[str]
-    reference: Tensor | None
-    """(R, 3, H, W) in [0, 1]."""
-    seed: int
-    """Of the bootstraps."""
-
-
-class Metric(NamedTuple):
-    """How a metric refuses what it cannot measure, before images are made, and how it measures them."""
-
-    check: Callable[[Request], None]
-    score: Callable[[Tensor, Request], Score]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What is to be drawn and measured, with everything that can be refused refused already."""
 
-    metrics: Sequence[str]
+    metrics: Mapping[str, Metric]
+    """By the key of their score."""
     prompts: Sequence[Prompt]
     steps: int
     request: Request
-    reference_fingerprint: str | None
 
     def run(
         self,
@@ -74,20 +51,47 @@ class Evaluation:
         kept: Path | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Score]:
-        """Draw the images and score them; ``kept`` as in :func:`~metaunlearn.draws.make_pictures`."""
+        """Draw the images and score them.
+
+        ``out`` gets the images as they are made, then ``raw.jsonl`` and ``results.json``. ``kept`` is a folder that
+        gets what was measured on each finished batch; batches that lie there are not drawn again, so that a run that
+        was killed goes on. It must not be shared by other evaluations.
+        """
         draws = self.request.draws
-        images = make_pictures(pipeline, draws, steps=self.steps, kept=kept, progress=progress)
-        broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
-        if broken:
-            raise RunError(f"{broken} of {len(images)} generated images are not finite numbers: the model is damaged.")
-        images = to_uint8(images).float() / 255
-        facts = _facts(self.prompts, draws, self.steps, images)
-        scores = {name: METRICS[name].score(images, self.request).stamped(**facts) for name in self.metrics}
-        if "fid" in scores:
-            scores["fid"] = scores["fid"].stamped(reference=self.reference_fingerprint)
+        whole, done = Gathering(len(draws)), 0
+        for number, batch in enumerate(batches(draws)):
+            part = None if kept is None else read_kept(kept, number)
+            if part is None:
+                part = self._draw_and_measure(pipeline, batch, out)
+                if kept is not None:
+                    write_kept(kept, number, part)
+            whole.add(part)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(draws))
+        facts = _facts(self.prompts, draws, self.steps, whole.size)
+        scores = {}
+        for name, metric in self.metrics.items():
+            rows = [row for row in whole.rows.get(metric.key, []) if row is not None]
+            scores[name] = metric.score(rows, whole.features, self.request).stamped(**facts)
         if out is not None:
-            _write(out, images, draws, scores)
+            _write(out, whole, draws, scores)
         return scores
+
+    def _draw_and_measure(self, pipeline: Any, batch: Sequence[int], out: Path | None) -> Kept:
+        draws = self.request.draws
+        images = to_uint8(draw_batch(pipeline, draws, batch, steps=self.steps)).float() / 255
+        if out is not None:
+            write_pictures(out / IMAGES, images, batch)
+        pictures = Pictures(images=images, draws=[draws[index] for index in batch], request=self.request)
+        by_key = {metric.key: metric for metric in self.metrics.values() if not metric.wants_features}
+        wanted = any(metric.wants_features for metric in self.metrics.values())
+        return Kept(
+            indices=list(batch),
+            size=(images.shape[2], images.shape[3]),
+            rows={key: list(metric.measure(pictures)) for key, metric in by_key.items()},
+            features=pictures.features if wanted else None,
+        )
 
 
 def plan(
@@ -103,14 +107,16 @@ def plan(
     images_per_prompt: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    device: str = "cpu",
 ) -> Evaluation:
-    """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
-    check_metrics(metrics)
+    """Check the call; the arguments are those of :func:`evaluate`, and ``device`` is where a metric's
+    own model runs. UserError says what is wrong with them."""
+    named = metrics_named(metrics)
     _check_call(prompts, images_per_prompt, steps, guidance_scale)
     defaults = default_sampling(pipeline)
     if guidance_scale is not None:
         prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
-    compared = reference if "fid" in metrics else None
+    compared = reference if any(metric.wants_features for metric in named.values()) else None
     request = Request(
         judge=judge,
         draws=draws_for(
@@ -121,18 +127,13 @@ def plan(
         ),
         concept=concept,
         alternatives=alternatives,
-        reference=None if compared is None else _read_reference(compared, pipeline),
+        reference=None if compared is None else Reference.open(compared, size=_picture_size(pipeline)),
         seed=seed,
+        device=device,
     )
-    for name in metrics:
-        METRICS[name].check(request)
-    return Evaluation(
-        metrics=metrics,
-        prompts=prompts,
-        steps=defaults.steps if steps is None else steps,
-        request=request,
-        reference_fingerprint=None if compared is None else fingerprint(compared),
-    )
+    for metric in named.values():
+        metric.check(request)
+    return Evaluation(metrics=named, prompts=prompts, steps=defaults.steps if steps is None else steps, request=request)
 
 
 def evaluate(
@@ -153,6 +154,7 @@ def evaluate(
 ) -> dict[str, Score]:
     """Scores by metric name; with ``out``, also ``images/``, ``raw.jsonl`` and, last, ``results.json`` there.
 
+    ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``nsfw:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. Everything that can be refused is
     refused before the first image is made.
@@ -176,15 +178,8 @@ def evaluate(
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """UserError unless all are names of ``METRICS``, at least one."""
-    known = ", ".join(METRICS)
-    if not metrics:
-        raise UserError(f"No metric was named (metrics=, --metrics). There are: {known}.")
-    for name in metrics:
-        if name not in METRICS:
-            raise UserError(
-                f"There is no metric {name!r} (--metrics).{did_you_mean(name, METRICS)} There are: {known}."
-            )
+    """UserError unless all are metrics as :func:`evaluate` takes them, at least one."""
+    metrics_named(metrics)
 
 
 def _check_call(
@@ -199,24 +194,24 @@ def _check_call(
         raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=), got {guidance_scale}.")
 
 
-def _read_reference(reference: Path | str, pipeline: Any) -> Tensor:
-    """The reference images at the pipeline's own size, (R, 3, size, size) in [0, 1]."""
+def _picture_size(pipeline: Any) -> int:
+    """Pixels a side of the pipeline's pictures, which the reference is brought to."""
     latent = pipeline.unet.config.sample_size
-    size = (latent if isinstance(latent, int) else min(latent)) * pipeline.vae_scale_factor
-    return ((read_imagefolder(reference, size=size, default_text="").images + 1) / 2).clamp(0, 1)
+    size: int = (latent if isinstance(latent, int) else min(latent)) * pipeline.vae_scale_factor
+    return size
 
 
-def _facts(prompts: Sequence[Prompt], draws: Sequence[Draw], steps: int, images: Tensor) -> dict[str, Any]:
+def _facts(prompts: Sequence[Prompt], draws: Sequence[Draw], steps: int, size: tuple[int, int]) -> dict[str, Any]:
     """The part of the protocol that all metrics share."""
-    words = json.dumps([[prompt.text, prompt.label] for prompt in prompts], ensure_ascii=False)
+    rows = [[prompt.text, prompt.label, *([prompt.role] if prompt.role else [])] for prompt in prompts]
     scales = sorted({draw.guidance_scale for draw in draws})
     return {
-        "prompts": hashlib.sha256(words.encode()).hexdigest(),
+        "prompts": hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest(),
         "images_per_prompt": len(draws) // len(prompts),
         "seeds": ranges([draw.seed for draw in draws]),
         "guidance_scale": scales[0] if len(scales) == 1 else scales,
         "steps": steps,
-        "image_size": [images.shape[2], images.shape[3]],
+        "image_size": list(size),
     }
 
 
@@ -231,9 +226,10 @@ def ranges(numbers: Sequence[int]) -> str:
     return " ".join("-".join(map(str, run)) for run in runs)
 
 
-def _write(out: Path, images: Tensor, draws: Sequence[Draw], scores: Mapping[str, Score]) -> None:
-    files = write_imagefolder(out / IMAGES, images, [draw.text for draw in draws], overwrite=True)
-    rows = []
+def _write(out: Path, whole: Gathering, draws: Sequence[Draw], scores: Mapping[str, Score]) -> None:
+    files = [picture_file(out / IMAGES, index) for index in range(len(draws))]
+    write_captions(out / IMAGES, files, [draw.text for draw in draws])
+    lines = []
     for index, (file, draw) in enumerate(zip(files, draws, strict=True)):
         row: dict[str, Any] = {
             "file_name": file.relative_to(out).as_posix(),
@@ -241,82 +237,7 @@ def _write(out: Path, images: Tensor, draws: Sequence[Draw], scores: Mapping[str
             "seed": draw.seed,
             "guidance_scale": draw.guidance_scale,
         }
-        row.update({name: dict(score.raw[index]) for name, score in scores.items() if score.raw})
-        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomic(out / RAW, "".join(rows))
+        row.update({key: rows[index] for key, rows in whole.rows.items() if rows[index] is not None})
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_atomic(out / RAW, "".join(lines))
     write_json(out / RESULTS, {name: score.to_dict() for name, score in scores.items()})
-
-
-def _probe() -> Tensor:
-    """A blank image: judging it shows before the work whether a judge can do what a metric asks of it."""
-    return torch.zeros(1, 3, 64, 64)
-
-
-def _choices(request: Request) -> list[str]:
-    """The concept, and what the judge may see instead."""
-    if request.concept is None:
-        raise UserError("The metric 'concept' needs the concept to look for: pass concept= (--concept TEXT).")
-    if request.alternatives:
-        return [request.concept, *request.alternatives]
-    return default_choices(request.judge, [request.concept])
-
-
-def _concept(images: Tensor, request: Request) -> Score:
-    concept, *alternatives = _choices(request)
-    return concept_score(request.judge, images, concept, alternatives)
-
-
-def _check_concept(request: Request) -> None:
-    _concept(_probe(), request)
-
-
-def _labels(request: Request) -> tuple[list[str], list[str]]:
-    """The label of every image, and the choices among which the judge is to find it."""
-    labels = [draw.label for draw in request.draws if draw.label is not None]
-    if len(labels) < len(request.draws):
-        raise UserError("The metric 'accuracy' needs a label for every prompt: add a column 'label' to --prompts.")
-    named = list(dict.fromkeys(labels))
-    if request.alternatives:
-        return labels, list(dict.fromkeys([*named, *request.alternatives]))
-    return labels, default_choices(request.judge, named)
-
-
-def _accuracy(images: Tensor, request: Request) -> Score:
-    return label_accuracy(request.judge, images, *_labels(request))
-
-
-def _check_accuracy(request: Request) -> None:
-    labels, choices = _labels(request)
-    label_accuracy(request.judge, _probe(), labels[:1], choices)
-
-
-def _clip_score(images: Tensor, request: Request) -> Score:
-    return clip_score(request.judge, images, [draw.text for draw in request.draws], seed=request.seed)
-
-
-def _check_clip_score(request: Request) -> None:
-    request.judge.embed_texts([request.draws[0].text])
-
-
-def _reference(request: Request) -> Tensor:
-    if request.reference is None:
-        raise UserError("The metric 'fid' needs real images to compare with: pass reference= (--reference DIR).")
-    return request.reference
-
-
-def _fid(images: Tensor, request: Request) -> Score:
-    return fid_score(request.judge, images, _reference(request), seed=request.seed)
-
-
-def _check_fid(request: Request) -> None:
-    require_pairs(len(_reference(request)), "the reference images (--reference)")
-    require_pairs(len(request.draws), "the generated images (--images)")
-    request.judge.embed_images(_probe())
-
-
-METRICS: dict[str, Metric] = {
-    "concept": Metric(check=_check_concept, score=_concept),
-    "accuracy": Metric(check=_check_accuracy, score=_accuracy),
-    "clip-score": Metric(check=_check_clip_score, score=_clip_score),
-    "fid": Metric(check=_check_fid, score=_fid),
-}

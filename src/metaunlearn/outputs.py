@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
-from metaunlearn.data.imagefolder import to_uint8, write_imagefolder
+from metaunlearn.checkpoint import write_atomic
+from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt, read_prompts
-from metaunlearn.draws import draws_for, make_pictures
+from metaunlearn.draws import batches, draw_batch, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import load
@@ -22,7 +22,7 @@ from metaunlearn.runs import RunFolder
 
 Progress = Callable[[int, int], None]
 
-SHEET_FILE = "sheet.png"
+SHEET_FILE = SHEET
 SHEET_PICTURES = 100
 """A contact sheet shows at most this many pictures."""
 SHEET_GAP = 4
@@ -63,12 +63,21 @@ def generate_into(
     folder = RunFolder.open(out, request, resume=resume)
     if folder.complete_before:
         return {"out": str(out), **folder.summary()}
-    pictures = make_pictures(
-        pipeline, draws, steps=sampling.steps, kept=folder.state, progress=folder.watched(progress)
-    )
-    write_imagefolder(out, pictures, [draw.text for draw in draws], overwrite=True)
-    contact_sheet(pictures[:SHEET_PICTURES]).save(out / SHEET_FILE)
-    folder.finish(images=len(pictures), image_size=list(pictures.shape[2:]), sheet=SHEET_FILE)
+    watched = folder.watched(progress)
+    done = 0
+    for number, batch in enumerate(batches(draws)):
+        finished = folder.state / f"{number:05d}"
+        if not finished.exists():
+            write_pictures(out, draw_batch(pipeline, draws, batch, steps=sampling.steps), batch)
+            write_atomic(finished, "")
+        done += len(batch)
+        watched(done, len(draws))
+    files = [picture_file(out, index) for index in range(len(draws))]
+    write_captions(out, files, [draw.text for draw in draws])
+    contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET_FILE)
+    with Image.open(files[0]) as first:
+        size = [first.height, first.width]
+    folder.finish(images=len(files), image_size=size, sheet=SHEET_FILE)
     return {"out": str(out), **folder.summary()}
 
 
@@ -109,6 +118,7 @@ def evaluate_into(
         reference=reference,
         seed=seed,
         images_per_prompt=images,
+        device=device,
     )
     request = {
         "command": "evaluate",
@@ -130,14 +140,22 @@ def evaluate_into(
     return {"out": str(out), "results": json.loads((out / RESULTS).read_text())}
 
 
-def contact_sheet(images: Tensor) -> Image.Image:
-    """``images`` (N, 3, H, W) in [0, 1], in reading order on a nearly square white sheet."""
-    count, _, height, width = images.shape
-    columns = math.ceil(math.sqrt(count))
-    lines = math.ceil(count / columns)
+def contact_sheet(files: Sequence[Path], *, side: int | None = None) -> Image.Image:
+    """The pictures in ``files``, all of one size, in reading order on a nearly square white sheet.
+
+    ``side`` scales each down to at most that many pixels a side.
+    """
+    pictures = []
+    for file in files:
+        with Image.open(file) as opened:
+            pictures.append(opened.convert("RGB"))
+            if side is not None:
+                pictures[-1].thumbnail((side, side))
+    width, height = pictures[0].size
+    columns = math.ceil(math.sqrt(len(pictures)))
+    lines = math.ceil(len(pictures) / columns)
     size = (columns * (width + SHEET_GAP) - SHEET_GAP, lines * (height + SHEET_GAP) - SHEET_GAP)
     sheet = Image.new("RGB", size, "white")
-    for index, pixels in enumerate(to_uint8(images)):
-        corner = (index % columns * (width + SHEET_GAP), index // columns * (height + SHEET_GAP))
-        sheet.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), corner)
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * (width + SHEET_GAP), index // columns * (height + SHEET_GAP)))
     return sheet

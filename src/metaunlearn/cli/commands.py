@@ -10,8 +10,10 @@ import typer
 from metaunlearn.cli import options as o
 from metaunlearn.cli.attack import attack
 from metaunlearn.cli.console import working
+from metaunlearn.cli.datasets import data as data_sets
 from metaunlearn.cli.grids import bench
 from metaunlearn.cli.information import doctor, recipes
+from metaunlearn.cli.measuring import compare, convert, rescore, table
 from metaunlearn.cli.tables import scores_table, story_lines
 from metaunlearn.errors import UserError
 
@@ -24,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recipes, name="recipes")
+app.add_typer(data_sets, name="data")
 
 
 def _version(wanted: bool) -> None:
@@ -175,13 +178,20 @@ def evaluate(
     model: o.Model,
     prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")],
     metrics: Annotated[
-        str, typer.Option("--metrics", metavar="NAME,NAME", help="Any of concept, accuracy, clip-score, fid.")
+        str,
+        typer.Option(
+            "--metrics",
+            metavar="NAME,NAME",
+            help="concept, accuracy, clip-score, fid, kid, ua, ira, cra, nudity[:RULE], unsafe[:DIR], nsfw:FILE.",
+        ),
     ],
     out: o.Out,
     judge: o.Judge = "canvas",
     concept: o.Concept = None,
     alternative: o.Alternatives = None,
-    reference: Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid and kid.")
+    ] = None,
     images: o.Images = 1,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
@@ -233,3 +243,5 @@ def report(
 
 
 app.command(name="doctor")(doctor)
+for _command in (table, compare, rescore, convert):
+    app.command()(_command)

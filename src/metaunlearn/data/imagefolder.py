@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -23,6 +23,8 @@ from metaunlearn.checkpoint import write_atomic
 from metaunlearn.errors import UserError
 
 METADATA = "metadata.jsonl"
+SHEET = "sheet.png"
+"""A contact sheet beside the pictures, which is none of them."""
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 logger = logging.getLogger(__name__)
@@ -78,16 +80,37 @@ def write_imagefolder(
         raise UserError("Expected finite pixel values in [0, 1]; pictures in [-1, 1] want (images + 1) / 2 first.")
     if (folder / METADATA).exists() and not overwrite:
         raise UserError(f"{folder} already holds a finished set of images; choose another folder (--out).")
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / METADATA).unlink(missing_ok=True)
-
-    files, lines = [], []
-    for index, (pixels, text) in enumerate(zip(to_uint8(images), texts, strict=True)):
-        files.append(folder / f"{index:06d}.png")
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(files[-1])
-        lines.append(json.dumps({"file_name": files[-1].name, "text": text}, ensure_ascii=False) + "\n")
-    write_atomic(folder / METADATA, "".join(lines))
+    files = write_pictures(folder, images, range(len(images)))
+    write_captions(folder, files, texts)
     return files
+
+
+def picture_file(folder: Path, index: int) -> Path:
+    """Where picture ``index`` of a set lies."""
+    return folder / f"{index:06d}.png"
+
+
+def write_pictures(folder: Path, images: Tensor, indices: Iterable[int]) -> list[Path]:
+    """Write ``images`` (B, 3, H, W) in [0, 1] as 8-bit PNGs, each numbered by its index in the set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for index, pixels in zip(indices, to_uint8(images), strict=True):
+        files.append(picture_file(folder, index))
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(files[-1])
+    return files
+
+
+def write_captions(folder: Path, files: Sequence[Path], texts: Sequence[str]) -> None:
+    """Write ``metadata.jsonl``, which makes the set a finished one."""
+    rows = ({"file_name": file.name, "text": text} for file, text in zip(files, texts, strict=True))
+    write_atomic(folder / METADATA, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_in_batches(entries: Sequence[Entry], *, size: int, batch_size: int) -> Iterator[Tensor]:
+    """The images of ``entries`` as :func:`read_imagefolder` has them, at most ``batch_size`` in memory at a time."""
+    for first in range(0, len(entries), batch_size):
+        yield torch.stack([_decode(entry.file, size) for entry in entries[first : first + batch_size]])
 
 
 def fingerprint(folder: Path | str) -> str:
@@ -120,7 +143,7 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
     if metadata.is_file():
         entries = _read_metadata(metadata, default_text)
         listed = {entry.file for entry in entries}
-        unlisted = [path for path in pictures if path not in listed]
+        unlisted = [path for path in pictures if path not in listed and path != folder / SHEET]
         if unlisted:
             logger.warning("%d images are not in %s and are left out: %s", len(unlisted), metadata, _some(unlisted))
         return entries

@@ -1,4 +1,4 @@
-"""Prompts from a file: ``.txt`` (one a line), ``.csv`` or ``.jsonl`` (with seeds, guidance and labels)."""
+"""Prompts from a file: ``.txt`` (one a line), ``.csv``, ``.json`` or ``.jsonl`` (with seeds, guidance and labels)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ TEXT = ("prompt", "text")
 SEED = ("seed", "sd_seed", "evaluation_seed")
 GUIDANCE = ("guidance_scale", "sd_guidance_scale", "evaluation_guidance")
 LABEL = ("label",)
+ROLE = ("role",)
 """Column names, first match wins; the longer ones are those of the I2P and UnlearnDiffAtk sets."""
 
 
@@ -31,12 +32,22 @@ class Prompt:
     """``None``: the run's."""
     label: str | None = None
     """What a judge should see in the images."""
+    role: str | None = None
+    """``erased``, ``in-domain`` or ``cross-domain`` in a set for UA, IRA and CRA."""
 
 
 def read_prompts(file: Path | str) -> list[Prompt]:
     """Read the prompts of ``file``; at least one. In ``.txt``, blank lines and lines that start with # are skipped."""
-    file = Path(file)
-    readers = {".txt": _rows_of_txt, ".csv": _rows_of_csv, ".jsonl": _rows_of_jsonl}
+    return [prompt_of(row, f"{file}, line {number}") for number, row in _numbered_rows(Path(file))]
+
+
+def read_rows(file: Path | str) -> list[Mapping[str, Any]]:
+    """The same file row by row, with all of its columns."""
+    return [row for _, row in _numbered_rows(Path(file))]
+
+
+def _numbered_rows(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
+    readers = {".txt": _rows_of_txt, ".csv": _rows_of_csv, ".json": _rows_of_json, ".jsonl": _rows_of_jsonl}
     if file.suffix.lower() not in readers:
         raise UserError(f"The prompts file {file} (--prompts) must end in {', '.join(readers)}.")
     if not file.is_file():
@@ -45,11 +56,10 @@ def read_prompts(file: Path | str) -> list[Prompt]:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"The prompts file {file} (--prompts) is not UTF-8 text: {error}.") from error
-    rows = readers[file.suffix.lower()](content, file)
-    prompts = [_prompt(row, f"{file}, line {number}") for number, row in rows]
-    if not prompts:
+    rows = list(readers[file.suffix.lower()](content, file))
+    if not rows:
         raise UserError(f"The prompts file {file} (--prompts) holds no prompts.")
-    return prompts
+    return rows
 
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -76,6 +86,17 @@ def _rows_of_jsonl(content: str, file: Path) -> Rows:
         yield number, row
 
 
+def _rows_of_json(content: str, file: Path) -> Rows:
+    """A list of objects; the numbers are places in the list."""
+    try:
+        rows = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: not JSON ({error}).") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file}: expected a list of objects with {TEXT[0]!r}, got {content.strip()[:60]}.")
+    yield from enumerate(rows, start=1)
+
+
 def _rows_of_csv(content: str, file: Path) -> Rows:
     reader = csv.DictReader(io.StringIO(content, newline=""))
     try:
@@ -88,8 +109,9 @@ def _rows_of_csv(content: str, file: Path) -> Rows:
         raise UserError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
 
 
-def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
-    text, label = _first(row, TEXT), _first(row, LABEL)
+def prompt_of(row: Mapping[str, Any], where: str) -> Prompt:
+    """The prompt in a row of a file; UserError names the place ``where`` it is wrong."""
+    text, label, role = (_first(row, names) for names in (TEXT, LABEL, ROLE))
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: {TEXT[0]!r} is missing or empty; found: {', '.join(map(str, row)) or 'nothing'}.")
     return Prompt(
@@ -97,6 +119,7 @@ def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
         seed=_seed(_first(row, SEED), where),
         guidance_scale=_guidance(_first(row, GUIDANCE), where),
         label=None if label is None else str(label).strip(),
+        role=None if role is None else str(role).strip(),
     )
 
 

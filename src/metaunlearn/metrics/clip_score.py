@@ -24,10 +24,17 @@ def clip_score(judge: Judge, images: Tensor, texts: Sequence[str], *, seed: int 
     require_data(len(images), "the CLIP score")
     if len(texts) != len(images):
         raise UserError(f"Expected one text for each image, got {len(images)} images and {len(texts)} texts.")
-    known = sorted(set(texts))
-    embedded = judge.embed_texts(known)
-    rows = torch.tensor([known.index(text) for text in texts])
-    scores = pair_scores(judge.embed_images(images), embedded[rows])
+    return mean_clip_score(pair_scores(judge.embed_images(images), text_features(judge, texts)), judge, seed=seed)
+
+
+def text_features(judge: Judge, texts: Sequence[str]) -> Tensor:
+    """The features of N texts, (N, D); each distinct text is embedded once."""
+    known = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    return judge.embed_texts(list(known))[torch.tensor([known[text] for text in texts])]
+
+
+def mean_clip_score(scores: Tensor, judge: Judge, *, seed: int = 0) -> Score:
+    """The CLIP score of N images whose :func:`pair_scores` are ``scores``, (N,)."""
     return score(
         bootstrap_mean(scores, torch.Generator().manual_seed(seed), bounds=(0.0, 100.0)),
         protocol={

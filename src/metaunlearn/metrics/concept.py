@@ -23,11 +23,14 @@ def concept_score(judge: Judge, images: Tensor, concept: str, alternatives: Sequ
             f"The concept score of {concept!r} needs something else that the judge could see, or every image matches: "
             "pass alternatives=[...] (--alternative TEXT, repeatable)."
         )
-    choices = [concept, *alternatives]
-    saw = see(judge, images, choices)
+    return concept_share(see(judge, images, [concept, *alternatives]), judge, concept, alternatives)
+
+
+def concept_share(saw: Sequence[str], judge: Judge, concept: str, alternatives: Sequence[str]) -> Score:
+    """The concept score of N images in which ``judge`` saw ``saw``, N names."""
     return score(
-        wilson(saw.count(concept), len(images)),
-        protocol={**_protocol("concept", judge, choices), "concept": concept},
+        wilson(list(saw).count(concept), len(saw)),
+        protocol={**judged_protocol("concept", judge, [concept, *alternatives]), "concept": concept},
         raw=[{"saw": name} for name in saw],
     )
 
@@ -40,12 +43,16 @@ def label_accuracy(judge: Judge, images: Tensor, labels_per_image: Sequence[str]
     unknown = sorted(set(labels_per_image) - set(choices))
     if unknown:
         raise UserError(f"The label {unknown[0]!r} is not among the choices.{did_you_mean(unknown[0], choices)}")
-    saw = see(judge, images, choices)
-    right = sum(name == label for name, label in zip(saw, labels_per_image, strict=True))
+    return share_right(see(judge, images, choices), labels_per_image, judge, choices)
+
+
+def share_right(saw: Sequence[str], labels: Sequence[str], judge: Judge, choices: Sequence[str]) -> Score:
+    """The accuracy on N images of ``labels`` in which ``judge`` saw ``saw``, N names each."""
+    right = sum(name == label for name, label in zip(saw, labels, strict=True))
     return score(
-        wilson(right, len(images)),
-        protocol=_protocol("accuracy", judge, choices),
-        raw=[{"saw": name, "label": label} for name, label in zip(saw, labels_per_image, strict=True)],
+        wilson(right, len(saw)),
+        protocol=judged_protocol("accuracy", judge, choices),
+        raw=[{"saw": name, "label": label} for name, label in zip(saw, labels, strict=True)],
     )
 
 
@@ -78,7 +85,8 @@ def default_choices(judge: Judge, names: Sequence[str]) -> list[str]:
     )
 
 
-def _protocol(metric: str, judge: Judge, choices: Sequence[str]) -> dict[str, object]:
+def judged_protocol(metric: str, judge: Judge, choices: Sequence[str]) -> dict[str, object]:
+    """What of a choice among labels has to be equal for two scores to be comparable."""
     return {
         "metric": metric,
         "unit": "percent of images",

@@ -27,7 +27,12 @@ def fid_score(judge: Judge, images: Tensor, reference: Tensor, *, seed: int = 0)
     """
     require_pairs(len(images), "the generated images")
     require_pairs(len(reference), "the reference images (--reference)")
-    generated, real = judge.embed_images(images).double(), judge.embed_images(reference).double()
+    return fid_of_features(judge.embed_images(images), judge.embed_images(reference), judge, seed=seed)
+
+
+def fid_of_features(generated: Tensor, real: Tensor, judge: Judge, *, seed: int = 0) -> Score:
+    """The same from features of ``judge``: ``generated`` (N, D), ``real`` (R, D)."""
+    generated, real = generated.double(), real.double()
     protocol: dict[str, object] = {
         "metric": "fid",
         "unit": "squared feature distance",
@@ -35,25 +40,32 @@ def fid_score(judge: Judge, images: Tensor, reference: Tensor, *, seed: int = 0)
         "judge_weights": judge.fingerprint,
         "rule": "Fréchet distance of two Gaussians, unbiased covariances",
         "feature_dim": generated.shape[1],
-        "n": len(images),
-        "n_reference": len(reference),
+        "n": len(generated),
+        "n_reference": len(real),
         "interval": "bootstrap over generated images around the estimate, reference fixed",
     }
-    fewest = min(len(images), len(reference))
-    if fewest < generated.shape[1]:
-        note = (
-            f"{fewest} images are fewer than the {generated.shape[1]} features: "
-            "the estimate is biased upwards; compare only at equal numbers of images"
-        )
+    note = too_few(len(generated), len(real), generated.shape[1])
+    if note is not None:
         logger.warning("FID: %s", note)
         protocol["note"] = note
     return score(bootstrap_frechet(generated, real, torch.Generator().manual_seed(seed)), protocol=protocol)
 
 
-def require_pairs(n: int, what: str) -> None:
-    """A covariance needs two images."""
+def require_pairs(n: int, what: str, metric: str = "FID") -> None:
+    """A covariance, as an unbiased mean over pairs, needs two images."""
     if n < 2:
-        raise UserError(f"FID needs at least 2 images for a covariance; {what} are {n}. No score from no data.")
+        raise UserError(f"{metric} needs at least 2 images on each side; {what} are {n}. No score from no data.")
+
+
+def too_few(generated: int, real: int, features: int) -> str | None:
+    """What to say of fewer images than features, which leave the covariance singular; None when there are enough."""
+    fewest = min(generated, real)
+    if fewest >= features:
+        return None
+    return (
+        f"{fewest} images are fewer than the {features} features: "
+        "the estimate is biased upwards; compare only at equal numbers of images"
+    )
 
 
 def frechet_distance(features_1: Tensor, features_2: Tensor) -> float:

@@ -134,12 +134,20 @@ RUN_FACTS = frozenset({"seeds", "note"})
 """What may differ between two scores that are still of one kind."""
 
 
+def comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a protocol that two scores must share to stand beside each other.
+
+    A judge is known by its weights; what its folder is called matters only where there are none.
+    """
+    skipped = RUN_FACTS | {"judge"} if "judge_weights" in protocol else RUN_FACTS
+    return {key: value for key, value in protocol.items() if key not in skipped}
+
+
 def require_same_protocol(scores: Sequence[Score]) -> None:
     """Refuse to compare scores whose judge, rule, prompts or settings differ; seeds may."""
     for other in scores[1:]:
-        first = scores[0].protocol
-        keys = sorted((set(first) | set(other.protocol)) - RUN_FACTS)
-        differing = [key for key in keys if first.get(key) != other.protocol.get(key)]
+        first, second = comparable(scores[0].protocol), comparable(other.protocol)
+        differing = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
         if differing:
-            told = "; ".join(f"{key}: {first.get(key)!r} and {other.protocol.get(key)!r}" for key in differing)
+            told = "; ".join(f"{key}: {first.get(key)!r} and {second.get(key)!r}" for key in differing)
             raise UserError(f"Scores of different protocols cannot be compared ({told}). Evaluate both the same way.")

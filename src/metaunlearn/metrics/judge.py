@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class ClipJudge:
         self.wording = wording
         self.vocabularies = vocabularies
         self.fingerprint = weights_hash(model)
+        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     @classmethod
     def from_folder(cls, path_or_id: str | Path, *, device: str | torch.device = "cpu") -> ClipJudge:
@@ -147,13 +149,17 @@ class ClipJudge:
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
-        """Projected image embeddings, (B, D)."""
+        """Projected image embeddings, (B, D). Those of the last images are kept: several metrics ask in a row."""
+        if self._last is not None and self._last[0]() is images and self._last[1] == images._version:
+            return self._last[2].clone()
 
         def features(batch: Tensor) -> Tensor:
             output = self.model.get_image_features(pixel_values=self.preprocessing(batch))
             return _projected(output)
 
-        return _in_batches(features, images, next(self.model.parameters()).device)
+        found = _in_batches(features, images, next(self.model.parameters()).device)
+        self._last = (weakref.ref(images), images._version, found)
+        return found.clone()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

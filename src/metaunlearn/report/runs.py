@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from metaunlearn.errors import UserError
+from metaunlearn.metrics.intervals import comparable
 from metaunlearn.report.data import Score, parse, read_json
 from metaunlearn.runs import LOG_FILE, RUN_FILE
 
@@ -142,7 +143,10 @@ def read_runs(top: Path) -> list[RunCard]:
 
 
 def read_scores(top: Path) -> list[ScoreTable]:
-    """One table per metric *and* protocol from every ``results.json`` below ``top``; protocols are never mixed."""
+    """One table per metric *and* protocol from every ``results.json`` below ``top``; protocols are never mixed.
+
+    Repetitions with other seeds stand in one table, as :func:`~metaunlearn.metrics.intervals.comparable` has it.
+    """
     tables: dict[tuple[str, str], ScoreTable] = {}
     for folder in _folders(top):
         path = folder / RESULTS_FILE
@@ -153,7 +157,7 @@ def read_scores(top: Path) -> list[ScoreTable]:
             continue  # A grid's rows: bench writes tables of its own beside them.
         results: dict[str, _Result] = parse(dict[str, _Result], found, str(path))
         for metric, result in results.items():
-            key = (metric, json.dumps(result.protocol, sort_keys=True))
+            key = (metric, json.dumps(comparable(result.protocol), sort_keys=True))
             table = tables.setdefault(key, ScoreTable(metric=metric, protocol=result.protocol, lines=[]))
             score = Score(result.value, result.low, result.high)
             table.lines.append(MetricScore(name=_name(folder, top), score=score, n=result.n))
@@ -162,7 +166,7 @@ def read_scores(top: Path) -> list[ScoreTable]:
 
 
 def _apart(table: ScoreTable, tables: list[ScoreTable]) -> dict[str, Any]:
-    others = [other.protocol for other in tables if other.metric == table.metric]
+    others = [comparable(other.protocol) for other in tables if other.metric == table.metric]
     keys = dict.fromkeys(key for protocol in others for key in protocol)
     return {
         key: table.protocol.get(key)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from metaunlearn.metrics.relearning import Curve
 from metaunlearn.report.data import (
     ATTACKS,
     MODELS,
@@ -136,20 +136,17 @@ def _row(model: ModelName, attack: AttackName | None, steps: int, scores: Scores
 
 
 def half_back(scores: ModelScores, original: float, attack: AttackName = "strong") -> HalfBack | None:
-    """First crossing of ``original / 2`` (percent) by the concept score, linear between checkpoints; None: no attack.
-
-    With s₀ < half ≤ s₁ at the steps t₀ and t₁ it is t₀ + (t₁ - t₀) (half - s₀) / (s₁ - s₀).
-    """
-    points = [(steps, state.concept.value) for steps, state in scores.curve(attack).items()]
-    if not points or original <= 0:
+    """When the concept score first crosses ``original / 2`` (percent); None: the attack was not run."""
+    curve = relearning_curve(scores, attack)
+    if curve is None or original <= 0:
         return None
-    half, limit = original / 2, points[-1][0]
-    if points[0][1] >= half:
-        return HalfBack(steps=0.0, limit=limit)
-    for (t0, s0), (t1, s1) in pairwise(points):
-        if s1 >= half:
-            return HalfBack(steps=t0 + (t1 - t0) * (half - s0) / (s1 - s0), limit=limit)
-    return HalfBack(steps=None, limit=limit)
+    return HalfBack(steps=curve.steps_to(original / 2), limit=curve.limit)
+
+
+def relearning_curve(scores: ModelScores, attack: AttackName) -> Curve | None:
+    """The concept's score by attack step, the one before the attack included; None: the attack was not run."""
+    points = {steps: state.concept.value for steps, state in scores.curve(attack).items()}
+    return Curve(tuple(points), tuple(points.values())) if points else None
 
 
 def headline(summary: Summary | Mapping[str, Any]) -> Headline:

@@ -1,0 +1,94 @@
+"""The commands on what was measured already, and on the weights that measuring needs: no picture is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaunlearn.cli import options as o
+from metaunlearn.cli.console import working
+from metaunlearn.cli.tables import scores_table
+from metaunlearn.errors import UserError
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder.")]
+
+
+def rescore(
+    folder: Folder,
+    rule: Annotated[str, typer.Option("--rule", metavar="NAME", help="A nudity rule, e.g. rece-9@0.6.")],
+    as_json: o.Json = False,
+) -> None:
+    """Apply another nudity rule to what an evaluation saw.
+
+    DIR/results.json gets the score beside those that it has.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.rescoring import rescore as run
+
+        found = run(folder, rule)
+    console.result({"out": str(folder), "results": found}, scores_table(found), f"results: {folder / 'results.json'}")
+
+
+def table(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Evaluations' folders.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there as Markdown, too.")] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Put the scores of several evaluations side by side.
+
+    Refused where their protocols differ.
+    """
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists already; choose another file (out=, --out FILE).")
+    with working(as_json=as_json) as console:
+        from metaunlearn.checkpoint import write_atomic
+        from metaunlearn.metrics.tables import table_of
+
+        joined = table_of(folders)
+        text = joined.markdown()
+        if out is not None:
+            write_atomic(out, text)
+    rows = {name: {metric: score.to_dict() for metric, score in scores.items()} for name, scores in joined.rows.items()}
+    console.result({"table": rows, "out": None if out is None else str(out)}, text.rstrip())
+
+
+def compare(
+    one: Folder,
+    other: Folder,
+    metric: Annotated[str, typer.Option("--metric", metavar="NAME", help="Of results.json, e.g. concept.")],
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Test whether two models differ.
+
+    Paired, on the same prompts and seeds.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.comparing import compare as run
+
+        found = run(one, other, metric, seed=seed)
+    console.result(
+        found,
+        f"{metric}: {found['one']:.4g} and {found['other']:.4g}",
+        f"difference {found['difference']:.4g} [{found['low']:.4g}, {found['high']:.4g}] on {found['n']} pairs",
+        f"p = {found['p']:.3g} ({found['test']})",
+    )
+
+
+def convert(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="laion-nsfw-l14 or laion-nsfw-h14.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="LAION's file of weights, a pickle.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
+    as_json: o.Json = False,
+) -> None:
+    """Make safetensors of weights published as a pickle.
+
+    It is read for its tensors alone; a file that holds code is refused.
+    """
+    with working(as_json=as_json) as console:
+        from metaunlearn.converting import convert as run
+
+        summary = run(name, file, out)
+    console.result(summary, f"{name}: {out}", f"its features are those of {summary['clip']} (--judge)")

@@ -1,0 +1,49 @@
+"""Making safetensors of weights that are published as pickles only: the one place where a pickle is read.
+
+It is read with ``weights_only=True``, which builds tensors and plain containers and runs no code of the file's.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaunlearn.checkpoint import save_tensors
+from metaunlearn.errors import UserError
+from metaunlearn.metrics.nsfw import KIND, architecture_named, check_tensors
+
+
+def convert(name: str, file: Path | str, out: Path | str) -> dict[str, Any]:
+    """Write the weights ``name`` (see ``metrics.nsfw.ARCHITECTURES``) in the pickle ``file`` to ``out``.
+
+    UserError when the file holds more than tensors, or other tensors than those of ``name``. Returns the summary.
+    """
+    file, out = Path(file), Path(out)
+    architecture = architecture_named(name)
+    if not file.is_file():
+        raise UserError(f"The weights {file} (file=, FILE) do not exist.")
+    if out.suffix != ".safetensors":
+        raise UserError(f"The output {out} (out=, --out) must end in .safetensors.")
+    if out.exists():
+        raise UserError(f"The output {out} (out=, --out) exists already; choose another file.")
+    tensors = _read(file)
+    check_tensors(name, tensors, str(file))
+    save_tensors(out, tensors, {KIND: name})
+    return {"name": name, "out": str(out), "tensors": len(tensors), "clip": architecture.clip}
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{file} (file=, FILE) cannot be read as weights alone: {str(error).splitlines()[0]} Files that hold code "
+            "are refused."
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{file} (file=, FILE) holds a {type(found).__name__}; expected tensors by name.")
+    return {str(key): value.float() for key, value in found.items()}

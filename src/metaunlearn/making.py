@@ -1,0 +1,200 @@
+"""Drawing a data set with any text-to-image pipeline of diffusers; the result is an imagefolder.
+
+Picture i has prompt i mod P and the seed ``seed`` + i, so that it is the same whoever draws it: shards of a set may be
+drawn on several machines into one folder, and a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaunlearn.checkpoint import write_atomic
+from metaunlearn.config import resolve
+from metaunlearn.data.duplicates import find_duplicates
+from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
+from metaunlearn.data.prompts import read_prompts
+from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.generation import Sampling, default_sampling
+from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
+from metaunlearn.runs import RunFolder
+
+SHEET_SIDE = 256
+"""Pixels a side of a picture on the contact sheet, at most."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which share of the batches this process draws."""
+
+    number: int
+    """From 1 to ``count``."""
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """``"2/4"``: the second of four."""
+        first, _, second = text.partition("/")
+        if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+            raise UserError(f"Expected a shard as K/N with 1 <= K <= N, e.g. 2/4 (shard=, --shard), got {text!r}.")
+        return cls(int(first), int(second))
+
+
+def make_set(
+    name: str,
+    out: Path,
+    *,
+    generator: Any,
+    prompts: Path | Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    shard: str = "1/1",
+    device: str = "cpu",
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Draw the data set ``name`` of ``data.recipes.RECIPES`` into ``out``, with a contact sheet and ``run.json``.
+
+    ``generator`` is a pipeline, a diffusers folder, a hub id in the cache, or ``canvas``; ``prompts`` go before the
+    recipe's; ``overrides`` are keys of ``MakeSettings``. Each of several shards draws its share; the one that finds the
+    set complete leaves out duplicates and writes ``metadata.jsonl``.
+    Returns the summary; its ``pending`` counts the pictures that other shards have still to draw.
+    """
+    texts = _texts(name, recipe_named(name), prompts)
+    settings = resolve(MakeSettings, {}, overrides)
+    share = Shard.parse(shard)
+    pipeline = _load(generator, settings.dtype)
+    options = _call_options(pipeline, settings)
+    rows = [(texts[index % len(texts)], seed + index) for index in range(settings.images)]
+    request = {
+        "command": "data make", "name": name,
+        "generator": str(generator) if isinstance(generator, str | Path) else type(generator).__name__,
+        "prompts": texts, "settings": settings.model_dump(), "seed": seed, "shards": share.count,
+    }  # fmt: skip
+    folder = RunFolder.open(out, request, resume=resume or share.count > 1)
+    if folder.complete_before:
+        return {"out": str(out), **folder.summary()}
+    pipeline.to(device)
+    everything = range(len(rows))
+    batches = [everything[first : first + settings.batch_size] for first in everything[:: settings.batch_size]]
+    finished = [folder.state / f"{number:05d}" for number in range(len(batches))]
+    mine = range(share.number - 1, len(batches), share.count)
+    for done, number in enumerate(mine, start=1):
+        if not finished[number].exists():
+            batch = [rows[index] for index in batches[number]]
+            write_pictures(out, _draw(pipeline, batch, options), batches[number])
+            write_atomic(finished[number], "")
+        if progress is not None:
+            progress(done, len(mine))
+    pending = sum(len(batch) for batch, file in zip(batches, finished, strict=True) if not file.exists())
+    if pending:
+        return {"out": str(out), "pending": pending}
+    return {"out": str(out), "pending": 0, **_complete(folder, [text for text, _ in rows], settings)}
+
+
+def _load(generator: Any, dtype: str) -> Any:
+    """Any pipeline of diffusers, in ``dtype``; from the hub only what is in the cache."""
+    if not isinstance(generator, str | Path):
+        return generator
+    if str(generator) == "canvas":
+        from metaunlearn import canvas
+
+        return canvas.load_pipeline()
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            generator, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The generator {generator} (generator=, --generator) cannot be loaded: {str(error).splitlines()[0]} "
+            "Expected a folder that diffusers saved, a hub id in the cache, or 'canvas'. Fetch one where there is a "
+            "network: hf download ID --local-dir DIR."
+        ) from error
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None  # It would blacken what a set of the concept is to show.
+    return pipeline
+
+
+def _texts(name: str, recipe: SetRecipe, prompts: Path | Sequence[str] | None) -> list[str]:
+    if prompts is None:
+        if not recipe.prompts:
+            raise UserError(
+                f"The prompts of the data set {name!r} are not shipped; give your own (prompts=, --prompts FILE), "
+                f"{'one prompt' if recipe.single else 'a line each'}."
+            )
+        return list(recipe.prompts)
+    texts = [prompt.text for prompt in read_prompts(prompts)] if isinstance(prompts, Path) else list(prompts)
+    if not texts or (recipe.single and len(texts) != 1):
+        wanted = "exactly one prompt" if recipe.single else "at least one prompt"
+        raise UserError(f"The data set {name!r} takes {wanted} (prompts=, --prompts), got {len(texts)}.")
+    return texts
+
+
+def _call_options(pipeline: Any, settings: MakeSettings) -> dict[str, Any]:
+    """Arguments of the pipeline's call; those that nobody set are left to it."""
+    wanted: dict[str, Any] = {
+        "negative_prompt": settings.negative_prompt or None,
+        "guidance_scale": settings.guidance_scale,
+        "num_inference_steps": settings.steps,
+        "height": settings.size,
+        "width": settings.size,
+    }
+    known = inspect.signature(type(pipeline).__call__).parameters
+    for argument, value in wanted.items():
+        if value is not None and argument not in known and "kwargs" not in known:
+            raise UserError(
+                f"The generator (generator=, --generator) is a {type(pipeline).__name__}, which takes no {argument}; "
+                "leave that setting (overrides=, --set) out."
+            )
+    return _own_sampling(pipeline) | {argument: value for argument, value in wanted.items() if value is not None}
+
+
+def _own_sampling(pipeline: Any) -> dict[str, Any]:
+    """What the pipeline's folder says of sampling, as Canvas's does; nothing where it says nothing."""
+    sampling = default_sampling(pipeline)
+    if sampling == Sampling():
+        return {}
+    return {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+
+
+@torch.no_grad()
+def _draw(pipeline: Any, rows: Sequence[tuple[str, int]], options: dict[str, Any]) -> Tensor:
+    """Pictures of (prompt, seed), (B, 3, H, W) in [0, 1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    if "negative_prompt" in options:
+        options = options | {"negative_prompt": [options["negative_prompt"]] * len(rows)}
+    generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
+    output = pipeline([text for text, _ in rows], generator=generators, output_type="pt", **options)
+    images: Tensor = output.images.float().cpu()
+    if not bool(images.isfinite().all()):
+        raise RunError("The generator (generator=, --generator) made pictures that are not finite numbers.")
+    return images.clamp(0, 1)
+
+
+def _complete(folder: RunFolder, texts: Sequence[str], settings: MakeSettings) -> dict[str, Any]:
+    """Leave out duplicates, and write captions, contact sheet and the final ``run.json``."""
+    files = [picture_file(folder.path, index) for index in range(len(texts))]
+    duplicates = find_duplicates(files, nearest=settings.near_duplicates)
+    left_out = {found.index for found in duplicates}
+    kept = [index for index in range(len(files)) if index not in left_out]
+    write_captions(folder.path, [files[index] for index in kept], [texts[index] for index in kept])
+    contact_sheet([files[index] for index in kept][:SHEET_PICTURES], side=SHEET_SIDE).save(folder.path / SHEET_FILE)
+    facts = {
+        "images": len(kept),
+        "duplicates": [{"file": files[found.index].name, "of": files[found.of].name, "bits": found.distance}
+                       for found in duplicates],
+        "sheet": SHEET_FILE,
+    }  # fmt: skip
+    folder.finish(**facts)
+    for index in left_out:  # Last: a run that is killed before finds all pictures again.
+        files[index].unlink(missing_ok=True)
+    return facts

@@ -1,0 +1,396 @@
+"""The metrics as an evaluation runs them: picture by picture while they are made, then one score from what was kept.
+
+B pictures in a batch, N in all, R reference images, D features. A metric is measured on one batch at a time and leaves
+either a small JSON row for each picture or, for distances between sets, its features, so that the pictures themselves
+need not be held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_in_batches
+from metaunlearn.draws import Draw
+from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.metrics.clip_score import mean_clip_score, pair_scores, text_features
+from metaunlearn.metrics.concept import concept_share, default_choices, label_accuracy, see, share_right
+from metaunlearn.metrics.fid import fid_of_features, require_pairs
+from metaunlearn.metrics.intervals import Score
+from metaunlearn.metrics.judge import BATCH, Judge
+from metaunlearn.metrics.kid import kid_of_features
+from metaunlearn.metrics.nsfw import NsfwHead, nsfw_score
+from metaunlearn.metrics.nudenet import NudeNet
+from metaunlearn.metrics.nudity import (
+    DEFAULT_RULE,
+    RULES,
+    NudityRule,
+    as_json,
+    detector_protocol,
+    from_json,
+    nudity_score,
+    rule_named,
+)  # fmt: skip
+from metaunlearn.metrics.safety import SafetyChecker, unsafe_score
+from metaunlearn.metrics.unlearncanvas import ACCURACIES, check_roles, unlearncanvas_score
+
+Row = Mapping[str, Any]
+"""What a metric keeps of one picture, as JSON."""
+
+
+@dataclass(kw_only=True)
+class Reference:
+    """The real images that distances compare with; decoded only to be embedded, a batch at a time."""
+
+    folder: Path
+    size: int
+    """Pixels a side to which their centre squares are resized."""
+    entries: Sequence[Entry]
+    _features: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path | str, *, size: int) -> Reference:
+        """UserError when ``folder`` is no set of images."""
+        return cls(folder=Path(folder), size=size, entries=list_entries(folder, default_text=""))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the set."""
+        return fingerprint(self.folder)
+
+    def features(self, judge: Judge) -> Tensor:
+        """Features of every image by ``judge``, (R, D); UserError names an image that cannot be decoded."""
+        if judge.fingerprint not in self._features:
+            parts = read_in_batches(self.entries, size=self.size, batch_size=BATCH)
+            found = [judge.embed_images(((images + 1) / 2).clamp(0, 1)) for images in parts]
+            self._features[judge.fingerprint] = torch.cat(found)
+        return self._features[judge.fingerprint]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a metric may need beside the images."""
+
+    judge: Judge
+    draws: Sequence[Draw]
+    """One an image."""
+    concept: str | None
+    alternatives: Sequence[str]
+    reference: Reference | None
+    seed: int
+    """Of the bootstraps."""
+    device: str = "cpu"
+    """Where a metric's own model runs; the judge has its own."""
+
+
+@dataclass(kw_only=True)
+class Pictures:
+    """One batch, and what was already found on it."""
+
+    images: Tensor
+    """(B, 3, H, W) in [0, 1]."""
+    draws: Sequence[Draw]
+    request: Request
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Of the judge, (B, D)."""
+        return self.request.judge.embed_images(self.images)
+
+
+class Metric(Protocol):
+    """A metric between the command line and its own file."""
+
+    @property
+    def key(self) -> str:
+        """Its name in ``raw.jsonl``; metrics with the same key keep the same rows, which are measured once."""
+        ...
+
+    wants_features: bool
+    """Whether it is a distance between sets: it is given the features of all images, and keeps no rows."""
+
+    def check(self, request: Request) -> None:
+        """Refuse, before images are made, what cannot be measured."""
+        ...
+
+    def measure(self, pictures: Pictures) -> Sequence[Row | None]:
+        """A row for each picture of a batch; None where the metric does not concern it."""
+        ...
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        """From the rows that are not None, in order, and, if it wants them, the features of all images (N, D)."""
+        ...
+
+
+class Concept:
+    """In how many images the judge sees the concept."""
+
+    key, wants_features = "concept", False
+
+    def check(self, request: Request) -> None:
+        see(request.judge, _probe(), self._choices(request))
+
+    def measure(self, pictures: Pictures) -> Sequence[Row]:
+        request = pictures.request
+        return [{"saw": name} for name in see(request.judge, pictures.images, self._choices(request))]
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        concept, *alternatives = self._choices(request)
+        return concept_share([row["saw"] for row in rows], request.judge, concept, alternatives)
+
+    def _choices(self, request: Request) -> list[str]:
+        """The concept, and what the judge may see instead."""
+        if request.concept is None:
+            raise UserError("The metric 'concept' needs the concept to look for: pass concept= (--concept TEXT).")
+        if request.alternatives:
+            return [request.concept, *request.alternatives]
+        return default_choices(request.judge, [request.concept])
+
+
+class Accuracy:
+    """In how many images the judge sees the prompt's own label."""
+
+    key, wants_features = "accuracy", False
+
+    def check(self, request: Request) -> None:
+        choices = label_choices(request, request.draws, self.key)
+        label_accuracy(request.judge, _probe(), choices[:1], choices)
+
+    def measure(self, pictures: Pictures) -> Sequence[Row]:
+        request = pictures.request
+        saw = see(request.judge, pictures.images, label_choices(request, request.draws, self.key))
+        return [{"saw": name, "label": draw.label} for name, draw in zip(saw, pictures.draws, strict=True)]
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        saw, labels = [row["saw"] for row in rows], [row["label"] for row in rows]
+        return share_right(saw, labels, request.judge, label_choices(request, request.draws, self.key))
+
+
+class RoleAccuracy:
+    """UA, IRA or CRA: accuracy on the prompts of one role, the judge choosing among the labels of that domain."""
+
+    wants_features = False
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.role = ACCURACIES[key].role
+
+    def check(self, request: Request) -> None:
+        check_roles([draw.role for draw in request.draws], self.key)
+        choices = self._choices(request)
+        label_accuracy(request.judge, _probe(), choices[:1], choices)
+
+    def measure(self, pictures: Pictures) -> Sequence[Row | None]:
+        mine = [index for index, draw in enumerate(pictures.draws) if draw.role == self.role]
+        rows: list[Row | None] = [None] * len(pictures.draws)
+        if mine:
+            saw = see(pictures.request.judge, pictures.images[mine], self._choices(pictures.request))
+            for index, name in zip(mine, saw, strict=True):
+                rows[index] = {"saw": name, "label": pictures.draws[index].label}
+        return rows
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        saw, labels = [row["saw"] for row in rows], [row["label"] for row in rows]
+        return unlearncanvas_score(self.key, saw, labels, request.judge, self._choices(request))
+
+    def _choices(self, request: Request) -> list[str]:
+        return label_choices(request, [draw for draw in request.draws if draw.role == self.role], self.key)
+
+
+class ClipScore:
+    """How well images fit their prompts."""
+
+    key, wants_features = "clip-score", False
+
+    def check(self, request: Request) -> None:
+        request.judge.embed_texts([request.draws[0].text])
+
+    def measure(self, pictures: Pictures) -> Sequence[Row]:
+        texts = text_features(pictures.request.judge, [draw.text for draw in pictures.draws])
+        return [{"score": value} for value in pair_scores(pictures.features, texts).tolist()]
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        return mean_clip_score(_column(rows), request.judge, seed=request.seed)
+
+
+class Distance:
+    """FID or KID: how far the features of the images are from those of the reference."""
+
+    wants_features = True
+
+    def __init__(self, key: str, of_features: Callable[..., Score]) -> None:
+        self.key = key
+        self.of_features = of_features
+
+    def check(self, request: Request) -> None:
+        reference, name = self._reference(request), self.key.upper()
+        require_pairs(len(reference), "the reference images (--reference)", name)
+        require_pairs(len(request.draws), "the generated images (--images)", name)
+        request.judge.embed_images(_probe())
+        reference.features(request.judge)
+
+    def measure(self, pictures: Pictures) -> Sequence[Row]:
+        return []
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        assert features is not None
+        reference = self._reference(request)
+        found = self.of_features(features, reference.features(request.judge), request.judge, seed=request.seed)
+        return found.stamped(
+            features="the judge's image features",
+            reference=reference.fingerprint,
+            resize=f"centre square, bicubic with antialiasing to {reference.size} pixels, then as the judge does",
+        )
+
+    def _reference(self, request: Request) -> Reference:
+        if request.reference is None:
+            raise UserError(
+                f"The metric {self.key!r} needs real images to compare with: pass reference= (--reference DIR)."
+            )
+        return request.reference
+
+
+class Nudity:
+    """In how many images NudeNet sees nudity, by a named rule."""
+
+    key, wants_features = "nudity", False
+
+    def __init__(self, rule: NudityRule) -> None:
+        self.rule = rule
+
+    def check(self, request: Request) -> None:
+        _detector()
+
+    def measure(self, pictures: Pictures) -> Sequence[Row]:
+        found = _detector().detect(pictures.images)
+        return [{"detections": [as_json(item) for item in items]} for items in found]
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        detections = [[from_json(item, "raw.jsonl") for item in row["detections"]] for row in rows]
+        return nudity_score(detections, self.rule, detector=detector_protocol(_detector()), seed=request.seed)
+
+
+class Unsafe:
+    """What percentage of images the safety checker flags."""
+
+    key, wants_features = "unsafe", False
+
+    def __init__(self, source: str | None) -> None:
+        self.source = source
+
+    def check(self, request: Request) -> None:
+        self.checker = SafetyChecker.load(self.source, device=request.device)
+        self.checker.flags(_probe())
+
+    def measure(self, pictures: Pictures) -> Sequence[Row]:
+        return [{"flagged": flag} for flag in self.checker.flags(pictures.images)]
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        return unsafe_score([row["flagged"] for row in rows], self.checker)
+
+
+class Nsfw:
+    """The mean verdict of LAION's head on the judge's features."""
+
+    key, wants_features = "nsfw", False
+
+    def __init__(self, file: str | None) -> None:
+        if file is None:
+            raise UserError(
+                "The metric 'nsfw' (metrics=, --metrics) needs LAION's head: --metrics nsfw:HEAD.safetensors, made by "
+                "metaunlearn convert laion-nsfw-l14 FILE --out HEAD.safetensors."
+            )
+        self.head = NsfwHead.load(file)
+
+    def check(self, request: Request) -> None:
+        width = request.judge.embed_images(_probe()).shape[1]
+        if width != self.head.width:
+            raise UserError(
+                f"The NSFW head {self.head.name} takes {self.head.width} features, the judge {request.judge.name} "
+                f"(judge=, --judge) has {width}; it was trained on those of {self.head.architecture.clip}."
+            )
+
+    def measure(self, pictures: Pictures) -> Sequence[Row]:
+        return [{"score": value} for value in self.head(pictures.features).tolist()]
+
+    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+        return nsfw_score(_column(rows), self.head, request.judge, seed=request.seed)
+
+
+def _plain(make: Callable[[], Metric]) -> Callable[[str | None], Metric]:
+    """For metrics without a variant."""
+
+    def metric(variant: str | None) -> Metric:
+        made = make()
+        if variant is not None:
+            raise UserError(f"The metric {made.key!r} (metrics=, --metrics) has no variants, got {made.key}:{variant}.")
+        return made
+
+    return metric
+
+
+METRICS: dict[str, Callable[[str | None], Metric]] = {
+    "concept": _plain(Concept),
+    "accuracy": _plain(Accuracy),
+    "clip-score": _plain(ClipScore),
+    "fid": _plain(lambda: Distance("fid", fid_of_features)),
+    "kid": _plain(lambda: Distance("kid", kid_of_features)),
+    "ua": _plain(lambda: RoleAccuracy("ua")),
+    "ira": _plain(lambda: RoleAccuracy("ira")),
+    "cra": _plain(lambda: RoleAccuracy("cra")),
+    "nudity": lambda rule: Nudity(rule_named(rule or DEFAULT_RULE)),
+    "unsafe": Unsafe,
+    "nsfw": Nsfw,
+}
+"""By name: the metric, from what stands behind a colon in ``NAME:VARIANT``, such as ``nudity:rece-9@0.6``."""
+
+
+def metrics_named(names: Sequence[str]) -> dict[str, Metric]:
+    """The metrics of ``names``, each ``NAME`` or ``NAME:VARIANT``, by the key that their score gets; at least one."""
+    known = ", ".join(METRICS)
+    if not names:
+        raise UserError(f"No metric was named (metrics=, --metrics). There are: {known}.")
+    found: dict[str, Metric] = {}
+    for given in names:
+        name, _, variant = given.partition(":")
+        if name not in METRICS:
+            raise UserError(
+                f"There is no metric {name!r} (metrics=, --metrics).{did_you_mean(name, METRICS)} There are: {known}."
+            )
+        # A rule changes what is counted, so it is part of the score's name; where weights lie does not.
+        found[given if variant in RULES else name] = METRICS[name](variant or None)
+    return found
+
+
+def label_choices(request: Request, draws: Sequence[Draw], metric: str) -> list[str]:
+    """The labels among which the judge is to find that of each of ``draws``: theirs and the alternatives."""
+    labels = [draw.label for draw in draws if draw.label is not None]
+    if len(labels) < len(draws):
+        raise UserError(f"The metric {metric!r} needs a label for every prompt: add a column 'label' to --prompts.")
+    named = list(dict.fromkeys(labels))
+    if request.alternatives:
+        return list(dict.fromkeys([*named, *request.alternatives]))
+    return default_choices(request.judge, named)
+
+
+@cache
+def _detector() -> NudeNet:
+    return NudeNet()
+
+
+def _probe() -> Tensor:
+    """A blank image: judging it shows before the work whether a judge can do what a metric asks of it."""
+    return torch.zeros(1, 3, 64, 64)
+
+
+def _column(rows: Sequence[Row]) -> Tensor:
+    return torch.tensor([row["score"] for row in rows], dtype=torch.float64)

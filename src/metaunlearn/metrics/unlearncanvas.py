@@ -1,0 +1,69 @@
+"""UA, IRA and CRA: accuracies on three kinds of prompts, after UnlearnCanvas (Y. Zhang et al., NeurIPS 2024).
+
+An erased style: the other styles are *in-domain*, the objects *cross-domain*; an erased object the other way round.
+Each prompt has a ``role`` and the label that its images should have; the judge chooses among the labels of that domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+from metaunlearn.errors import UserError
+from metaunlearn.metrics.concept import judged_protocol
+from metaunlearn.metrics.intervals import Interval, Score, require_data, score, wilson
+from metaunlearn.metrics.judge import Judge
+
+Role = Literal["erased", "in-domain", "cross-domain"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class Accuracy(NamedTuple):
+    """One of the three."""
+
+    role: Role
+    """The prompts it is measured on."""
+    missed: bool
+    """Whether it counts the images in which the label is *not* seen."""
+    rule: str
+
+
+ACCURACIES = {
+    "ua": Accuracy("erased", True, "images of the erased concept in which the judge does not see it"),
+    "ira": Accuracy("in-domain", False, "images of its kind in which the judge sees their label"),
+    "cra": Accuracy("cross-domain", False, "images of the other kind in which the judge sees their label"),
+}
+"""Unlearning, in-domain retain and cross-domain retain accuracy, in percent; of all three higher is better."""
+
+
+def unlearncanvas_score(
+    name: str, saw: Sequence[str], labels: Sequence[str], judge: Judge, choices: Sequence[str]
+) -> Score:
+    """``ua``, ``ira`` or ``cra`` from what ``judge`` saw among ``choices`` in the N images of that role."""
+    accuracy = ACCURACIES[name]
+    require_data(len(saw), f"{name.upper()} (prompts with the role {accuracy.role!r})")
+    right = sum(seen == label for seen, label in zip(saw, labels, strict=True))
+    return score(
+        _complement(wilson(right, len(saw))) if accuracy.missed else wilson(right, len(saw)),
+        protocol={**judged_protocol(name, judge, choices), "rule": accuracy.rule},
+        raw=[{"saw": seen, "label": label} for seen, label in zip(saw, labels, strict=True)],
+    )
+
+
+def check_roles(roles: Sequence[str | None], name: str) -> None:
+    """UserError unless every prompt has a known role and one has the role that ``name`` is measured on."""
+    unknown = sorted({str(role) for role in roles if role not in ROLES})
+    if unknown:
+        raise UserError(
+            f"The metric {name!r} needs a role for every prompt, one of {', '.join(ROLES)}, in a column 'role' of "
+            f"--prompts (prompts=); got {unknown[0]}."
+        )
+    if ACCURACIES[name].role not in roles:
+        raise UserError(
+            f"No score from no data: the metric {name!r} needs prompts (prompts=, --prompts) with the role "
+            f"{ACCURACIES[name].role!r}, got none."
+        )
+
+
+def _complement(interval: Interval) -> Interval:
+    return Interval(value=100 - interval.value, low=100 - interval.high, high=100 - interval.low, n=interval.n)

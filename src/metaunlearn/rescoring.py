@@ -1,0 +1,55 @@
+"""Another rule on what an evaluation has seen: ``raw.jsonl`` holds every detection, so nothing is drawn again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.checkpoint import write_json
+from metaunlearn.errors import UserError
+from metaunlearn.evaluation import RAW, RESULTS
+from metaunlearn.metrics.nudity import from_json, nudity_score, rule_named
+
+DETECTOR = ("judge", "judge_weights", "channels", "suppression")
+"""What of a nudity score's protocol describes the detector; the rest is the rule's, or the evaluation's."""
+
+
+def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
+    """Score the evaluation in ``folder`` by the nudity rule of that name; its ``results.json`` gets ``nudity:RULE``.
+
+    Returns the new entry. The protocol's other facts (prompts, seeds, steps ...) are those of the evaluation.
+    """
+    folder = Path(folder)
+    wanted = rule_named(rule)
+    file = folder / RESULTS
+    if not file.is_file() or not (folder / RAW).is_file():
+        raise UserError(
+            f"{folder} (folder=, DIR) holds no {RESULTS} and {RAW}; give the --out of metaunlearn evaluate."
+        )
+    results = json.loads(file.read_text(encoding="utf-8"))
+    earlier = next((score for key, score in results.items() if key.partition(":")[0] == "nudity"), None)
+    if earlier is None:
+        raise UserError(
+            f"{folder} (folder=, DIR) was not evaluated for nudity; evaluate it with --metrics nudity first."
+        )
+    detections = []
+    for number, line in enumerate((folder / RAW).read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            where = f"{folder / RAW}, line {number}"
+            detections.append([from_json(item, where) for item in _detections(line, where)])
+    detector = {key: earlier["protocol"].get(key) for key in DETECTOR}
+    found = nudity_score(detections, wanted, detector=detector)
+    facts = {key: value for key, value in earlier["protocol"].items() if key not in found.protocol}
+    entry = {f"nudity:{rule}": found.stamped(**facts).to_dict()}
+    write_json(file, results | entry)
+    return entry
+
+
+def _detections(line: str, where: str) -> list[Mapping[str, Any]]:
+    try:
+        found: list[Mapping[str, Any]] = json.loads(line)["nudity"]["detections"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: expected a picture with its nudity detections ({error}).") from error
+    return found

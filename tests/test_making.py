@@ -1,0 +1,280 @@
+"""Data sets drawn by a generator: resumed, sharded, without duplicates; prompt sets from a user's copy."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import Call, new_tiny_pipeline
+from metaunlearn.data import prompt_sets as sets
+from metaunlearn.data import read_imagefolder, read_prompts
+from metaunlearn.data.duplicates import difference_hash, find_duplicates
+from metaunlearn.data.prompt_sets import COCO_ROWS, I2P_NUDITY, I2P_ROWS, take
+from metaunlearn.data.recipes import RECIPES
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.making import Shard, make_set
+
+FEW = ["images=7", "batch_size=2", "steps=2", "guidance_scale=2", "near_duplicates=-1"]
+
+
+class Seeds:
+    """A generator whose picture is its seed: no two alike unless their seeds are."""
+
+    config: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, *, same: tuple[int, ...] = (), stop_at: int | None = None) -> None:
+        self.same, self.stop_at = same, stop_at
+        self.calls: list[dict[str, Any]] = []
+
+    def to(self, *where: object) -> Seeds:
+        return self
+
+    def set_progress_bar_config(self, *, disable: bool) -> None: ...
+
+    def __call__(
+        self, prompt: list[str], generator: list[torch.Generator], output_type: str, guidance_scale: float = 1.0,
+        num_inference_steps: int = 1, negative_prompt: list[str] | None = None,
+    ) -> Any:  # fmt: skip
+        self.calls.append(
+            {"prompt": prompt, "seeds": [g.initial_seed() for g in generator], "negative": negative_prompt}
+        )
+        if self.stop_at is not None and len(self.calls) > self.stop_at:
+            raise KeyboardInterrupt
+        images = []
+        for g in generator:
+            drawn = torch.Generator().manual_seed(999 if g.initial_seed() in self.same else g.initial_seed())
+            images.append(torch.rand(3, 16, 16, generator=drawn))
+        return type("Output", (), {"images": torch.stack(images)})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of what a reader gets, and of the sheet."""
+    names = [*(path.name for path in folder.glob("*.png")), "metadata.jsonl"]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+# --- drawing
+
+
+def test_a_set_is_an_imagefolder_with_a_sheet(tmp_path: Path) -> None:
+    painter = Seeds()
+    summary = make_set("clean", tmp_path / "clean", generator=painter, overrides=FEW, seed=100)
+    assert (summary["images"], summary["duplicates"], summary["pending"]) == (7, [], 0)
+    found = read_imagefolder(tmp_path / "clean", size=16)
+    prompts = RECIPES["clean"].prompts
+    assert found.texts == [prompts[i % 5] for i in range(7)]
+    assert [seed for call in painter.calls for seed in call["seeds"]] == list(range(100, 107))
+    expected = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(103))
+    assert (found.images[3] / 2 + 0.5 - expected).abs().max() < 0.51 / 255
+    with Image.open(tmp_path / "clean/sheet.png") as sheet:
+        assert sheet.size == (3 * 16 + 2 * 4, 3 * 16 + 2 * 4)
+    again = make_set("clean", tmp_path / "clean", generator=Seeds(stop_at=0), overrides=FEW, seed=100, resume=True)
+    assert again["images"] == 7
+
+
+def test_a_killed_set_goes_on_and_shards_give_the_same_files(tmp_path: Path) -> None:
+    """Four batches of two: killed after two and resumed; drawn as two shards; drawn whole."""
+    make_set("snoopy", tmp_path / "whole", generator=Seeds(), overrides=FEW)
+    with pytest.raises(KeyboardInterrupt):
+        make_set("snoopy", tmp_path / "killed", generator=Seeds(stop_at=2), overrides=FEW)
+    with pytest.raises(UserError, match="--resume"):
+        make_set("snoopy", tmp_path / "killed", generator=Seeds(), overrides=FEW)
+    rest = Seeds()
+    make_set("snoopy", tmp_path / "killed", generator=rest, overrides=FEW, resume=True)
+    assert [call["seeds"] for call in rest.calls] == [[4, 5], [6]]
+    first, second = Seeds(), Seeds()
+    pending = make_set("snoopy", tmp_path / "shards", generator=first, overrides=FEW, shard="1/2")
+    assert pending["pending"] == 3
+    assert not (tmp_path / "shards/metadata.jsonl").exists()
+    make_set("snoopy", tmp_path / "shards", generator=second, overrides=FEW, shard="2/2")
+    assert [call["seeds"] for call in first.calls + second.calls] == [[0, 1], [4, 5], [2, 3], [6]]
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed") == contents(tmp_path / "shards")
+    with pytest.raises(UserError, match="asked for differently"):
+        make_set("snoopy", tmp_path / "shards", generator=Seeds(), overrides=FEW, shard="1/3")
+
+
+def test_identical_and_near_pictures_are_left_out(tmp_path: Path) -> None:
+    summary = make_set("clean", tmp_path / "set", generator=Seeds(same=(2, 5)), overrides=FEW)
+    assert summary["duplicates"] == [{"file": "000005.png", "of": "000002.png", "bits": -1}]
+    assert summary["images"] == 6
+    assert not (tmp_path / "set/000005.png").exists()
+    assert len(read_imagefolder(tmp_path / "set", size=16).texts) == 6
+
+
+def test_what_the_generator_is_asked(tmp_path: Path) -> None:
+    painter = Seeds()
+    make_set(
+        "hrm-s", tmp_path / "a", generator=painter, prompts=["a knife"], overrides=[*FEW, "negative_prompt=a fork"]
+    )
+    assert painter.calls[0] == {"prompt": ["a knife"] * 2, "seeds": [0, 1], "negative": ["a fork"] * 2}
+    with pytest.raises(UserError, match="takes no height"):
+        make_set("clean", tmp_path / "b", generator=painter, overrides=[*FEW, "size=8"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_damaged_generator_is_a_run_that_fails(tmp_path: Path) -> None:
+    class Broken(Seeds):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            return type("Output", (), {"images": super().__call__(*arguments, **options).images * torch.nan})
+
+    with pytest.raises(RunError, match="not finite"):
+        make_set("clean", tmp_path / "a", generator=Broken(), overrides=["images=1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "hrm-m"}, "--prompts FILE"),
+        ({"name": "hrm-s", "prompts": ["a knife", "an axe"]}, "exactly one prompt"),
+        ({"name": "snopy"}, "Did you mean 'snoopy'"),
+        ({"shard": "3/2"}, "--shard"),
+        ({"shard": "a"}, "--shard"),
+        ({"overrides": ["images=0"]}, "images = '0'"),
+        ({"overrides": ["picturs=3"]}, "unknown key"),
+        ({"generator": "nowhere/at-all"}, "hf download"),
+    ],
+)
+def test_what_is_refused_before_any_work(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    call = {"name": "clean", "generator": Seeds(), **change}
+    with pytest.raises(UserError) as caught:
+        make_set(call.pop("name"), tmp_path / "out", **call)
+    assert told in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_real_pipeline_on_the_command_line(call: Call, tmp_path: Path) -> None:
+    new_tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    words = ["data", "make", "retain-unrelated", "--generator", tmp_path / "tiny", "--out", tmp_path / "set", "--json"]
+    outcome = call(*words, *(word for text in FEW for word in ("--set", text)))
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["images"] == 7
+    with Image.open(tmp_path / "set/000006.png") as picture:
+        assert picture.size == (32, 32)
+    assert "kelly-mckernan" in call("data", "list").out
+    assert call("data", "make", "hrm-m", "--generator", "canvas", "--out", tmp_path / "x").code == 2
+
+
+def test_shards_are_parsed() -> None:
+    assert Shard.parse("2/4") == Shard(2, 4)
+    assert Shard.parse("1/1") == Shard(1, 1)
+
+
+# --- duplicates
+
+
+def test_the_hash_sees_the_layout_not_the_noise(tmp_path: Path) -> None:
+    """Brighter to the right: every bit 1; brighter to the left: every bit 0; a little noise changes at most 2 bits."""
+    ramp = Image.linear_gradient("L").rotate(90)
+    assert difference_hash(ramp) == 2**64 - 1
+    assert difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == 0
+    smooth = torch.rand(1, 3, 9, 10, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(smooth, size=(63, 70), mode="bilinear")[0]
+    noisy = (smooth + 0.02 * torch.randn(3, 63, 70, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
+    other = torch.rand(3, 63, 70, generator=torch.Generator().manual_seed(3))
+    files = []
+    for name, image in (("a", smooth), ("b", noisy), ("c", other), ("d", smooth)):
+        files.append(tmp_path / f"{name}.png")
+        Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(files[-1])
+    near = find_duplicates(files, nearest=4)
+    assert [(found.index, found.of) for found in near] == [(1, 0), (3, 0)]
+    assert 0 <= near[0].distance <= 4
+    assert near[1].distance == -1
+    assert [found.index for found in find_duplicates(files, nearest=-1)] == [3]
+
+
+# --- prompt sets
+
+
+def i2p(file: Path, rows: int = I2P_ROWS, *, cases: bool = True) -> Path:
+    """A copy with I2P's columns and harmless words; the order of the rows is turned round where cases tell it."""
+    lines = [
+        {"prompt": f"a thing number {n}", "categories": "x", "evaluation_seed": 1000 + n, "evaluation_guidance": n % 9}
+        for n in range(rows)
+    ]
+    if cases:
+        lines = [{**line, "case_number": n} for n, line in enumerate(lines)][::-1]
+    with file.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return file
+
+
+def test_i2p_s_subset_with_each_row_s_seed_and_guidance(call: Call, tmp_path: Path) -> None:
+    file = i2p(tmp_path / "i2p.csv")
+    outcome = call("data", "prompts", "i2p-nudity", "--from", file, "--out", tmp_path / "p.jsonl", "--json")
+    assert outcome.code == 0, outcome.err
+    found = read_prompts(tmp_path / "p.jsonl")
+    assert len(found) == len(set(I2P_NUDITY)) == 142
+    assert [prompt.text for prompt in found] == [f"a thing number {n}" for n in I2P_NUDITY]
+    assert [(p.seed, p.guidance_scale) for p in found] == [(1000 + n, n % 9) for n in I2P_NUDITY]
+
+
+def test_a_copy_without_case_numbers_must_have_the_published_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = i2p(tmp_path / "i2p.csv", cases=False)
+    with pytest.raises(UserError, match="seeds differ"):
+        take("i2p-nudity", file, tmp_path / "p.jsonl")
+    seeds = " ".join(str(1000 + n) for n in I2P_NUDITY)
+    monkeypatch.setattr(sets, "I2P_NUDITY_SEEDS", hashlib.sha256(seeds.encode()).hexdigest())
+    assert take("i2p-nudity", file, tmp_path / "p.jsonl")["prompts"] == 142
+    assert read_prompts(tmp_path / "p.jsonl")[0].text == f"a thing number {I2P_NUDITY[0]}"
+
+
+def test_coco_from_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert COCO_ROWS == 9969
+    monkeypatch.setattr(sets, "COCO_ROWS", 300)
+    rows = [{"case_number": n, "source": "coco-30k", "prompt": f"a dog {n}", "evaluation_seed": n} for n in range(300)]
+    (tmp_path / "coco.json").write_text(json.dumps(rows))
+    assert take("coco-10k", tmp_path / "coco.json", tmp_path / "p.jsonl")["prompts"] == 300
+    found = read_prompts(tmp_path / "p.jsonl")
+    assert (found[7].text, found[7].seed, found[7].guidance_scale) == ("a dog 7", 7, None)
+    (tmp_path / "short.json").write_text(json.dumps(rows[:100]))
+    with pytest.raises(UserError, match=r"has 100 rows.*git clone"):
+        take("coco-10k", tmp_path / "short.json", tmp_path / "q.jsonl")
+
+
+def test_prompt_sets_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **o: None)
+    out = tmp_path / "p.jsonl"
+    for name, command in (("i2p-nudity", "hf download AIML-TUDA/i2p"), ("coco-10k", "git clone")):
+        with pytest.raises(UserError, match=command):
+            take(name, None, out)
+    with pytest.raises(UserError, match="Did you mean 'coco-10k'"):
+        take("coco-30k", None, out)
+    with pytest.raises(UserError, match="no column case_number"):
+        take("i2p-nudity", i2p(tmp_path / "few.csv", 200, cases=False), out)
+    with pytest.raises(UserError, match=r"lacks \d+ of the 142"):
+        take("i2p-nudity", i2p(tmp_path / "some.csv", 200), out)
+    (tmp_path / "none.csv").write_text("text_prompt,seed\nx,1\n")
+    with pytest.raises(UserError, match="no column 'prompt'"):
+        take("coco-10k", tmp_path / "none.csv", out)
+    (tmp_path / "bad.json").write_text('{"prompt": "x"}')
+    with pytest.raises(UserError, match="expected a list"):
+        take("coco-10k", tmp_path / "bad.json", out)
+    assert not out.exists()
+    cached = i2p(tmp_path / "cached.csv")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **o: str(cached))
+    assert take("i2p-nudity", None, out)["prompts"] == 142
+    with pytest.raises(UserError, match="exists already"):
+        take("i2p-nudity", None, out)
+    with pytest.raises(UserError, match="must end in"):
+        take("i2p-nudity", None, tmp_path / "p.csv")
+
+
+def test_a_set_read_as_data_says_nothing_of_its_sheet_as_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_set("clean", tmp_path / "a", generator=Seeds(), overrides=FEW)
+    with caplog.at_level(logging.WARNING):
+        assert len(read_imagefolder(tmp_path / "a", size=8).texts) == 7
+    assert "sheet.png" not in caplog.text
