@@ -102,6 +102,9 @@ def test_a_grid_in_progress_has_gaps(results: Results) -> None:
     text = markdown(results)
     assert "| esd-x-1 |  | 0.25 (15.0 / 60.0) |" in text
     assert "seed 1 |" not in text
+    found = wilson(2, 10)
+    assert f"| 20.0 [{found.low:.1f}, {found.high:.1f}] (1 of 2 seeds) |" in text
+    assert "| esd-x-1 | meta-unlearn | 0.0, 0.0 | 10.0, – | 20.0, – |" in text
 
 
 def test_a_variant_is_set_against_the_only_plain_run(tmp_path: Path) -> None:

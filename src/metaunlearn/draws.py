@@ -5,12 +5,15 @@ Pictures are made batch by batch and never all held: a set may be larger than me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from metaunlearn.checkpoint import write_atomic
+from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError
 from metaunlearn.generation import BATCH, generate_images
@@ -71,3 +74,31 @@ def draw_batch(pipeline: Any, draws: Sequence[Draw], batch: Sequence[int], *, st
     if broken:
         raise RunError(f"{broken} of {len(images)} generated images are not finite numbers: the model is damaged.")
     return images
+
+
+def draw_into(
+    folder: Path,
+    pipeline: Any,
+    draws: Sequence[Draw],
+    *,
+    finished: Path,
+    steps: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Make ``folder`` an imagefolder of ``draws``, batch by batch; returns its pictures' files.
+
+    The folder ``finished`` keeps which batches are written, so that a run that was killed goes on. It must not be
+    shared by other draws.
+    """
+    done = 0
+    for number, batch in enumerate(batches(draws)):
+        written = finished / f"{number:05d}"
+        if not written.exists():
+            write_pictures(folder, draw_batch(pipeline, draws, batch, steps=steps), batch)
+            write_atomic(written, "")
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(draws))
+    files = [picture_file(folder, index) for index in range(len(draws))]
+    write_captions(folder, files, [draw.text for draw in draws])
+    return files

@@ -11,10 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from metaunlearn.checkpoint import write_atomic
-from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
+from metaunlearn.data.imagefolder import SHEET
 from metaunlearn.data.prompts import Prompt, read_prompts
-from metaunlearn.draws import batches, draw_batch, draws_for
+from metaunlearn.draws import draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import load
@@ -63,17 +62,9 @@ def generate_into(
     folder = RunFolder.open(out, request, resume=resume)
     if folder.complete_before:
         return {"out": str(out), **folder.summary()}
-    watched = folder.watched(progress)
-    done = 0
-    for number, batch in enumerate(batches(draws)):
-        finished = folder.state / f"{number:05d}"
-        if not finished.exists():
-            write_pictures(out, draw_batch(pipeline, draws, batch, steps=sampling.steps), batch)
-            write_atomic(finished, "")
-        done += len(batch)
-        watched(done, len(draws))
-    files = [picture_file(out, index) for index in range(len(draws))]
-    write_captions(out, files, [draw.text for draw in draws])
+    files = draw_into(
+        out, pipeline, draws, finished=folder.state, steps=sampling.steps, progress=folder.watched(progress)
+    )
     contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET_FILE)
     with Image.open(files[0]) as first:
         size = [first.height, first.width]

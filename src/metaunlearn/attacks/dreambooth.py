@@ -12,10 +12,10 @@ from torch import Tensor
 from metaunlearn.attacks.finetune import Finetune
 from metaunlearn.attacks.interface import AttackTask, Training
 from metaunlearn.attacks.tuned import Captioned, Tuned
-from metaunlearn.data.imagefolder import METADATA, ImageText, read_imagefolder, write_imagefolder
+from metaunlearn.data.imagefolder import METADATA, ImageText, read_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.diffusion import joined, squared_errors
-from metaunlearn.draws import draws_for, make_pictures
+from metaunlearn.draws import draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models.sd import StableDiffusion
@@ -73,11 +73,11 @@ class DreamBooth(Finetune):
                 guidance_scale=default_sampling(task.model.pipeline).guidance_scale,
             )
             progress = task.progress
-            made = make_pictures(
+            draw_into(
+                folder,
                 task.model.pipeline,
                 draws,
-                kept=task.cache / "prior",
+                finished=task.cache / "prior",
                 progress=None if progress is None else lambda d, n: progress("making the prior's pictures", d, n),
             )
-            write_imagefolder(folder, made, [draw.text for draw in draws])
         return read_imagefolder(folder, size=task.model.image_size)

@@ -65,19 +65,19 @@ def _concept(results: Results, concept: GridConcept, rows: list[Measured]) -> li
     attacked = [place for place in columns[1:] if place[1] == max(s for a, s in columns[1:] if a == place[0])]
     seeds = ", ".join(map(str, concept.seeds))
 
+    def cell(found: list[Measured], place: tuple[str, int], name: str, digits: int = 1) -> str:
+        return _cell(pooled(_at(found, place), name), len(concept.seeds), digits)
+
     def concept_cell(found: list[Measured]) -> list[str]:
-        return [_cell(pooled(_at(found, place), "concept")) for place in columns]
+        return [cell(found, place, "concept") for place in columns]
 
     def seed_cell(found: list[Measured]) -> list[str]:
-        return [_by_seed(pooled(_at(found, place), "concept")) for place in columns]
+        return [_by_seed(pooled(_at(found, place), "concept"), concept.seeds) for place in columns]
 
     def kept(found: list[Measured]) -> list[str]:
-        before = _at(found, columns[0])
-        cells = [_cell(pooled(before, name)) for name in ("related", "unrelated")]
-        cells += [_cell(pooled(before, name), digits=3) for name in ("clip_score", "fid")]
-        return cells + [
-            _cell(pooled(_at(found, place), name)) for place in attacked for name in ("related", "unrelated")
-        ]
+        cells = [cell(found, columns[0], name) for name in ("related", "unrelated")]
+        cells += [cell(found, columns[0], name, digits=3) for name in ("clip_score", "fid")]
+        return cells + [cell(found, place, name) for place in attacked for name in ("related", "unrelated")]
 
     heads = ["related", "unrelated", "CLIP score", "FID"]
     heads += [f"{name}, {_column(*place)}" for place in attacked for name in ("related", "unrelated")]
@@ -126,14 +126,17 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(found: Pooled | None, digits: int = 1) -> str:
+def _cell(found: Pooled | None, seeds: int, digits: int = 1) -> str:
     if found is None:
         return ""
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    missing = "" if len(found.by_seed) == seeds else f" ({len(found.by_seed)} of {seeds} seeds)"
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]{missing}"
 
 
-def _by_seed(found: Pooled | None) -> str:
-    return "" if found is None else ", ".join(f"{value:.1f}" for value in found.by_seed.values())
+def _by_seed(found: Pooled | None, seeds: Sequence[int]) -> str:
+    if found is None:
+        return ""
+    return ", ".join(f"{found.by_seed[seed]:.1f}" if seed in found.by_seed else "–" for seed in seeds)
 
 
 def _ratios(results: Results, rows: Sequence[Measured]) -> str:
@@ -156,8 +159,10 @@ def _ratios(results: Results, rows: Sequence[Measured]) -> str:
 
 
 def _ratio(line: Line, rows: list[Measured]) -> str:
-    """Both means over the checkpoints that both models have. The plain model is that of the same variant, or the
-    only one of its method."""
+    """Both means over the checkpoints that both models have.
+
+    The plain model is that of the same variant, or the only one of its method.
+    """
     by_line = _lines(rows)
     plain = Line(line.method, line.variant, "unlearn")
     if plain not in by_line:
