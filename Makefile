@@ -9,7 +9,7 @@ ARGS ?=
 PIP_ARGS ?=
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The others take an hour: make results runs them.
-BENCHMARKS = $(filter-out benchmarks/results.py benchmarks/exact_or_first_order.py,$(wildcard benchmarks/*.py))
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,results.py exact_or_first_order.py rivals.py),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench canvas results
