@@ -202,7 +202,8 @@ def main() -> None:
         "# Erasing end to end: a step of ours beside one of the official code's loop",
         "",
         f"`python benchmarks/end_to_end.py`: Canvas, {CONCEPT}, ESD-u-1 with the meta objective, mean of "
-        f"{options.rounds} steps of each in turn; torch {torch.__version__}, {torch.get_num_threads()} thread(s), {platform.machine()}.",
+        f"{options.rounds} steps of each in turn; torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
+        f"{platform.machine()}.",
         "",
         "| loop | seconds a step | times faster |",
         "|---|---|---|",
