@@ -12,7 +12,7 @@ from metaunlearn.config import AttackSettings, default_recipe, read_recipe, reso
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.models import adapt, load_pipeline, with_own_denoiser
+from metaunlearn.models import adapt, own_pipeline
 from metaunlearn.parameters import subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import Progress, RunFolder
@@ -53,10 +53,10 @@ def attack(
             f"unknown attack {kind!r} (kind=, --kind).{did_you_mean(kind, KINDS)} Known: {', '.join(KINDS)}."
         )
     steps = _checked(steps)
-    adapter = adapt(with_own_denoiser(load_pipeline(model)), device)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
+    adapter = adapt(own_pipeline(model), device)
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     settings = resolve(AttackSettings, read_recipe(recipe).attack, overrides)
-    subset(adapter.parameters(), settings.subset)
+    subset(adapter.parameter_names, settings.subset)
     pictures = read_imagefolder(data, size=adapter.image_size)
     request = {
         "command": "attack", "kind": kind,

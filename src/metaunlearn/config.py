@@ -217,10 +217,15 @@ def read_recipe(name: str) -> RecipeFile:
         raise UserError(f"recipe {name}: {_explain(error, RecipeFile)}") from error
 
 
-def default_recipe(parameters: int, cross_attention_dim: int) -> str:
-    """The recipe for a denoiser of this size: ``small``, else by the text width (768: SD 1.x, 1024: SD 2.x)."""
+def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd") -> str:
+    """The recipe for a denoiser of this size and class: ``small``, else ``sdxl``, else by the text width.
+
+    768 is Stable Diffusion 1.x, 1024 2.x.
+    """
     if parameters < SMALL_MODEL:
         return "small"
+    if family == "sdxl":
+        return "sdxl"
     return "sd21" if cross_attention_dim == 1024 else "sd14"
 
 

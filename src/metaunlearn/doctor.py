@@ -29,12 +29,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings, default_recipe, read_recipe
 from metaunlearn.erasure.interface import Method, OptimisedMethod
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
-from metaunlearn.models import StableDiffusion, load
+from metaunlearn.models import load
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import subset
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
@@ -141,12 +143,12 @@ def estimate(
     adapter = load(model)
     unet: nn.Module = adapter.unet
     parameters = sum(p.numel() for p in unet.parameters())
-    recipe = recipe or default_recipe(parameters, adapter.unet.config.cross_attention_dim)
+    recipe = recipe or default_recipe(parameters, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
     settings, optimised = chosen.settings, isinstance(chosen.method, OptimisedMethod)
     names = chosen.method.trained(adapter)
     trained = sum(p.numel() for name, p in unet.named_parameters() if name in names)
-    subset(adapter.parameters(), settings.inner_subset, setting="inner_subset")
+    subset(adapter.parameter_names, settings.inner_subset, setting="inner_subset")
     forward, kept = forward_cost(adapter)
     gradients = gradients_per_step(settings, meta=meta, forget=optimised)
     pace = (speed or matrix_speed()) * EFFICIENCY
@@ -171,7 +173,7 @@ def estimate(
     )
 
 
-def forward_cost(model: StableDiffusion) -> tuple[float, int]:
+def forward_cost(model: TextToImageModel) -> tuple[float, int]:
     """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it."""
     kept: dict[int, Tensor] = {}
 
@@ -182,15 +184,16 @@ def forward_cost(model: StableDiffusion) -> tuple[float, int]:
             kept[storage] = tensor
         return tensor
 
+    shapes = {name: part.shape for name, part in model.unconditional().tensors().items()}
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
     with FakeTensorMode():
         twin = type(model.unet).from_config(model.unet.config)
         owned = {p.untyped_storage()._cdata for p in twin.parameters()}
         x_t = torch.zeros(1, *model.latent_shape)
-        cond = torch.zeros(1, model.pipeline.tokenizer.model_max_length, model.unet.config.cross_attention_dim)
+        cond = Conditioning(**{name: torch.zeros(shape) for name, shape in shapes.items()})
         with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             # Named, so that what it keeps is alive while it is counted.
-            output = twin(x_t, torch.zeros(1, dtype=torch.long), encoder_hidden_states=cond)
+            output = twin(x_t, torch.zeros(1, dtype=torch.long), **cond.unet_inputs())
         kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         del output
     return float(counter.get_total_flops()), kept_bytes
@@ -249,7 +252,7 @@ def _teachers_passes(method: Method, settings: EraseSettings) -> float:
     return settings.batch_size + 2 * settings.bank_trajectories * settings.bank_steps / method.bank_refresh
 
 
-def _bytes(model: StableDiffusion, settings: EraseSettings, copies: int, kept: int, *, meta: bool) -> int:
+def _bytes(model: TextToImageModel, settings: EraseSettings, copies: int, kept: int, *, meta: bool) -> int:
     modules = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
     own = sum(p.numel() for module in modules for p in module.parameters())
     batches = 2 if not meta or settings.meta_retain == "both" else 3
@@ -258,7 +261,7 @@ def _bytes(model: StableDiffusion, settings: EraseSettings, copies: int, kept: i
     return FLOAT32 * (own + copies) + batches * settings.batch_size * kept
 
 
-def _forward_passes_before(model: StableDiffusion, settings: EraseSettings, *, bank: bool) -> int:
+def _forward_passes_before(model: TextToImageModel, settings: EraseSettings, *, bank: bool) -> int:
     """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step)."""
     pictures = settings.forget_images + 2 * settings.retain_images
     steps = default_sampling(model.pipeline).steps

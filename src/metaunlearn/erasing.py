@@ -15,7 +15,7 @@ from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.meta.hypergradient import mode_name
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models import adapt, load_pipeline, with_own_denoiser
+from metaunlearn.models import adapt, load_pipeline, own_pipeline
 from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import Progress, RunFolder
@@ -64,14 +64,16 @@ def erase(
     """
     if isinstance(concepts, str):
         concepts = [concepts]
-    adapter = adapt(with_own_denoiser(load_pipeline(model)), device)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
+    adapter = adapt(own_pipeline(model), device)
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
     for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
+    if isinstance(chosen.method, ClosedFormMethod):
+        adapter.last_tokens(prompts.edited)  # Refuses tokenizers that disagree.
     trained = chosen.method.trained(adapter)
-    subset(adapter.parameters(), chosen.settings.inner_subset, setting="inner_subset")
+    subset(adapter.parameter_names, chosen.settings.inner_subset, setting="inner_subset")
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,

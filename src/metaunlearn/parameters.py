@@ -31,6 +31,7 @@ def _outside_cross_attention(name: str) -> bool:
     The rule was written for CompVis names: not ``attn2``, not ``time_embed``, not ``out.*``. In diffusers
     - ``time_embed.{0,2}`` became ``time_embedding.linear_{1,2}``, which still contains ``time_embed``;
     - ``*.emb_layers.1``, each block's own projection of it, became ``time_emb_proj``: trained there, so trained here;
+    - XL's ``label_emb``, where the pooled prompt enters, became ``add_embedding``: trained there, so trained here;
     - ``out.{0,2}`` became two modules, ``conv_norm_out`` and ``conv_out``: both are left out.
     """
     return "attn2" not in name and "time_embed" not in name and not name.startswith(("conv_norm_out.", "conv_out."))

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.generation import default_sampling, write_sampling
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 
 
-def save_pipeline(model: StableDiffusion, folder: Path, *, twin: Path | None = None) -> None:
+def save_pipeline(model: TextToImageModel, folder: Path, *, twin: Path | None = None) -> None:
     """Write the pipeline to ``folder``, entry by entry through a hidden folder beside it.
 
     ``twin`` is a folder that holds the same pipeline with another denoiser: everything else is hard-linked from there
@@ -51,8 +51,8 @@ def _link_all_but_denoiser(twin: Path, staging: Path) -> None:
 
 
 PIPELINE_ENTRIES = (
-    "model_index.json", "sampling.json", "scheduler", "tokenizer", "text_encoder", "vae", "feature_extractor",
-    "safety_checker", "image_encoder",
+    "model_index.json", "sampling.json", "scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2",
+    "vae", "feature_extractor", "safety_checker", "image_encoder",
 )  # fmt: skip
 """What a Stable Diffusion pipeline's folder holds beside the denoiser."""
 

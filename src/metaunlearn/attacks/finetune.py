@@ -14,7 +14,7 @@ from metaunlearn.config import AttackSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.errors import RunError
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, subset
 
 
@@ -31,7 +31,7 @@ def make_optimizer(parameters: list[torch.Tensor], settings: AttackSettings) -> 
 class Finetuning:
     """One attack: ``theta`` moves from the erased model along L_DM on the attacker's pictures."""
 
-    def __init__(self, model: StableDiffusion, data: LatentSet, settings: AttackSettings, *, seed: int) -> None:
+    def __init__(self, model: TextToImageModel, data: LatentSet, settings: AttackSettings, *, seed: int) -> None:
         self.model, self.data, self.settings, self.seed = model, data, settings, seed
         self.theta: Params = model.parameters()
         self.trained = sorted(subset(self.theta, settings.subset))

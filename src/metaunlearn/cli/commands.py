@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from metaunlearn.cli import checkpoints
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.cli.information import doctor, recipes
@@ -269,4 +270,6 @@ def report(
     console.result({"report": str(page)}, f"report: {page}")
 
 
+app.command(name="import")(checkpoints.import_)
+app.command(name="export")(checkpoints.export)
 app.command(name="doctor")(doctor)

@@ -10,7 +10,7 @@ from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, 
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.generation import generate_images
 from metaunlearn.meta.objective import ErasureData
-from metaunlearn.models import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.runs import Progress, RunFolder
 
 ROLES = ("forget", "related", "unrelated")
@@ -27,7 +27,7 @@ def retain_folders(folder: Path | None) -> dict[str, Path]:
 
 
 def given_data(
-    model: StableDiffusion, prompts: ConceptPrompts, forget_data: Path | None, retain_data: Path | None
+    model: TextToImageModel, prompts: ConceptPrompts, forget_data: Path | None, retain_data: Path | None
 ) -> dict[str, ImageText]:
     """The user's own pictures, read (and refused, if they must be) before any work."""
     given = {}
@@ -39,7 +39,7 @@ def given_data(
 
 
 def prepare(
-    model: StableDiffusion,
+    model: TextToImageModel,
     prompts: ConceptPrompts,
     given: dict[str, ImageText],
     settings: EraseSettings,
@@ -56,7 +56,7 @@ def prepare(
 
 
 def _own_pictures(
-    model: StableDiffusion,
+    model: TextToImageModel,
     role: str,
     prompts: ConceptPrompts,
     settings: EraseSettings,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
@@ -20,7 +21,7 @@ from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import update_rule
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Loss, Params, subset
 
 
@@ -94,7 +95,7 @@ class LossesAtTheta:
     """L_DM(theta; D_retain) of Eq. 3, zero for a plain run."""
 
 
-def losses_at_theta(model: StableDiffusion, theta: Params, batches: OuterDraw, *, meta: bool) -> LossesAtTheta:
+def losses_at_theta(model: TextToImageModel, theta: Params, batches: OuterDraw, *, meta: bool) -> LossesAtTheta:
     """L_forget, L_retain and the direct term of Eq. 3, from one forward pass."""
     separate = meta and batches.meta_retain is not batches.retain
     kept = joined(batches.retain, batches.meta_retain) if separate else batches.retain
@@ -108,8 +109,10 @@ def losses_at_theta(model: StableDiffusion, theta: Params, batches: OuterDraw, *
     ]
     if batches.forget is not None:
         parts.insert(0, batches.forget)
-    x_t, t, cond, targets = (torch.cat(values) for values in zip(*parts, strict=True))
-    targets = targets.detach()  # A method may have computed its target from theta; it is a constant of L_forget.
+    x_t, t = torch.cat([part.x_t for part in parts]), torch.cat([part.t for part in parts])
+    cond = Conditioning.cat([part.cond for part in parts])
+    # Detached: a method may have computed its target from theta; it is a constant of L_forget.
+    targets = torch.cat([part.target for part in parts]).detach()
     errors = (model.predict(theta, x_t, t, cond) - targets).square().mean(dim=(1, 2, 3))
     count = 0 if batches.forget is None else len(batches.forget.t)
     forget = errors[:count].mean() if count else errors.new_zeros(())
@@ -118,7 +121,7 @@ def losses_at_theta(model: StableDiffusion, theta: Params, batches: OuterDraw, *
     return LossesAtTheta(forget=forget, retain=retain, direct=direct)
 
 
-def outer_loss(model: StableDiffusion, batches: OuterDraw, zeta: float) -> Loss:
+def outer_loss(model: TextToImageModel, batches: OuterDraw, zeta: float) -> Loss:
     """The part of Eq. 3 at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
     both, count = joined(batches.outer, batches.meta_retain), len(batches.outer.t)
 
@@ -130,10 +133,10 @@ def outer_loss(model: StableDiffusion, batches: OuterDraw, zeta: float) -> Loss:
 
 
 def meta_problem(
-    model: StableDiffusion, batches: OuterDraw, attacker: Attacker, settings: EraseSettings
+    model: TextToImageModel, batches: OuterDraw, attacker: Attacker, settings: EraseSettings
 ) -> MetaProblem:
     """Eq. 3 after the simulated finetuning of ``attacker``; its direct term is elsewhere."""
-    names = [name for name, _ in model.unet.named_parameters()]
+    names = model.parameter_names
     inner = InnerLoop(
         learning_rate=attacker.learning_rate,
         adapted=subset(names, settings.inner_subset, setting="inner_subset"),

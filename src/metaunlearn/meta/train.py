@@ -17,7 +17,7 @@ from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
 from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
 from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, draw_attacker, losses_at_theta, meta_problem
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Algorithm1:
 
     def __init__(
         self,
-        model: StableDiffusion,
+        model: TextToImageModel,
         data: ErasureData,
         forget: ForgetLoss | None,
         settings: EraseSettings,
