@@ -6,8 +6,9 @@ tensors it was given as they were. Dictionaries that are combined must have the 
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -120,6 +121,17 @@ def gradient_of(value: Tensor, at: Params, *, create_graph: bool = False) -> Par
         shown = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
         raise RunError(f"The loss does not depend on {len(unused)} of {len(inputs)} parameters: {shown}.")
     return dict(zip(inputs, found, strict=True))
+
+
+# --- Identity --------------------------------------------------------------------------------------------------------
+
+
+def digest(a: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' bytes, in the order of their names."""
+    found = hashlib.sha256()
+    for _, tensor in sorted(a.items()):
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 # --- Arithmetic ------------------------------------------------------------------------------------------------------

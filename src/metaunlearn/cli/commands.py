@@ -101,6 +101,10 @@ def erase(
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     resume: o.Resume = False,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Also write DIR/delta.safetensors, for metaunlearn apply.")
+    ] = False,
+    push: o.Push = None,
     as_json: o.Json = False,
 ) -> None:
     """Erase concepts from MODEL.
@@ -125,6 +129,8 @@ def erase(
             device=o.check_device(device),
             out=out,
             resume=resume,
+            delta=delta,
+            push=push,
             progress=console.progress,
         )
     console.result({"out": str(out), **result.summary}, f"erased {', '.join(concept)}: {out}")
@@ -272,4 +278,7 @@ def report(
 
 app.command(name="import")(checkpoints.import_)
 app.command(name="export")(checkpoints.export)
+app.command(name="delta")(checkpoints.delta)
+app.command(name="apply")(checkpoints.apply)
+app.command(name="card")(checkpoints.card)
 app.command(name="doctor")(doctor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,7 +14,7 @@ from torch.func import functional_call
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.errors import UserError
-from metaunlearn.parameters import Params
+from metaunlearn.parameters import Params, digest
 
 PROMPTS_AT_ONCE = 64
 
@@ -78,10 +77,7 @@ class UNetModel:
 
     def fingerprint(self) -> str:
         """SHA-256 of the denoiser's parameters."""
-        digest = hashlib.sha256()
-        for _, parameter in sorted(self.unet.named_parameters()):
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest(dict(self.unet.named_parameters()))
 
     def parameters(self) -> Params:
         """theta: a copy of every parameter of the denoiser."""
