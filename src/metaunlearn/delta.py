@@ -1,7 +1,8 @@
 """A weight delta: what erasing changed, as a file that is of use only to who has the base model.
 
 Adding float differences is not exact: a + (b - a) need not be b. So the difference is taken of the *bits*: floats read
-as integers of the same width, subtracted and added modulo 2^32 (2^16 in half precision): exact for every number. Tensors that did not change are left out. The delta names the base's SHA-256 and the result's, component by component;
+as integers of the same width, subtracted and added modulo 2^32 (2^16 in half precision): exact for every number.
+Tensors that did not change are left out. The delta names the base's SHA-256 and the result's, component by component;
 both are checked when it is applied.
 """
 
@@ -29,9 +30,10 @@ from metaunlearn.runs import RunFolder
 
 DELTA_FILE = "delta.safetensors"
 FORMAT = "1"
+METADATA = "metaunlearn.delta"
+"""The key of the file's metadata."""
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes a number."""
-KEYS = ("format", "base", "result")
 
 
 def bit_difference(before: Tensor, after: Tensor) -> Tensor:
@@ -77,8 +79,8 @@ def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
 def _write(out: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in hashes.items()}
-    save_file(dict(tensors), partial, {f"metaunlearn.delta.{key}": value for key, value in metadata.items()})
+    # One entry: safetensors writes several in no fixed order, and equal deltas are to be equal files.
+    save_file(dict(tensors), partial, {METADATA: json.dumps({"format": FORMAT, **hashes}, sort_keys=True)})
     os.replace(partial, out)
 
 
@@ -124,13 +126,13 @@ def _add(modules: Mapping[str, nn.Module], file: Any) -> None:
 
 
 def _hashes(delta: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    found = {key: metadata.get(f"metaunlearn.delta.{key}") for key in KEYS}
-    if found["format"] != FORMAT or found["base"] is None or found["result"] is None:
+    found = json.loads(metadata.get(METADATA, "{}"))
+    if found.get("format") != FORMAT:
         raise UserError(
-            f"{delta} is no delta of this version (format {found['format']}, expected {FORMAT}); make it again with "
-            "erase --delta or metaunlearn delta."
+            f"{delta} is no delta of this version (format {found.get('format')}, expected {FORMAT}); make it again "
+            "with erase --delta or metaunlearn delta."
         )
-    return {key: json.loads(str(found[key])) for key in ("base", "result")}
+    return {key: found[key] for key in ("base", "result")}
 
 
 def _modules(pipeline: Any) -> dict[str, nn.Module]:
