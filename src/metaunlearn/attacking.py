@@ -13,6 +13,7 @@ from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.models import adapt, own_pipeline
+from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import Progress, RunFolder
@@ -84,7 +85,9 @@ def attack(
     twin = None
     for step in steps:
         if step >= run.step:
-            adapter.load_parameters(run.run_to(step, state, on_step))
+            with checkpointing(adapter.unet, settings.gradient_checkpointing):
+                theta = run.run_to(step, state, on_step)
+            adapter.load_parameters(theta)
             save_pipeline(adapter, checkpoints[step], twin=twin)
             folder.describe(checkpoints[step], step=step)
         twin = checkpoints[step]

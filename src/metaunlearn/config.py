@@ -94,6 +94,15 @@ class EraseSettings(Settings):
     """Guidance of those paths."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Outer steps between two resumable states."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Of the products in first-order passes: those at theta, and first-order's at theta_M; an exact meta-gradient stays
+    in float32."""
+    teacher_precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Of the parameters that sampling paths and ESD's targets come from."""
+    outer_optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw-8bit (bitsandbytes, on a GPU) keeps AdamW's moments in a quarter of the memory."""
 
     @field_validator("attackers", mode="before")
     @classmethod
@@ -123,6 +132,8 @@ class AttackSettings(Settings):
     """Of AdamW."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Steps between two resumable states."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
 
 
 class Regime(Settings):

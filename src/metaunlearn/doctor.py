@@ -7,8 +7,10 @@ How it is estimated, for a denoiser of P parameters of which phi are trained, ba
 - An outer step of Algorithm 1 costs ``gradients_per_step`` such gradients on B pictures; SDD's also its share of a new
   trajectory bank, and one more forward pass on B. Closed-form edits themselves are not counted: they take seconds.
 - Time is operations / (this machine's speed at multiplying matrices, timed for a tenth of a second, x ``EFFICIENCY``).
-- Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments), all in
-  float32, and A for the largest batch that is alive at once; SDD's teacher is one more phi.
+- Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments, which
+  ``adamw-8bit`` keeps in a quarter), all in float32, and A for the largest batch that is alive at once; SDD's teacher
+  is one more phi. ``precision`` is not counted: it lowers A by up to half.
+- Gradient checkpointing makes A what lies between blocks, and a gradient costs 4 F.
 
 Expect the right order of magnitude, not more.
 """
@@ -37,6 +39,7 @@ from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import load
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import subset
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
@@ -149,13 +152,15 @@ def estimate(
     names = chosen.method.trained(adapter)
     trained = sum(p.numel() for name, p in unet.named_parameters() if name in names)
     subset(adapter.parameter_names, settings.inner_subset, setting="inner_subset")
-    forward, kept = forward_cost(adapter)
+    forward, kept = forward_cost(adapter, gradient_checkpointing=settings.gradient_checkpointing)
     gradients = gradients_per_step(settings, meta=meta, forget=optimised)
     pace = (speed or matrix_speed()) * EFFICIENCY
-    passes = 3 * gradients * settings.batch_size + _teachers_passes(chosen.method, settings)
+    in_a_gradient = 4 if settings.gradient_checkpointing else 3
+    passes = in_a_gradient * gradients * settings.batch_size + _teachers_passes(chosen.method, settings)
     step = passes * forward / pace
     copies = parameter_copies(settings, meta=meta) * parameters
-    copies += (4 if isinstance(chosen.method, Sdd) else 3) * trained
+    moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
+    copies += round((2 if isinstance(chosen.method, Sdd) else 1) * trained + moments * trained)
     before = _forward_passes_before(adapter, settings, bank=optimised) if gradients else 0
     return JobEstimate(
         model=str(model),
@@ -173,8 +178,11 @@ def estimate(
     )
 
 
-def forward_cost(model: TextToImageModel) -> tuple[float, int]:
-    """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it."""
+def forward_cost(model: TextToImageModel, *, gradient_checkpointing: bool = False) -> tuple[float, int]:
+    """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it.
+
+    With ``gradient_checkpointing`` these are what is kept between its blocks; one block's own come to them in turn.
+    """
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -191,7 +199,11 @@ def forward_cost(model: TextToImageModel) -> tuple[float, int]:
         owned = {p.untyped_storage()._cdata for p in twin.parameters()}
         x_t = torch.zeros(1, *model.latent_shape)
         cond = Conditioning(**{name: torch.zeros(shape) for name, shape in shapes.items()})
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with (
+            checkpointing(twin, gradient_checkpointing),
+            counter,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             # Named, so that what it keeps is alive while it is counted.
             output = twin(x_t, torch.zeros(1, dtype=torch.long), **cond.unet_inputs())
         kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -17,8 +17,10 @@ from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.errors import UserError
 from metaunlearn.meta.hypergradient import mode_name
+from metaunlearn.meta.outer import check_outer_optimizer
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import adapt, load_pipeline, own_pipeline
+from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.publishing import Hub, sign_in
@@ -85,6 +87,7 @@ def erase(
         adapter.last_tokens(prompts.edited)  # Refuses tokenizers that disagree.
     trained = chosen.method.trained(adapter)
     subset(adapter.parameter_names, chosen.settings.inner_subset, setting="inner_subset")
+    check_outer_optimizer(chosen.settings)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -104,7 +107,8 @@ def erase(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
         cache=folder.state if folder else None, progress=progress,
     )  # fmt: skip
-    results = _erase(task, chosen, trained, given, folder, meta=meta)
+    with checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
+        results = _erase(task, chosen, trained, given, folder, meta=meta)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
     summary |= results
     if folder is not None:

@@ -24,6 +24,7 @@ from metaunlearn.erasure.interface import ErasureTask, ForgetBatch, ForgetLoss
 from metaunlearn.erasure.trajectories import MovingLatents, TrajectoryBank, frozen_teachers_bank
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params, subset
 
 
@@ -124,7 +125,7 @@ class EditedLatentsForgetLoss:
 
     def __init__(self, task: ErasureTask, eta: float, bank_refresh: int) -> None:
         self.model, self.eta, self.bank_refresh = task.model, eta, bank_refresh
-        self.teacher = task.model.parameters()
+        self.teacher = in_precision(task.model.parameters(), task.settings.teacher_precision)
         self.cond = task.model.encode_prompts(task.prompts.forget)
         """P rows."""
         self.empty = task.model.unconditional()
@@ -138,9 +139,8 @@ class EditedLatentsForgetLoss:
         x_t, t = self.latents.x_t[rows], self.latents.t[rows]
         cond = self.cond[self.latents.prompt_of[rows]]
         both = Conditioning.cat([self.empty.expand(size), cond])
-        unconditional, conditional = self.model.predict(self.teacher, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(
-            2
-        )
+        answers = teachers_answer(self.model.predict, self.teacher, x_t.repeat(2, 1, 1, 1), t.repeat(2), both)
+        unconditional, conditional = answers.chunk(2)
         return ForgetBatch(x_t=x_t, t=t, cond=cond, target=esd_target(unconditional, conditional, self.eta))
 
     def after_step(self, theta: Params, step: int) -> None:

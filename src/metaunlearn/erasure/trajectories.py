@@ -17,6 +17,7 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import guided
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
 
 
@@ -78,7 +79,8 @@ def sample_trajectories(
             t = ((k + offset) * stride).long().to(model.device)
             t_next = ((k - 1 + offset) * stride).floor().long().to(model.device)
             both = Conditioning.cat([empty.expand(size), cond[prompt_of]])
-            unconditional, conditional = model.predict(theta, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            answers = teachers_answer(model.predict, theta, x_t.repeat(2, 1, 1, 1), t.repeat(2), both)
+            unconditional, conditional = answers.chunk(2)
             for name, value in zip(rows, (x_t, t, prompt_of, unconditional, conditional), strict=True):
                 rows[name].append(value)
             output = guided(unconditional, conditional, guidance_scale)
@@ -136,7 +138,7 @@ def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generat
     settings, progress = task.settings, task.progress
     return sample_trajectories(
         task.model,
-        theta,
+        in_precision(theta, settings.teacher_precision),
         prompts,
         count=settings.bank_trajectories,
         steps=settings.bank_steps,

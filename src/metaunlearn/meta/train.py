@@ -15,8 +15,9 @@ from metaunlearn.checkpoint import restore_training, save_training, step_generat
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
-from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
+from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve
 from metaunlearn.meta.objective import ErasureData, OuterDraw, draw, draw_attacker, losses_at_theta, meta_problem
+from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 
@@ -48,9 +49,9 @@ class Algorithm1:
         self.meta, self.seed = meta, seed
         self.theta: Params = model.parameters()
         self.trained = sorted(trained)
-        self.optimizer = torch.optim.AdamW(
-            [self.theta[name] for name in self.trained], lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.optimizer = outer_optimizer([self.theta[name] for name in self.trained], settings)
+        self.first_order_model = model.in_precision(settings.precision)
+        """For passes whose gradient is no part of a difference."""
         self.step = 0
         self.mode: MetaGradientMode | None = None
         if meta:
@@ -84,7 +85,9 @@ class Algorithm1:
         batches = self._draw(self.step, attacker, generator)
         gradient, record = self._gradient_at_theta(batches)
         if self.mode is not None:
-            problem = meta_problem(self.model, batches, attacker, self.settings)
+            exact = not isinstance(self.mode, FirstOrder)
+            model = self.model if exact else self.first_order_model
+            problem = meta_problem(model, batches, attacker, self.settings)
             meta = self.mode(problem, self.theta)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
@@ -109,7 +112,7 @@ class Algorithm1:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
         s = self.settings
         leaves = {name: self.theta[name].detach().requires_grad_() for name in self.trained}
-        losses = losses_at_theta(self.model, self.theta | leaves, batches, meta=self.meta)
+        losses = losses_at_theta(self.first_order_model, self.theta | leaves, batches, meta=self.meta)
         total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
         if self.meta:
             total = total + s.gamma2 * s.zeta * losses.direct

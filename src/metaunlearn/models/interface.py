@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import NoiseSchedule
+from metaunlearn.models.precision import Precision
 from metaunlearn.parameters import Params
 
 
@@ -75,6 +76,10 @@ class TextToImageModel(Protocol):
 
     def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The denoiser's output under parameters ``theta`` for ``x_t`` (B, C, h, w) at ``t`` (B,): (B, C, h, w)."""
+        ...
+
+    def in_precision(self, precision: Precision) -> TextToImageModel:
+        """The same model, weights shared, whose ``predict`` has its products in ``precision``; float32 is itself."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

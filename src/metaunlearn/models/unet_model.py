@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.errors import UserError
+from metaunlearn.models.precision import DTYPES, Precision, autocast_predict
 from metaunlearn.parameters import Params, digest
 
 PROMPTS_AT_ONCE = 64
@@ -28,6 +30,8 @@ class UNetModel:
     """Names of the pipeline's text encoders."""
     tokenizers: tuple[str, ...]
     """Names of its tokenizers."""
+    _autocast: torch.dtype | None = None
+    """Precision of the products in ``predict``; None: that of the parameters."""
 
     def __init__(self, pipeline: Any, *, device: str | torch.device = "cpu") -> None:
         self.pipeline = pipeline.to(torch.device(device))
@@ -89,8 +93,21 @@ class UNetModel:
             for name, parameter in self.unet.named_parameters():
                 parameter.copy_(theta[name])
 
+    def in_precision(self, precision: Precision) -> Self:
+        """The same model, weights shared, whose ``predict`` has its products in ``precision``; float32 is itself."""
+        if precision == "float32":
+            return self
+        twin = copy.copy(self)
+        twin._autocast = DTYPES[precision]
+        return twin
+
     def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The UNet's output under parameters ``theta``: (B, C, h, w)."""
+        if self._autocast is not None:
+            return autocast_predict(self._predict, self._autocast, theta, x_t, t, cond)
+        return self._predict(theta, x_t, t, cond)
+
+    def _predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = functional_call(self.unet, theta, (x_t, t), {**cond.unet_inputs(), "return_dict": False})[0]
         return output
 
