@@ -21,7 +21,7 @@ from metaunlearn.erasing import erase
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import UserError
 from metaunlearn.models import StableDiffusion, StableDiffusionXL, load
-from metaunlearn.outputs import generate_into
+from metaunlearn.outputs import evaluate_into, generate_into
 from tiny_models import new_sd2, new_sdxl
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -73,6 +73,16 @@ def test_attack_and_generate_with_grey_pictures(other_model: Path, pictures: Pat
     summary = generate_into(str(found.checkpoints[2]), ["a zebra"], tmp_path / "drawn")
     side = load(other_model).image_size
     assert summary["image_size"] == [side, side]
+
+
+def test_evaluate(other_model: Path, tmp_path: Path) -> None:
+    """Canvas's judge looks at pictures of any size."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a fox\n")
+    evaluate_into(
+        str(other_model), prompts, out, metrics=["concept"], concept="a fox", alternatives=["an owl"], images=2
+    )
+    assert json.loads((out / "results.json").read_text())["concept"]["n"] == 2
 
 
 def test_sdxl_conditions_as_its_pipeline_does() -> None:

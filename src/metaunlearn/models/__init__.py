@@ -52,5 +52,7 @@ def with_own_denoiser(pipeline: Any) -> Any:
     if "force_zeros_for_empty_prompt" in pipeline.config:
         options["force_zeros_for_empty_prompt"] = pipeline.config["force_zeros_for_empty_prompt"]
     twin = type(pipeline)(**parts, **options)
+    if hasattr(pipeline, "watermark"):  # Of XL: a new pipeline would decide by what is installed.
+        twin.watermark = pipeline.watermark
     twin.register_to_config(_name_or_path=pipeline.config.get("_name_or_path"))
     return twin

@@ -124,6 +124,6 @@ def _load_from_hub(model: str) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"MODEL {model!r} is no folder here, is not in the cache and could not be had from the hub: {reason}. "
-            f'Fetch it where there is a network (hf download {model} --include "*.json" "*.txt" "*/*.safetensors" '
-            "--local-dir DIR) and give the folder."
+            f'Fetch it where there is a network (hf download {model} --include "*.json" "*.txt" "*/*model.safetensors" '
+            '--exclude "safety_checker/*" --local-dir DIR) and give the folder.'
         ) from error
