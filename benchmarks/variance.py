@@ -30,7 +30,7 @@ from metaunlearn.meta.batches import draw, draw_attacker
 from metaunlearn.meta.hypergradient import MetaGradientMode
 from metaunlearn.meta.objective import meta_problem, retain_loss, zeta_weights
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models import StableDiffusion, adapt, load_pipeline, with_own_denoiser
+from metaunlearn.models import TextToImageModel, adapt, own_pipeline
 from metaunlearn.parameters import Params, value_and_gradient
 
 WAYS = {
@@ -79,7 +79,7 @@ def main() -> None:
 
 def erased(concept: str, method: str, steps: int, overrides: list[str]) -> Algorithm1:
     """Canvas after ``steps`` outer steps: the run holds its parameters, data and settings."""
-    model = adapt(with_own_denoiser(load_pipeline("canvas")))
+    model = adapt(own_pipeline("canvas"))
     chosen = configure(method, read_recipe("small"), overrides)
     if not isinstance(chosen.method, OptimisedMethod):
         raise SystemExit("--method: an optimised one (esd-..., sdd).")
@@ -97,7 +97,7 @@ def erased(concept: str, method: str, steps: int, overrides: list[str]) -> Algor
 
 
 def meta_gradient(
-    model: StableDiffusion,
+    model: TextToImageModel,
     data: ErasureData,
     settings: EraseSettings,
     mode: MetaGradientMode,

@@ -13,69 +13,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import metaunlearn
-from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.cli import main
 from metaunlearn.generation import Sampling, write_sampling
 from metaunlearn.meta.train import Algorithm1
+from tiny_models import NEW, SIZES, new_sd1
 
-TINY_SIZE = 32
+TINY_SIZE = SIZES["sd1"]
 """Pixels a side of the tiny pipeline's pictures; Canvas's have 64."""
 
 
 def new_tiny_pipeline() -> StableDiffusionPipeline:
-    """Random weights in the true classes: 4 x 16 x 16 latents of 32 x 32 pictures, text of width 16."""
-    tokenizer = build_tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=16,
-                intermediate_size=32,
-                num_attention_heads=2,
-                num_hidden_layers=1,
-                projection_dim=16,
-                vocab_size=len(tokenizer),
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=TINY_SIZE,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=TINY_SIZE // 2,
-            block_out_channels=(16, 16),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            norm_num_groups=4,
-        )
-    return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    """The tiny Stable Diffusion 1.x."""
+    return new_sd1()
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +36,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny pipeline, saved by diffusers; three sampling steps do for it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     new_tiny_pipeline().save_pretrained(folder, safe_serialization=True)
+    write_sampling(folder, Sampling(steps=3, guidance_scale=2.0))
+    return folder
+
+
+@pytest.fixture(scope="session", params=["sd2", "sdxl"])
+def other_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Stable Diffusion 2.x, then XL: whatever works on ``tiny_model`` works on them."""
+    folder: Path = tmp_path_factory.mktemp("models") / request.param
+    NEW[request.param]().save_pretrained(folder, safe_serialization=True)
     write_sampling(folder, Sampling(steps=3, guidance_scale=2.0))
     return folder
 

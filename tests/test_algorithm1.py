@@ -31,10 +31,11 @@ def l_dm(theta: Params, batch: Batch, rows: slice = slice(None)) -> Tensor:
     """L_DM(theta; batch), from the definition: the mean over pictures and latent values of (eps - eps_theta)^2."""
     alpha_bar = torch.linspace(0.99, 0.02, TIMESTEPS)
     total, values = torch.zeros((), dtype=torch.float64), 0
-    for x_0, cond, eps, t in zip(*(x[rows] for x in batch), strict=True):
+    for i in range(len(batch.t))[rows]:
+        x_0, cond, eps, t = batch.x_0[i], batch.cond[i : i + 1], batch.eps[i], batch.t[i]
         a = alpha_bar[t]
         x_t = a.sqrt().double() * x_0 + (1 - a).sqrt().double() * eps.double()
-        answer = ToyDenoiser().predict(theta, x_t[None], t[None], cond[None])
+        answer = ToyDenoiser().predict(theta, x_t[None], t[None], cond)
         total = total + (answer - eps).square().sum()
         values += eps.numel()
     return total / values

@@ -221,13 +221,13 @@ def test_tokens_are_encoded_as_prompts_are(tiny_model: Path) -> None:
     model = load(tiny_model)
     prompts = ["a knife", "a very long prompt " * 30, ""]
     ids = model.token_ids(prompts)
-    wanted = model.encode_prompts(prompts)
-    assert torch.equal(model.encode_tokens(ids), wanted)
-    assert torch.equal(model.encode_tokens(ids, looked_up=model.token_table[ids]), wanted)
-    assert not torch.equal(model.encode_tokens(ids, looked_up=2 * model.token_table[ids]), wanted)
+    wanted = model.encode_prompts(prompts).tokens
+    assert torch.equal(model.encode_tokens(ids).tokens, wanted)
+    assert torch.equal(model.encode_tokens(ids, looked_up=model.token_table[ids]).tokens, wanted)
+    assert not torch.equal(model.encode_tokens(ids, looked_up=2 * model.token_table[ids]).tokens, wanted)
     psi = {name: p * 1.1 for name, p in model.text_parameters().items()}
-    assert not torch.equal(model.encode_tokens(ids, psi), wanted)
-    assert torch.equal(model.encode_tokens(ids), wanted)
+    assert not torch.equal(model.encode_tokens(ids, psi).tokens, wanted)
+    assert torch.equal(model.encode_tokens(ids).tokens, wanted)
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_the_learnt_embedding_is_what_diffusers_loads(runs: dict[str, Path], tin
     assert inverted.token_ids(["a <new>"])[0, 2] == len(loaded.pipeline.tokenizer)
     loaded.pipeline.load_textual_inversion(run / textual_inversion.WEIGHTS_FILE)
     prompts = ["a <new>", "a picture of <new>", "a knife"]
-    assert torch.equal(loaded.encode_prompts(prompts), inverted.encode_prompts(prompts))
+    assert torch.equal(loaded.encode_prompts(prompts).tokens, inverted.encode_prompts(prompts).tokens)
 
 
 def test_its_gradient_is_the_one_of_the_table(tiny_model: Path, pictures: Path) -> None:

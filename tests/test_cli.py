@@ -65,6 +65,7 @@ def test_erase_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch,
         *("erase", "canvas", "--concept", "knife|blade", "--concept", "axe", "--method", "esd-x-3", "--no-meta"),
         *("--retain", "a dog", "--related", "a saw", "--forget-data", "f", "--retain-data", "r", "--recipe", "small"),
         *("--set", "steps=3", "--set", "gamma2=0", "--seed", 7, "--resume", "--out", out, "--json"),
+        *("--delta", "--push", "somebody/canvas"),
     )
     assert outcome.code == 0
     assert json.loads(outcome.out) == {"out": str(out), "method": "esd-x-3"}
@@ -85,6 +86,8 @@ def test_erase_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch,
         "device": "cpu",
         "out": out,
         "resume": True,
+        "delta": True,
+        "push": "somebody/canvas",
     }
 
 

@@ -18,7 +18,7 @@ from metaunlearn.erasure.rece import Rece, surviving_embedding
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.uce import TokenChanges, Uce, closed_form_edit, concept_tokens, edited_matrices
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.models import StableDiffusion, load
+from metaunlearn.models import TextToImageModel, load
 from metaunlearn.parameters import Params
 
 FAST = ("steps=2", "forget_images=4", "retain_images=4", "batch_size=4", "meta_gradient=first-order")
@@ -29,12 +29,12 @@ PROMPTS = ConceptPrompts(
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> StableDiffusion:
+def model(tiny_model: Path) -> TextToImageModel:
     return load(tiny_model)
 
 
 @pytest.fixture(scope="module")
-def task(model: StableDiffusion) -> ErasureTask:
+def task(model: TextToImageModel) -> ErasureTask:
     return ErasureTask(
         model=model, prompts=PROMPTS, settings=resolve(EraseSettings, read_recipe("small").erase), seed=0
     )
@@ -53,7 +53,7 @@ def least_squares(W: Tensor, rows: list[tuple[float, Tensor, Tensor]], anchor: f
     return torch.linalg.lstsq(torch.stack(left), torch.stack(right)).solution.T
 
 
-def encoded(model: StableDiffusion, text: str) -> tuple[Tensor, int]:
+def encoded(model: TextToImageModel, text: str) -> tuple[Tensor, int]:
     """(T, D) in float64 and how many of its tokens are not padding, by the tokenizer's own mask."""
     tokenizer = model.pipeline.tokenizer
     ids = tokenizer(text, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
@@ -91,7 +91,7 @@ def test_the_edit_minimises_its_objective(biased: bool) -> None:
     assert condition == pytest.approx((values[-1] / values[0]).item(), rel=1e-9)
 
 
-def uce_2023_rows(model: StableDiffusion, W: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+def uce_2023_rows(model: TextToImageModel, W: Tensor) -> list[tuple[float, Tensor, Tensor]]:
     """From the concept's last token through the end, against as many tokens from the guide's start token on; kept: all
     tokens of '' and of two texts, p = max(0.1, 1/3)."""
     guide, rows = encoded(model, " ")[0], []
@@ -103,7 +103,7 @@ def uce_2023_rows(model: StableDiffusion, W: Tensor) -> list[tuple[float, Tensor
     return rows
 
 
-def uce_2025_rows(model: StableDiffusion, W: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+def uce_2025_rows(model: TextToImageModel, W: Tensor) -> list[tuple[float, Tensor, Tensor]]:
     """Last tokens only; the guide '' has none but its start token; p = 1 and nothing kept that was not named."""
     guide, rows = encoded(model, "")[0][0], []
     for text in PROMPTS.edited:
@@ -116,7 +116,9 @@ def uce_2025_rows(model: StableDiffusion, W: Tensor) -> list[tuple[float, Tensor
 
 
 @pytest.mark.parametrize(("name", "rows"), [("uce-2023", uce_2023_rows), ("uce-2025", uce_2025_rows)])
-def test_presets_edit_which_tokens_they_say(model: StableDiffusion, task: ErasureTask, name: str, rows: object) -> None:
+def test_presets_edit_which_tokens_they_say(
+    model: TextToImageModel, task: ErasureTask, name: str, rows: object
+) -> None:
     """Every matrix against least squares; float32 storage leaves 6e-8."""
     chosen = method(name)
     assert isinstance(chosen, Uce)
@@ -131,7 +133,7 @@ def test_presets_edit_which_tokens_they_say(model: StableDiffusion, task: Erasur
 
 
 @pytest.mark.parametrize("guide", ["a cat", "a picture of a plain grey cat"])
-def test_concept_and_guide_are_cut_to_equal_lengths(model: StableDiffusion, guide: str) -> None:
+def test_concept_and_guide_are_cut_to_equal_lengths(model: TextToImageModel, guide: str) -> None:
     """Both from their own last token on, until the one whose last token stands further back is used up."""
     (c, count), (g, guide_count) = encoded(model, "a zebra"), encoded(model, guide)
     length = len(c) - max(count, guide_count) + 2
@@ -163,7 +165,7 @@ def test_surviving_embedding_minimises_its_objective(mu: float) -> None:
     close(surviving_embedding(original, current, c, mu), torch.linalg.lstsq(left, right).solution.T, 1e-12)
 
 
-def test_rece_edits_what_survived_anchored_on_the_current_matrices(model: StableDiffusion, task: ErasureTask) -> None:
+def test_rece_edits_what_survived_anchored_on_the_current_matrices(model: TextToImageModel, task: ErasureTask) -> None:
     """Two epochs by least squares throughout, starting from UCE's matrices in float32, as the edit does."""
     before, guide = model.parameters(), encoded(model, " ")[0]
     names = [key for key in before if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
@@ -191,7 +193,9 @@ def test_rece_edits_what_survived_anchored_on_the_current_matrices(model: Stable
     assert len(result.report["condition_numbers"]) == 3
 
 
-def test_a_larger_erase_scale_brings_the_concept_closer_to_the_guide(model: StableDiffusion, task: ErasureTask) -> None:
+def test_a_larger_erase_scale_brings_the_concept_closer_to_the_guide(
+    model: TextToImageModel, task: ErasureTask
+) -> None:
     key = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
     before = model.parameters()[key].double()
     c, count = encoded(model, PROMPTS.edited[0])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import Batch, NoiseSchedule, denoising_loss, draw_timesteps, guided, joined, squared_errors
 from metaunlearn.errors import UserError
 from metaunlearn.parameters import Params
@@ -18,7 +19,7 @@ class Linear:
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.schedule = schedule
 
-    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return theta["a"] * x_t
 
 
@@ -32,7 +33,7 @@ def some_batch(count: int = 6, seed: int = 0) -> Batch:
     shape = (count, 2, 3, 3)
     return Batch(
         x_0=torch.randn(shape, generator=g),
-        cond=torch.zeros(count, 1, 1),
+        cond=Conditioning(torch.zeros(count, 1, 1)),
         eps=torch.randn(shape, generator=g),
         t=torch.randint(1000, (count,), generator=g),
     )
@@ -51,7 +52,7 @@ def test_velocity_target_is_the_schedulers() -> None:
     torch.testing.assert_close(NoiseSchedule.of(scheduler).target(batch.x_0, batch.eps, batch.t), expected)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_ddim_step_is_the_schedulers(kind: str) -> None:
     """diffusers steps from t to t - 1000/steps with eta 0; the last step of set_alpha_to_one goes to x_0."""
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
@@ -61,6 +62,17 @@ def test_ddim_step_is_the_schedulers(kind: str) -> None:
         at = torch.full((6,), t)
         expected = scheduler.step(batch.eps, t, batch.x_0).prev_sample
         torch.testing.assert_close(schedule.ddim_step(batch.x_0, batch.eps, at, at - 100), expected)
+
+
+def test_targets_are_what_the_loss_of_a_perfect_prediction_needs() -> None:
+    """sample: x_0 itself; its one-step estimate at t_next < 0 is the output."""
+    schedule, batch = NoiseSchedule.of(DDPMScheduler(prediction_type="sample")), some_batch()
+    assert torch.equal(schedule.target(batch.x_0, batch.eps, batch.t), batch.x_0)
+    x_t = schedule.add_noise(batch.x_0, batch.eps, batch.t)
+    torch.testing.assert_close(
+        schedule.ddim_step(x_t, batch.x_0, batch.t, torch.full((6,), 300)),
+        schedule.add_noise(batch.x_0, batch.eps, torch.full((6,), 300)),
+    )
 
 
 def test_denoising_loss_by_hand(schedule: NoiseSchedule) -> None:
@@ -101,5 +113,9 @@ def test_stratified_timesteps_are_uniform_one_by_one() -> None:
 def test_foreign_schedulers_are_refused() -> None:
     with pytest.raises(UserError, match="alphas_cumprod"):
         NoiseSchedule.of(FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(UserError, match="sample"):
-        NoiseSchedule.of(DDPMScheduler(prediction_type="sample"))
+    with pytest.raises(UserError, match="'flow_prediction'"):
+        NoiseSchedule.of(DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True))
+    with pytest.raises(UserError, match="rescale_betas_zero_snr"):
+        NoiseSchedule.of(DDIMScheduler(prediction_type="epsilon", rescale_betas_zero_snr=True))
+    pure_noise = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert NoiseSchedule.of(pure_noise).timesteps == 1000

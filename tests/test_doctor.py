@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metaunlearn import doctor
 from metaunlearn.canvas.catalog import NAMES
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings, read_recipe, resolve
 from metaunlearn.errors import UserError
-from metaunlearn.models import StableDiffusion, load
+from metaunlearn.models import TextToImageModel, load
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> StableDiffusion:
+def model(tiny_model: Path) -> TextToImageModel:
     return load(tiny_model)
 
 
@@ -32,7 +33,7 @@ def test_machine_has_what_is_required() -> None:
     assert machine.packages["torch"] == torch.__version__
 
 
-def test_forward_cost_is_that_of_a_real_forward_pass(model: StableDiffusion) -> None:
+def test_forward_cost_is_that_of_a_real_forward_pass(model: TextToImageModel) -> None:
     """Fake tensors against real ones. Bytes: every distinct tensor that autograd keeps, parameters aside."""
     kept: dict[int, torch.Tensor] = {}
     theta = {name: p.requires_grad_() for name, p in model.parameters().items()}
@@ -43,7 +44,7 @@ def test_forward_cost_is_that_of_a_real_forward_pass(model: StableDiffusion) -> 
         return tensor
 
     counter = FlopCounterMode(display=False, custom_mapping=doctor._CPU_ATTENTION)
-    x_t, cond = torch.zeros(1, *model.latent_shape), torch.zeros(1, 24, 16)
+    x_t, cond = torch.zeros(1, *model.latent_shape), Conditioning(torch.zeros(1, 24, 16))
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.predict(theta, x_t, torch.zeros(1, dtype=torch.long), cond)
     real_bytes = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in owned)
@@ -83,7 +84,7 @@ def test_gradients_per_step(overrides: tuple[str, ...], meta: bool, expected: in
     assert doctor.gradients_per_step(settings(*overrides), meta=meta) == expected
 
 
-def test_estimate_counts_parameters_and_scales_with_speed(tiny_model: Path, model: StableDiffusion) -> None:
+def test_estimate_counts_parameters_and_scales_with_speed(tiny_model: Path, model: TextToImageModel) -> None:
     total = sum(p.numel() for p in model.unet.parameters())
     cross = sum(p.numel() for name, p in model.unet.named_parameters() if "attn2" in name)
     slow = doctor.estimate(tiny_model, method="esd-x-1", speed=1e9)

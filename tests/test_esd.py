@@ -20,20 +20,20 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.objective import losses_at_theta
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models import StableDiffusion, load
+from metaunlearn.models import TextToImageModel, load
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> StableDiffusion:
+def model(tiny_model: Path) -> TextToImageModel:
     return load(tiny_model)
 
 
 @pytest.fixture(scope="module")
-def bank(model: StableDiffusion) -> TrajectoryBank:
+def bank(model: TextToImageModel) -> TrajectoryBank:
     return new_bank(model, seed=0)
 
 
-def new_bank(model: StableDiffusion, *, seed: int, batch_size: int = 32) -> TrajectoryBank:
+def new_bank(model: TextToImageModel, *, seed: int, batch_size: int = 32) -> TrajectoryBank:
     generator = torch.Generator().manual_seed(seed)
     return sample_trajectories(
         model, model.parameters(), ["a knife", "a picture of a knife"], count=5, steps=4, guidance_scale=3.0,
@@ -56,7 +56,7 @@ def test_later_target_starts_at_the_concept_itself() -> None:
     assert esd_2025_target(u, c, torch.tensor(5.0), 2).item() == 1
 
 
-def test_later_version_trains_no_norms(model: StableDiffusion) -> None:
+def test_later_version_trains_no_norms(model: TextToImageModel) -> None:
     """Its layers are Linear and Conv2d; its u, unlike the paper's, holds the time embedding and the output layer."""
     names = model.parameters().keys()
     assert Esd2025().trained(model) == {name for name in names if "attn2" in name}
@@ -72,9 +72,9 @@ def test_later_version_refuses_a_subset_that_is_not_its_own() -> None:
         configure("esd-2025", read_recipe("small"), ["subset=selfattn"])
 
 
-def test_bank_holds_the_teachers_own_predictions(model: StableDiffusion, bank: TrajectoryBank) -> None:
+def test_bank_holds_the_teachers_own_predictions(model: TextToImageModel, bank: TrajectoryBank) -> None:
     theta = model.parameters()
-    empty = model.encode_prompts([""]).expand(len(bank), -1, -1)
+    empty = model.unconditional().expand(len(bank))
     with torch.no_grad():
         torch.testing.assert_close(model.predict(theta, bank.x_t, bank.t, empty), bank.unconditional)
         conditional = model.predict(theta, bank.x_t, bank.t, bank.cond[bank.prompt_of])
@@ -89,7 +89,7 @@ def test_bank_covers_the_timesteps(bank: TrajectoryBank) -> None:
 
 @pytest.mark.parametrize("eta", [1.0, 3.0])
 def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
-    model: StableDiffusion, bank: TrajectoryBank, eta: float
+    model: TextToImageModel, bank: TrajectoryBank, eta: float
 ) -> None:
     """The student starts as the teacher: its error is ||c - (u - eta (c - u))||^2 = (1 + eta)^2 ||c - u||^2."""
     forget = BankedForgetLoss(bank, lambda u, c: esd_target(u, c, eta))
@@ -105,7 +105,7 @@ def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
     torch.testing.assert_close(losses.forget, (1 + eta) ** 2 * distance)
 
 
-def test_latents_of_the_edited_model_have_the_teachers_target(model: StableDiffusion) -> None:
+def test_latents_of_the_edited_model_have_the_teachers_target(model: TextToImageModel) -> None:
     """eps_0(∅) - 2 (eps_0(c) - eps_0(∅)) of theta*, at latents that the moved parameters sampled."""
     settings = resolve(EraseSettings, read_recipe("small").erase, ["bank_trajectories=2", "bank_steps=4"])
     task = ErasureTask(model=model, prompts=prompts_for(model.pipeline, ["zebra"]), settings=settings, seed=0)
@@ -122,7 +122,7 @@ def test_latents_of_the_edited_model_have_the_teachers_target(model: StableDiffu
     assert torch.equal(loss.state()["x_t"], bank.x_t)
     batch = loss.batch(edited, 2, 3, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        u = model.predict(theta, batch.x_t, batch.t, model.encode_prompts([""]).expand(3, -1, -1))
+        u = model.predict(theta, batch.x_t, batch.t, model.unconditional().expand(3))
         c = model.predict(theta, batch.x_t, batch.t, batch.cond)
     torch.testing.assert_close(batch.target, 3 * u - 2 * c)
 
@@ -153,7 +153,7 @@ def test_a_cut_run_on_latents_of_the_edited_model_resumes_to_the_same_weights(
     assert not all(torch.equal(whole[name], p) for name, p in frozen.pipeline.unet.state_dict().items())
 
 
-def test_bank_is_deterministic(model: StableDiffusion, bank: TrajectoryBank) -> None:
+def test_bank_is_deterministic(model: TextToImageModel, bank: TrajectoryBank) -> None:
     again = new_bank(model, seed=0)
-    assert all(torch.equal(value, vars(again)[name]) for name, value in vars(bank).items())
+    assert all(torch.equal(value, again.tensors()[name]) for name, value in bank.tensors().items())
     assert not torch.equal(new_bank(model, seed=1).x_t, bank.x_t)

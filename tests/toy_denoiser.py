@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings, read_recipe, resolve
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.diffusion import NoiseSchedule
@@ -30,8 +31,16 @@ class ToyDenoiser:
     def parameters(self) -> Params:
         return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
 
-    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        inputs = torch.cat([x_t.flatten(1), cond.flatten(1)], dim=1)
+    @property
+    def parameter_names(self) -> list[str]:
+        return [name for name, _ in self.unet.named_parameters()]
+
+    def in_precision(self, precision: str) -> ToyDenoiser:
+        assert precision == "float32"
+        return self
+
+    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        inputs = torch.cat([x_t.flatten(1), cond.tokens.flatten(1)], dim=1)
         hidden = torch.tanh(inputs @ theta["attn2_hidden"].T + t[:, None] / TIMESTEPS * theta["time"])
         return (hidden @ theta["out"].T).view(-1, *SHAPE)
 
@@ -43,7 +52,7 @@ def latent_set(seed: int, count: int) -> LatentSet:
     return LatentSet(
         mean=centre + torch.randn((count, *SHAPE), generator=g).double(),
         std=torch.full((count, *SHAPE), 0.01).double(),
-        cond=torch.randn((1, 2, 2), generator=g).double(),
+        cond=Conditioning(torch.randn((1, 2, 2), generator=g).double()),
         prompt_of=torch.zeros(count, dtype=torch.int64),
         timesteps=TIMESTEPS,
     )
@@ -55,7 +64,7 @@ class ToyForgetLoss:
     def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
         x_t, target = torch.randn((2, size, *SHAPE), generator=generator).double()
         t = torch.randint(TIMESTEPS, (size,), generator=generator)
-        return ForgetBatch(x_t=x_t, t=t, cond=torch.ones(size, 2, 2).double(), target=target)
+        return ForgetBatch(x_t=x_t, t=t, cond=Conditioning(torch.ones(size, 2, 2).double()), target=target)
 
 
 def toy_settings(*overrides: str, recipe: str = "small") -> EraseSettings:

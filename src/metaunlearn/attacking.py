@@ -15,7 +15,8 @@ from metaunlearn.attacks.strip import Strip
 from metaunlearn.config import default_recipe, read_recipe
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
-from metaunlearn.models import adapt, load, load_pipeline, with_own_denoiser
+from metaunlearn.models import adapt, load, own_pipeline
+from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
 
@@ -59,9 +60,8 @@ def attack(
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     known(kind)
-    pipeline = load_pipeline(model)
-    adapter = adapt(with_own_denoiser(pipeline, *getattr(KINDS[kind], "copies", ())), device)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
+    adapter = adapt(own_pipeline(model, *getattr(KINDS[kind], "copies", ())), device)
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     read = read_recipe(recipe)
     configured = configure(kind, read, overrides)
     chosen = configured.kind
@@ -124,7 +124,8 @@ def _train(
     twin = None
     for step, path in checkpoints.items():
         if step >= run.step:
-            run.run_to(int(step), state, on_step)
+            with checkpointing(task.model.unet, kind.settings.gradient_checkpointing):
+                run.run_to(int(step), state, on_step)
             training.write()
             save_pipeline(task.model, path, twin=twin, changed=training.changed)
             training.beside(path)

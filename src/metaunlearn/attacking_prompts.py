@@ -25,6 +25,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models.tokens import token_model
 from metaunlearn.pipelines import save_image
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
 
@@ -81,8 +82,8 @@ def attack_prompts(
     of them is done.
     """
     part = Shard.parse(shard)
-    adapter = adapt(load_pipeline(model), device)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
+    adapter = token_model(adapt(load_pipeline(model), device), "UnlearnDiffAtk (kind=, --kind unlearndiffatk)")
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     settings: UnlearnDiffAtk = configure(KIND, read_recipe(recipe), overrides).kind
     if not prompts:
         raise UserError("no rate from no prompts: expected at least one (prompts=, --prompts FILE), got none.")

@@ -37,7 +37,7 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import Evaluation, plan
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
-from metaunlearn.models import StableDiffusion, adapt, load_pipeline
+from metaunlearn.models import TextToImageModel, adapt, load_pipeline
 from metaunlearn.parameters import subset
 from metaunlearn.runs import Progress, RunFolder
 
@@ -107,12 +107,12 @@ def search_attacks(
     """
     pipeline = load_pipeline(model)
     adapter = adapt(pipeline, device)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     grid, rest, finetune = _settings(read_recipe(recipe), overrides)
     if steps < 1:
         raise UserError(f"a search needs a budget of at least 1 step (steps=, --steps N); got {steps}.")
     for which in grid.subsets:
-        subset(adapter.parameters(), which, setting="subsets")
+        subset(adapter.parameter_names, which, setting="subsets")
     read_imagefolder(data, size=adapter.image_size)
     trials = _trials(grid, finetune.learning_rate)
     judged = _Judged(prompts, judge, concept, alternatives, grid.images, seed)
@@ -235,7 +235,7 @@ class _Judged:
     images: int
     seed: int
 
-    def plan(self, model: StableDiffusion, *, fresh: bool = False) -> Evaluation:
+    def plan(self, model: TextToImageModel, *, fresh: bool = False) -> Evaluation:
         count = len(self.prompts) * self.images
         # A prompt's own seed would be the same twice.
         prompts = [Prompt(p.text, None, p.guidance_scale, p.label) for p in self.prompts]
@@ -245,5 +245,5 @@ class _Judged:
             seed=self.seed + (count if fresh else 0),
         )  # fmt: skip
 
-    def score(self, model: StableDiffusion, out: Path, *, fresh: bool = False) -> Score:
+    def score(self, model: TextToImageModel, out: Path, *, fresh: bool = False) -> Score:
         return self.plan(model, fresh=fresh).run(model.pipeline, out=out)["concept"]

@@ -138,6 +138,15 @@ class EraseSettings(Settings):
     """Denoiser parameters over which Eq. 4's terms are taken: f (all), first-xattn as in the paper's Figure 6, ..."""
     diagnostics_exact: Literal["none", "gradient-difference", "double-backward"] = "none"
     """How a first-order run finds its error at a diagnosis; it takes an exact meta-gradient. An exact run knows it."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Of the products in first-order passes: those at theta, and first-order's at theta_M; an exact meta-gradient stays
+    in float32."""
+    teacher_precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Of the parameters that sampling paths and ESD's targets come from."""
+    outer_optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw-8bit (bitsandbytes, on a GPU) keeps AdamW's moments in a quarter of the memory."""
 
     @field_validator("attackers", mode="before")
     @classmethod
@@ -196,6 +205,8 @@ class AttackSettings(Settings):
     """Of AdamW."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Steps between two resumable states."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
 
     @property
     def rate(self) -> float:
@@ -315,10 +326,15 @@ def read_recipe(name: str) -> RecipeFile:
         raise UserError(f"recipe {name}: {_explain(error, RecipeFile)}") from error
 
 
-def default_recipe(parameters: int, cross_attention_dim: int) -> str:
-    """The recipe for a denoiser of this size: ``small``, else by the text width (768: SD 1.x, 1024: SD 2.x)."""
+def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd") -> str:
+    """The recipe for a denoiser of this size and class: ``small``, else ``sdxl``, else by the text width.
+
+    768 is Stable Diffusion 1.x, 1024 2.x.
+    """
     if parameters < SMALL_MODEL:
         return "small"
+    if family == "sdxl":
+        return "sdxl"
     return "sd21" if cross_attention_dim == 1024 else "sd14"
 
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.errors import UserError
 from metaunlearn.parameters import Params
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 class Denoiser(Protocol):
@@ -27,8 +28,8 @@ class Denoiser(Protocol):
         """The noise levels and the prediction type."""
         ...
 
-    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """The network's output for ``x_t`` (B, C, h, w) at ``t`` (B,) under ``cond`` (B, T, D)."""
+    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The network's output for ``x_t`` (B, C, h, w) at ``t`` (B,) under ``cond`` (B rows)."""
         ...
 
 
@@ -39,7 +40,7 @@ class NoiseSchedule:
     alpha_bar: Tensor
     """(timesteps,) cumulative product of 1 - beta, float32."""
     prediction_type: str
-    """``"epsilon"`` or ``"v_prediction"``."""
+    """``"epsilon"``, ``"v_prediction"`` or ``"sample"`` (x_0 itself)."""
 
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
@@ -54,7 +55,13 @@ class NoiseSchedule:
                 f"MODEL's scheduler {type(scheduler).__name__} has no alphas_cumprod, so it is no DDPM-like schedule; "
                 "save the pipeline with a DDIM, DPM-Solver++, PNDM, LMS or Euler scheduler."
             )
-        return cls(alpha_bar=scheduler.alphas_cumprod.float().cpu().clone(), prediction_type=kind)
+        alpha_bar = scheduler.alphas_cumprod.float().cpu().clone()
+        if kind == "epsilon" and alpha_bar.min() <= 0:
+            raise UserError(
+                "MODEL's scheduler ends in pure noise (rescale_betas_zero_snr) but predicts 'epsilon', from which x_0 "
+                "cannot be had there; save the pipeline with a scheduler whose prediction_type is 'v_prediction'."
+            )
+        return cls(alpha_bar=alpha_bar, prediction_type=kind)
 
     @property
     def timesteps(self) -> int:
@@ -71,9 +78,11 @@ class NoiseSchedule:
         return alpha.to(x_0.dtype) * x_0 + sigma.to(x_0.dtype) * eps
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should output: eps, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
+        """What the network should output: eps, x_0, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
         if self.prediction_type == "epsilon":
             return eps
+        if self.prediction_type == "sample":
+            return x_0
         alpha, sigma = self._scales(t)
         return alpha.to(x_0.dtype) * eps - sigma.to(x_0.dtype) * x_0
 
@@ -83,6 +92,9 @@ class NoiseSchedule:
         if self.prediction_type == "epsilon":
             eps = output
             x_0 = (x_t - sigma * eps) / alpha
+        elif self.prediction_type == "sample":
+            x_0 = output
+            eps = (x_t - alpha * x_0) / sigma
         else:
             eps = alpha * output + sigma * x_t
             x_0 = alpha * x_t - sigma * output
@@ -96,8 +108,8 @@ class Batch(NamedTuple):
 
     x_0: Tensor
     """(B, C, h, w) scaled latents."""
-    cond: Tensor
-    """(B, T, D) encoded prompts."""
+    cond: Conditioning
+    """B encoded prompts."""
     eps: Tensor
     """(B, C, h, w) noise."""
     t: Tensor
@@ -123,7 +135,12 @@ def denoising_loss_of(model: Denoiser, batch: Batch) -> Callable[[Params], Tenso
 
 def joined(*batches: Batch) -> Batch:
     """Several batches as one, so that one forward pass serves them all."""
-    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    return Batch(
+        x_0=torch.cat([batch.x_0 for batch in batches]),
+        cond=Conditioning.cat([batch.cond for batch in batches]),
+        eps=torch.cat([batch.eps for batch in batches]),
+        t=torch.cat([batch.t for batch in batches]),
+    )
 
 
 def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

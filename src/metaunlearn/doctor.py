@@ -7,8 +7,10 @@ How it is estimated, for a denoiser of P parameters of which phi are trained, ba
 - An outer step of Algorithm 1 costs ``gradients_per_step`` such gradients on B pictures; SDD's also its share of a new
   trajectory bank, and one more forward pass on B. Closed-form edits themselves are not counted: they take seconds.
 - Time is operations / (this machine's speed at multiplying matrices, timed for a tenth of a second, x ``EFFICIENCY``).
-- Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments), all in
-  float32, and A for the largest batch that is alive at once; a moving average, as SDD's teacher is, is one more phi.
+- Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments, which
+  ``adamw-8bit`` keeps in a quarter), all in float32, and A for the largest batch that is alive at once; a moving
+  average, as SDD's teacher is, is one more phi. ``precision`` is not counted: it lowers A by up to half.
+- Gradient checkpointing makes A what lies between blocks, and a gradient costs 4 F.
 
 Expect the right order of magnitude, not more.
 """
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings, default_recipe, read_recipe
 from metaunlearn.data.concepts import unnamed_prompts
 from metaunlearn.erasure.interface import Method, OptimisedMethod
@@ -36,7 +39,9 @@ from metaunlearn.erasure.prepare import own_picture_counts
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
-from metaunlearn.models import StableDiffusion, load
+from metaunlearn.models import load
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import subset
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
@@ -143,21 +148,23 @@ def estimate(
     adapter = load(model)
     unet: nn.Module = adapter.unet
     parameters = sum(p.numel() for p in unet.parameters())
-    recipe = recipe or default_recipe(parameters, adapter.unet.config.cross_attention_dim)
+    recipe = recipe or default_recipe(parameters, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
     settings, optimised = chosen.settings, isinstance(chosen.method, OptimisedMethod)
     names = chosen.method.trained(adapter)
     trained = sum(p.numel() for name, p in unet.named_parameters() if name in names)
     for setting in ("inner_subset", "diagnostics_subset"):
-        subset(adapter.parameters(), getattr(settings, setting), setting=setting)
-    forward, kept = forward_cost(adapter)
+        subset(adapter.parameter_names, getattr(settings, setting), setting=setting)
+    forward, kept = forward_cost(adapter, gradient_checkpointing=settings.gradient_checkpointing)
     gradients = gradients_per_step(settings, meta=meta, forget=optimised)
     pace = (speed or matrix_speed()) * EFFICIENCY
-    passes = 3 * gradients * settings.batch_size + _teachers_passes(chosen.method, settings)
+    in_a_gradient = 4 if settings.gradient_checkpointing else 3
+    passes = in_a_gradient * gradients * settings.batch_size + _teachers_passes(chosen.method, settings)
     step = passes * forward / pace
     copies = parameter_copies(settings, meta=meta) * parameters
     averages = isinstance(chosen.method, Sdd) + (settings.ema_decay is not None)
-    copies += (3 + averages) * trained
+    moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
+    copies += round((1 + averages + moments) * trained)
     before = _forward_passes_before(adapter, settings, bank=optimised) if gradients else 0
     return JobEstimate(
         model=str(model),
@@ -175,8 +182,11 @@ def estimate(
     )
 
 
-def forward_cost(model: StableDiffusion) -> tuple[float, int]:
-    """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it."""
+def forward_cost(model: TextToImageModel, *, gradient_checkpointing: bool = False) -> tuple[float, int]:
+    """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it.
+
+    With ``gradient_checkpointing`` these are what is kept between its blocks; one block's own come to them in turn.
+    """
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -186,15 +196,20 @@ def forward_cost(model: StableDiffusion) -> tuple[float, int]:
             kept[storage] = tensor
         return tensor
 
+    shapes = {name: part.shape for name, part in model.unconditional().tensors().items()}
     counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
     with FakeTensorMode():
         twin = type(model.unet).from_config(model.unet.config)
         owned = {p.untyped_storage()._cdata for p in twin.parameters()}
         x_t = torch.zeros(1, *model.latent_shape)
-        cond = torch.zeros(1, model.pipeline.tokenizer.model_max_length, model.unet.config.cross_attention_dim)
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        cond = Conditioning(**{name: torch.zeros(shape) for name, shape in shapes.items()})
+        with (
+            checkpointing(twin, gradient_checkpointing),
+            counter,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             # Named, so that what it keeps is alive while it is counted.
-            output = twin(x_t, torch.zeros(1, dtype=torch.long), encoder_hidden_states=cond)
+            output = twin(x_t, torch.zeros(1, dtype=torch.long), **cond.unet_inputs())
         kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         del output
     return float(counter.get_total_flops()), kept_bytes
@@ -260,7 +275,7 @@ def _teachers_passes(method: Method, settings: EraseSettings) -> float:
     return settings.batch_size * settings.accumulation + paths
 
 
-def _bytes(model: StableDiffusion, settings: EraseSettings, copies: int, kept: int, *, meta: bool) -> int:
+def _bytes(model: TextToImageModel, settings: EraseSettings, copies: int, kept: int, *, meta: bool) -> int:
     modules = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
     own = sum(p.numel() for module in modules for p in module.parameters())
     batches = 3 if meta and _direct_needs_a_batch(settings) else 2
@@ -269,7 +284,7 @@ def _bytes(model: StableDiffusion, settings: EraseSettings, copies: int, kept: i
     return FLOAT32 * (own + copies) + batches * settings.batch_size * kept
 
 
-def _forward_passes_before(model: StableDiffusion, settings: EraseSettings, *, bank: bool) -> int:
+def _forward_passes_before(model: TextToImageModel, settings: EraseSettings, *, bank: bool) -> int:
     """Of the denoiser on one picture: MODEL's own pictures and the trajectory bank, both guided (two passes a step).
 
     As many pictures as of a run that names no concept of Canvas and nothing to keep.

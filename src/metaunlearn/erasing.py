@@ -7,17 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metaunlearn.cards import write_card
 from metaunlearn.config import EraseSettings, default_recipe, read_recipe
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
+from metaunlearn.delta import DELTA_FILE, make_delta
 from metaunlearn.erasure.interface import ClosedFormMethod, ErasureTask, OptimisedMethod
 from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, configure
+from metaunlearn.errors import UserError
 from metaunlearn.meta.hypergradient import mode_name
+from metaunlearn.meta.outer import check_outer_optimizer
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models import adapt, load_pipeline, with_own_denoiser
+from metaunlearn.models import adapt, load_pipeline, own_pipeline
+from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.publishing import Hub, sign_in
+from metaunlearn.publishing import push as upload
 from metaunlearn.runs import Progress, RunFolder
 
 
@@ -51,6 +58,8 @@ def erase(
     device: str = "cpu",
     out: Path | None = None,
     resume: bool = False,
+    delta: bool = False,
+    push: str | None = None,
     progress: Progress | None = None,
 ) -> EraseResult:
     """Erase ``concepts`` from ``model``; the given pipeline is left as it is.
@@ -59,20 +68,27 @@ def erase(
     text, or several synonyms separated by ``|``. ``method`` is ``esd-SUBSET-ETA``, ``esd-2025``, ``sdd``, ``uce``,
     ``uce-2025``, ``rece``, or one that another package brings. ``forget_data`` and ``retain_data`` are imagefolders;
     without them the model makes the pictures itself, where the method needs any. ``retain_data`` may hold the
-    imagefolders ``related`` and ``unrelated``.
+    imagefolders ``related`` and ``unrelated``. With ``delta`` the folder ``out`` also gets what turns ``model`` into
+    the result (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the hub.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     if isinstance(concepts, str):
         concepts = [concepts]
-    adapter = adapt(with_own_denoiser(load_pipeline(model)), device)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width)
+    if out is None and (delta or push is not None):
+        raise UserError("delta=True and push=... are about the run's folder; give one (out=..., --out DIR).")
+    hub = sign_in(push) if push is not None else None
+    adapter = adapt(own_pipeline(model), device)
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
     for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
+    if isinstance(chosen.method, ClosedFormMethod):
+        adapter.last_tokens(prompts.edited)  # Refuses tokenizers that disagree.
     trained = chosen.method.trained(adapter)
     for setting in ("inner_subset", "diagnostics_subset"):
-        subset(adapter.parameters(), getattr(chosen.settings, setting), setting=setting)
+        subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
+    check_outer_optimizer(chosen.settings)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -85,20 +101,32 @@ def erase(
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume) if out is not None else None
     if folder is not None and folder.complete_before:
+        publish(folder.path, model, delta=delta, push=push, hub=hub)
         return EraseResult(load_pipeline(folder.path), chosen.settings, out, folder.summary())
 
     task = ErasureTask(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
         cache=folder.state if folder else None, progress=folder.watched(progress) if folder else progress,
     )  # fmt: skip
-    results = _erase(task, chosen, trained, given, folder, meta=meta)
+    with checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
+        results = _erase(task, chosen, trained, given, folder, meta=meta)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
     summary |= results
     if folder is not None:
         save_pipeline(adapter, folder.path)
         folder.finish(**summary)
+        publish(folder.path, model, delta=delta, push=push, hub=hub)
         summary |= {"out": str(out), "seconds": round(folder.seconds(), 1)}
     return EraseResult(adapter.pipeline, chosen.settings, out, summary)
+
+
+def publish(folder: Path, base: Any, *, delta: bool, push: str | None, hub: Hub | None) -> None:
+    """The card of a complete run, its delta to ``base`` where it is wanted, and its upload."""
+    write_card(folder)
+    if delta and not (folder / DELTA_FILE).exists():
+        make_delta(base, folder, folder / DELTA_FILE)
+    if push is not None and hub is not None:
+        upload(folder, push, hub)
 
 
 def _erase(

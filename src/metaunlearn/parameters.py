@@ -6,6 +6,7 @@ tensors it was given as they were. Dictionaries that are combined must have the 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def _outside_cross_attention(name: str) -> bool:
     The rule was written for CompVis names: not ``attn2``, not ``time_embed``, not ``out.*``. In diffusers
     - ``time_embed.{0,2}`` became ``time_embedding.linear_{1,2}``, which still contains ``time_embed``;
     - ``*.emb_layers.1``, each block's own projection of it, became ``time_emb_proj``: trained there, so trained here;
+    - XL's ``label_emb``, where the pooled prompt enters, became ``add_embedding``: trained there, so trained here;
     - ``out.{0,2}`` became two modules, ``conv_norm_out`` and ``conv_out``: both are left out.
     """
     return "attn2" not in name and "time_embed" not in name and not name.startswith(("conv_norm_out.", "conv_out."))
@@ -147,6 +149,17 @@ def gradient_of(value: Tensor, at: Params, *, create_graph: bool = False) -> Par
         shown = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
         raise RunError(f"The loss does not depend on {len(unused)} of {len(inputs)} parameters: {shown}.")
     return dict(zip(inputs, found, strict=True))
+
+
+# --- Identity --------------------------------------------------------------------------------------------------------
+
+
+def digest(a: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' bytes, in the order of their names."""
+    found = hashlib.sha256()
+    for _, tensor in sorted(a.items()):
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 # --- Arithmetic ------------------------------------------------------------------------------------------------------

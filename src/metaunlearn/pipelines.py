@@ -12,11 +12,11 @@ from torch import Tensor
 
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.generation import default_sampling, write_sampling
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 
 
 def save_pipeline(
-    model: StableDiffusion, folder: Path, *, twin: Path | None = None, changed: Sequence[str] = ("unet",)
+    model: TextToImageModel, folder: Path, *, twin: Path | None = None, changed: Sequence[str] = ("unet",)
 ) -> None:
     """Write the pipeline to ``folder``, entry by entry through a hidden folder beside it.
 
@@ -55,8 +55,8 @@ def _link_all_but(changed: Sequence[str], twin: Path, staging: Path) -> None:
 
 
 PIPELINE_ENTRIES = (
-    "model_index.json", "sampling.json", "scheduler", "tokenizer", "text_encoder", "unet", "vae", "feature_extractor",
-    "safety_checker", "image_encoder",
+    "model_index.json", "sampling.json", "scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2",
+    "unet", "vae", "feature_extractor", "safety_checker", "image_encoder",
 )  # fmt: skip
 """What a Stable Diffusion pipeline's folder holds."""
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from metaunlearn.attacks.finetune import Finetune
 from metaunlearn.attacks.interface import AttackTask, Training
-from metaunlearn.attacks.tuned import Captioned, Tuned
+from metaunlearn.attacks.tuned import Tuned
 from metaunlearn.data.imagefolder import METADATA, ImageText, read_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.diffusion import joined, squared_errors
 from metaunlearn.draws import draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 
 
 class DreamBooth(Finetune):
@@ -37,7 +37,7 @@ class DreamBooth(Finetune):
     prior_images: int = Field(default=100, gt=0)
     """Pictures of the class that the attacked model makes of itself, before it is trained."""
 
-    def check(self, model: StableDiffusion) -> None:
+    def check(self, model: TextToImageModel) -> None:
         """A class is needed, and a subset that ``model`` has."""
         super().check(model)
         if not self.class_prompt.strip():
@@ -51,8 +51,8 @@ class DreamBooth(Finetune):
         own = task.data
         if self.instance_prompt is not None:
             own = replace(own, texts=[self.instance_prompt] * len(own.texts))
-        instances = Captioned.encode(task.model, own)
-        prior = Captioned.encode(task.model, self._prior_pictures(task))
+        instances = tuned.encode(own)
+        prior = tuned.encode(self._prior_pictures(task))
 
         def loss(generator: torch.Generator) -> Tensor:
             batches = [tuned.draw(data, self.batch_size, generator) for data in (instances, prior)]

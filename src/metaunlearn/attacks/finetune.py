@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from metaunlearn.attacks.interface import AttackTask, Training
-from metaunlearn.attacks.tuned import Captioned, Tuned
+from metaunlearn.attacks.tuned import TRAINING_IT, Tuned
 from metaunlearn.config import AttackSettings
 from metaunlearn.diffusion import denoising_loss
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.tokens import token_model
 from metaunlearn.parameters import subset
 
 
@@ -25,14 +26,16 @@ class Finetune(AttackSettings):
     text_encoder: bool = False
     """Whether the text encoder is trained too, all of it."""
 
-    def check(self, model: StableDiffusion) -> None:
-        """The subset must be one that ``model`` has."""
-        subset(model.parameters(), self.subset)
+    def check(self, model: TextToImageModel) -> None:
+        """The subset must be one that ``model`` has, and its text encoder one that can be trained if it is to be."""
+        subset(model.parameter_names, self.subset)
+        if self.text_encoder:
+            token_model(model, TRAINING_IT)
 
     def begin(self, task: AttackTask) -> Training:
         """Encode the pictures, and take the parameters."""
         tuned = Tuned(task.model, self.subset, text_encoder=self.text_encoder)
-        data = Captioned.encode(task.model, task.data)
+        data = tuned.encode(task.data)
 
         def loss(generator: torch.Generator) -> Tensor:
             return denoising_loss(task.model, tuned.theta, tuned.draw(data, self.batch_size, generator))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +24,11 @@ from metaunlearn.config import Settings
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models import rebuilt
+from metaunlearn.models.interface import TextToImageModel
+
+IMG2IMG = {"sd": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline}
+"""By the model's family."""
 
 AfterStep = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """diffusers' ``callback_on_step_end``: pipeline, number, timestep and ``{"latents": ...}`` to the same, changed."""
@@ -43,7 +47,7 @@ class Img2Img(Settings):
     batch_size: int = Field(default=8, gt=0)
     """Pictures in one forward pass."""
 
-    def check(self, model: StableDiffusion, base: StableDiffusion | None, strengths: Sequence[float]) -> None:
+    def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """Strengths are shares of the noise, and must leave a sampling step to do."""
         steps = default_sampling(model.pipeline).steps
         if any(not 0 < strength <= 1 or int(steps * strength) < 1 for strength in strengths):
@@ -66,7 +70,7 @@ class Img2Img(Settings):
         write_imagefolder(folder, torch.cat(made).clamp(0, 1), texts, overwrite=True)
         return {"pictures": len(texts)}
 
-    def _after_step(self, model: StableDiffusion, starts: Tensor, seeds: Sequence[int]) -> AfterStep | None:
+    def _after_step(self, model: TextToImageModel, starts: Tensor, seeds: Sequence[int]) -> AfterStep | None:
         return None
 
 
@@ -76,7 +80,7 @@ class Inpaint(Img2Img):
     hole: float = Field(default=0.75, gt=0, le=1)
     """Side of the square, as a share of the picture's."""
 
-    def _after_step(self, model: StableDiffusion, starts: Tensor, seeds: Sequence[int]) -> AfterStep:
+    def _after_step(self, model: TextToImageModel, starts: Tensor, seeds: Sequence[int]) -> AfterStep:
         """Put back what is around the square, noised as the rest is.
 
         Not diffusers' own inpainting, which takes 4 latent channels only.
@@ -108,7 +112,7 @@ def centre_mask(size: int, hole: float, latent: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def repainted(
-    model: StableDiffusion,
+    model: TextToImageModel,
     starts: Tensor,
     texts: Sequence[str],
     strength: float,
@@ -117,7 +121,7 @@ def repainted(
 ) -> Tensor:
     """``starts``, noised up to ``strength`` and denoised by the model's own sampler: (B, 3, H, W) in [0, 1]."""
     sampling = default_sampling(model.pipeline)
-    pipeline = StableDiffusionImg2ImgPipeline(**model.pipeline.components, requires_safety_checker=False)
+    pipeline = rebuilt(model.pipeline, IMG2IMG[model.family])
     pipeline.set_progress_bar_config(disable=True)
     output = pipeline(
         list(texts),

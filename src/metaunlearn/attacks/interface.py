@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metaunlearn.config import AttackSettings
 from metaunlearn.data.imagefolder import ImageText
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 from metaunlearn.runs import Progress
 
@@ -32,7 +32,7 @@ Input = Literal["data", "base"]
 class AttackTask:
     """What a kind is given."""
 
-    model: StableDiffusion
+    model: TextToImageModel
     """The erased model; the components that the kind ``copies`` are the attack's own, the others the caller's."""
     seed: int
     """Every random draw follows from it (:func:`~metaunlearn.checkpoint.step_generator`)."""
@@ -42,7 +42,7 @@ class AttackTask:
     """A folder for what is expensive and needed again by a resumed run; it goes when the run is complete."""
     pictures: ImageText | None = None
     """The attacker's, for a kind that needs ``data``."""
-    base: StableDiffusion | None = None
+    base: TextToImageModel | None = None
     """The model before the erasing, for a kind that needs ``base``."""
     progress: Progress | None = None
 
@@ -81,7 +81,7 @@ class TrainingKind(Protocol):
         """What the loop goes by."""
         ...
 
-    def check(self, model: StableDiffusion) -> None:
+    def check(self, model: TextToImageModel) -> None:
         """UserError when these settings do not fit ``model``; nothing else."""
         ...
 
@@ -102,7 +102,7 @@ class EditKind(Protocol):
     leaves: ClassVar[Literal["pipeline", "pictures"]]
     """What a strength's folder holds: a pipeline, or an imagefolder."""
 
-    def check(self, model: StableDiffusion, base: StableDiffusion | None, strengths: Sequence[float]) -> None:
+    def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """UserError when these settings or strengths do not fit the models; nothing else."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from metaunlearn.attacks.interface import AttackTask, Input
 from metaunlearn.config import Settings
 from metaunlearn.errors import UserError
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm
 from metaunlearn.pipelines import save_pipeline
 
@@ -22,7 +22,7 @@ class Interpolate(Settings):
     strengths: ClassVar[tuple[float, ...]] = (0.0, 0.25, 0.5, 0.75, 1.0)
     leaves: ClassVar = "pipeline"
 
-    def check(self, model: StableDiffusion, base: StableDiffusion | None, strengths: Sequence[float]) -> None:
+    def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """Both models must have the same parameters."""
         assert base is not None
         shapes = [{name: p.shape for name, p in which.unet.named_parameters()} for which in (model, base)]

@@ -20,7 +20,7 @@ from metaunlearn.config import AttackSettings, Listed
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.errors import UserError
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
@@ -46,10 +46,10 @@ class Lora(AttackSettings):
         """alpha / r."""
         return (self.rank if self.alpha is None else self.alpha) / self.rank
 
-    def check(self, model: StableDiffusion) -> None:
+    def check(self, model: TextToImageModel) -> None:
         """Every target must be a layer of ``model`` with a matrix."""
         for target in self.targets:
-            if not target_modules(model.parameters(), [target]):
+            if not target_modules(dict(model.unet.named_parameters()), [target]):
                 raise UserError(
                     f"the denoiser has no linear or convolutional layer whose name ends with {target!r} "
                     "(targets, --set targets=...); e.g. to_q, to_k, to_v, to_out.0, conv1."

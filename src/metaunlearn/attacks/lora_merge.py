@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from metaunlearn.attacks.interface import AttackTask, Input
 from metaunlearn.config import Settings
 from metaunlearn.errors import UserError
-from metaunlearn.models import with_own_denoiser
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models import adapt, with_own_denoiser
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.pipelines import save_pipeline
 
 
@@ -28,7 +28,7 @@ class LoraMerge(Settings):
     adapter: Path
     """The LoRA's .safetensors file, as the attack ``lora`` or other tools write it."""
 
-    def check(self, model: StableDiffusion, base: StableDiffusion | None, strengths: Sequence[float]) -> None:
+    def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """The file must be a LoRA that fits ``model``."""
         where = f"the LoRA {self.adapter} (adapter, --set adapter=FILE)"
         if find_spec("peft") is None:
@@ -52,11 +52,11 @@ class LoraMerge(Settings):
         save_pipeline(self._fused(task.model, strength), folder)
         return {}
 
-    def _fused(self, model: StableDiffusion, strength: float) -> StableDiffusion:
-        pipeline = with_own_denoiser(model.pipeline, "text_encoder")
+    def _fused(self, model: TextToImageModel, strength: float) -> TextToImageModel:
+        pipeline = with_own_denoiser(model.pipeline, *model.text_encoders)
         pipeline.load_lora_weights(
             self.adapter.parent, weight_name=self.adapter.name, local_files_only=True, use_safetensors=True
         )
         pipeline.fuse_lora(lora_scale=strength)
         pipeline.unload_lora_weights()
-        return StableDiffusion(pipeline, device=model.device)
+        return adapt(pipeline, model.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from metaunlearn.attacks.interface import AttackTask, Input
 from metaunlearn.config import Settings
 from metaunlearn.errors import UserError
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm
 from metaunlearn.pipelines import save_pipeline
 
@@ -29,7 +29,7 @@ class Quantize(Settings):
     strengths: ClassVar[tuple[float, ...]] = (8, 4)
     leaves: ClassVar = "pipeline"
 
-    def check(self, model: StableDiffusion, base: StableDiffusion | None, strengths: Sequence[float]) -> None:
+    def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """Bits are whole numbers."""
         if any(bits not in BITS for bits in strengths):
             raise UserError(

@@ -14,16 +14,16 @@ from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling, generate_images
 from metaunlearn.models import adapt, load_pipeline
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
     """Where a prompt's target latent comes from."""
 
-    model: StableDiffusion
+    model: TextToImageModel
     """The erased model, whose autoencoder encodes the pictures."""
-    base: StableDiffusion | None
+    base: TextToImageModel | None
     given: dict[str, Tensor]
     """Pictures (3, H, W) in [-1, 1] by caption; empty when ``base`` draws them."""
     description: str
@@ -41,7 +41,7 @@ class Targets:
         return self.model.encode_images(picture)[0]
 
 
-def targets_of(model: StableDiffusion, base: Any, data: Path | None, texts: Sequence[str]) -> Targets:
+def targets_of(model: TextToImageModel, base: Any, data: Path | None, texts: Sequence[str]) -> Targets:
     """Targets from one of ``base`` and ``data``; UserError unless they serve every text."""
     if (base is None) == (data is None):
         raise UserError(

@@ -20,10 +20,12 @@ from metaunlearn.data.concepts import TEMPLATES
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.errors import UserError
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.tokens import TokenModel, token_model
 
 WEIGHTS_FILE = "learned_embeds.safetensors"
 """The name that diffusers' ``load_textual_inversion`` looks for."""
+TEXTUAL_INVERSION = "textual inversion (kind=, --kind textual-inversion)"
 
 
 class TextualInversion(AttackSettings):
@@ -63,8 +65,9 @@ class TextualInversion(AttackSettings):
         """The learning rate, scaled."""
         return self.learning_rate * (self.batch_size * self.accumulate if self.scale_learning_rate else 1)
 
-    def check(self, model: StableDiffusion) -> None:
-        """The token must be new, and the word that it starts from a single token."""
+    def check(self, model: TextToImageModel) -> None:
+        """The token must be new, and the word that it starts from a single token of a model with one text encoder."""
+        token_model(model, TEXTUAL_INVERSION)
         tokenizer = model.pipeline.tokenizer
         if self.token in tokenizer.get_vocab():
             raise UserError(f"the model has a token {self.token!r} already; choose another (token, --set token=...).")
@@ -77,7 +80,7 @@ class TextualInversion(AttackSettings):
 
     def begin(self, task: AttackTask) -> Training:
         """Give the model the new token, encode the pictures, and take the token's embedding."""
-        model = task.model
+        model = token_model(task.model, TEXTUAL_INVERSION)
         new_id = add_token(model, self.token, self.initial_token)
         table = model.token_table
         row = table[new_id].detach().clone()
@@ -100,7 +103,7 @@ class TextualInversion(AttackSettings):
         return Training(trained={"row": row}, loss=loss, write=write, changed=self.copies, beside=beside)
 
 
-def add_token(model: StableDiffusion, token: str, like: str) -> int:
+def add_token(model: TokenModel, token: str, like: str) -> int:
     """Give the model's tokenizer and text encoder a new ``token`` that means what ``like`` means; return its id."""
     tokenizer, encoder = model.pipeline.tokenizer, model.pipeline.text_encoder
     old_id = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(like)[0])

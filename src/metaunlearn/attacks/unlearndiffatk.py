@@ -20,12 +20,14 @@ from torch import Tensor
 from metaunlearn.attacks.simplex import project_rows, sample_words
 from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.checkpoint import step_generator
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Settings
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling, generate_images
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models import rebuilt
+from metaunlearn.models.tokens import TokenModel
 
 
 class UnlearnDiffAtk(Settings):
@@ -85,7 +87,7 @@ class Outcome:
 class PromptAttack:
     """Attacks prompts of one model, one at a time."""
 
-    def __init__(self, model: StableDiffusion, settings: UnlearnDiffAtk, success: SuccessTest) -> None:
+    def __init__(self, model: TokenModel, settings: UnlearnDiffAtk, success: SuccessTest) -> None:
         self.model, self.settings, self.success = model, settings, success
         self.pipeline = testing_pipeline(model.pipeline, settings.sampler)
         self.sampling_steps = settings.sampling_steps or default_sampling(model.pipeline).steps
@@ -145,8 +147,8 @@ class PromptAttack:
         # {}: the module's own parameters, which are constants here.
         return denoising_loss(self.model, {}, Batch(x_0=z_0, cond=self._encode(words, ids), eps=eps, t=t))
 
-    def _encode(self, words: Tensor, ids: Tensor) -> Tensor:
-        """The prompt ``ids`` (1, T) with ``words`` (K, V), one-hot, after the start token: (1, T, D)."""
+    def _encode(self, words: Tensor, ids: Tensor) -> Conditioning:
+        """The prompt ``ids`` (1, T) with ``words`` (K, V), one-hot, after the start token: one row."""
         table = self.model.token_table
         drawn = words.detach().argmax(dim=1)[None]
         with_words = torch.cat([ids[:, :1], drawn, ids[:, 1 : ids.shape[1] - len(words)]], dim=1)
@@ -191,5 +193,4 @@ def testing_pipeline(pipeline: Any, sampler: str) -> Any:
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     config = {key: pipeline.scheduler.config[key] for key in kept if key in pipeline.scheduler.config}
     # diffusers' pipelines warn of any other offset; evenly spaced timesteps, this sampler's default, have none.
-    parts = {**pipeline.components, "scheduler": LMSDiscreteScheduler(**config, steps_offset=1)}
-    return type(pipeline)(**parts, requires_safety_checker=False)
+    return rebuilt(pipeline, scheduler=LMSDiscreteScheduler(**config, steps_offset=1))

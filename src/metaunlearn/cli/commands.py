@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from metaunlearn.cli import checkpoints
 from metaunlearn.cli import options as o
 from metaunlearn.cli.attack import attack
 from metaunlearn.cli.console import working
@@ -105,6 +106,10 @@ def erase(
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     resume: o.Resume = False,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Also write DIR/delta.safetensors, for metaunlearn apply.")
+    ] = False,
+    push: o.Push = None,
     as_json: o.Json = False,
 ) -> None:
     """Erase concepts from MODEL.
@@ -129,6 +134,8 @@ def erase(
             device=o.check_device(device),
             out=out,
             resume=resume,
+            delta=delta,
+            push=push,
             progress=console.progress,
         )
     console.result({"out": str(out), **result.summary}, f"erased {', '.join(concept)}: {out}")
@@ -242,6 +249,11 @@ def report(
     console.result({"report": str(page)}, f"report: {page}")
 
 
+app.command(name="import")(checkpoints.import_)
+app.command(name="export")(checkpoints.export)
+app.command(name="delta")(checkpoints.delta)
+app.command(name="apply")(checkpoints.apply)
+app.command(name="card")(checkpoints.card)
 app.command(name="doctor")(doctor)
 for _command in (table, compare, rescore, convert):
     app.command()(_command)

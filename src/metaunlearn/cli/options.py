@@ -44,6 +44,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Push = Annotated[
+    str | None, typer.Option("--push", metavar="REPO", help="Upload DIR to this repository of the hub, OWNER/NAME.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.data.sampling import independent_rows
 from metaunlearn.diffusion import Batch, draw_timesteps
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class LatentSet:
     """(N, C, h, w), scaled."""
     std: Tensor
     """(N, C, h, w), scaled."""
-    cond: Tensor
-    """(P, T, D): each distinct prompt, encoded."""
+    cond: Conditioning
+    """P rows: each distinct prompt, encoded."""
     prompt_of: Tensor
     """(N,) row of ``cond`` for each picture."""
     timesteps: int
     """Training timesteps of the schedule."""
 
     @classmethod
-    def encode(cls, model: StableDiffusion, images: Tensor, texts: Sequence[str]) -> LatentSet:
+    def encode(cls, model: TextToImageModel, images: Tensor, texts: Sequence[str]) -> LatentSet:
         """Encode ``images`` (N, 3, H, W) in [-1, 1] with their ``texts``."""
         mean, std = model.encode_images(images)
         distinct = list(dict.fromkeys(texts))

@@ -18,11 +18,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Settings
 from metaunlearn.erasure.interface import ErasureTask, ForgetBatch, ForgetLoss
 from metaunlearn.erasure.trajectories import MovingLatents, TrajectoryBank, frozen_teachers_bank
 from metaunlearn.errors import UserError
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params, subset
 
 
@@ -48,9 +50,9 @@ class Esd(Settings):
     bank_refresh: int = Field(default=100, gt=0)
     """Steps between two samplings of the edited model's paths."""
 
-    def trained(self, model: StableDiffusion) -> frozenset[str]:
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
         """The subset of the name."""
-        return subset(model.parameters(), self.subset)
+        return subset(model.parameter_names, self.subset)
 
     def begin(self, task: ErasureTask) -> ForgetLoss:
         """Sample the paths, or take the teacher's from the cache."""
@@ -70,11 +72,11 @@ class Esd2025(Settings):
     eta: float = Field(default=2.0, ge=0)
     """How far the target lies from the concept's own prediction; 2 is eta 1 of esd-SUBSET-ETA."""
 
-    def trained(self, model: StableDiffusion) -> frozenset[str]:
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
         """Parameters of Linear and Conv2d layers whose name the subset's rule holds."""
         rule = _RULES_2025[self.subset]
         layers = {name for name, part in model.unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
-        chosen = frozenset(name for name in model.parameters() if name.rpartition(".")[0] in layers and rule(name))
+        chosen = frozenset(name for name in model.parameter_names if name.rpartition(".")[0] in layers and rule(name))
         if not chosen:
             raise UserError(
                 f"esd-2025 finds no layer of the subset {self.subset!r} in this model (subset, --set subset=...); "
@@ -123,11 +125,11 @@ class EditedLatentsForgetLoss:
 
     def __init__(self, task: ErasureTask, eta: float, bank_refresh: int) -> None:
         self.model, self.eta, self.bank_refresh = task.model, eta, bank_refresh
-        self.teacher = task.model.parameters()
+        self.teacher = in_precision(task.model.parameters(), task.settings.teacher_precision)
         self.cond = task.model.encode_prompts(task.prompts.forget)
-        """(P, T, D)."""
-        self.empty = task.model.encode_prompts([""])
-        """(1, T, D)."""
+        """P rows."""
+        self.empty = task.model.unconditional()
+        """One row."""
         self.latents = MovingLatents(task, task.prompts.forget, self.teacher)
 
     @torch.no_grad()
@@ -136,10 +138,9 @@ class EditedLatentsForgetLoss:
         rows = torch.randint(len(self.latents), (size,), generator=generator)
         x_t, t = self.latents.x_t[rows], self.latents.t[rows]
         cond = self.cond[self.latents.prompt_of[rows]]
-        both = torch.cat([self.empty.expand(size, -1, -1), cond])
-        unconditional, conditional = self.model.predict(self.teacher, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(
-            2
-        )
+        both = Conditioning.cat([self.empty.expand(size), cond])
+        answers = teachers_answer(self.model.predict, self.teacher, x_t.repeat(2, 1, 1, 1), t.repeat(2), both)
+        unconditional, conditional = answers.chunk(2)
         return ForgetBatch(x_t=x_t, t=t, cond=cond, target=esd_target(unconditional, conditional, self.eta))
 
     def after_step(self, theta: Params, step: int) -> None:

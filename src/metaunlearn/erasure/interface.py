@@ -6,7 +6,7 @@ RECE) computes theta^UN at once; with the meta objective Algorithm 1 then starts
 A method is a subclass of :class:`~metaunlearn.config.Settings`: its fields are keys of a recipe and of ``--set``. It
 needs no other base class: :class:`OptimisedMethod` and :class:`ClosedFormMethod` say which functions it must have.
 
-Shapes: B pictures, C latent channels, h x w latent pixels, T text tokens, D text width.
+Shapes: B pictures, C latent channels, h x w latent pixels.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 from metaunlearn.runs import Progress
 
@@ -30,7 +31,7 @@ from metaunlearn.runs import Progress
 class ErasureTask:
     """What a method is given."""
 
-    model: StableDiffusion
+    model: TextToImageModel
     """MODEL with its pretrained parameters theta*."""
     prompts: ConceptPrompts
     """What to forget and what to keep."""
@@ -50,8 +51,8 @@ class ForgetBatch(NamedTuple):
     """(B, C, h, w)."""
     t: Tensor
     """(B,) int64."""
-    cond: Tensor
-    """(B, T, D)."""
+    cond: Conditioning
+    """B rows."""
     target: Tensor
     """(B, C, h, w), a constant: no gradient flows into it, also where it was computed from theta."""
 
@@ -89,7 +90,7 @@ class MovingForgetLoss(ForgetLoss, Protocol):
 class OptimisedMethod(Protocol):
     """A forget loss inside Algorithm 1."""
 
-    def trained(self, model: StableDiffusion) -> frozenset[str]:
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
         """phi: names of the parameters that Algorithm 1 trains; UserError when the model has none of them."""
         ...
 
@@ -111,7 +112,7 @@ class Edit(NamedTuple):
 class ClosedFormMethod(Protocol):
     """theta^UN at once."""
 
-    def trained(self, model: StableDiffusion) -> frozenset[str]:
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
         """phi of the second stage, with the meta objective; UserError when the model has none of them."""
         ...
 

@@ -9,7 +9,7 @@ from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, write_imagefolder
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.generation import generate_images
-from metaunlearn.models import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.runs import Progress, RunFolder
 
 ROLES = ("forget", "related", "unrelated")
@@ -28,7 +28,7 @@ def retain_folders(folder: Path | None) -> dict[str, Path]:
 
 
 def given_data(
-    model: StableDiffusion, prompts: ConceptPrompts, forget_data: Path | None, retain_data: Path | None
+    model: TextToImageModel, prompts: ConceptPrompts, forget_data: Path | None, retain_data: Path | None
 ) -> dict[str, ImageText]:
     """The user's own pictures, read (and refused, if they must be) before any work."""
     given = {}
@@ -46,7 +46,7 @@ def own_picture_counts(prompts: ConceptPrompts, settings: EraseSettings) -> dict
 
 
 def prepare(
-    model: StableDiffusion,
+    model: TextToImageModel,
     prompts: ConceptPrompts,
     given: dict[str, ImageText],
     settings: EraseSettings,
@@ -64,7 +64,7 @@ def prepare(
 
 
 def own_pictures(
-    model: StableDiffusion,
+    model: TextToImageModel,
     role: str,
     prompts: ConceptPrompts,
     settings: EraseSettings,

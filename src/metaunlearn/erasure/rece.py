@@ -28,7 +28,7 @@ from metaunlearn.erasure.uce import (
     projections,
     token_changes,
 )  # fmt: skip
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, subset
 
 
@@ -54,10 +54,10 @@ class Rece(Settings):
     subset: str = "f"
     """Which parameters the second stage trains, with the meta objective; the paper does not say."""
 
-    def trained(self, model: StableDiffusion) -> frozenset[str]:
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
         """The second stage's; refuses a model without cross-attention."""
-        projections(model.parameters())
-        return subset(model.parameters(), self.subset)
+        projections(model.parameter_names)
+        return subset(model.parameter_names, self.subset)
 
     def edit(self, task: ErasureTask) -> Edit:
         """UCE, then ``epochs`` edits of what still means the concepts."""
@@ -72,7 +72,7 @@ class Rece(Settings):
 
     def _changes(self, task: ErasureTask, original: Params, current: Params) -> TokenChanges:
         model, concepts = task.model, task.prompts.edited
-        *encoded, to = model.encode_prompts([*concepts, self.guide])
+        *encoded, to = model.encode_prompts([*concepts, self.guide]).tokens
         found = [surviving_embedding(original, current, c, self.mu) for c in encoded]
         erased = token_changes(found, [to] * len(found), model.text_width)
         kept = kept_tokens(model, [self.guide] * len(concepts), last_only=False)

@@ -21,7 +21,7 @@ from metaunlearn.config import Settings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasure.interface import ErasureTask, ForgetBatch
 from metaunlearn.erasure.trajectories import MovingLatents
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, moved_average, subset
 
 
@@ -35,9 +35,9 @@ class Sdd(Settings):
     bank_refresh: int = Field(default=100, gt=0)
     """Steps between two samplings of the teacher's paths."""
 
-    def trained(self, model: StableDiffusion) -> frozenset[str]:
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
         """The subset."""
-        return subset(model.parameters(), self.subset)
+        return subset(model.parameter_names, self.subset)
 
     def begin(self, task: ErasureTask) -> SddForgetLoss:
         """The teacher starts as theta*."""
@@ -65,9 +65,9 @@ class SddForgetLoss:
         # The average of what never moves is what it was: only phi needs one.
         self.average: Params = {name: start[name] for name in sorted(options.trained(task.model))}
         self.asked = task.model.encode_prompts(cycled_prompts(task.prompts))
-        """(P, T, D)."""
-        self.empty = task.model.encode_prompts([""])
-        """(1, T, D)."""
+        """P rows."""
+        self.empty = task.model.unconditional()
+        """One row."""
         self.latents = MovingLatents(task, joined_prompts(task.prompts), start)
 
     def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
@@ -75,7 +75,7 @@ class SddForgetLoss:
         rows = torch.randint(len(self.latents), (size,), generator=generator)
         x_t, t = self.latents.x_t[rows], self.latents.t[rows]
         with torch.no_grad():  # The stop-gradient: the empty prompt's prediction is the target, it must not move.
-            target = self.task.model.predict(theta, x_t, t, self.empty.expand(size, -1, -1))
+            target = self.task.model.predict(theta, x_t, t, self.empty.expand(size))
         turn = (step * size + torch.arange(size)) % len(self.asked)
         return ForgetBatch(x_t=x_t, t=t, cond=self.asked[turn], target=target)
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import guided
 from metaunlearn.erasure.interface import ErasureTask
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
 
 
@@ -27,8 +29,8 @@ class TrajectoryBank:
     """(R, C, h, w)."""
     t: Tensor
     """(R,) int64."""
-    cond: Tensor
-    """(P, T, D) the distinct prompts, encoded."""
+    cond: Conditioning
+    """P rows: the distinct prompts, encoded."""
     prompt_of: Tensor
     """(R,) row of ``cond``."""
     unconditional: Tensor
@@ -39,10 +41,21 @@ class TrajectoryBank:
     def __len__(self) -> int:
         return len(self.x_t)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """As one flat file holds it."""
+        rows = {name: value for name, value in vars(self).items() if name != "cond"}
+        return rows | self.cond.tensors("cond.")
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> TrajectoryBank:
+        """From what :meth:`tensors` gave."""
+        rows = {name: value for name, value in tensors.items() if not name.startswith("cond.")}
+        return cls(cond=Conditioning.of_tensors(tensors, "cond."), **rows)
+
 
 @torch.no_grad()
 def sample_trajectories(
-    model: StableDiffusion,
+    model: TextToImageModel,
     theta: Params,
     prompts: Sequence[str],
     *,
@@ -54,7 +67,7 @@ def sample_trajectories(
     progress: Callable[[int, int], None] | None = None,
 ) -> TrajectoryBank:
     """Sample ``count`` paths of ``steps`` DDIM steps (DDIM-eta 0) under ``theta``, prompts taken in turn."""
-    cond, empty = model.encode_prompts(list(prompts)), model.encode_prompts([""])
+    cond, empty = model.encode_prompts(list(prompts)), model.unconditional()
     stride = model.schedule.timesteps / steps
     rows: dict[str, list[Tensor]] = {name: [] for name in ("x_t", "t", "prompt_of", "unconditional", "conditional")}
     for first in range(0, count, batch_size):
@@ -65,8 +78,9 @@ def sample_trajectories(
         for k in reversed(range(steps)):
             t = ((k + offset) * stride).long().to(model.device)
             t_next = ((k - 1 + offset) * stride).floor().long().to(model.device)
-            both = torch.cat([empty.expand(size, -1, -1), cond[prompt_of]])
-            unconditional, conditional = model.predict(theta, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            both = Conditioning.cat([empty.expand(size), cond[prompt_of]])
+            answers = teachers_answer(model.predict, theta, x_t.repeat(2, 1, 1, 1), t.repeat(2), both)
+            unconditional, conditional = answers.chunk(2)
             for name, value in zip(rows, (x_t, t, prompt_of, unconditional, conditional), strict=True):
                 rows[name].append(value)
             output = guided(unconditional, conditional, guidance_scale)
@@ -80,10 +94,10 @@ def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
     """Paths of theta* for every prompt to forget, sampled once and kept in the task's cache."""
     file = None if task.cache is None else task.cache / "bank.safetensors"
     if file is not None and file.exists():
-        return TrajectoryBank(**load_tensors(file)[0])
+        return TrajectoryBank.of_tensors(load_tensors(file)[0])
     bank = sample_for(task, task.model.parameters(), task.prompts.forget, step_generator(task.seed, 0, "bank"))
     if file is not None:
-        save_tensors(file, vars(bank))
+        save_tensors(file, bank.tensors())
     return bank
 
 
@@ -124,7 +138,7 @@ def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generat
     settings, progress = task.settings, task.progress
     return sample_trajectories(
         task.model,
-        theta,
+        in_precision(theta, settings.teacher_precision),
         prompts,
         count=settings.bank_trajectories,
         steps=settings.bank_steps,

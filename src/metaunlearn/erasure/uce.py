@@ -8,6 +8,9 @@ over the tokens c of the concepts, g of the guide text and r of what is kept, so
 
     W' = (lambda W + e Σ v* cᵀ + p Σ (W r) rᵀ) (lambda I + e Σ c cᵀ + p Σ r rᵀ)⁻¹.
 
+Stable Diffusion XL: c is the token that cross-attention reads, both encoders' embeddings of it side by side (D = 2048).
+Its pooled embedding of the whole prompt reaches the UNet through the time embedding, which is not edited.
+
 Two presets, by the year of the authors' code, which differ in the tokens, the guide and what is kept.
 
 Shapes: N tokens, D text width, O outputs of a matrix (O, D).
@@ -16,7 +19,7 @@ Shapes: N tokens, D text width, O outputs of a matrix (O, D).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,7 +29,7 @@ from torch import Tensor
 from metaunlearn.config import Settings
 from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm, subset
 
 logger = logging.getLogger(__name__)
@@ -53,10 +56,10 @@ class Uce(Settings):
     subset: str = "f"
     """Which parameters the second stage trains, with the meta objective; the paper does not say."""
 
-    def trained(self, model: StableDiffusion) -> frozenset[str]:
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
         """The second stage's; refuses a model without cross-attention."""
-        projections(model.parameters())
-        return subset(model.parameters(), self.subset)
+        projections(model.parameter_names)
+        return subset(model.parameter_names, self.subset)
 
     def edit(self, task: ErasureTask) -> Edit:
         """Every concept at once."""
@@ -103,9 +106,9 @@ def token_changes(tokens: Sequence[Tensor], read_as: Sequence[Tensor], width: in
     return TokenChanges(both[0], both[1], torch.ones(len(both[0]), dtype=torch.float64))
 
 
-def concept_tokens(model: StableDiffusion, concepts: Sequence[str], guide: str, *, last_only: bool) -> TokenChanges:
+def concept_tokens(model: TextToImageModel, concepts: Sequence[str], guide: str, *, last_only: bool) -> TokenChanges:
     """Each concept's tokens from its last one on, against the guide's from its last one on, cut to equal lengths."""
-    *encoded, to = model.encode_prompts([*concepts, guide])
+    *encoded, to = model.encode_prompts([*concepts, guide]).tokens
     *starts, to_start = model.last_tokens([*concepts, guide])
     lengths = [1 if last_only else len(to) - max(start, to_start) for start in starts]
     return token_changes(
@@ -115,17 +118,17 @@ def concept_tokens(model: StableDiffusion, concepts: Sequence[str], guide: str, 
     )
 
 
-def kept_tokens(model: StableDiffusion, texts: Sequence[str], *, last_only: bool) -> TokenChanges:
+def kept_tokens(model: TextToImageModel, texts: Sequence[str], *, last_only: bool) -> TokenChanges:
     """All tokens of each text, or its last one, to be read as themselves."""
     if not texts:
         return token_changes([], [], model.text_width)
-    encoded = model.encode_prompts(texts)
+    encoded = model.encode_prompts(texts).tokens
     if last_only:
         encoded = encoded[torch.arange(len(texts)), model.last_tokens(texts)][:, None]
     return token_changes(list(encoded), list(encoded), model.text_width)
 
 
-def projections(theta: Params) -> list[str]:
+def projections(theta: Iterable[str]) -> list[str]:
     """Names of the weights (O, D) of every cross-attention's keys and values."""
     names = sorted(name for name in theta if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")))
     if not names:

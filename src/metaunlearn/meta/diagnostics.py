@@ -26,7 +26,7 @@ from metaunlearn.meta.hypergradient import (
     MetaProblem,
 )
 from metaunlearn.meta.objective import retain_loss, zeta_weights
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, dot, mean_of, norm, scale, subset, value_and_gradient
 
 EXACT: dict[str, MetaGradientMode] = {
@@ -37,7 +37,7 @@ EXACT: dict[str, MetaGradientMode] = {
 
 
 def diagnose(
-    model: StableDiffusion,
+    model: TextToImageModel,
     settings: EraseSettings,
     theta: Params,
     parts: Sequence[OuterDraw],

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
 from metaunlearn.erasure.interface import ForgetBatch
@@ -23,7 +24,7 @@ from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import UpdateRule, update_rule
 from metaunlearn.meta.store import STORES
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Loss, Params, mean_of, subset
 
 
@@ -55,7 +56,7 @@ def weighted(errors: Tensor, related: int, weights: KindWeights | None) -> Tenso
     return weights.related * errors[:related].mean() + weights.unrelated * errors[related:].mean()
 
 
-def retain_loss(model: StableDiffusion, kept: RetainBatch, weights: KindWeights | None) -> Loss:
+def retain_loss(model: TextToImageModel, kept: RetainBatch, weights: KindWeights | None) -> Loss:
     """L_DM(theta; D_retain), its two kinds weighted."""
     return lambda theta: weighted(squared_errors(model, theta, kept.batch), kept.related, weights)
 
@@ -73,7 +74,7 @@ class LossesAtTheta:
 
 
 def losses_at_theta(
-    model: StableDiffusion,
+    model: TextToImageModel,
     theta: Params,
     batches: OuterDraw,
     *,
@@ -97,8 +98,10 @@ def losses_at_theta(
     ]
     if batches.forget is not None:
         parts.insert(0, batches.forget)
-    x_t, t, cond, targets = (torch.cat(values) for values in zip(*parts, strict=True))
-    targets = targets.detach()  # A method may have computed its target from theta; it is a constant of L_forget.
+    x_t, t = torch.cat([part.x_t for part in parts]), torch.cat([part.t for part in parts])
+    cond = Conditioning.cat([part.cond for part in parts])
+    # Detached: a method may have computed its target from theta; it is a constant of L_forget.
+    targets = torch.cat([part.target for part in parts]).detach()
     errors = (model.predict(theta, x_t, t, cond) - targets).square().mean(dim=(1, 2, 3))
     count = 0 if batches.forget is None else len(batches.forget.t)
     forget = errors[:count].mean() if count else errors.new_zeros(())
@@ -110,7 +113,7 @@ def losses_at_theta(
 
 
 def outer_loss(
-    model: StableDiffusion, outer: Batch, kept: RetainBatch, zeta: float, weights: KindWeights | None = None
+    model: TextToImageModel, outer: Batch, kept: RetainBatch, zeta: float, weights: KindWeights | None = None
 ) -> Loss:
     """The part of Eq. 3 at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
     both, count = joined(outer, kept.batch), len(outer.t)
@@ -123,10 +126,10 @@ def outer_loss(
 
 
 def meta_problem(
-    model: StableDiffusion, parts: Sequence[OuterDraw], attacker: Attacker, settings: EraseSettings
+    model: TextToImageModel, parts: Sequence[OuterDraw], attacker: Attacker, settings: EraseSettings
 ) -> MetaProblem:
     """Eq. 3 after the simulated finetuning of ``attacker``, on the micro-batches; its direct term is elsewhere."""
-    names = [name for name, _ in model.unet.named_parameters()]
+    names = model.parameter_names
     inner = InnerLoop(
         learning_rate=attacker.learning_rate,
         adapted=subset(names, settings.inner_subset, setting="inner_subset"),

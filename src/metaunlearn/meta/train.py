@@ -20,9 +20,10 @@ from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker
 from metaunlearn.meta.diagnostics import diagnose
-from metaunlearn.meta.hypergradient import MetaGradientMode, resolve
+from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve
 from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_weights, zeta_weights
-from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.meta.outer import outer_optimizer
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, moved_average
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Algorithm1:
 
     def __init__(
         self,
-        model: StableDiffusion,
+        model: TextToImageModel,
         data: ErasureData,
         forget: ForgetLoss | None,
         settings: EraseSettings,
@@ -56,9 +57,9 @@ class Algorithm1:
         self.meta, self.seed = meta, seed
         self.theta: Params = model.parameters()
         self.trained = sorted(trained)
-        self.optimizer = torch.optim.AdamW(
-            [self.theta[name] for name in self.trained], lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.optimizer = outer_optimizer([self.theta[name] for name in self.trained], settings)
+        self.first_order_model = model.in_precision(settings.precision)
+        """For passes whose gradient is no part of a difference."""
         self.average: Params | None = None
         """The moving average of what is trained, when ``ema_decay`` asks for one."""
         if settings.ema_decay is not None:
@@ -125,7 +126,8 @@ class Algorithm1:
         gradient, record = self._gradient_at_theta(parts)
         problem = meta = None
         if self.mode is not None:
-            problem = meta_problem(self.model, parts, attacker, self.settings)
+            model = self.first_order_model if isinstance(self.mode, FirstOrder) else self.model
+            problem = meta_problem(model, parts, attacker, self.settings)
             meta = self.mode(replace(problem, with_first_order=diagnosed), self.theta)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
@@ -134,6 +136,9 @@ class Algorithm1:
             record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
         if diagnosed:
+            if problem is not None and self.first_order_model is not self.model:
+                # Its losses may be in half precision, and an exact meta-gradient to compare with wants float32.
+                problem = meta_problem(self.model, parts, attacker, self.settings)
             record["diagnostics"] = diagnose(
                 self.model, self.settings, self.theta, parts, self.trained, mode=self.mode, problem=problem, found=meta
             )
@@ -167,7 +172,7 @@ class Algorithm1:
         for batches in parts:  # One at a time: gradients add up, while what autograd keeps does not.
             leaves = {name: self.theta[name].detach().requires_grad_() for name in self.trained}
             losses = losses_at_theta(
-                self.model,
+                self.first_order_model,
                 self.theta | leaves,
                 batches,
                 direct=has_direct,

@@ -3,111 +3,65 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from huggingface_hub import HfApi
 
-from metaunlearn.errors import UserError
+from metaunlearn.models.checks import check_pipeline
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.sd import StableDiffusion
+from metaunlearn.models.sdxl import StableDiffusionXL
 
-__all__ = ["StableDiffusion", "adapt", "load", "load_pipeline", "with_own_denoiser"]
+__all__ = [
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "TextToImageModel",
+    "adapt",
+    "load",
+    "load_pipeline",
+    "own_pipeline",
+    "rebuilt",
+    "with_own_denoiser",
+]
 
-CANVAS = "canvas"
-HUB_SECONDS = 10
-"""How long the hub may take to say whether it has a model."""
+ADAPTERS = {"StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeline": StableDiffusionXL}
+"""By the pipeline's class; a further family is a file beside these and a row here and in ``checks.FAMILIES``."""
 
 
-def load(model: str | Path | StableDiffusionPipeline, device: str | torch.device = "cpu") -> StableDiffusion:
+def load(model: Any, device: str | torch.device = "cpu") -> TextToImageModel:
     """The adapter of ``model``: ``"canvas"``, a diffusers folder, a ``.safetensors`` file, a hub id, or a pipeline."""
     return adapt(load_pipeline(model), device)
 
 
-def adapt(pipeline: Any, device: str | torch.device = "cpu") -> StableDiffusion:
-    """The adapter of a pipeline that is loaded already."""
-    if not isinstance(pipeline, StableDiffusionPipeline):
-        raise UserError(
-            f"MODEL is a {type(pipeline).__name__}; this release handles StableDiffusionPipeline "
-            "(Stable Diffusion 1.x, 2.x)."
-        )
-    return StableDiffusion(pipeline, device=device)
+def adapt(pipeline: Any, device: str | torch.device = "cpu") -> TextToImageModel:
+    """The adapter of a pipeline that is loaded already; UserError says what it lacks if it cannot work."""
+    return ADAPTERS[check_pipeline(pipeline)](pipeline, device=device)
 
 
-def load_pipeline(model: str | Path | StableDiffusionPipeline) -> Any:
-    """The diffusers pipeline that ``model`` names, in float32; only a hub id that is not in the cache is downloaded."""
-    if not isinstance(model, str | Path):
-        return model
-    if str(model) == CANVAS:
-        from metaunlearn import canvas
+def own_pipeline(model: Any, *others: str) -> Any:
+    """A pipeline whose denoiser may be changed: loaded afresh, or around a copy where the caller gave a pipeline.
 
-        return canvas.load_pipeline()
-    path = Path(model)
-    if path.is_file():
-        return _load_single_file(path)
-    if path.is_dir():
-        return _load_folder(path)
-    return _load_from_hub(str(model))
+    ``others`` are further components that may be changed, e.g. ``"text_encoder"``.
+    """
+    return load_pipeline(model) if isinstance(model, str | Path) else with_own_denoiser(model, *others)
 
 
 def with_own_denoiser(pipeline: Any, *others: str) -> Any:
-    """The same pipeline around a copy of its denoiser, so that the caller's weights stay untouched.
+    """The same pipeline around a copy of its denoiser, and of ``others``: the caller's weights stay untouched."""
+    check_pipeline(pipeline)
+    return rebuilt(pipeline, **{name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", *others)})
 
-    ``others`` are further components to copy, e.g. ``"text_encoder"``.
-    """
-    if not hasattr(pipeline, "unet"):
-        return pipeline
-    parts = {**pipeline.components, **{name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", *others)}}
-    twin = type(pipeline)(**parts, requires_safety_checker=False)
+
+def rebuilt(pipeline: Any, kind: Any = None, **parts: Any) -> Any:
+    """A pipeline of the same components but for ``parts``; ``kind`` is another class for it, of the same family."""
+    components = {**pipeline.components, **parts}
+    options = {"requires_safety_checker": False} if "safety_checker" in components else {}
+    if "force_zeros_for_empty_prompt" in pipeline.config:
+        options["force_zeros_for_empty_prompt"] = pipeline.config["force_zeros_for_empty_prompt"]
+    twin = (kind or type(pipeline))(**components, **options)
+    if hasattr(pipeline, "watermark"):  # Of XL: a new pipeline would decide by what is installed.
+        twin.watermark = pipeline.watermark
     twin.register_to_config(_name_or_path=pipeline.config.get("_name_or_path"))
     return twin
-
-
-def _load_folder(path: Path) -> Any:
-    index = path / "model_index.json"
-    if not index.exists():
-        raise UserError(
-            f"MODEL {path} is a folder without model_index.json, so it is no diffusers pipeline; "
-            "give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'."
-        )
-    try:
-        json.loads(index.read_text())
-        return DiffusionPipeline.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, local_files_only=True, safety_checker=None
-        )
-    except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
-        raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {error}") from error
-
-
-def _load_single_file(path: Path) -> Any:
-    if path.suffix != ".safetensors":
-        raise UserError(f"MODEL {path} is not a .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) are refused.")
-    try:
-        return StableDiffusionPipeline.from_single_file(path, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"MODEL {path} cannot be loaded as a Stable Diffusion checkpoint: {error}") from error
-
-
-def _load_from_hub(model: str) -> Any:
-    looks_like_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
-    if not looks_like_id:
-        raise UserError(
-            f"MODEL {model!r} does not exist: no such folder or file, and no hub id. 'canvas' always works."
-        )
-    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "safety_checker": None}
-    try:
-        return DiffusionPipeline.from_pretrained(model, local_files_only=True, **options)
-    except (OSError, ValueError):
-        pass  # Not in the cache, or not all of it.
-    try:
-        # Asked first because one request fails at once where there is no network; a download tries for long.
-        HfApi().model_info(model, timeout=HUB_SECONDS)
-        return DiffusionPipeline.from_pretrained(model, **options)
-    except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"MODEL {model!r} is no folder here, is not in the cache and could not be had from the hub: {reason}. "
-            f"Fetch it where there is a network (hf download {model} --local-dir DIR) and give the folder."
-        ) from error

@@ -1,0 +1,214 @@
+"""Seconds and peak memory of one outer step at true size: Stable Diffusion 1.4 at 512 px and XL at 1024 px.
+
+    python benchmarks/full_size.py --out benchmarks/full_size.md
+
+The architectures are the published ones, the weights random: time and memory do not depend on what a network has
+learned. A step is Algorithm 1's own, on ESD's subset u with AdamW: plain, and with the meta objective at M = 1, the
+meta-gradient to first order, by gradient difference and by double backward. Each row is the median over rounds after
+one warm-up; what does not fit is said to run out of memory. Without a GPU everything is reduced, which says nothing of
+the true size and only shows that the script runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from metaunlearn.conditioning import Conditioning
+from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.data.latents import ErasureData, LatentSet
+from metaunlearn.erasure.esd import BankedForgetLoss, esd_target
+from metaunlearn.erasure.trajectories import TrajectoryBank
+from metaunlearn.meta.train import Algorithm1
+from metaunlearn.models.architectures import ARCHITECTURES
+from metaunlearn.models.memory import checkpointing
+from metaunlearn.models.unet_model import UNetModel
+from metaunlearn.parameters import subset
+
+MODELS = {"sd14": 512, "sdxl": 1024}
+"""Pixels a side."""
+STEPS = {"plain ESD": None, "first order": "first-order", "gradient difference": "gradient-difference",
+         "double backward": "double-backward"}  # fmt: skip
+"""meta_gradient of each kind of step; None: no meta objective."""
+REDUCED: dict[str, Any] = {
+    "block_out_channels": (16, 16), "sample_size": 4, "attention_head_dim": 2, "norm_num_groups": 4,
+    "layers_per_block": 1, "cross_attention_dim": 16, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "transformer_layers_per_block": 1,
+}  # fmt: skip
+"""What replaces the true widths without a GPU; XL keeps its additional conditioning."""
+TOKENS, PICTURES, PIXELS_PER_LATENT = 77, 8, 8
+
+
+class RandomModel(UNetModel):
+    """An adapter around a denoiser alone: no prompt is encoded and no picture drawn."""
+
+    def __init__(self, name: str, *, device: str, reduced: bool) -> None:
+        unet = ARCHITECTURES[name].build_unet(device, **(REDUCED if reduced else {}))
+        self.pipeline = SimpleNamespace(unet=unet.eval().requires_grad_(False), scheduler=DDPMScheduler())
+        self.device = torch.device(device)
+
+    def random_conditioning(self, count: int, generator: torch.Generator) -> Conditioning:
+        """Of the right shapes."""
+        config = self.unet.config
+        tokens = torch.randn(count, TOKENS, config.cross_attention_dim, generator=generator)
+        if config.addition_embed_type is None:
+            return Conditioning(tokens).to(self.device)
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        side = float(self.latent_shape[1] * PIXELS_PER_LATENT)
+        time_ids = torch.tensor([[side, side, 0.0, 0.0, side, side]]).repeat(count, 1)
+        return Conditioning(tokens, torch.randn(count, pooled, generator=generator), time_ids).to(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    model: str
+    pixels: int
+    batch: int
+    checkpointing: bool
+    step: str
+    seconds: float | None
+    """None: memory ran out."""
+    peak_bytes: int | None
+    """None: not measured, as on a CPU."""
+
+    def text(self) -> str:
+        """As Markdown."""
+        seconds = "out of memory" if self.seconds is None else f"{self.seconds:.3g}"
+        peak = "" if self.peak_bytes is None else f"{self.peak_bytes / 2**30:.1f}"
+        on = "on" if self.checkpointing else "off"
+        return f"| {self.model} | {self.pixels} | {self.batch} | {on} | {self.step} | {seconds} | {peak} |"
+
+
+def run_of(model: RandomModel, step: str, settings: EraseSettings) -> Algorithm1:
+    """Algorithm 1 on random data, before its first step."""
+    g = torch.Generator().manual_seed(0)
+
+    def latents(count: int) -> torch.Tensor:
+        return torch.randn(count, *model.latent_shape, generator=g).to(model.device)
+
+    def pictures() -> LatentSet:
+        return LatentSet(
+            mean=latents(PICTURES),
+            std=latents(PICTURES).abs(),
+            cond=model.random_conditioning(1, g),
+            prompt_of=torch.zeros(PICTURES, dtype=torch.long),
+            timesteps=model.schedule.timesteps,
+        )
+
+    bank = TrajectoryBank(
+        x_t=latents(PICTURES),
+        t=torch.randint(1000, (PICTURES,), generator=g).to(model.device),
+        cond=model.random_conditioning(1, g),
+        prompt_of=torch.zeros(PICTURES, dtype=torch.long),
+        unconditional=latents(PICTURES),
+        conditional=latents(PICTURES),
+    )
+    return Algorithm1(
+        model,
+        ErasureData(forget=pictures(), related=pictures(), unrelated=pictures()),
+        BankedForgetLoss(bank, lambda unconditional, conditional: esd_target(unconditional, conditional, 1.0)),
+        settings,
+        trained=subset(model.parameter_names, "u"),
+        meta=STEPS[step] is not None,
+        seed=0,
+    )
+
+
+def now(device: torch.device) -> float:
+    """The time when ``device`` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure(model: RandomModel, step: str, batch: int, rounds: int, precision: str) -> tuple[float | None, int | None]:
+    """Median seconds of a step, and the peak of the accelerator's memory, weights included."""
+    on_gpu = model.device.type == "cuda"
+    mode = STEPS[step] or "first-order"
+    overrides = [
+        f"steps={rounds + 1}",
+        f"batch_size={batch}",
+        f"meta_gradient={mode}",
+        f"precision={precision}",
+        "inner_steps=1",
+        "diagnostics_every=0",
+    ]
+    settings = resolve(EraseSettings, read_recipe("sd14").erase, overrides)
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    times: list[float] = []
+    try:
+        run = run_of(model, step, settings)
+        run.run(None, lambda record: times.append(now(model.device)))
+    except torch.cuda.OutOfMemoryError:
+        return None, None
+    seconds = [after - before for before, after in itertools.pairwise(times)]  # The first step is the warm-up.
+    return statistics.median(seconds), torch.cuda.max_memory_allocated() if on_gpu else None
+
+
+def table(
+    names: Sequence[str], batches: Sequence[int], steps: Sequence[str], rounds: int, precision: str, device: str
+) -> Iterator[Row]:
+    """Every combination, one after the other."""
+    reduced = device == "cpu"
+    for name in names:
+        model = RandomModel(name, device=device, reduced=reduced)
+        pixels = model.latent_shape[1] * PIXELS_PER_LATENT
+        for on, batch, step in itertools.product((False, True), batches, steps):
+            with checkpointing(model.unet, on):
+                seconds, peak = measure(model, step, batch, rounds, precision)
+            gc.collect()
+            yield Row(
+                model=name, pixels=pixels, batch=batch, checkpointing=on, step=step, seconds=seconds, peak_bytes=peak
+            )
+        del model
+
+
+def header(device: str, precision: str, rounds: int) -> str:
+    """Where, when and how the figures came about."""
+    hardware = platform.processor() or platform.machine()
+    hardware = f"CPU ({hardware}), REDUCED SIZE" if device == "cpu" else torch.cuda.get_device_name(device)
+    return (
+        f"{hardware}, torch {torch.__version__}, {datetime.date.today().isoformat()}; precision {precision}, M = 1, "
+        f"median of {rounds} steps; random weights.\n\n"
+        "| model | pixels | batch | checkpointing | step | seconds | peak GiB |\n|---|---|---|---|---|---|---|"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16", "fp16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    given = parser.parse_args(arguments)
+    lines = [header(given.device, given.precision, given.rounds)]
+    print(lines[0], flush=True)
+    for row in table(given.models, given.batches, given.steps, given.rounds, given.precision, given.device):
+        lines.append(row.text())
+        print(lines[-1], flush=True)
+        if given.out is not None:  # After every row: a run that is killed leaves what it has.
+            given.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The model card of a run folder: README.md, which says what was erased, how, what was measured, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.checkpoint import write_atomic
+from metaunlearn.errors import UserError
+from metaunlearn.report import read_summary, rows
+from metaunlearn.runs import RUN_FILE
+
+CARD_FILE = "README.md"
+RESULTS_FILE = "results.json"
+UNKNOWN_LICENCE = "other"
+SETTINGS = (
+    "steps", "learning_rate", "batch_size", "gamma1", "gamma2", "zeta", "retain_weight", "inner_steps",
+    "inner_learning_rate", "inner_optimizer", "meta_gradient",
+)  # fmt: skip
+"""Those that a card shows; run.json has all."""
+
+
+def write_card(folder: Path, *, licence: str | None = None) -> Path:
+    """Write ``folder/README.md`` from ``run.json`` and from what lies beside the folder; return its path.
+
+    Beside it: ``summary.json`` of a run that erased and attacked, and run folders of ``evaluate`` on this model or on
+    what an ``attack`` made of it. ``licence`` is the base model's, None: what its own card says. Raises UserError when
+    ``folder`` holds no complete erasing run.
+    """
+    record = _record(folder)
+    if record is None or record.get("request", {}).get("command") != "erase" or record.get("status") != "complete":
+        raise UserError(f"{folder} holds no complete run of metaunlearn erase (DIR), so there is nothing to describe.")
+    request = record["request"]
+    licence = licence or _licence_of(request["model"]) or UNKNOWN_LICENCE
+    text = "\n\n".join(
+        [_front_matter(request, licence), *_what(record), *_measured(folder), _loading(), _licence_line(licence)]
+    )
+    write_atomic(folder / CARD_FILE, text + "\n")
+    return folder / CARD_FILE
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    file = folder / RUN_FILE
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _base(model: str) -> str:
+    """The base model without the path of somebody's machine: a hub id as it is, of a folder or file its name."""
+    return Path(model).name if Path(model).exists() or model.startswith(("/", ".", "~")) else model
+
+
+def _licence_of(model: str) -> str | None:
+    """What the base model's own card says."""
+    card = Path(model) / CARD_FILE
+    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(), re.MULTILINE) if card.is_file() else None
+    return found[1] if found else None
+
+
+def _front_matter(request: dict[str, Any], licence: str) -> str:
+    base = _base(request["model"])
+    lines = ["---", f"license: {licence}", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    if base.count("/") == 1:
+        lines.append(f"base_model: {base}")
+    return "\n".join([*lines, "tags: [concept-erasure, metaunlearn]", "---"])
+
+
+def _what(record: dict[str, Any]) -> Iterator[str]:
+    request = record["request"]
+    concepts = ", ".join(concept.replace("|", " or ") for concept in request["concepts"])
+    base = _base(request["model"])
+    yield f"# {base} without {concepts}"
+    how = "so that finetuning does not easily bring it back (meta-unlearning)" if request["meta"] else "plainly"
+    yield f"From **{base}** the concept **{concepts}** was erased {how}, by the method `{request['method']}`."
+    kept = [*request["related"], *request["retain"]]
+    if kept:
+        yield f"Kept by name: {', '.join(kept)}."
+    settings = {key: request["settings"][key] for key in SETTINGS if key in request["settings"]}
+    settings |= request["method_settings"]
+    table = "\n".join(f"| `{key}` | {value} |" for key, value in settings.items())
+    yield f"| setting | value |\n|---|---|\n{table}"
+    versions = record["versions"]
+    yield (
+        f"Recipe `{request['recipe']}`, seed {request['seed']}, metaunlearn {versions['metaunlearn']}, torch "
+        f"{versions['torch']}; `run.json` has all settings and hashes. SHA-256 of the base's denoiser: "
+        f"`{request['weights']}`."
+    )
+
+
+def _measured(folder: Path) -> Iterator[str]:
+    yield "## What was measured"
+    tables = [*_story(folder), *_evaluations(folder)]
+    yield from tables
+    if not tables:
+        yield (
+            "Nothing yet: neither how well the concept is gone nor how long it stays gone under finetuning. "
+            "`metaunlearn attack` and `metaunlearn evaluate` measure it, `metaunlearn card` adds it here."
+        )
+
+
+def _story(folder: Path) -> Iterator[str]:
+    """From ``summary.json`` beside the folder, of the model that is called as the folder is."""
+    summary = read_summary(folder.resolve().parent)
+    if summary is None:
+        return
+    lines = []
+    for row in rows(summary, every_step=True):
+        if row.model == folder.resolve().name:
+            cells = (row.concept, row.related, row.unrelated)
+            lines.append(f"| {row.state} | " + " | ".join("" if c is None else _figure(*c.score) for c in cells) + " |")
+    if lines:
+        header = f"| attack | {summary.concept} | related | unrelated |\n|---|---|---|---|\n"
+        yield "Percentage of pictures that show it, with the 95 % interval:\n\n" + header + "\n".join(lines)
+
+
+def _evaluations(folder: Path) -> Iterator[str]:
+    """From run folders beside this one: evaluations of it, and of checkpoints of attacks on it."""
+    beside = folder.resolve().parent
+    # Two levels and no more: what lies beside may be somebody's home.
+    files = [*beside.glob(f"*/{RUN_FILE}"), *beside.glob(f"*/*/{RUN_FILE}")]
+    found = {file.parent: _record(file.parent) for file in sorted(files)}
+    runs = {path: record for path, record in found.items() if record and "request" in record}
+    states = {folder.resolve(): (0, "before any attack")}
+    for path, record in runs.items():
+        request = record["request"]
+        if request.get("command") == "attack" and _is(request.get("model"), folder):
+            for step in request["steps"]:
+                name = f"after {step} steps of {request['kind']} ({path.name})"
+                states[path / f"step-{step:06d}"] = (step, name)
+    lines = []
+    for path, record in runs.items():
+        request = record["request"]
+        if request.get("command") != "evaluate" or not (path / RESULTS_FILE).is_file():
+            continue
+        state = states.get(Path(request["model"]).resolve())
+        if state is not None:
+            for metric, score in json.loads((path / RESULTS_FILE).read_text()).items():
+                figure = _figure(score["value"], score.get("low"), score.get("high"))
+                lines.append((*state, f"| {state[1]} | {metric} | {figure} | {score.get('n', '')} | {path.name} |"))
+    if lines:
+        header = "| model | metric | value [95 % interval] | n | run |\n|---|---|---|---|---|\n"
+        yield header + "\n".join(line for *_, line in sorted(lines))
+
+
+def _is(model: str | None, folder: Path) -> bool:
+    return model is not None and Path(model).resolve() == folder.resolve()
+
+
+def _figure(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _loading() -> str:
+    return (
+        "## How to load it\n\n```python\nfrom diffusers import DiffusionPipeline\n\n"
+        'pipeline = DiffusionPipeline.from_pretrained("THIS FOLDER OR REPOSITORY")\n```\n\n'
+        "`metaunlearn export` makes one file of it for ComfyUI and A1111."
+    )
+
+
+def _licence_line(licence: str) -> str:
+    line = f"## Licence\n\nThe licence of the base model holds: `{licence}`."
+    if licence == UNKNOWN_LICENCE:
+        line += " Its name was not found beside the base model; `metaunlearn card DIR --licence NAME` sets it."
+    return line

@@ -1,0 +1,158 @@
+"""A weight delta: what erasing changed, as a file that is of use only to who has the base model.
+
+Adding float differences is not exact: a + (b - a) need not be b. So the difference is taken of the *bits*: floats read
+as integers of the same width, subtracted and added modulo 2^32 (2^16 in half precision): exact for every number.
+Tensors that did not change are left out. The delta names the base's SHA-256 and the result's, component by component;
+both are checked when it is applied.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models.checks import check_pipeline
+from metaunlearn.parameters import digest
+from metaunlearn.pipelines import save_pipeline
+from metaunlearn.runs import RunFolder
+
+DELTA_FILE = "delta.safetensors"
+FORMAT = "1"
+METADATA = "metaunlearn.delta"
+"""The key of the file's metadata."""
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes a number."""
+
+
+def bit_difference(before: Tensor, after: Tensor) -> Tensor:
+    """bits(after) - bits(before), integers of the same width and shape, modulo 2^width."""
+    return _bits(after) - _bits(before)
+
+
+def moved_bits(before: Tensor, difference: Tensor) -> Tensor:
+    """The inverse: the floats whose bits are bits(before) + ``difference``; same dtype and shape as ``before``."""
+    return (_bits(before) + difference).view(before.dtype)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().view(INTEGERS[tensor.element_size()])
+
+
+def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
+    """Write what turns ``base`` into ``model``, MODELs or pipelines of the same architecture, to the file ``out``.
+
+    Returns what the command line prints with ``--json``. Raises UserError before any work.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"the output {out} must end in .safetensors (out=..., --out FILE).")
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another file (out=..., --out FILE).")
+    before, after = _modules(load_pipeline(base)), _modules(load_pipeline(model))
+    _check_same(before, after)
+    tensors: dict[str, Tensor] = {}
+    hashes: dict[str, dict[str, str]] = {"base": {}, "result": {}}
+    for component, module in before.items():
+        own = dict(after[component].named_parameters())
+        changed = {name: p for name, p in module.named_parameters() if not torch.equal(_bits(p), _bits(own[name]))}
+        if changed:
+            hashes["base"][component] = digest(dict(module.named_parameters()))
+            hashes["result"][component] = digest(own)
+        tensors |= {f"{component}.{name}": bit_difference(p, own[name]) for name, p in changed.items()}
+    if not tensors:
+        raise UserError("both models have the same weights, so there is no delta; check which two were given.")
+    _write(out, tensors, hashes)
+    return {"file": str(out), "tensors": len(tensors), "bytes": out.stat().st_size, **hashes}
+
+
+def _write(out: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    # One entry: safetensors writes several in no fixed order, and equal deltas are to be equal files.
+    save_file(dict(tensors), partial, {METADATA: json.dumps({"format": FORMAT, **hashes}, sort_keys=True)})
+    os.replace(partial, out)
+
+
+def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
+    """Write ``base`` with ``delta`` applied to the new folder ``out``: bit for bit the model that was erased.
+
+    Raises UserError before anything is written when ``base`` is not what the delta was made from, and RunError should
+    the result not be what it was made to.
+    """
+    if not delta.is_file():
+        raise UserError(f"there is no delta {delta}; expected a file that erase --delta or metaunlearn delta wrote.")
+    try:
+        with safe_open(delta, framework="pt") as file:
+            hashes = _hashes(delta, dict(file.metadata() or {}))
+            pipeline = load_pipeline(base) if isinstance(base, str | Path) else copy.deepcopy(base)
+            modules = _modules(pipeline)
+            for component, expected in hashes["base"].items():
+                found = digest(dict(modules[component].named_parameters())) if component in modules else "none"
+                if found != expected:
+                    raise UserError(
+                        f"the base's {component} has SHA-256 {found}, but the delta {delta} was made from {expected}; "
+                        "give the very model that was erased (BASE)."
+                    )
+            request = {"command": "apply", "delta": hashlib.sha256(delta.read_bytes()).hexdigest(), **hashes}
+            folder = RunFolder.open(out, request, resume=False)
+            _add(modules, file)
+    except SafetensorError as error:
+        raise UserError(f"the delta {delta} cannot be read as a .safetensors file: {error}") from error
+    for component, expected in hashes["result"].items():
+        if digest(dict(modules[component].named_parameters())) != expected:
+            raise RunError(f"the result's {component} is not what the delta {delta} was made to; its file is damaged.")
+    save_pipeline(adapt(pipeline), out)
+    folder.finish()
+    return {"out": str(out), "components": sorted(hashes["base"]), "result": hashes["result"]}
+
+
+def _add(modules: Mapping[str, nn.Module], file: Any) -> None:
+    with torch.no_grad():
+        for key in file.keys():  # noqa: SIM118  # safe_open's handle is no mapping
+            component, _, name = key.partition(".")
+            parameter = modules[component].get_parameter(name)
+            parameter.copy_(moved_bits(parameter, file.get_tensor(key)))
+
+
+def _hashes(delta: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    found = json.loads(metadata.get(METADATA, "{}"))
+    if found.get("format") != FORMAT:
+        raise UserError(
+            f"{delta} is no delta of this version (format {found.get('format')}, expected {FORMAT}); make it again "
+            "with erase --delta or metaunlearn delta."
+        )
+    return {key: found[key] for key in ("base", "result")}
+
+
+def _modules(pipeline: Any) -> dict[str, nn.Module]:
+    """The components that have weights."""
+    check_pipeline(pipeline)
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def _check_same(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> None:
+    def shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Any, ...]]:
+        return {
+            f"{component}.{name}": (tuple(p.shape), p.dtype)
+            for component, module in modules.items()
+            for name, p in module.named_parameters()
+        }
+
+    one, two = shapes(before), shapes(after)
+    different = sorted(name for name in {*one, *two} if one.get(name) != two.get(name))
+    if different:
+        raise UserError(
+            f"the two models differ in {len(different)} tensors' shapes, such as {different[0]}; a delta needs two of "
+            "the same architecture, the base and what was erased from it."
+        )

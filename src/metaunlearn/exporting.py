@@ -1,0 +1,59 @@
+"""``import`` and ``export``: between a diffusers folder and one file in the original layout."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.errors import UserError
+from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models.checks import check_pipeline
+from metaunlearn.models.singlefile import DTYPES, Precision, load_single_file, save_single_file
+from metaunlearn.pipelines import save_pipeline
+
+CLIP_VOCABULARY = 49408
+
+logger = logging.getLogger(__name__)
+
+
+def export(model: Any, out: Path, *, precision: Precision = "float32") -> dict[str, Any]:
+    """Write ``model``, a MODEL or a pipeline, as one ``.safetensors`` file that ComfyUI and A1111 load.
+
+    ``precision`` is float32 (the very weights), float16 or bfloat16. Returns what the command line prints with
+    ``--json``. Raises UserError before any work.
+    """
+    if precision not in DTYPES:
+        raise UserError(f"expected a precision of {', '.join(DTYPES)} (precision=..., --precision), got {precision!r}.")
+    if out.suffix != ".safetensors":
+        raise UserError(f"the output {out} must end in .safetensors (out=..., --out FILE).")
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another file (out=..., --out FILE).")
+    pipeline = load_pipeline(model)
+    check_pipeline(pipeline)
+    if len(pipeline.tokenizer) != CLIP_VOCABULARY:
+        logger.warning(
+            "the model has a tokenizer of its own (%d tokens); programs that load such files bring CLIP's (%d) and "
+            "will misread prompts",
+            len(pipeline.tokenizer),
+            CLIP_VOCABULARY,
+        )
+    family = save_single_file(pipeline, out, dtype=DTYPES[precision])
+    return {"file": str(out), "architecture": family.name, "precision": precision, "bytes": out.stat().st_size}
+
+
+def import_checkpoint(file: Path, out: Path, *, config: Path | None = None) -> dict[str, Any]:
+    """Turn a checkpoint in the original layout into the diffusers folder ``out``, in float32.
+
+    ``config`` is a diffusers folder of the same family for the configuration and the tokenizer; its weights, if it has
+    any, are not read. Raises UserError before any work.
+    """
+    if not file.is_file() or file.suffix != ".safetensors":
+        raise UserError(
+            f"expected a .safetensors file, got {file}; pickled checkpoints (.ckpt, .pt, .bin) are refused."
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"the output folder {out} is not empty; choose another (out=..., --out DIR).")
+    model = adapt(load_single_file(file, config))
+    save_pipeline(model, out)
+    return {"out": str(out), "pipeline": type(model.pipeline).__name__, "parameters": model.parameter_count}

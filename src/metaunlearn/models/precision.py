@@ -1,0 +1,72 @@
+"""Half precision: of a forward and backward pass (autocast), and of a teacher's parameters.
+
+In float16 a gradient below 6e-8 is zero, and L_DM's is, being a mean over many latent values. So the gradient is scaled
+on its way into the network and scaled back as it reaches each parameter, in float32: whoever calls ``predict`` sees
+neither. bfloat16 has float32's range and needs none of it. Both keep 3 digits or fewer, which is enough for a
+first-order step and not for a difference of gradients: ``docs/numerics.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metaunlearn.conditioning import Conditioning
+from metaunlearn.parameters import Params
+
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+GRADIENT_SCALE = {torch.bfloat16: 1.0, torch.float16: 2.0**10}
+"""By how much the gradient is larger inside the network."""
+
+Predict = Callable[[Params, Tensor, Tensor, Conditioning], Tensor]
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    scaled: Tensor = _ScaledGradient.apply(x, factor)
+    return scaled
+
+
+def autocast_predict(
+    predict: Predict, dtype: torch.dtype, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning
+) -> Tensor:
+    """``predict`` with its products in ``dtype``; parameters, output and the parameters' gradients are float32."""
+    scale = GRADIENT_SCALE[dtype]
+    if scale != 1.0:
+        theta = {name: _scaled(p, 1 / scale) if p.requires_grad else p for name, p in theta.items()}
+    with torch.autocast(x_t.device.type, dtype):
+        output = predict(theta, x_t, t, cond)
+    return _scaled(output.float(), scale)
+
+
+def in_precision(theta: Params, precision: Precision) -> Params:
+    """``theta`` for a teacher, which is asked and never trained."""
+    return theta if precision == "float32" else {name: p.to(DTYPES[precision]) for name, p in theta.items()}
+
+
+def teachers_answer(predict: Predict, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """``predict`` in the precision of ``theta``, float32 outside."""
+    dtype = next(iter(theta.values())).dtype
+    if dtype == x_t.dtype:
+        return predict(theta, x_t, t, cond)
+    pooled = None if cond.pooled is None else cond.pooled.to(dtype)
+    # Sizes in pixels stay exact; the network rounds them once they are embedded.
+    half = Conditioning(cond.tokens.to(dtype), pooled, cond.time_ids)
+    return predict(theta, x_t.to(dtype), t, half).to(x_t.dtype)

@@ -1,0 +1,42 @@
+"""Stable Diffusion XL: two text encoders, their tokens side by side; a pooled embedding and the picture's size beside.
+
+- tokens: the second-last layers of both encoders, joined along the width (768 + 1280 = 2048);
+- pooled: the second encoder's projected embedding of the whole prompt (1280);
+- time_ids: original size, crop, target size. Training pictures are said to be what they are after reading: square, of
+  the pipeline's own size, uncropped, which is also what the pipeline says when it samples at its default size.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from metaunlearn.conditioning import Conditioning
+from metaunlearn.models.unet_model import UNetModel
+
+
+class StableDiffusionXL(UNetModel):
+    """A diffusers ``StableDiffusionXLPipeline`` (the base model) as the equations see it."""
+
+    family = "sdxl"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
+
+    def encode_chunk(self, prompts: list[str]) -> Conditioning:
+        """A few prompts, as the pipeline encodes them: the same text for both encoders."""
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return Conditioning(tokens, pooled, self._time_ids(len(prompts)))
+
+    @torch.no_grad()
+    def unconditional(self) -> Conditioning:
+        """Zeros where the pipeline's ``force_zeros_for_empty_prompt`` says so, as it does in XL's base model."""
+        nothing = self.encode_prompts([""])
+        if not self.pipeline.config.get("force_zeros_for_empty_prompt", False):
+            return nothing
+        assert nothing.pooled is not None
+        return Conditioning(torch.zeros_like(nothing.tokens), torch.zeros_like(nothing.pooled), nothing.time_ids)
+
+    def _time_ids(self, count: int) -> torch.Tensor:
+        size = float(self.image_size)
+        return torch.tensor([[size, size, 0.0, 0.0, size, size]], device=self.device).repeat(count, 1)

@@ -1,0 +1,173 @@
+"""A checkpoint in the original layout, one ``.safetensors`` file, as a pipeline and back.
+
+The file has weights only. What a pipeline needs beside them, the configurations and the tokenizer's vocabulary, comes
+from a *configuration folder*: a diffusers pipeline of the same family, of which no weights are read. Nothing is
+downloaded: the folder is given, or lies in the hub's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from metaunlearn.errors import UserError
+from metaunlearn.models.layout import Family, Part, family_of_keys, family_of_pipeline, to_diffusers, to_original
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "float16", "bfloat16"]
+
+
+def load_single_file(path: Path, config: Path | None = None) -> Any:
+    """The pipeline in float32 that the file holds; ``config`` is the configuration folder, None: from the cache.
+
+    Each tensor is read when it is needed and put into an empty module, so the weights are in memory once. Raises
+    UserError when the file is no such checkpoint, lacks a tensor, or there is no configuration folder.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = frozenset(file.keys())
+            family = family_of_keys(keys, str(path))
+            folder = _configuration(path, family, config)
+            modules = {
+                part.component: _filled(_empty(folder, part.component), part, file, keys, path, folder)
+                for part in family.parts
+            }
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"MODEL {path} cannot be read as a .safetensors file: {error}") from error
+    return _assembled(family, folder, modules)
+
+
+def save_single_file(pipeline: Any, path: Path, *, dtype: torch.dtype = torch.float32) -> Family:
+    """Write ``pipeline`` to ``path`` in the original layout, whole or not at all; return its family.
+
+    ComfyUI and A1111 tell the family, and what it predicts, by the tensors that are there; of an XL model that predicts
+    v they want an empty tensor ``v_pred``, and ``ztsnr`` where the schedule ends in pure noise.
+    """
+    family = family_of_pipeline(pipeline)
+    tensors: dict[str, Tensor] = {}
+    for part in family.parts:
+        module = getattr(pipeline, part.component)
+        own = dict(module.named_parameters())
+        for link in part.linked(module):
+            found = to_original(link, [own[name].detach() for name in link.diffusers])
+            tensors[link.original] = found.to("cpu", dtype).contiguous()
+    scheduler = pipeline.scheduler.config
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction == "v_prediction" and family.pipeline == "StableDiffusionXLPipeline":
+        tensors["v_pred"] = torch.empty(0)
+        if scheduler.get("rescale_betas_zero_snr"):
+            tensors["ztsnr"] = torch.empty(0)
+    metadata = {"modelspec.architecture": family.name, "modelspec.prediction_type": prediction, "format": "pt"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata)  # Not through bytes in memory: a checkpoint of XL has ten gigabytes.
+    os.replace(partial, path)
+    return family
+
+
+def _configuration(path: Path, family: Family, given: Path | None) -> Path:
+    """The configuration folder, checked."""
+    if given is not None:
+        if not (given / "model_index.json").is_file():
+            raise UserError(
+                f"the configuration folder {given} (config=..., --config DIR) has no model_index.json; give a "
+                f"diffusers folder of the same family, such as {family.repositories[0]}; its weights are not needed."
+            )
+        found = json.loads((given / "model_index.json").read_text()).get("_class_name")
+        if found != family.pipeline:
+            raise UserError(
+                f"the configuration folder {given} (config=..., --config DIR) is a {found}'s, but {path} is a "
+                f"checkpoint of {family.name}, a {family.pipeline}."
+            )
+        return given
+    for repository in family.repositories:
+        cached = try_to_load_from_cache(repository, "model_index.json")
+        if isinstance(cached, str) and _complete(Path(cached).parent, family):
+            return Path(cached).parent
+    where = family.repositories[0]
+    raise UserError(
+        f"MODEL {path} is a checkpoint of {family.name}, which holds weights only: its tokenizer's vocabulary and its "
+        "configuration are needed, too (a few MB, no weights). Fetch them where there is a network with\n"
+        f'  hf download {where} --include "*.json" "*.txt" --local-dir DIR\n'
+        f"and turn the file into a folder that every command takes:\n"
+        f"  metaunlearn import {path} --config DIR --out FOLDER"
+    )
+
+
+def _complete(folder: Path, family: Family) -> bool:
+    parts = [part.component for part in family.parts] + ["scheduler", "tokenizer"]
+    return all((folder / part).is_dir() for part in parts)
+
+
+def _empty(folder: Path, component: str) -> nn.Module:
+    """A component of the configured shape whose parameters have no memory yet."""
+    where = folder / component
+    if not (where / "config.json").is_file():
+        raise UserError(f"the configuration folder {folder} (config=..., --config DIR) has no {component}/config.json.")
+    with init_empty_weights(include_buffers=False):
+        if component == "unet":
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, local_files_only=True))
+        if component == "vae":
+            return AutoencoderKL.from_config(AutoencoderKL.load_config(where, local_files_only=True))
+        kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
+        return kind(CLIPTextConfig.from_pretrained(where, local_files_only=True))
+
+
+def _filled(module: Any, part: Part, file: Any, keys: frozenset[str], path: Path, folder: Path) -> nn.Module:
+    """``module`` with the file's tensors for its parameters, in float32 and in evaluation mode."""
+    missing = sorted(link.original for link in part.linked(module) if link.original not in keys)
+    if missing:
+        raise UserError(
+            f"MODEL {path} lacks {len(missing)} tensors of its {part.component}, such as {missing[0]}; it is "
+            f"incomplete, or the configuration folder {folder} is another model's (config=..., --config DIR)."
+        )
+    shapes = {name: p.shape for name, p in module.named_parameters()}
+    state = {}
+    for name, tensor in _tensors(module, part, file):
+        if tensor.shape != shapes[name]:
+            raise UserError(
+                f"MODEL {path}: {part.component}'s {name} has shape {tuple(tensor.shape)}, but the configuration "
+                f"folder {folder} (config=..., --config DIR) says {tuple(shapes[name])}; it is another model's."
+            )
+        state[name] = tensor.float().contiguous()
+    module.load_state_dict(state, assign=True, strict=False)  # Buffers are made by the module itself.
+    return module.eval().requires_grad_(False)
+
+
+def _tensors(module: Any, part: Part, file: Any) -> Iterator[tuple[str, Tensor]]:
+    for link in part.linked(module):
+        yield from zip(link.diffusers, to_diffusers(link, file.get_tensor(link.original)), strict=True)
+
+
+def _assembled(family: Family, folder: Path, modules: dict[str, Any]) -> Any:
+    index = json.loads((folder / "model_index.json").read_text())
+    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler", local_files_only=True)
+    names = ["tokenizer", "tokenizer_2"] if "text_encoder_2" in modules else ["tokenizer"]
+    try:
+        tokenizers = {name: CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"the configuration folder {folder} (config=..., --config DIR) has no tokenizer that can be read: {error}"
+        ) from error
+    parts: dict[str, Any] = {**modules, **tokenizers, "scheduler": scheduler}
+    if family.pipeline == "StableDiffusionXLPipeline":
+        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+        return diffusers.StableDiffusionXLPipeline(
+            **parts, force_zeros_for_empty_prompt=zeros, add_watermarker=index.get("add_watermarker")
+        )
+    return diffusers.StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )

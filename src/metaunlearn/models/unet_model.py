@@ -1,0 +1,169 @@
+"""What the Stable Diffusion families share: a UNet2DConditionModel, a KL autoencoder, prompts in batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.func import functional_call
+
+from metaunlearn.conditioning import Conditioning
+from metaunlearn.diffusion import NoiseSchedule
+from metaunlearn.errors import UserError
+from metaunlearn.models.precision import DTYPES, Precision, autocast_predict
+from metaunlearn.parameters import Params, digest
+
+PROMPTS_AT_ONCE = 64
+
+
+class UNetModel:
+    """An adapter but for how prompts are encoded, which is each family's own."""
+
+    family: str
+    """Each adapter's own."""
+    text_encoders: tuple[str, ...]
+    """Names of the pipeline's text encoders."""
+    tokenizers: tuple[str, ...]
+    """Names of its tokenizers."""
+    _autocast: torch.dtype | None = None
+    """Precision of the products in ``predict``; None: that of the parameters."""
+
+    def __init__(self, pipeline: Any, *, device: str | torch.device = "cpu") -> None:
+        self.pipeline = pipeline.to(torch.device(device))
+        if pipeline.unet.dtype != torch.float32:  # Training and its checks are written for float32.
+            pipeline.to(torch.float32)
+        self.device = torch.device(device)
+        for name in ("unet", "vae", *self.text_encoders):
+            getattr(pipeline, name).eval().requires_grad_(False)
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """Noise schedule and prediction type, read from the pipeline's scheduler."""
+        return NoiseSchedule.of(self.pipeline.scheduler)
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser."""
+        return self.pipeline.unet
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents that training uses; of a pipeline of oblong pictures, the shorter side's square."""
+        size = self.unet.config.sample_size
+        side = size if isinstance(size, int) else min(size)
+        return self.unet.config.in_channels, side, side
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that training uses, in pixels."""
+        return self.latent_shape[1] * self.pipeline.vae_scale_factor
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers theta has."""
+        return sum(p.numel() for p in self.unet.parameters())
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """The names of theta."""
+        return [name for name, _ in self.unet.named_parameters()]
+
+    @property
+    def text_width(self) -> int:
+        """D: 768 in Stable Diffusion 1.x, 1024 in 2.x, 2048 in XL."""
+        width: int = self.unet.config.cross_attention_dim
+        return width
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the denoiser's parameters."""
+        return digest(dict(self.unet.named_parameters()))
+
+    def parameters(self) -> Params:
+        """theta: a copy of every parameter of the denoiser."""
+        return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
+
+    def load_parameters(self, theta: Params) -> None:
+        """Write ``theta`` into the pipeline's denoiser."""
+        with torch.no_grad():
+            for name, parameter in self.unet.named_parameters():
+                parameter.copy_(theta[name])
+
+    def in_precision(self, precision: Precision) -> Self:
+        """The same model, weights shared, whose ``predict`` has its products in ``precision``; float32 is itself."""
+        if precision == "float32":
+            return self
+        twin = copy.copy(self)
+        twin._autocast = DTYPES[precision]
+        return twin
+
+    def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The UNet's output under parameters ``theta``: (B, C, h, w)."""
+        if self._autocast is not None:
+            return autocast_predict(self._predict, self._autocast, theta, x_t, t, cond)
+        return self._predict(theta, x_t, t, cond)
+
+    def _predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        output: Tensor = functional_call(self.unet, theta, (x_t, t), {**cond.unet_inputs(), "return_dict": False})[0]
+        return output
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """B encoded prompts; equal prompts are encoded once."""
+        distinct = list(dict.fromkeys(prompts))
+        chunks = [distinct[i : i + PROMPTS_AT_ONCE] for i in range(0, len(distinct), PROMPTS_AT_ONCE)]
+        encoded = Conditioning.cat([self.encode_chunk(chunk) for chunk in chunks])
+        return encoded[torch.tensor([distinct.index(prompt) for prompt in prompts])]
+
+    def encode_chunk(self, prompts: list[str]) -> Conditioning:
+        """A few distinct prompts, encoded: each family's own."""
+        raise NotImplementedError
+
+    def unconditional(self) -> Conditioning:
+        """What the pipeline takes for no prompt: the empty text, where a family has nothing else."""
+        return self.encode_prompts([""])
+
+    def last_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Where in an encoded prompt its last word's last token stands: 0, the start token, for an empty prompt."""
+        found = [_last_tokens(getattr(self.pipeline, name), prompts) for name in self.tokenizers]
+        if any(other != found[0] for other in found[1:]):
+            raise UserError(
+                f"MODEL's tokenizers ({', '.join(self.tokenizers)}) cut {list(prompts)} into different numbers of "
+                "tokens, so a token has no place of its own in their joined encoding; choose an optimised method "
+                "(method=..., --method esd-x-1)."
+            )
+        return found[0]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents, (B, C, h, w), of images (B, 3, H, W) in [-1, 1]."""
+        vae = self.pipeline.vae
+        posteriors = [vae.encode(chunk.to(self.device)).latent_dist for chunk in images.split(batch_size)]
+        mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+        scale = vae.config.scaling_factor
+        if vae.config.get("latents_mean") is None or vae.config.get("latents_std") is None:
+            return scale * mean, scale * std
+        # Some autoencoders of the XL family say how their latents are spread, channel by channel.
+        centre, spread = (
+            torch.tensor(vae.config[name], device=self.device).view(1, -1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return scale * (mean - centre) / spread, scale * std / spread
+
+    def check_concept(self, concept: str) -> None:
+        """Refuse a concept of which a tokenizer leaves nothing."""
+        for name in self.tokenizers:
+            if not getattr(self.pipeline, name)(concept, add_special_tokens=False).input_ids:
+                raise UserError(
+                    f"the concept {concept!r} tokenises to nothing, so no prompt can name it; "
+                    "give a word or phrase (concepts=[...], --concept TEXT)."
+                )
+
+
+def _last_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
+    ids = tokenizer(list(prompts), truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return [len(row) - 2 for row in ids]

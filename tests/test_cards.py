@@ -1,0 +1,146 @@
+"""The model card and the upload: what a run folder says of itself, and what leaves the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Call
+from metaunlearn.cards import write_card
+from metaunlearn.erasing import erase
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.publishing import push, sign_in
+
+FAST = ("steps=1", "forget_images=2", "retain_images=2", "bank_trajectories=2", "bank_steps=2", "batch_size=2")
+
+
+class FakeHub:
+    """Remembers what it was asked; ``signed_in`` and ``works`` make it fail."""
+
+    def __init__(self, *, signed_in: bool = True, works: bool = True) -> None:
+        self.signed_in, self.works = signed_in, works
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def whoami(self) -> dict[str, str]:
+        if not self.signed_in:
+            raise OSError("Token is required\nand more lines")
+        return {"name": "somebody"}
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        self.calls.append(("create", {"repo_id": repo_id, **options}))
+
+    def upload_folder(self, **options: Any) -> None:
+        if not self.works:
+            raise OSError("the line broke")
+        self.calls.append(("upload", options))
+
+
+@pytest.fixture(scope="module")
+def erased(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "meta-unlearn"
+    erase(tiny_model, ["zebra|a striped horse"], related=["a horse"], out=out, overrides=FAST)
+    return out
+
+
+def score(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 1, "high": value + 1, "n": 40, "protocol": {}}
+
+
+def test_a_fresh_card_says_what_was_done_and_that_nothing_was_measured(erased: Path) -> None:
+    text = (erased / "README.md").read_text()
+    record = json.loads((erased / "run.json").read_text())
+    for words in (
+        "# tiny without zebra or a striped horse", "meta-unlearning", "`esd-u-1`", "| `steps` | 1 |", "| `eta` | 1.0 |",
+        "Kept by name: a horse", record["request"]["weights"], "Nothing yet", "license: other",
+        "library_name: diffusers", "DiffusionPipeline.from_pretrained",
+    ):  # fmt: skip
+        assert words in text, words
+    assert str(erased.parent) not in text
+    assert "/tmp" not in text
+
+
+def test_the_card_tells_what_lies_beside_the_run(erased: Path, call: Call) -> None:
+    """An evaluation before and one after 50 steps of an attack; one of another model is not told. The summary of a
+    story has this model's rows only."""
+    runs = erased.parent
+    states = {"scores": erased, "scores-50": runs / "attacked" / "step-000050", "scores-other": runs / "other"}
+    for name, model in states.items():
+        (runs / name).mkdir()
+        request = {"command": "evaluate", "model": str(model)}
+        (runs / name / "run.json").write_text(json.dumps({"request": request}))
+        (runs / name / "results.json").write_text(json.dumps({"concept": score(10.0 + len(name))}))
+    (runs / "attacked").mkdir()
+    request = {"command": "attack", "kind": "finetune", "model": str(erased), "steps": [0, 50]}
+    (runs / "attacked" / "run.json").write_text(json.dumps({"request": request}))
+    models = {
+        "original": {"before": {"concept": [90.0, 85.0, 95.0]}},
+        "meta-unlearn": {"before": {"concept": [3.0, 1.0, 7.0]}, "malicious": {"25": {"concept": [8.0, 4.0, 13.0]}}},
+    }
+    (runs / "summary.json").write_text(json.dumps({"concept": "zebra", "models": models}))
+    found = call("card", erased, "--licence", "creativeml-openrail-m")
+    assert found.code == 0
+    text = (erased / "README.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "[" in line]
+    assert lines == [
+        "| before | 3.00 [1.00, 7.00] |  |  |",
+        "| malicious, 25 steps | 8.00 [4.00, 13.00] |  |  |",
+        "| model | metric | value [95 % interval] | n | run |",
+        "| before any attack | concept | 16.00 [15.00, 17.00] | 40 | scores |",
+        "| after 50 steps of finetune (attacked) | concept | 19.00 [18.00, 20.00] | 40 | scores-50 |",
+    ]
+    assert "license: creativeml-openrail-m" in text
+    assert "Nothing yet" not in text
+
+
+def test_the_licence_is_that_of_the_base_models_own_card(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tiny_model / "README.md").write_text("---\nlicense: openrail++\n---\n# tiny\n")
+    try:
+        erase(tiny_model, ["zebra"], method="uce", meta=False, out=out)
+    finally:
+        (tiny_model / "README.md").unlink()
+    assert "license: openrail++" in (out / "README.md").read_text()
+
+
+def test_only_a_complete_erasing_run_has_a_card(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="no complete run"):
+        write_card(tiny_model)
+
+
+def test_push_uploads_everything_but_pictures_and_state(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    hub, out = FakeHub(), tmp_path / "out"
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    erase = ("erase", tiny_model, "--concept", "zebra", "--method", "uce", "--no-meta", "--out", out)
+    assert call(*erase, "--push", "somebody/tiny-without-zebra").code == 0
+    assert call("card", out, "--push", "somebody/tiny-without-zebra").code == 0
+    created, uploaded = hub.calls[:2]
+    assert created == ("create", {"repo_id": "somebody/tiny-without-zebra", "private": True, "exist_ok": True})
+    assert uploaded[1]["folder_path"] == str(out)
+    assert {"data/*", "state/*"} <= set(uploaded[1]["ignore_patterns"])
+    assert hub.calls[2:] == hub.calls[:2]
+
+
+def test_push_is_checked_before_any_work(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: FakeHub(signed_in=False))
+    out = tmp_path / "out"
+    erase_to = ("erase", tiny_model, "--concept", "zebra", "--out", out)
+    for repository, says in (("somebody/tiny", "hf auth login"), ("tiny", "OWNER/NAME")):
+        found = call(*erase_to, "--push", repository)
+        assert found.code == 2
+        assert says in found.err
+        assert not out.exists()
+    with pytest.raises(UserError, match="--out"):
+        erase(tiny_model, ["zebra"], push="somebody/tiny")
+
+
+def test_a_failed_upload_keeps_the_run_and_says_how_to_go_on(tmp_path: Path) -> None:
+    hub = FakeHub(works=False)
+    with pytest.raises(RunError, match=r"the line broke.*metaunlearn card"):
+        push(tmp_path, "somebody/tiny", sign_in("somebody/tiny", hub))

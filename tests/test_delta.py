@@ -1,0 +1,110 @@
+"""The weight delta: bit for bit, for every float; its hashes are checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from conftest import Call
+from metaunlearn.delta import DELTA_FILE, apply_delta, bit_difference, make_delta, moved_bits
+from metaunlearn.erasing import erase
+from metaunlearn.errors import RunError, UserError
+from metaunlearn.models import load, load_pipeline
+from tiny_models import new_sd1, new_sdxl
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def erased(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with --delta; only keys and values of cross-attention move."""
+    out = tmp_path_factory.mktemp("erased") / "run"
+    erase(tiny_model, ["zebra"], method="uce", meta=False, out=out, delta=True)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bits_go_around_where_floats_do_not(dtype: torch.dtype) -> None:
+    """Numbers of all sizes, both zeros, infinities; in floats a + (b - a) misses b."""
+    g = torch.Generator().manual_seed(0)
+    size = 10.0 ** torch.randint(-4, 4, (1000,), generator=g)
+    a = (torch.randn(1000, generator=g, dtype=torch.float64) * size).to(dtype)
+    b = torch.randn(1000, generator=g, dtype=torch.float64).to(dtype)
+    b[:4] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[b.element_size()]
+    again = moved_bits(a, bit_difference(a, b))
+    assert again.dtype == dtype
+    assert torch.equal(again.view(integers), b.view(integers))
+    assert not torch.equal(a[4:] + (b[4:] - a[4:]), b[4:])
+
+
+def test_delta_holds_what_changed_and_gives_the_erased_model(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    before, after = load_file(tiny_model / UNET), load_file(erased / UNET)
+    moved = {f"unet.{name}" for name in before if not torch.equal(before[name], after[name])}
+    assert set(load_file(erased / DELTA_FILE)) == moved
+    summary = apply_delta(tiny_model, erased / DELTA_FILE, tmp_path / "applied")
+    assert (tmp_path / "applied" / UNET).read_bytes() == (erased / UNET).read_bytes()
+    assert summary["result"] == {"unet": load(erased).fingerprint()}
+    assert json.loads((tmp_path / "applied" / "run.json").read_text())["status"] == "complete"
+
+
+def test_another_base_is_refused(erased: Path, tmp_path: Path) -> None:
+    """One number of one tensor, in its last bit."""
+    base = new_sd1()
+    weight = base.unet.conv_in.bias
+    weight.data[0] = torch.nextafter(weight.data[0], torch.tensor(torch.inf))
+    with pytest.raises(UserError, match=r"the base's unet has SHA-256"):
+        apply_delta(base, erased / DELTA_FILE, tmp_path / "applied")
+    assert not (tmp_path / "applied").exists()
+
+
+def test_a_damaged_delta_is_noticed(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    with safe_open(erased / DELTA_FILE, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(erased / DELTA_FILE)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, tmp_path / "damaged.safetensors", metadata)
+    with pytest.raises(RunError, match="damaged"):
+        apply_delta(tiny_model, tmp_path / "damaged.safetensors", tmp_path / "applied")
+    assert not (tmp_path / "applied" / "model_index.json").exists()
+    save_file(tensors, tmp_path / "plain.safetensors")
+    with pytest.raises(UserError, match="no delta of this version"):
+        apply_delta(tiny_model, tmp_path / "plain.safetensors", tmp_path / "other")
+
+
+def test_text_encoders_are_part_of_it_and_the_caller_keeps_his(tmp_path: Path) -> None:
+    """A method may train a text encoder; the given base pipeline stays as it is."""
+    base, changed = new_sdxl(), new_sdxl()
+    with torch.no_grad():
+        changed.text_encoder_2.text_projection.weight += 1e-3
+    summary = make_delta(base, changed, tmp_path / "delta.safetensors")
+    assert list(summary["base"]) == ["text_encoder_2"]
+    apply_delta(base, tmp_path / "delta.safetensors", tmp_path / "applied")
+    applied = load_pipeline(tmp_path / "applied").text_encoder_2.text_projection.weight
+    assert torch.equal(applied, changed.text_encoder_2.text_projection.weight)
+    assert not torch.equal(applied, base.text_encoder_2.text_projection.weight)
+
+
+def test_command_line(call: Call, tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    file = tmp_path / "delta.safetensors"
+    assert call("delta", tiny_model, erased, "--out", file).code == 0
+    assert file.read_bytes() == (erased / DELTA_FILE).read_bytes()
+    assert call("apply", tiny_model, file, "--out", tmp_path / "applied").code == 0
+    assert (tmp_path / "applied" / UNET).read_bytes() == (erased / UNET).read_bytes()
+    for arguments, says in (
+        (("delta", tiny_model, erased, "--out", file), "exists already"),
+        (("delta", tiny_model, tiny_model, "--out", tmp_path / "x.safetensors"), "same weights"),
+        (("delta", tiny_model, "canvas", "--out", tmp_path / "x.safetensors"), "same architecture"),
+        (("delta", tiny_model, erased, "--out", tmp_path / "x.bin"), "--out FILE"),
+        (("apply", tiny_model, tmp_path / "no", "--out", tmp_path / "x"), "no delta"),
+        (("apply", erased, file, "--out", tmp_path / "x"), "SHA-256"),
+    ):
+        found = call(*arguments)
+        assert found.code == 2
+        assert says in found.err
+    assert not (tmp_path / "x").exists()

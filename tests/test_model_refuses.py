@@ -1,0 +1,136 @@
+"""Pipelines that cannot work: exit code 2, and a message that says what is missing, before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+
+from conftest import Call
+from metaunlearn.errors import UserError
+from metaunlearn.models import adapt
+from metaunlearn.models.loading import choose_variant, load_pipeline
+from tiny_models import new_sd1, new_sdxl
+
+
+def without(pipeline: Any, *parts: str) -> Any:
+    for part in parts:
+        setattr(pipeline, part, None)
+    return pipeline
+
+
+def with_unet(**options: Any) -> Any:
+    """The tiny 1.x pipeline with a denoiser of other options."""
+    pipeline = new_sd1()
+    own = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
+    pipeline.unet = UNet2DConditionModel.from_config({**own, **options})
+    return pipeline
+
+
+def inpainting() -> Any:
+    parts = {**new_sd1().components, "image_encoder": None}
+    return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+
+
+def refiner() -> Any:
+    parts = new_sdxl().components
+    parts = {name: part for name, part in parts.items() if name not in ("image_encoder", "feature_extractor")}
+    return StableDiffusionXLImg2ImgPipeline(
+        **{**parts, "text_encoder": None, "tokenizer": None}, requires_aesthetics_score=True, add_watermarker=False
+    )
+
+
+NO_CROSS_ATTENTION = {
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: without(new_sd1(), "tokenizer"), "no tokenizer"),
+        (lambda: without(new_sdxl(), "text_encoder_2", "vae"), "no vae and no text_encoder_2"),
+        (lambda: without(new_sdxl(), "text_encoder"), "refiner"),
+        (refiner, "refiner"),
+        (inpainting, "starts from a picture"),
+        (lambda: with_unet(in_channels=9), "takes 9 channels but its latents have 4"),
+        (lambda: with_unet(time_cond_proj_dim=8), "distilled"),
+        (lambda: with_unet(**NO_CROSS_ATTENTION), "no cross-attention"),
+        (object, "MODEL is a object, which has no adapter"),
+    ],
+)
+def test_pipelines_that_cannot_work(make: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        adapt(make())
+
+
+def test_folders_are_refused_by_their_index_alone(call: Call, tmp_path: Path) -> None:
+    """Nothing but model_index.json lies there, so nothing else can have been read."""
+    for index, says in (
+        ({"_class_name": "FluxPipeline"}, "FluxPipeline"),
+        ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}, "refiner"),
+        ({"_class_name": "StableDiffusionDepth2ImgPipeline"}, "starts from a picture"),
+        ({"_class_name": "StableDiffusionPipeline"}, "no weights of a denoiser"),
+        ({}, "pipeline without a class"),
+    ):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+        found = call("erase", tmp_path / "model", "--concept", "a fox", "--out", tmp_path / "out")
+        assert found.code == 2
+        assert says in found.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_pickles_is_refused(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    found = call("generate", folder, "--prompt", "a fox", "--out", tmp_path / "out")
+    assert found.code == 2
+    assert "as a pickle only (unet/diffusion_pytorch_model.bin)" in found.err
+
+
+def test_half_precision_variants_are_found_and_cast(tmp_path: Path) -> None:
+    """A folder with the fp16 variant only, as many are shared; beside plain weights it is not read."""
+    pipeline = new_sdxl()
+    pipeline.save_pretrained(tmp_path / "model", variant="fp16")
+    found = load_pipeline(tmp_path / "model")
+    assert {str(p.dtype) for p in found.unet.parameters()} == {"torch.float32"}
+    name = "unet/diffusion_pytorch_model"
+    assert choose_variant([f"{name}.fp16.safetensors", f"{name}.safetensors"], "m") is None
+    assert choose_variant([f"{name}.fp16.safetensors"], "m") == "fp16"
+    assert choose_variant([f"{name}.fp16-00001-of-00002.safetensors"], "m") == "fp16"
+    assert choose_variant([f"{name}-00001-of-00002.safetensors"], "m") is None
+    with pytest.raises(UserError, match="no variant that is known"):
+        choose_variant([f"{name}.int4.safetensors"], "m")
+
+
+def test_a_hub_id_without_a_network_says_how_to_fetch_it(call: Call, tmp_path: Path, monkeypatch: Any) -> None:
+    class Nobody:
+        def model_info(self, *_: Any, **__: Any) -> None:
+            raise OSError("no route to host")
+
+    monkeypatch.setattr("metaunlearn.models.loading.HfApi", Nobody)
+    found = call("erase", "somebody/some-model", "--concept", "a fox", "--out", tmp_path / "out")
+    assert found.code == 2
+    assert "hf download somebody/some-model" in found.err
+    assert "no route to host" in found.err
+
+
+def test_a_hub_model_with_pickles_only_is_not_downloaded(call: Call, tmp_path: Path, monkeypatch: Any) -> None:
+    class Hub:
+        def model_info(self, *_: Any, **__: Any) -> Any:
+            from types import SimpleNamespace
+
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename="unet/diffusion_pytorch_model.bin")])
+
+    monkeypatch.setattr("metaunlearn.models.loading.HfApi", Hub)
+    found = call("erase", "somebody/some-model", "--concept", "a fox", "--out", tmp_path / "out")
+    assert found.code == 2
+    assert "pickle" in found.err

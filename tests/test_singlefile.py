@@ -1,0 +1,239 @@
+"""The original layout, both ways: key for key at true size, number for number on tiny pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from conftest import Call
+from metaunlearn.errors import UserError
+from metaunlearn.exporting import export, import_checkpoint
+from metaunlearn.models import load_pipeline
+from metaunlearn.models.architectures import ARCHITECTURES
+from metaunlearn.models.layout import FAMILIES, Family, Link, family_of_keys, to_diffusers, to_original
+from metaunlearn.models.singlefile import load_single_file, save_single_file
+from tiny_models import NEW, new_sdxl
+
+BY_NAME: dict[str, Family] = {"sdxl": FAMILIES[0], "sd21": FAMILIES[1], "sd14": FAMILIES[2]}
+TENSORS = {"sd14": 1130, "sd21": 1214, "sdxl": 2513}
+"""1.4: 686 + 248 + 196. The published files of 1.4 and XL have one or two more, which are no parameters: CLIP's
+position_ids and, in XL, OpenCLIP's logit_scale."""
+SOME_KEYS = {
+    "sd14": {
+        "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
+        "model.diffusion_model.output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.output_blocks.5.2.conv.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+        "model.diffusion_model.middle_block.1.proj_in.weight": (1280, 1280, 1, 1),
+        "model.diffusion_model.out.2.bias": (4,),
+        "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight": (128, 256, 1, 1),
+        "first_stage_model.decoder.up.3.upsample.conv.weight": (512, 512, 3, 3),
+        "first_stage_model.encoder.mid.attn_1.q.weight": (512, 512, 1, 1),
+        "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
+        "cond_stage_model.transformer.text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768),
+    },
+    "sd21": {
+        "model.diffusion_model.input_blocks.1.1.proj_in.weight": (320, 320),
+        "cond_stage_model.model.transformer.resblocks.22.attn.in_proj_weight": (3072, 1024),
+        "cond_stage_model.model.positional_embedding": (77, 1024),
+    },
+    "sdxl": {
+        "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
+        "model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_v.weight": (1280, 2048),
+        "model.diffusion_model.output_blocks.2.2.conv.weight": (1280, 1280, 3, 3),
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight": (77, 768),
+        "conditioner.embedders.1.model.transformer.resblocks.31.mlp.c_proj.weight": (1280, 5120),
+        "conditioner.embedders.1.model.text_projection": (1280, 1280),
+    },
+}
+"""Names and shapes as the published files have them."""
+
+
+def true_size(name: str) -> tuple[list[torch.nn.Module], dict[str, Tensor]]:
+    """The modules of a published architecture on the meta device, and its file in the original layout."""
+    architecture, family = ARCHITECTURES[name], BY_NAME[name]
+    modules = [architecture.build_unet(), architecture.build_vae(), *architecture.build_text_encoders()]
+    file: dict[str, Tensor] = {}
+    for part, module in zip(family.parts, modules, strict=True):
+        own = dict(module.named_parameters())
+        for link in part.linked(module):
+            assert link.original not in file
+            file[link.original] = to_original(link, [own[name] for name in link.diffusers])
+    return modules, file
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_true_key_lists_go_around(name: str) -> None:
+    """Every parameter has its place, no two share one, the published names and shapes are among them, and the way back
+    gives every name with its shape; the family is recognised by the keys."""
+    modules, file = true_size(name)
+    assert len(file) == TENSORS[name]
+    assert {key: tuple(file[key].shape) for key in SOME_KEYS[name]} == SOME_KEYS[name]
+    assert family_of_keys(file.keys(), "a file") is BY_NAME[name]
+    for part, module in zip(BY_NAME[name].parts, modules, strict=True):
+        back = {}
+        for link in part.linked(module):
+            back |= dict(zip(link.diffusers, to_diffusers(link, file[link.original]), strict=True))
+        assert {key: p.shape for key, p in back.items()} == {key: p.shape for key, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_diffusers_reads_the_same_names_and_shapes(name: str) -> None:
+    """An independent reference: diffusers' own converters, which make of our keys just what the modules hold."""
+    (unet, vae, *text), file = true_size(name)
+    found = [
+        convert_ldm_unet_checkpoint(dict(file), dict(unet.config)),
+        convert_ldm_vae_checkpoint(dict(file), dict(vae.config)),
+    ]
+    for module, state in zip((unet, vae), found, strict=True):
+        expected = {key: p.shape for key, p in module.named_parameters()}
+        assert {key: p.shape for key, p in state.items()} == expected
+    if name == "sdxl":
+        state = convert_open_clip_checkpoint(text[1], dict(file), prefix="conditioner.embedders.1.model.")
+        names = {key.removeprefix("text_model.") for key in state} - {"embeddings.position_ids"}
+        assert names == {key.removeprefix("text_model.") for key, _ in text[1].named_parameters()}
+
+
+def test_forms_are_inverses() -> None:
+    g = torch.Generator().manual_seed(0)
+    matrix = torch.randn(6, 4, generator=g)
+    assert to_original(Link("a", ("b",), "pixelwise"), [matrix]).shape == (6, 4, 1, 1)
+    assert torch.equal(to_original(Link("a", ("b",), "transposed"), [matrix]), matrix.T)
+    assert torch.equal(to_original(Link("a", ("q", "k"), "stacked"), [matrix, -matrix])[6:], -matrix)
+    for form in ("same", "pixelwise", "transposed"):
+        link = Link("a", ("b",), form)  # type: ignore[arg-type]
+        assert torch.equal(to_diffusers(link, to_original(link, [matrix]))[0], matrix)
+    three = list(torch.randn(3, 6, 4, generator=g))
+    link = Link("a", ("q", "k", "v"), "stacked")
+    assert all(torch.equal(a, b) for a, b in zip(to_diffusers(link, to_original(link, three)), three, strict=True))
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_tiny_pipelines_go_around_number_for_number(name: str, tmp_path: Path) -> None:
+    """folder -> file -> folder: the same weights in every component, the same configuration, the same picture."""
+    folder, file, back = tmp_path / "model", tmp_path / "model.safetensors", tmp_path / "back"
+    NEW[name]().save_pretrained(folder)
+    summary = export(folder, file)
+    assert summary["architecture"].startswith("stable-diffusion")
+    import_checkpoint(file, back, config=folder)
+    one, two = load_pipeline(folder), load_pipeline(back)
+    assert type(one) is type(two)
+    for part in [component for component in one.components if hasattr(one.components[component], "parameters")]:
+        before, after = (dict(getattr(pipeline, part).named_parameters()) for pipeline in (one, two))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(p, after[key]) for key, p in before.items()), part
+    pictures = []
+    for pipeline in (one, two):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        pictures.append(pipeline("a fox", num_inference_steps=2, generator=generator, output_type="pt").images)
+    assert torch.equal(*pictures)
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["modelspec.prediction_type"] == one.scheduler.config.prediction_type
+
+
+def test_diffusers_loads_what_is_exported(tmp_path: Path) -> None:
+    """Its own single-file loader, on the tiny 1.x pipeline, gives the same denoiser and autoencoder."""
+    folder, file = tmp_path / "model", tmp_path / "model.safetensors"
+    pipeline = NEW["sd1"]()
+    pipeline.save_pretrained(folder)
+    export(folder, file)
+    theirs = StableDiffusionPipeline.from_single_file(file, config=str(folder), local_files_only=True)
+    for part in ("unet", "vae"):
+        after = dict(getattr(theirs, part).named_parameters())
+        assert all(torch.equal(p, after[key]) for key, p in getattr(pipeline, part).named_parameters()), part
+
+
+def test_diffusers_converts_the_numbers_of_open_clip(tmp_path: Path) -> None:
+    """The order of queries, keys and values and the transposed projection, by diffusers' own converter."""
+    pipeline = new_sdxl()
+    save_single_file(pipeline, tmp_path / "model.safetensors")
+    encoder = pipeline.text_encoder_2
+    file = load_file(tmp_path / "model.safetensors")
+    state = convert_open_clip_checkpoint(encoder, file, prefix="conditioner.embedders.1.model.")
+    bare = {key.removeprefix("text_model."): p for key, p in state.items()}
+    for key, p in encoder.named_parameters():
+        assert torch.equal(bare[key.removeprefix("text_model.")], p), key
+
+
+def test_half_precision_and_markers(tmp_path: Path) -> None:
+    """An XL model that predicts v is marked, and marked again if its schedule ends in pure noise."""
+    pipeline = new_sdxl()
+    save_single_file(pipeline, tmp_path / "whole.safetensors")
+    save_single_file(pipeline, tmp_path / "half.safetensors", dtype=torch.float16)
+    half = load_file(tmp_path / "half.safetensors")
+    assert {p.dtype for p in half.values()} == {torch.float16}
+    assert "v_pred" not in half
+    again = load_single_file(tmp_path / "whole.safetensors", _saved(pipeline, tmp_path / "config"))
+    assert again.unet.dtype == torch.float32
+    for options, markers in (
+        ({"prediction_type": "v_prediction"}, {"v_pred"}),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {"v_pred", "ztsnr"}),
+    ):
+        pipeline.scheduler.register_to_config(**options)
+        save_single_file(pipeline, tmp_path / "marked.safetensors")
+        assert set(load_file(tmp_path / "marked.safetensors")) - set(half) == markers
+
+
+def _saved(pipeline: object, folder: Path) -> Path:
+    """A configuration folder: everything but weights."""
+    pipeline.save_pretrained(folder)  # type: ignore[attr-defined]
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    return folder
+
+
+def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
+    for keys, says in (
+        (["conditioner.embedders.0.model.ln_final.weight"], "refiner"),
+        (["lora_unet_down_blocks_0.lora_down.weight"], "LoRA"),
+        (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"], "FLUX"),
+        (["model.diffusion_model.input_blocks.0.0.weight"], "without a text encoder"),
+        (["weight"], "no checkpoint in the original layout"),
+    ):
+        file = tmp_path / "other.safetensors"
+        save_file({key: torch.zeros(1) for key in keys}, file)
+        with pytest.raises(UserError, match=says):
+            load_single_file(file)
+    (tmp_path / "broken.safetensors").write_bytes(b"{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_single_file(tmp_path / "broken.safetensors")
+
+
+def test_command_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a configuration folder the message says how to get one; an incomplete file names what it lacks."""
+    folder, file = tmp_path / "model", tmp_path / "model.safetensors"
+    NEW["sd1"]().save_pretrained(folder)
+    assert call("export", folder, "--out", file, "--precision", "float16").code == 0
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nothing"))
+    monkeypatch.setattr("metaunlearn.models.singlefile.try_to_load_from_cache", lambda *_: None)
+    found = call("generate", file, "--prompt", "a fox", "--out", tmp_path / "out")
+    assert found.code == 2
+    assert "metaunlearn import" in found.err
+    assert "hf download stable-diffusion-v1-5/stable-diffusion-v1-5" in found.err
+    assert call("import", file, "--config", folder, "--out", tmp_path / "back").code == 0
+    assert call("import", file, "--config", folder, "--out", tmp_path / "back").code == 2
+    assert call("export", folder, "--out", file).code == 2
+    assert call("export", folder, "--out", tmp_path / "model.ckpt").code == 2
+    assert call("export", folder, "--precision", "int8", "--out", tmp_path / "other.safetensors").code == 2
+    wrong = call("import", file, "--config", _saved(new_sdxl(), tmp_path / "xl"), "--out", tmp_path / "x")
+    assert wrong.code == 2
+    assert "StableDiffusionXLPipeline" in wrong.err
+    tensors = load_file(file)
+    del tensors["model.diffusion_model.out.2.bias"]
+    save_file(tensors, tmp_path / "cut.safetensors")
+    cut = call("import", tmp_path / "cut.safetensors", "--config", folder, "--out", tmp_path / "x")
+    assert cut.code == 2
+    assert "model.diffusion_model.out.2.bias" in cut.err
+    assert not (tmp_path / "x").exists()
