@@ -106,7 +106,7 @@ def test_the_papers_gamma2() -> None:
     [
         ("esd-u-1", ["eta=2"], r"'esd-u-1' says eta itself.*--set"),
         ("sdd", ["ema_decya=0.5"], "Did you mean 'ema_decay'"),
-        ("esd-u-1", ["ema_decay=0.5"], "unknown key 'ema_decay'"),
+        ("esd-u-1", ["mu=0.5"], "unknown key 'mu'"),
         ("esd-2025", ["eta=-1"], "eta"),
         ("sdd", ["ema_decay"], "key=value"),
     ],

@@ -29,13 +29,16 @@ class RetainBatch:
 
     def parts(self, count: int) -> list[RetainBatch]:
         """``count`` batches with equal shares of either kind."""
-        related = [Batch(*values) for values in zip(*(x[: self.related].chunk(count) for x in self.batch), strict=True)]
-        others = [Batch(*values) for values in zip(*(x[self.related :].chunk(count) for x in self.batch), strict=True)]
-        if self.related == 0:
-            return [RetainBatch(batch, 0) for batch in others]
-        if self.related == len(self.batch.t):
-            return [RetainBatch(batch, len(batch.t)) for batch in related]
-        return [RetainBatch(joined(a, b), len(a.t)) for a, b in zip(related, others, strict=True)]
+        if self.related in (0, len(self.batch.t)):
+            return [RetainBatch(batch, len(batch.t) if self.related else 0) for batch in _cut(self.batch, count)]
+        related = _cut(Batch(*(values[: self.related] for values in self.batch)), count)
+        unrelated = _cut(Batch(*(values[self.related :] for values in self.batch)), count)
+        return [RetainBatch(joined(a, b), len(a.t)) for a, b in zip(related, unrelated, strict=True)]
+
+
+def _cut(batch: Batch, count: int) -> list[Batch]:
+    """``count`` batches of the same size."""
+    return [Batch(*values) for values in zip(*(values.chunk(count) for values in batch), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class OuterDraw:
         forget: Sequence[ForgetBatch | None] = [None] * count
         if self.forget is not None:
             forget = [ForgetBatch(*values) for values in zip(*(x.chunk(count) for x in self.forget), strict=True)]
-        outer = [Batch(*values) for values in zip(*(x.chunk(count) for x in self.outer), strict=True)]
+        outer = _cut(self.outer, count)
         return [
             OuterDraw(
                 forget=forget[k],
