@@ -120,6 +120,9 @@ def test_attacks_without_steps_and_attacks_that_measure_themselves(erased: Path,
     for name, results in {"scores": {"concept": score(30)}, "search": {"concept_worst_case": score(50)},
                           "prompts": {"asr": score(40)}}.items():  # fmt: skip
         (tmp_path / name / "results.json").write_text(json.dumps(results))
+    for number, text in enumerate(("{", "[]", '{"request": 1}')):
+        (tmp_path / f"others-{number}").mkdir()
+        (tmp_path / f"others-{number}" / "run.json").write_text(text)
     lines = write_card(model).read_text().splitlines()
     assert [line for line in lines if line.startswith("| ") and "[" in line] == [
         "| model | metric | value [95 % interval] | n | run |",

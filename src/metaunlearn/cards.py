@@ -32,7 +32,7 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
     ``folder`` holds no complete erasing run.
     """
     record = _record(folder)
-    if record is None or record.get("request", {}).get("command") != "erase" or record.get("status") != "complete":
+    if record is None or record["request"].get("command") != "erase" or record.get("status") != "complete":
         raise UserError(f"{folder} holds no complete run of metaunlearn erase (DIR), so there is nothing to describe.")
     request = record["request"]
     licence = licence or _licence_of(request["model"]) or UNKNOWN_LICENCE
@@ -44,8 +44,12 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    file = folder / RUN_FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    """The record of the run in ``folder``; None where there is none, or no longer, or somebody else's file."""
+    try:
+        record = json.loads((folder / RUN_FILE).read_text())
+    except (OSError, ValueError):  # What lies beside a run comes and goes, and may be anybody's.
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("request"), dict) else None
 
 
 def _base(model: str) -> str:
@@ -122,7 +126,7 @@ def _evaluations(folder: Path) -> Iterator[str]:
     # Two levels and no more: what lies beside may be somebody's home.
     files = [*beside.glob(f"*/{RUN_FILE}"), *beside.glob(f"*/*/{RUN_FILE}")]
     found = {file.parent: _record(file.parent) for file in sorted(files)}
-    runs = {path: record for path, record in found.items() if record and "request" in record}
+    runs = {path: record for path, record in found.items() if record is not None}
     states: dict[Path, tuple[float, str]] = {folder.resolve(): (0, "before any attack")}
     results: list[tuple[Path, tuple[float, str]]] = []
     for path, record in runs.items():
