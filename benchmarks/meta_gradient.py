@@ -122,6 +122,13 @@ VARIANTS: dict[str, Callable[[MetaProblem, Params], Params]] = {
     "adjoint, one-sided difference": lambda problem, theta: GradientDifference(one_sided=True)(problem, theta).gradient,
 }
 
+try:  # pip install -c constraints.txt -e '.[rivals]'
+    from rivals import by_higher, by_torchopt
+except ImportError as missing:
+    print(f"without {missing.name}")
+else:
+    VARIANTS |= {"unrolled by `higher`": by_higher, "unrolled by TorchOpt": by_torchopt}
+
 
 def seconds(call: Callable[[], object], device: str) -> float:
     """Wall time of one call."""

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.bench import sources
 from metaunlearn.bench.cells import Cell, make_cell
 from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridVariant, ModelName, as_overrides
-from metaunlearn.config import AttackSettings, Counts, read_recipe, resolve
+from metaunlearn.config import Counts, read_recipe
 from metaunlearn.erasure.interface import OptimisedMethod
+from metaunlearn.erasure.prepare import PICTURE_SETTINGS
 from metaunlearn.erasure.registry import Configured, configure
 
 META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise")
@@ -140,11 +142,12 @@ class _Planner:
         return self.cell("erase", spec=spec, call=call, labels=place, size=size, needs=needs)
 
     def _pictures(self, concept: GridConcept, seed: int, chosen: Configured, place: Mapping[str, Any]) -> Cell:
-        counts = {name: getattr(chosen.settings, name) for name in ("forget_images", "retain_images")}
-        spec = {"base": base_hash(self.grid.base), "concept": concept.name, "seed": seed, **counts}
-        call = {"base": self.grid.base, "concept": concept.name, "seed": seed, **counts}
+        pictures = {name: getattr(chosen.settings, name) for name in PICTURE_SETTINGS}
+        facts = {"concept": concept.name, "seed": seed, "settings": pictures}
+        spec = {"base": base_hash(self.grid.base), **facts}
+        call = {"base": self.grid.base, **facts}
         labels = {"concept": place["concept"], "seed": seed}
-        size = counts["forget_images"] + 2 * counts["retain_images"]
+        size = chosen.settings.forget_images + 2 * chosen.settings.retain_images
         return self.cell("pictures", spec=spec, call=call, labels=labels, size=size)
 
     def _attack(
@@ -154,10 +157,10 @@ class _Planner:
         facts = {"dataset": attack.data, "concept": concept.name, "pictures": attack.pictures, "seed": seed}
         data = self.cell("data", spec={**facts, "art": art_hash()}, call=facts, labels=labels, size=attack.pictures)
         said = as_overrides({**concept.attack, **attack.set})
-        settings = resolve(AttackSettings, read_recipe(self.grid.recipe).attack, said)
+        settings = configure_attack(attack.kind, read_recipe(self.grid.recipe), said).kind.model_dump(mode="json")
         steps = list(attack.steps or concept.steps)
-        spec = {"settings": _without(settings.model_dump(mode="json"), NO_INFLUENCE), "steps": steps, "seed": seed}
-        call = {"steps": steps, "recipe": self.grid.recipe, "overrides": said, "seed": seed}
+        spec = {"kind": attack.kind, "settings": _without(settings, NO_INFLUENCE), "steps": steps, "seed": seed}
+        call = {"kind": attack.kind, "steps": steps, "recipe": self.grid.recipe, "overrides": said, "seed": seed}
         return self.cell(
             "attack", spec=spec, call=call, labels={**place, **labels}, size=steps[-1],
             needs={"erase": erased, "data": data},

@@ -41,6 +41,8 @@ class GridAttack(Settings):
     """The attacker's data set of real pictures; see canvas/datasets.py."""
     pictures: int = Field(default=40, gt=0)
     """How many it has."""
+    kind: Literal["finetune", "lora", "dreambooth"] = "finetune"
+    """What is trained on them: attacks that leave a denoiser after each step."""
     steps: Steps = ()
     """Checkpoints; empty: the concept's."""
     set: dict[str, Any] = Field(default_factory=dict)

@@ -13,6 +13,8 @@ from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.runs import Progress, RunFolder
 
 ROLES = ("forget", "related", "unrelated")
+PICTURE_SETTINGS = ("forget_images", "retain_images", "forget_guidance", "retain_guidance")
+"""Keys of :class:`~metaunlearn.config.EraseSettings` that say which pictures the model makes of itself."""
 PER_PROMPT = 8
 """At most so many retained pictures of one prompt: more of them cost time and show little that is new."""
 

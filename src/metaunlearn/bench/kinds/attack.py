@@ -18,6 +18,7 @@ def make(
     *,
     erase: Path,
     data: Path,
+    kind: str,
     steps: Sequence[int],
     recipe: str,
     overrides: Sequence[str],
@@ -29,6 +30,7 @@ def make(
     result = attack(
         load_pipeline(erase),
         data,
+        kind=kind,
         steps=steps,
         recipe=recipe,
         overrides=overrides,

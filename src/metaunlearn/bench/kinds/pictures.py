@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for
@@ -16,16 +18,18 @@ def make(
     *,
     base: str,
     concept: str,
-    forget_images: int,
-    retain_images: int,
+    settings: Mapping[str, Any],
     seed: int,
     device: str,
     progress: Progress | None,
 ) -> None:
-    """``folder/forget``, ``folder/related`` and ``folder/unrelated`` as ``erase`` would make them for itself."""
+    """``folder/forget``, ``folder/related`` and ``folder/unrelated`` as ``erase`` would make them for itself.
+
+    ``settings`` are those named by ``PICTURE_SETTINGS``.
+    """
     model = load(base, device)
     prompts = prompts_for(model.pipeline, [concept])
-    # Only these two settings are read; the others have to be there.
-    settings = EraseSettings.model_construct(forget_images=forget_images, retain_images=retain_images)
+    # Only the settings of pictures are read; the others have to be there.
+    of_pictures = EraseSettings.model_construct(**settings)
     for role in ROLES:
-        own_pictures(model, role, prompts, settings, seed, folder / role, progress)
+        own_pictures(model, role, prompts, of_pictures, seed, folder / role, progress)
