@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,42 @@ def test_the_card_tells_what_lies_beside_the_run(erased: Path, call: Call) -> No
     ]
     assert "license: creativeml-openrail-m" in text
     assert "Nothing yet" not in text
+
+
+def test_attacks_without_steps_and_attacks_that_measure_themselves(erased: Path, tmp_path: Path) -> None:
+    """An evaluation of half an interpolation; UnlearnDiffAtk in two shards, and a search, with figures of their own."""
+    model, protocol = tmp_path / "meta-unlearn", {"metric": "attack success rate"}
+    shutil.copytree(erased, model)
+    half = tmp_path / "between" / "strength-0.50"
+    of_model = {"command": "attack", "model": str(model)}
+    records: dict[Path, dict[str, Any]] = {
+        half.parent: {
+            "request": {**of_model, "kind": "interpolate", "strengths": [0.25, 0.5]},
+            "checkpoints": ["strength-0.25", "strength-0.50"],
+        },
+        tmp_path / "unfinished": {"request": {**of_model, "kind": "quantize", "strengths": [8]}},
+        tmp_path / "scores": {"request": {"command": "evaluate", "model": str(half)}},
+        tmp_path / "search": {"request": {**of_model, "kind": "finetune", "search": {}, "steps": 50}},
+    }
+    for shard in range(2):
+        request = {**of_model, "kind": "unlearndiffatk", "protocol": protocol}
+        records[tmp_path / "prompts" / f"shard-{shard}-of-2"] = {"request": request}
+    for path, record in records.items():
+        path.mkdir(parents=True)
+        (path / "run.json").write_text(json.dumps(record))
+    for name, results in {"scores": {"concept": score(30)}, "search": {"concept_worst_case": score(50)},
+                          "prompts": {"asr": score(40)}}.items():  # fmt: skip
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    for number, text in enumerate(("{", "[]", '{"request": 1}')):
+        (tmp_path / f"others-{number}").mkdir()
+        (tmp_path / f"others-{number}" / "run.json").write_text(text)
+    lines = write_card(model).read_text().splitlines()
+    assert [line for line in lines if line.startswith("| ") and "[" in line] == [
+        "| model | metric | value [95 % interval] | n | run |",
+        "| strength-0.50 of interpolate (between) | concept | 30.00 [29.00, 31.00] | 40 | scores |",
+        "| under finetune --search | concept_worst_case | 50.00 [49.00, 51.00] | 40 | search |",
+        "| under unlearndiffatk | asr | 40.00 [39.00, 41.00] | 40 | prompts |",
+    ]
 
 
 def test_the_licence_is_that_of_the_base_models_own_card(tiny_model: Path, tmp_path: Path) -> None:

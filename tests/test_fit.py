@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from metaunlearn.config import EraseSettings, read_recipe, resolve
 from metaunlearn.diffusion import Batch, denoising_loss_of
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
+from metaunlearn.generation import Sampling, write_sampling
 from metaunlearn.meta.hypergradient import DoubleBackward, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.outer import outer_optimizer
@@ -168,6 +170,43 @@ def test_runs_with_it(
         assert distance <= tolerance
     else:
         assert 0 < distance < 4.1 * result.settings.learning_rate
+
+
+def test_it_lives_with_micro_batches_averages_host_memory_and_diagnoses(tmp_path: Path) -> None:
+    """XL, everything on: with checkpointing the same weights and, but for rounding, the same log."""
+    more = ("accumulation=2", "ema_decay=0.5", "inner_store=host", "diagnostics_every=1", "steps=1")
+    new_sdxl().save_pretrained(tmp_path / "xl", safe_serialization=True)
+    write_sampling(tmp_path / "xl", Sampling(steps=3, guidance_scale=2.0))
+    outs = [tmp_path / "off", tmp_path / "on"]
+    for out, on in zip(outs, ("false", "true"), strict=True):
+        erase(tmp_path / "xl", ["zebra"], out=out, overrides=[*FAST, *more, f"gradient_checkpointing={on}"])
+    before, after = (load_file(out / UNET) for out in outs)
+    assert max((before[name] - after[name]).abs().max().item() for name in before) <= 1e-6
+    found, expected = (diagnoses(out) for out in reversed(outs))
+    assert len(found) == 1
+    for one, other in zip(found, expected, strict=True):
+        assert one["orthogonal"] == pytest.approx(other["orthogonal"], rel=1e-3)
+        assert one["first_order"]["relative_error"] == pytest.approx(other["first_order"]["relative_error"], rel=1e-3)
+
+
+def test_a_diagnosis_in_half_precision_compares_with_float32(tiny_model: Path, tmp_path: Path) -> None:
+    """What a first-order run in bfloat16 is told to be off by: its own gradient's 3 digits beside the error of first
+    order, which is large here. An exact meta-gradient by differences of bfloat16 gradients would be noise."""
+    more = (
+        "steps=1", "meta_gradient=first-order", "diagnostics_every=1", "diagnostics_exact=gradient-difference",
+        "inner_optimizer=sgd", "inner_learning_rate=0.1",
+    )  # fmt: skip
+    errors = []
+    for precision in ("float32", "bf16"):
+        erase(tiny_model, ["zebra"], out=tmp_path / precision, overrides=[*FAST, *more, f"precision={precision}"])
+        errors.append(diagnoses(tmp_path / precision)[0]["first_order"]["relative_error"])
+    assert errors[0] > 0.01
+    assert errors[1] == pytest.approx(errors[0], abs=0.05)
+    assert errors[1] != errors[0]
+
+
+def diagnoses(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line)["diagnostics"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def test_doctor_reflects_it(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
     ``folder`` holds no complete erasing run.
     """
     record = _record(folder)
-    if record is None or record.get("request", {}).get("command") != "erase" or record.get("status") != "complete":
+    if record is None or record["request"].get("command") != "erase" or record.get("status") != "complete":
         raise UserError(f"{folder} holds no complete run of metaunlearn erase (DIR), so there is nothing to describe.")
     request = record["request"]
     licence = licence or _licence_of(request["model"]) or UNKNOWN_LICENCE
@@ -43,8 +44,12 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    file = folder / RUN_FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    """The record of the run in ``folder``; None where there is none, or no longer, or somebody else's file."""
+    try:
+        record = json.loads((folder / RUN_FILE).read_text())
+    except (OSError, ValueError):  # What lies beside a run comes and goes, and may be anybody's.
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("request"), dict) else None
 
 
 def _base(model: str) -> str:
@@ -121,27 +126,44 @@ def _evaluations(folder: Path) -> Iterator[str]:
     # Two levels and no more: what lies beside may be somebody's home.
     files = [*beside.glob(f"*/{RUN_FILE}"), *beside.glob(f"*/*/{RUN_FILE}")]
     found = {file.parent: _record(file.parent) for file in sorted(files)}
-    runs = {path: record for path, record in found.items() if record and "request" in record}
-    states = {folder.resolve(): (0, "before any attack")}
+    runs = {path: record for path, record in found.items() if record is not None}
+    states: dict[Path, tuple[float, str]] = {folder.resolve(): (0, "before any attack")}
+    results: list[tuple[Path, tuple[float, str]]] = []
     for path, record in runs.items():
         request = record["request"]
         if request.get("command") == "attack" and _is(request.get("model"), folder):
-            for step in request["steps"]:
-                name = f"after {step} steps of {request['kind']} ({path.name})"
-                states[path / f"step-{step:06d}"] = (step, name)
-    lines = []
+            states |= _checkpoints(path, record)
+            # Of an attack on prompts and of a search; shards leave theirs beside themselves, together.
+            results.append((path.parent if path.name.startswith("shard-0-of-") else path, _after_all(request)))
     for path, record in runs.items():
         request = record["request"]
-        if request.get("command") != "evaluate" or not (path / RESULTS_FILE).is_file():
-            continue
-        state = states.get(Path(request["model"]).resolve())
-        if state is not None:
+        if request.get("command") == "evaluate" and Path(request["model"]).resolve() in states:
+            results.append((path, states[Path(request["model"]).resolve()]))
+    lines = []
+    for path, (place, state) in results:
+        if (path / RESULTS_FILE).is_file():
             for metric, score in json.loads((path / RESULTS_FILE).read_text()).items():
                 figure = _figure(score["value"], score.get("low"), score.get("high"))
-                lines.append((*state, f"| {state[1]} | {metric} | {figure} | {score.get('n', '')} | {path.name} |"))
+                line = f"| {state} | {metric} | {figure} | {score.get('n', '')} | {path.name} |"
+                lines.append((place, state, line))
     if lines:
         header = "| model | metric | value [95 % interval] | n | run |\n|---|---|---|---|---|\n"
         yield header + "\n".join(line for *_, line in sorted(lines))
+
+
+def _checkpoints(path: Path, record: dict[str, Any]) -> dict[Path, tuple[float, str]]:
+    """What an attack left in ``path``: each folder's place in the table, and words for it."""
+    request = record["request"]
+    run = f"{request['kind']} ({path.name})"
+    if isinstance(request.get("steps"), list):
+        return {path / f"step-{step:06d}": (step, f"after {step} steps of {run}") for step in request["steps"]}
+    pairs = zip(request.get("strengths") or [], record.get("checkpoints") or [], strict=False)  # None until complete.
+    return {path / name: (level, f"{name} of {run}") for level, name in pairs}
+
+
+def _after_all(request: dict[str, Any]) -> tuple[float, str]:
+    """Last in the table: attacks that say themselves what they reached."""
+    return math.inf, f"under {request['kind']}" + (" --search" if "search" in request else "")
 
 
 def _is(model: str | None, folder: Path) -> bool:

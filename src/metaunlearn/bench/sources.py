@@ -16,8 +16,10 @@ import metaunlearn
 
 PACKAGE = "metaunlearn"
 ROOT = Path(metaunlearn.__file__).parent
-BOOKKEEPING = frozenset({PACKAGE, "metaunlearn.errors", "metaunlearn.runs"})
-"""Modules on which no figure depends: messages, records of runs, lazy names."""
+BOOKKEEPING = frozenset(
+    {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("errors", "runs", "cards", "delta", "publishing"))}
+)
+"""Modules on which no figure depends: lazy names, messages, records of runs, and what is made of a finished run."""
 
 
 def code_hash(module: str) -> str:
