@@ -133,6 +133,12 @@ def denoising_loss_of(model: Denoiser, batch: Batch) -> Callable[[Params], Tenso
     return lambda theta: denoising_loss(model, theta, batch)
 
 
+def part(batch: Batch, first: int, end: int) -> Batch:
+    """Pictures ``first`` to ``end`` - 1 of ``batch``."""
+    rows = slice(first, end)
+    return Batch(x_0=batch.x_0[rows], cond=batch.cond[rows], eps=batch.eps[rows], t=batch.t[rows])
+
+
 def joined(*batches: Batch) -> Batch:
     """Several batches as one, so that one forward pass serves them all."""
     return Batch(

@@ -15,7 +15,7 @@ import torch
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.data.sampling import Sampler
-from metaunlearn.diffusion import Batch, draw_timesteps, joined
+from metaunlearn.diffusion import Batch, draw_timesteps, joined, part
 from metaunlearn.erasure.interface import ForgetBatch
 
 
@@ -31,14 +31,15 @@ class RetainBatch:
         """``count`` batches with equal shares of either kind."""
         if self.related in (0, len(self.batch.t)):
             return [RetainBatch(batch, len(batch.t) if self.related else 0) for batch in _cut(self.batch, count)]
-        related = _cut(Batch(*(values[: self.related] for values in self.batch)), count)
-        unrelated = _cut(Batch(*(values[self.related :] for values in self.batch)), count)
+        related = _cut(part(self.batch, 0, self.related), count)
+        unrelated = _cut(part(self.batch, self.related, len(self.batch.t)), count)
         return [RetainBatch(joined(a, b), len(a.t)) for a, b in zip(related, unrelated, strict=True)]
 
 
 def _cut(batch: Batch, count: int) -> list[Batch]:
     """``count`` batches of the same size."""
-    return [Batch(*values) for values in zip(*(values.chunk(count) for values in batch), strict=True)]
+    size = len(batch.t) // count
+    return [part(batch, i * size, (i + 1) * size) for i in range(count)]
 
 
 @dataclass(frozen=True)
