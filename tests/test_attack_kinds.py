@@ -44,7 +44,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune": ("text_encoder=true", "subset=x"),
     "lora": ("rank=2", "alpha=3", "learning_rate=0.01"),
     "dreambooth": ("class_prompt=a dog", "prior_images=3", "subset=x"),
-    "textual-inversion": ("initial_token=a", "token=<new>", "templates=a {}|a picture of {}", "accumulate=2"),
+    "textual-inversion": ("initial_token=a", "token=<new>", "templates=a {}|a picture of {}", "accumulation=2"),
 }
 """Each kind with settings that are not its defaults."""
 
@@ -164,7 +164,7 @@ def _id(model: Path, word: str) -> int:
 
 def test_accumulated_batches_are_one_step_along_their_mean_gradient(tiny_model: Path, pictures: Path) -> None:
     """SGD: theta' = theta - lr * (g_1 + g_2 + g_3) / 3, the g_i of three batches drawn one after the other."""
-    settings = AttackSettings(optimizer="sgd", learning_rate=0.1, batch_size=2, accumulate=3)
+    settings = AttackSettings(optimizer="sgd", learning_rate=0.1, batch_size=2, accumulation=3)
     kind = KINDS["finetune"].model_validate({**settings.model_dump(), "subset": "x"})
     task = _task(tiny_model, pictures)
     training = kind.begin(task)  # type: ignore[attr-defined]
@@ -322,7 +322,7 @@ def _double(pictures: ImageText) -> ImageText:
 def test_its_learning_rate_is_scaled_by_the_pictures_of_a_step() -> None:
     """The published 5e-3 at an effective batch of 16 is 0.08."""
     assert TextualInversion().rate == pytest.approx(0.08)
-    assert TextualInversion(batch_size=2, accumulate=3).rate == pytest.approx(0.03)
+    assert TextualInversion(batch_size=2, accumulation=3).rate == pytest.approx(0.03)
     assert TextualInversion(scale_learning_rate=False).rate == 5e-3
 
 

@@ -199,7 +199,7 @@ class AttackSettings(Settings):
     """Of the attacker's optimiser."""
     batch_size: int = Field(default=8, gt=0)
     """Pictures in one forward pass."""
-    accumulate: int = Field(default=1, gt=0)
+    accumulation: int = Field(default=1, gt=0)
     """Batches a step, whose gradients are averaged: an effective batch of ``batch_size`` times as many pictures."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""

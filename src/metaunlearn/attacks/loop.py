@@ -28,7 +28,7 @@ def make_optimizer(parameters: list[torch.Tensor], settings: AttackSettings) -> 
 
 
 class Loop:
-    """Descends a training's loss, one optimiser step for ``accumulate`` batches."""
+    """Descends a training's loss, one optimiser step for ``accumulation`` batches."""
 
     def __init__(self, training: Training, settings: AttackSettings, *, seed: int) -> None:
         self.training, self.settings, self.seed = training, settings, seed
@@ -53,11 +53,11 @@ class Loop:
                 self.keep(state)
 
     def _gradient(self, generator: torch.Generator) -> float:
-        """Leave the mean gradient of ``accumulate`` batches in the leaves; return their mean loss."""
+        """Leave the mean gradient of ``accumulation`` batches in the leaves; return their mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for _ in range(self.settings.accumulate):
-            loss = self.training.loss(generator) / self.settings.accumulate
+        for _ in range(self.settings.accumulation):
+            loss = self.training.loss(generator) / self.settings.accumulation
             total += loss.item()
             if math.isfinite(total):
                 loss.backward()

@@ -36,10 +36,10 @@ class TextualInversion(AttackSettings):
     learning_rate: float = Field(default=5e-3, gt=0)
     """Of the attacker's optimiser, for an effective batch of one picture where ``scale_learning_rate`` is on."""
     scale_learning_rate: bool = True
-    """Multiply the learning rate by the pictures of a step, batch_size times accumulate."""
+    """Multiply the learning rate by the pictures of a step, batch_size times accumulation."""
     batch_size: int = Field(default=4, gt=0)
     """Pictures in one forward pass."""
-    accumulate: int = Field(default=4, gt=0)
+    accumulation: int = Field(default=4, gt=0)
     """Batches a step, whose gradients are averaged."""
     token: str = Field(default="<concept>", min_length=1)
     """The new word; prompts of the attacked model use it."""
@@ -63,7 +63,7 @@ class TextualInversion(AttackSettings):
     @property
     def rate(self) -> float:
         """The learning rate, scaled."""
-        return self.learning_rate * (self.batch_size * self.accumulate if self.scale_learning_rate else 1)
+        return self.learning_rate * (self.batch_size * self.accumulation if self.scale_learning_rate else 1)
 
     def check(self, model: TextToImageModel) -> None:
         """The token must be new, and the word that it starts from a single token of a model with one text encoder."""

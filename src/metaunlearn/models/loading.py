@@ -121,7 +121,7 @@ def _load_from_hub(model: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(". ") if str(error).strip() else type(error).__name__
         raise UserError(
             f"MODEL {model!r} is no folder here, is not in the cache and could not be had from the hub: {reason}. "
             f'Fetch it where there is a network (hf download {model} --include "*.json" "*.txt" "*/*model.safetensors" '
