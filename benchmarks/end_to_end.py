@@ -187,7 +187,7 @@ def main() -> None:
     official = OfficialLoop(CONCEPT, sets)
     ours = {mode: our_loop(CONCEPT, sets, mode, options.steps) for mode in ("first-order", "gradient-difference")}
     loops: dict[str, Callable[[], object]] = {"official code's loop": official.step}
-    loops |= {f"ours, {mode}": run._outer_step for mode, (run, _) in ours.items()}
+    loops |= {f"ours, {mode}": run.take_step for mode, (run, _) in ours.items()}
     for loop in loops.values():
         loop()
     taken = {name: [] for name in loops}

@@ -92,7 +92,7 @@ def erased(concept: str, method: str, steps: int, overrides: list[str]) -> Algor
     )  # fmt: skip
     # All of the recipe's steps are planned, so that the learning rate is that of its beginning.
     for _ in range(steps):
-        run._outer_step()
+        run.take_step()
     return run
 
 

@@ -216,7 +216,7 @@ def test_the_released_step_is_a_clipped_adamw_step() -> None:
     assert torch.nn.utils.clip_grad_norm_(list(at.values()), 1.0) > 1
     torch.optim.AdamW(list(at.values()), lr=1e-5, weight_decay=1e-4).step()
     before = {name: p.clone() for name, p in run.theta.items()}
-    run._outer_step()
+    run.take_step()
     moved = {name: p - before[name] for name, p in run.theta.items()}
     assert error(moved, {name: p.detach() - before[name] for name, p in at.items()}) < 1e-4
 

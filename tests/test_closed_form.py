@@ -244,14 +244,14 @@ def test_killed_second_stage_resumes_to_the_same_weights(
 
     overrides = [*FAST, "steps=4", "checkpoint_every=2"]
     erase(tiny_model, ["zebra"], method="uce", overrides=overrides, out=tmp_path / "whole")
-    step = Algorithm1._outer_step
+    step = Algorithm1.take_step
 
     def breaks(self: Algorithm1) -> object:
         if self.step == 3:
             raise RunError("killed")
         return step(self)
 
-    monkeypatch.setattr(Algorithm1, "_outer_step", breaks)
+    monkeypatch.setattr(Algorithm1, "take_step", breaks)
     with pytest.raises(RunError, match="killed"):
         erase(tiny_model, ["zebra"], method="uce", overrides=overrides, out=tmp_path / "cut")
     monkeypatch.undo()

@@ -136,14 +136,14 @@ def test_a_cut_run_on_latents_of_the_edited_model_resumes_to_the_same_weights(
     )  # fmt: skip
     options = {"method": "esd-x-1", "meta": False, "overrides": overrides}
     whole = erase(tiny_model, ["zebra"], **options).pipeline.unet.state_dict()  # type: ignore[arg-type]
-    step = Algorithm1._outer_step
+    step = Algorithm1.take_step
 
     def breaks(self: Algorithm1) -> object:
         if self.step == 4:
             raise RunError("killed")
         return step(self)
 
-    monkeypatch.setattr(Algorithm1, "_outer_step", breaks)
+    monkeypatch.setattr(Algorithm1, "take_step", breaks)
     with pytest.raises(RunError, match="killed"):
         erase(tiny_model, ["zebra"], out=tmp_path / "run", **options)  # type: ignore[arg-type]
     monkeypatch.undo()

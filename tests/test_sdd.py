@@ -154,14 +154,14 @@ def test_state_goes_around(model: TextToImageModel, task: ErasureTask) -> None:
 def test_what_is_saved_is_the_teacher(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The student after each step, averaged by hand from theta* on: 0.5 average + 0.5 student."""
     students: list[Params] = []
-    step = Algorithm1._outer_step
+    step = Algorithm1.take_step
 
     def seen(self: Algorithm1) -> object:
         record = step(self)
         students.append({name: p.detach().clone() for name, p in self.theta.items()})
         return record
 
-    monkeypatch.setattr(Algorithm1, "_outer_step", seen)
+    monkeypatch.setattr(Algorithm1, "take_step", seen)
     erase(tiny_model, ["zebra"], method="sdd", overrides=FAST, out=tmp_path / "run")
     start, saved = load_file(tiny_model / UNET), load_file(tmp_path / "run" / UNET)
     assert len(students) == 6

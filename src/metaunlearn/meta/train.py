@@ -79,7 +79,7 @@ class Algorithm1:
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
         """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return the result."""
         while self.step < self.settings.steps:
-            on_step(self._outer_step())
+            on_step(self.take_step())
             if state is not None and self.step % self.settings.checkpoint_every == 0:
                 self.save(state)
         reached = self.theta if self.average is None else self.theta | self.average
@@ -144,7 +144,7 @@ class Algorithm1:
             )
         return gradient, record
 
-    def _outer_step(self) -> Record:
+    def take_step(self) -> Record:
         """theta moves along -g."""
         gradient, record = self.outer_gradient()
         for name in self.trained:
