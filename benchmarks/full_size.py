@@ -121,7 +121,7 @@ def run_of(model: RandomModel, step: str, settings: EraseSettings) -> Algorithm1
     return Algorithm1(
         model,
         ErasureData(forget=pictures(), related=pictures(), unrelated=pictures()),
-        BankedForgetLoss(bank, lambda unconditional, conditional: esd_target(unconditional, conditional, 1.0)),
+        BankedForgetLoss(bank, esd_target(bank.unconditional, bank.conditional, 1.0)),
         settings,
         trained=subset(model.parameter_names, "u"),
         meta=STEPS[step] is not None,

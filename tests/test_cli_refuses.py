@@ -33,6 +33,7 @@ def refused(outcome: Outcome, *says: str, out: Path | None = None) -> None:
         (("--concept", ""), ("--concept",)),
         (("--concept", "knife||axe"), ("--concept",)),
         (("--concept", "knife", "--forget-data", "no such folder"), ("no such folder", "does not exist")),
+        (("--concept", "knife", "--method", "esd-u-1", "--set", "guide=noto"), ("the guide 'noto'", "--set guide")),
         (("--concept", "knife", "--device", "abacus"), ("no device 'abacus'", "--device")),
     ],
     ids=lambda value: " ".join(value),

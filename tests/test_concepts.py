@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from metaunlearn.data.concepts import EVERYDAY, prompts_for
+from metaunlearn.data.concepts import EVERYDAY, guide_prompts, prompts_for
+from metaunlearn.errors import UserError
 from metaunlearn.models import load_pipeline
 
 
@@ -51,3 +52,22 @@ def test_canvas_keeps_its_own_groups(canvas: Any) -> None:
     assert prompts.kept[0] == "a fork and knife"
     assert set(prompts.kept) == {*prompts.related, *prompts.unrelated}
     assert prompts_for(canvas, ["knife"], retain=["a cat"]).kept[-1] == "a cat"
+
+
+def test_a_guide_takes_each_concepts_place(other: Any, canvas: Any) -> None:
+    prompts = prompts_for(other, ["a gun|a pistol", "van gogh"])
+    guided = dict(zip(prompts.forget, guide_prompts(other, prompts, "a toy"), strict=True))
+    assert guided["a photo of a pistol"] == guided["a photo of van gogh"] == "a photo of a toy"
+    assert guided["a gun"] == "a toy"
+    prompts = prompts_for(canvas, ["an axe", "saw"])
+    guided = dict(zip(prompts.forget, guide_prompts(canvas, prompts, "hammer"), strict=True))
+    assert guided["an axe in noto style"] == guided["a saw in noto style"] == "a hammer in noto style"
+    prompts = prompts_for(canvas, ["openmoji"])
+    guided = dict(zip(prompts.forget, guide_prompts(canvas, prompts, "fluent"), strict=True))
+    assert guided["a cat in openmoji style"] == "a cat in fluent style"
+
+
+@pytest.mark.parametrize(("concept", "guide"), [("openmoji", "cat"), ("knife", "noto"), ("openmoji", "a house")])
+def test_on_canvas_a_style_takes_a_styles_place(canvas: Any, concept: str, guide: str) -> None:
+    with pytest.raises(UserError, match=f"the guide '{guide}' cannot take the place .*--set guide"):
+        guide_prompts(canvas, prompts_for(canvas, [concept]), guide)

@@ -9,11 +9,11 @@ import torch
 
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import EraseSettings, read_recipe, resolve
-from metaunlearn.data.concepts import prompts_for
+from metaunlearn.data.concepts import guide_prompts, prompts_for
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.esd import BankedForgetLoss, Esd, Esd2025, esd_2025_target, esd_target
-from metaunlearn.erasure.interface import ErasureTask, MovingForgetLoss
+from metaunlearn.erasure.interface import ErasureTask, ForgetLoss, MovingForgetLoss
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import RunError, UserError
@@ -92,7 +92,7 @@ def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
     model: TextToImageModel, bank: TrajectoryBank, eta: float
 ) -> None:
     """The student starts as the teacher: its error is ||c - (u - eta (c - u))||^2 = (1 + eta)^2 ||c - u||^2."""
-    forget = BankedForgetLoss(bank, lambda u, c: esd_target(u, c, eta))
+    forget = BankedForgetLoss(bank, esd_target(bank.unconditional, bank.conditional, eta))
     batch_of = forget.batch(model.parameters(), 0, 3, torch.Generator().manual_seed(5))
     rows = torch.randint(len(bank), (3,), generator=torch.Generator().manual_seed(5))
     kept = LatentSet.encode(model, torch.zeros(2, 3, 32, 32), ["a key", "a key"])
@@ -103,6 +103,64 @@ def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
         losses = losses_at_theta(model, model.parameters(), batches, direct=False)
     distance = (bank.conditional[rows] - bank.unconditional[rows]).square().mean()
     torch.testing.assert_close(losses.forget, (1 + eta) ** 2 * distance)
+
+
+def test_with_a_guide_the_target_starts_at_the_prompt_with_the_guide_in_it(model: TextToImageModel) -> None:
+    """eps_0(g) - 2 (eps_0(c) - eps_0(g)) at every latent, "a picture of zebra" beside "a picture of horse"."""
+    loss, _ = begun_with_guides(model, Esd(subset="u", eta=2.0, guide=("horse",)))
+    assert isinstance(loss, BankedForgetLoss)
+    bank = loss.bank
+    prompts = ["horse", *(f"{a} of horse" for a in ("a photo", "a picture", "an image", "a drawing"))]
+    with torch.no_grad():
+        g = model.predict(model.parameters(), bank.x_t, bank.t, model.encode_prompts(prompts)[bank.prompt_of])
+    torch.testing.assert_close(loss.target, 3 * g - 2 * bank.conditional)
+
+
+def test_several_guides_take_turns_at_random(model: TextToImageModel) -> None:
+    """At eta 0 each target is what the teacher predicts with one of the two guides, about half of them with each; the
+    latents and the draws of a batch are those without a guide."""
+    loss, task = begun_with_guides(model, Esd(subset="u", eta=0.0, guide=("horse", "donkey")))
+    plain, _ = begun_with_guides(model, Esd(subset="u", eta=0.0))
+    assert isinstance(loss, BankedForgetLoss)
+    assert isinstance(plain, BankedForgetLoss)
+    bank = loss.bank
+    assert torch.equal(bank.x_t, plain.bank.x_t)
+    assert torch.equal(plain.target, plain.bank.unconditional)
+    closest = []
+    for guide in ("horse", "donkey"):
+        cond = model.encode_prompts(guide_prompts(model.pipeline, task.prompts, guide))
+        with torch.no_grad():
+            answer = model.predict(model.parameters(), bank.x_t, bank.t, cond[bank.prompt_of])
+        closest.append((answer - loss.target).flatten(1).norm(dim=1) < 1e-4)
+    horses, donkeys = closest
+    assert (horses ^ donkeys).all()
+    assert 0.25 * len(bank) < horses.sum() < 0.75 * len(bank)
+
+
+def test_guides_work_on_latents_of_the_edited_model_too(model: TextToImageModel) -> None:
+    loss, task = begun_with_guides(model, Esd(subset="u", eta=2.0, guide=("horse",), latents="edited"))
+    batch = loss.batch(model.parameters(), 1, 3, torch.Generator().manual_seed(1))
+    cond = model.encode_prompts(guide_prompts(model.pipeline, task.prompts, "horse"))
+    forget = model.encode_prompts(task.prompts.forget)
+    of_row = [int((forget.tokens == row).flatten(1).all(dim=1).nonzero()) for row in batch.cond.tokens]
+    with torch.no_grad():
+        g = model.predict(model.parameters(), batch.x_t, batch.t, cond[torch.tensor(of_row)])
+        c = model.predict(model.parameters(), batch.x_t, batch.t, batch.cond)
+    torch.testing.assert_close(batch.target, 3 * g - 2 * c)
+
+
+def test_guides_are_settings_of_the_published_esd_alone() -> None:
+    assert configure("esd-f-0", read_recipe("small"), ["guide=a horse, a donkey"]).method == Esd(
+        subset="f", eta=0.0, guide=("a horse", "a donkey")
+    )
+    with pytest.raises(UserError, match="guide"):
+        configure("esd-2025", read_recipe("small"), ["guide=a horse"])
+
+
+def begun_with_guides(model: TextToImageModel, method: Esd) -> tuple[ForgetLoss, ErasureTask]:
+    settings = resolve(EraseSettings, read_recipe("small").erase, ["bank_trajectories=7", "bank_steps=4"])
+    task = ErasureTask(model=model, prompts=prompts_for(model.pipeline, ["zebra"]), settings=settings, seed=0)
+    return method.begin(task), task
 
 
 def test_latents_of_the_edited_model_have_the_teachers_target(model: TextToImageModel) -> None:

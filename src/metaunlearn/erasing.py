@@ -12,7 +12,7 @@ from metaunlearn.config import EraseSettings, default_recipe, read_recipe
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
 from metaunlearn.delta import DELTA_FILE, make_delta
-from metaunlearn.erasure.interface import ClosedFormMethod, ErasureTask, OptimisedMethod
+from metaunlearn.erasure.interface import CheckingMethod, ClosedFormMethod, ErasureTask, OptimisedMethod
 from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.errors import UserError
@@ -83,8 +83,8 @@ def erase(
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
     for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
-    if isinstance(chosen.method, ClosedFormMethod):
-        adapter.last_tokens(prompts.edited)  # Refuses tokenizers that disagree.
+    if isinstance(chosen.method, CheckingMethod):
+        chosen.method.check(adapter, prompts)
     trained = chosen.method.trained(adapter)
     for setting in ("inner_subset", "diagnostics_subset"):
         subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)

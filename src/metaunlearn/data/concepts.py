@@ -75,6 +75,23 @@ def prompts_for(
     )
 
 
+def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[str, ...]:
+    """``prompts.forget``, one by one, with ``guide`` named in the concept's place.
+
+    UserError when there are no such prompts: on Canvas an object takes an object's place, and a style a style's.
+    """
+    named = _prompts_of(pipeline, guide)
+    in_place: dict[str, str] = {}
+    for texts in prompts.of_concept:
+        if len(texts) != len(named):
+            raise UserError(
+                f"the guide {guide!r} cannot take the place of what is erased, as in {texts[0]!r} (guide, "
+                "--set guide=TEXT): on Canvas a style takes a style's place, and an object an object's."
+            )
+        in_place |= dict(zip(texts, named, strict=True))
+    return tuple(in_place[prompt] for prompt in prompts.forget)
+
+
 def unnamed_prompts(pipeline: Any) -> ConceptPrompts:
     """What a run that names nothing to keep keeps, whatever its concept is: for estimates."""
     if is_canvas(pipeline):

@@ -7,19 +7,24 @@ later eta 2.
 Both train on latents of the frozen teacher, sampled once (:mod:`~metaunlearn.erasure.trajectories`), as the
 meta-unlearning paper has it. The 2023 code sampled them from the model being edited: ``latents = "edited"`` does that,
 with paths that serve ``bank_refresh`` steps instead of one.
+
+The paper's target starts at the empty prompt. With a guide (:mod:`~metaunlearn.erasure.guides`) it starts at the prompt
+with the guide in the concept's place; eta 0 then is concept ablation (Kumari et al., ICCV 2023).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import Settings
+from metaunlearn.config import Listed, Settings
+from metaunlearn.data.concepts import ConceptPrompts, guide_prompts
+from metaunlearn.erasure.guides import Guides
 from metaunlearn.erasure.interface import ErasureTask, ForgetBatch, ForgetLoss
 from metaunlearn.erasure.trajectories import MovingLatents, TrajectoryBank, frozen_teachers_bank
 from metaunlearn.errors import UserError
@@ -28,9 +33,12 @@ from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params, subset
 
 
-def esd_target(unconditional: Tensor, conditional: Tensor, eta: float) -> Tensor:
-    """ESD Eq. 6: eps_0(∅) - eta (eps_0(c) - eps_0(∅)), all from the frozen teacher; shape of its arguments."""
-    return unconditional - eta * (conditional - unconditional)
+def esd_target(start: Tensor, conditional: Tensor, eta: float) -> Tensor:
+    """ESD Eq. 6: eps_0(s) - eta (eps_0(c) - eps_0(s)), all from the frozen teacher; shape of its arguments.
+
+    The paper's s is the empty prompt; with a guide it is the guide's prompt.
+    """
+    return start - eta * (conditional - start)
 
 
 def esd_2025_target(unconditional: Tensor, conditional: Tensor, erased_from: Tensor, eta: float) -> Tensor:
@@ -45,6 +53,9 @@ class Esd(Settings):
     """Which parameters are trained."""
     eta: float = Field(ge=0)
     """How far past the unconditional prediction the target lies."""
+    guide: Annotated[tuple[str, ...], Listed] = ()
+    """What is named in the concept's place in the prompt that the target starts at, one of these at a time; none: the
+    empty prompt, as in the paper."""
     latents: Literal["frozen", "edited"] = "frozen"
     """Whose sampling paths the latents lie on: the frozen teacher's, or those of the model being edited."""
     bank_refresh: int = Field(default=100, gt=0)
@@ -54,14 +65,19 @@ class Esd(Settings):
         """The subset of the name."""
         return subset(model.parameter_names, self.subset)
 
+    def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
+        """Refuse a guide that cannot take the concept's place."""
+        for guide in self.guide:
+            guide_prompts(model.pipeline, prompts, guide)
+
     def begin(self, task: ErasureTask) -> ForgetLoss:
         """Sample the paths, or take the teacher's from the cache."""
+        guides = Guides(task, self.guide) if self.guide else None
         if self.latents == "edited":
-            return EditedLatentsForgetLoss(task, self.eta, self.bank_refresh)
-        return BankedForgetLoss(
-            frozen_teachers_bank(task),
-            lambda unconditional, conditional: esd_target(unconditional, conditional, self.eta),
-        )
+            return EditedLatentsForgetLoss(task, guides, self.eta, self.bank_refresh)
+        bank = frozen_teachers_bank(task)
+        start = bank.unconditional if guides is None else guides.predictions(task, bank)
+        return BankedForgetLoss(bank, esd_target(start, bank.conditional, self.eta))
 
 
 class Esd2025(Settings):
@@ -86,10 +102,9 @@ class Esd2025(Settings):
 
     def begin(self, task: ErasureTask) -> BankedForgetLoss:
         """Sample the teacher's paths, or take them from the cache."""
-        return BankedForgetLoss(
-            frozen_teachers_bank(task),
-            lambda unconditional, conditional: esd_2025_target(unconditional, conditional, conditional, self.eta),
-        )
+        bank = frozen_teachers_bank(task)
+        target = esd_2025_target(bank.unconditional, bank.conditional, bank.conditional, self.eta)
+        return BankedForgetLoss(bank, target)
 
 
 _RULES_2025: dict[str, Callable[[str], bool]] = {
@@ -101,12 +116,12 @@ _RULES_2025: dict[str, Callable[[str], bool]] = {
 
 
 class BankedForgetLoss:
-    """Rows of the frozen teacher's bank with a target made of its two predictions there."""
+    """Rows of the frozen teacher's bank with their targets."""
 
-    def __init__(self, bank: TrajectoryBank, target: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, bank: TrajectoryBank, target: Tensor) -> None:
         self.bank = bank
         self.target = target
-        """(unconditional, conditional) -> target, all (B, C, h, w)."""
+        """(R, C, h, w)."""
 
     def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
         """``size`` rows, with replacement; theta has no part in it."""
@@ -116,15 +131,15 @@ class BankedForgetLoss:
             x_t=bank.x_t[rows],
             t=bank.t[rows],
             cond=bank.cond[bank.prompt_of[rows]],
-            target=self.target(bank.unconditional[rows], bank.conditional[rows]),
+            target=self.target[rows],
         )
 
 
 class EditedLatentsForgetLoss:
     """Latents on the paths of the model being edited; the target there is still the frozen teacher's."""
 
-    def __init__(self, task: ErasureTask, eta: float, bank_refresh: int) -> None:
-        self.model, self.eta, self.bank_refresh = task.model, eta, bank_refresh
+    def __init__(self, task: ErasureTask, guides: Guides | None, eta: float, bank_refresh: int) -> None:
+        self.model, self.guides, self.eta, self.bank_refresh = task.model, guides, eta, bank_refresh
         self.teacher = in_precision(task.model.parameters(), task.settings.teacher_precision)
         self.cond = task.model.encode_prompts(task.prompts.forget)
         """P rows."""
@@ -134,14 +149,15 @@ class EditedLatentsForgetLoss:
 
     @torch.no_grad()
     def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
-        """``size`` rows; the teacher is asked for the concept and for nothing at each."""
+        """``size`` rows; at each the teacher is asked for the concept, and for a guide or nothing."""
         rows = torch.randint(len(self.latents), (size,), generator=generator)
-        x_t, t = self.latents.x_t[rows], self.latents.t[rows]
-        cond = self.cond[self.latents.prompt_of[rows]]
-        both = Conditioning.cat([self.empty.expand(size), cond])
+        x_t, t, prompt_of = self.latents.x_t[rows], self.latents.t[rows], self.latents.prompt_of[rows]
+        cond = self.cond[prompt_of]
+        other = self.empty.expand(size) if self.guides is None else self.guides.draw(prompt_of, generator)
+        both = Conditioning.cat([other, cond])
         answers = teachers_answer(self.model.predict, self.teacher, x_t.repeat(2, 1, 1, 1), t.repeat(2), both)
-        unconditional, conditional = answers.chunk(2)
-        return ForgetBatch(x_t=x_t, t=t, cond=cond, target=esd_target(unconditional, conditional, self.eta))
+        start, conditional = answers.chunk(2)
+        return ForgetBatch(x_t=x_t, t=t, cond=cond, target=esd_target(start, conditional, self.eta))
 
     def after_step(self, theta: Params, step: int) -> None:
         """New paths, now and then."""

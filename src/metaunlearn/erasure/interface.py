@@ -121,4 +121,13 @@ class ClosedFormMethod(Protocol):
         ...
 
 
+@runtime_checkable
+class CheckingMethod(Protocol):
+    """A method of either way that cannot do everything: it says so before any work."""
+
+    def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
+        """UserError when the method cannot erase these prompts' concepts from this model."""
+        ...
+
+
 Method = OptimisedMethod | ClosedFormMethod

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metaunlearn.config import Settings
+from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.erasure.uce import (
     TokenChanges,
@@ -58,6 +59,10 @@ class Rece(Settings):
         """The second stage's; refuses a model without cross-attention."""
         projections(model.parameter_names)
         return subset(model.parameter_names, self.subset)
+
+    def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
+        """Refuse a model whose tokenizers disagree about where a concept ends."""
+        model.last_tokens(prompts.edited)
 
     def edit(self, task: ErasureTask) -> Edit:
         """UCE, then ``epochs`` edits of what still means the concepts."""
