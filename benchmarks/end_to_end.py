@@ -33,7 +33,6 @@ from torch.nn.functional import mse_loss
 from metaunlearn.canvas.datasets import clean, hrm_m
 from metaunlearn.canvas.scenes import draw, pairs_of
 from metaunlearn.canvas.tasks import task_for
-from metaunlearn.config import read_recipe
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.erasure.interface import ErasureTask
@@ -41,6 +40,7 @@ from metaunlearn.erasure.registry import configure
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import load
 from metaunlearn.parameters import subset
+from metaunlearn.recipe import read_recipe
 
 CONCEPT = "knife"
 SAMPLER_STEPS, GUIDANCE, ETA = 50, 3.0, 1.0

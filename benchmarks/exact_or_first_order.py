@@ -19,11 +19,11 @@ from results import story
 from metaunlearn.attacking import attack
 from metaunlearn.canvas.measure import measure
 from metaunlearn.canvas.tasks import task_for
-from metaunlearn.checkpoint import write_json
-from metaunlearn.config import read_recipe
 from metaunlearn.erasing import erase
+from metaunlearn.files import write_json
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import load_pipeline
+from metaunlearn.recipe import read_recipe
 
 CONCEPT = "knife"
 

@@ -28,7 +28,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.erasure.esd import BankedForgetLoss, esd_target
 from metaunlearn.erasure.trajectories import TrajectoryBank
@@ -37,6 +37,8 @@ from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import subset
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 MODELS = {"sd14": 512, "sdxl": 1024}
 """Pixels a side."""

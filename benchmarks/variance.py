@@ -18,20 +18,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metaunlearn.checkpoint import step_generator, write_atomic
-from metaunlearn.config import EraseSettings, read_recipe
+from metaunlearn.checkpoint import step_generator
+from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Independent
 from metaunlearn.erasure.interface import ErasureTask, OptimisedMethod
 from metaunlearn.erasure.prepare import prepare
 from metaunlearn.erasure.registry import configure
+from metaunlearn.files import write_atomic
 from metaunlearn.meta.batches import draw, draw_attacker
 from metaunlearn.meta.hypergradient import MetaGradientMode
 from metaunlearn.meta.objective import meta_problem, retain_loss, zeta_weights
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, adapt, own_pipeline
 from metaunlearn.parameters import Params, value_and_gradient
+from metaunlearn.recipe import read_recipe
 
 WAYS = {
     "stratified timesteps, common noise": {"stratified": True, "common_noise": True},

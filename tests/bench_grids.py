@@ -8,7 +8,7 @@ from typing import Any
 
 from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, as_toml
-from metaunlearn.config import resolve
+from metaunlearn.settings import resolve
 
 TINY: dict[str, Any] = {
     "methods": ["esd-x-1"],

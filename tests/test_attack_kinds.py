@@ -32,13 +32,14 @@ from metaunlearn.attacks.lora import Lora, merged, new_factors
 from metaunlearn.attacks.registry import KINDS, configure
 from metaunlearn.attacks.textual_inversion import TextualInversion
 from metaunlearn.checkpoint import step_generator
-from metaunlearn.config import AttackSettings, RecipeFile
+from metaunlearn.config import AttackSettings
 from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.errors import UserError
 from metaunlearn.generation import generate_images
 from metaunlearn.models import load
+from metaunlearn.recipe import RecipeFile
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune": ("text_encoder=true", "subset=x"),

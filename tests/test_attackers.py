@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from conftest import break_at_the_fourth_step
 from metaunlearn import doctor
 from metaunlearn.checkpoint import step_generator
-from metaunlearn.config import Attacker, EraseSettings, read_recipe, resolve
+from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import configure
@@ -24,6 +24,8 @@ from metaunlearn.meta.optimizers import SGD, Adam, Momentum
 from metaunlearn.meta.store import HostMemory, on_device
 from metaunlearn.models import load
 from metaunlearn.parameters import subset
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 FAST = (
     "steps=6", "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4",

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from meta_problems import error
-from metaunlearn.config import read_recipe
 from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import UserError
+from metaunlearn.recipe import read_recipe
 from toy_denoiser import toy_run, toy_settings
 
 

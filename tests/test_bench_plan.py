@@ -12,8 +12,10 @@ from metaunlearn.bench import cells, sources
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.recipe import as_overrides, read_bench
 from metaunlearn.bench.select import select
-from metaunlearn.config import EraseSettings, parse_overrides, read_recipe, recipe_names, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
+from metaunlearn.recipe import read_recipe, recipe_names
+from metaunlearn.settings import parse_overrides, resolve
 
 BOTH = changed("models", to=["original", "unlearn", "meta-unlearn"])
 GRIDS = [name for name in recipe_names() if read_recipe(name).kind == "grid"]

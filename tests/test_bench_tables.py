@@ -17,8 +17,8 @@ from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.results import Results, pooled
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import as_csv, markdown
-from metaunlearn.config import resolve
 from metaunlearn.metrics.intervals import wilson
+from metaunlearn.settings import resolve
 
 GRID = changed("concepts", 0, "seeds", to=[0, 1], of=changed("models", to=["unlearn", "meta-unlearn"]))
 SEEN = {

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from metaunlearn.config import EraseSettings, Settings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.interface import ErasureTask
@@ -20,6 +20,8 @@ from metaunlearn.erasure.uce import TokenChanges, Uce, closed_form_edit, concept
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import TextToImageModel, load
 from metaunlearn.parameters import Params
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import Settings, resolve
 
 FAST = ("steps=2", "forget_images=4", "retain_images=4", "batch_size=4", "meta_gradient=first-order")
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from metaunlearn import doctor
 from metaunlearn.canvas.catalog import NAMES
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
 from metaunlearn.models import TextToImageModel, load
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 
 @pytest.fixture(scope="module")

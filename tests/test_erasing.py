@@ -12,11 +12,13 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from conftest import break_at_the_fourth_step, run_and_kill
-from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.train import learning_rate_at
 from metaunlearn.models import load_pipeline
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 FAST = (
     "steps=6", "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metaunlearn.checkpoint import step_generator
-from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import guide_prompts, prompts_for
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
@@ -21,6 +21,8 @@ from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.objective import losses_at_theta
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, load
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from conftest import Call
 from meta_problems import error
 from metaunlearn import doctor
-from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch, denoising_loss_of
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
@@ -27,6 +27,8 @@ from metaunlearn.models import StableDiffusionXL, TextToImageModel, load
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params, value_and_gradient
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 from tiny_models import new_sdxl
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

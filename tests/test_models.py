@@ -16,12 +16,12 @@ from metaunlearn import doctor
 from metaunlearn.attacking import attack
 from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import default_recipe
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import UserError
 from metaunlearn.models import StableDiffusion, StableDiffusionXL, load
 from metaunlearn.outputs import evaluate_into, generate_into
+from metaunlearn.recipe import default_recipe
 from tiny_models import new_sd2, new_sdxl
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -18,8 +18,9 @@ import metaunlearn
 from metaunlearn.attacking_search import Search
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.canvas.catalog import NAMES, STYLES
-from metaunlearn.config import read_recipe, recipe_names, resolve
 from metaunlearn.erasure.registry import configure
+from metaunlearn.recipe import read_recipe, recipe_names
+from metaunlearn.settings import resolve
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(metaunlearn.__file__).parent

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Call
-from metaunlearn.config import RecipeFile, read_recipe
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.interface import ClosedFormMethod, OptimisedMethod
@@ -20,6 +19,7 @@ from metaunlearn.erasure.registry import BUILT_IN, configure, find
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.errors import UserError
+from metaunlearn.recipe import RecipeFile, read_recipe
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -158,14 +158,15 @@ def test_a_name_that_two_packages_bring_is_refused(packages: Path) -> None:
     [
         ("import no_such_module", "cannot be loaded: No module named 'no_such_module'"),
         ("", "cannot be loaded"),
-        ("class M: pass", r"no subclass of metaunlearn\.config\.Settings"),
-        ("from metaunlearn.config import Settings\nclass M(Settings): pass", "it has neither"),
+        ("class M: pass", r"no subclass of metaunlearn\.settings\.Settings"),
+        ("from metaunlearn.settings import Settings\nclass M(Settings): pass", "it has neither"),
         (
-            "from metaunlearn.config import Settings\nclass M(Settings):\n    trained = begin = edit = lambda self: 0",
+            "from metaunlearn.settings import Settings\n"
+            "class M(Settings):\n    trained = begin = edit = lambda self: 0",
             "it has begin and edit",
         ),
         (
-            "from metaunlearn.config import Settings\nclass M(Settings):\n    steps: int = 1\n"
+            "from metaunlearn.settings import Settings\nclass M(Settings):\n    steps: int = 1\n"
             "    def trained(self, model): ...\n    def edit(self, task): ...",
             "every method has already: steps",
         ),

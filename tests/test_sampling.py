@@ -92,6 +92,15 @@ def test_a_run_goes_through_every_set(attackers: tuple[str, ...]) -> None:
     assert sorted(with_replacement["outer"][:30]) != list(range(30))
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_where_a_batch_is_one_picture_both_kinds_are_kept_in_turns(accumulation: int) -> None:
+    """Half of one is nothing: related ones at even steps, unrelated ones at odd steps, none of them skipped."""
+    run = toy_run(toy_settings("replacement=false", "batch_size=1", f"accumulation={accumulation}"))
+    seen = pictures_of(run, 60 // accumulation)
+    assert sorted(seen["related"]) == sorted(seen["unrelated"]) == list(range(30))
+    assert len(seen["outer"]) == 60
+
+
 def test_a_resumed_run_draws_what_an_uninterrupted_one_would(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

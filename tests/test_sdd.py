@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from conftest import run_and_kill
 from metaunlearn.checkpoint import step_generator
-from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
@@ -22,6 +22,8 @@ from metaunlearn.meta.objective import losses_at_theta
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, load
 from metaunlearn.parameters import Params
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 FAST = (
     "steps=6", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=4", "batch_size=4",

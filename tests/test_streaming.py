@@ -40,7 +40,7 @@ import sys
 sys.path.insert(0, {str(TESTS)!r})
 from pathlib import Path
 from metaunlearn import draws
-from metaunlearn.checkpoint import write_atomic
+from metaunlearn.files import write_atomic
 from painter import Painter
 
 out, reference = Path(sys.argv[1]), Path(sys.argv[2])

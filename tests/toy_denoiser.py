@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import EraseSettings, read_recipe, resolve
+from metaunlearn.config import EraseSettings
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 TIMESTEPS = 20
 SHAPE = (1, 2, 2)

@@ -12,12 +12,12 @@ from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
 from metaunlearn.attacks.loop import Loop
 from metaunlearn.attacks.registry import KINDS, configure, known
 from metaunlearn.attacks.strip import Strip
-from metaunlearn.config import default_recipe, read_recipe
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
 
 STEPS = (0, 50, 100)

@@ -17,16 +17,16 @@ from metaunlearn.attacks.registry import configure
 from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.attacks.targets import Targets, targets_of
 from metaunlearn.attacks.unlearndiffatk import Attempt, Outcome, PromptAttack, UnlearnDiffAtk
-from metaunlearn.checkpoint import write_atomic, write_json
-from metaunlearn.config import default_recipe, read_recipe
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, draws_for
 from metaunlearn.errors import UserError
+from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, load_pipeline
 from metaunlearn.models.tokens import token_model
 from metaunlearn.pipelines import save_image
+from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
 
 KIND = "unlearndiffatk"

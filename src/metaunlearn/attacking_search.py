@@ -20,26 +20,19 @@ from pydantic import Field
 from metaunlearn.attacking import attack
 from metaunlearn.attacks.finetune import Finetune
 from metaunlearn.attacks.registry import configure
-from metaunlearn.checkpoint import write_json
-from metaunlearn.config import (
-    InnerOptimizer,
-    Listed,
-    RecipeFile,
-    Settings,
-    default_recipe,
-    parse_overrides,
-    read_recipe,
-    resolve,
-)
+from metaunlearn.config import InnerOptimizer
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import Evaluation, plan
+from metaunlearn.files import write_json
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.models import TextToImageModel, adapt, load_pipeline
 from metaunlearn.parameters import subset
+from metaunlearn.recipe import RecipeFile, default_recipe, read_recipe
 from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.settings import Listed, Settings, parse_overrides, resolve
 
 RESULTS, TRIALS = "results.json", "search.json"
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.checkpoint import write_atomic
 from metaunlearn.errors import UserError
+from metaunlearn.files import write_atomic
 from metaunlearn.report import read_summary, rows
 from metaunlearn.runs import RUN_FILE
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, and training state as safetensors.
+"""Tensors in files, and the state of a training as one of them.
 
 A training state is one flat ``{name: tensor}`` file. Randomness is not part of it: every random draw of a run comes
 from a generator seeded by the run's seed and the step's number, so a resumed run draws what an uninterrupted one would.
@@ -7,36 +7,18 @@ from a generator seeded by the run's seed and the step's number, so a resumed ru
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from metaunlearn.files import write_atomic
+
 MORE = "more."
 """Prefix of what a training state holds beside parameters and optimiser."""
-
-
-def write_atomic(path: Path, payload: bytes | str) -> None:
-    """Write ``payload`` beside ``path``, flush it to disk, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = payload.encode() if isinstance(payload, str) else payload
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -1,33 +1,15 @@
-"""Settings of a run: a recipe (TOML) plus ``key=value`` overrides, checked before any work."""
+"""What can be set: how a concept is erased, how an attacker trains, what the demo tells."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from metaunlearn.errors import UserError, did_you_mean
-
-SMALL_MODEL = 100_000_000
-"""Denoisers with fewer parameters than this get the recipe ``small``."""
-
-
-class Settings(BaseModel):
-    """Frozen, keyword-only, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Listed = BeforeValidator(_split)
-"""A tuple that ``--set`` may give with commas, ``key=a,b``, and a recipe as a list."""
+from metaunlearn.errors import UserError
+from metaunlearn.settings import Settings, parse_overrides
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw"]
 
@@ -264,108 +246,6 @@ class StorySettings(Settings):
     """At the strong and the benign attack's other checkpoints."""
 
 
-class RecipeFile(Settings):
-    """A shipped or a user's TOML file."""
-
-    description: str = ""
-    """One line on what it is for."""
-    command: str = ""
-    """The command that runs it."""
-    erase: dict[str, Any] = Field(default_factory=dict)
-    """Keys of :class:`EraseSettings`."""
-    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """By method: what it wants otherwise than ``erase`` has it, and keys of its own."""
-    attack: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the attack ``finetune``."""
-    attack_steps: tuple[int, ...] = ()
-    """Checkpoints of an attack that trains, unless ``--steps`` names others."""
-    attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """By kind of attack: its settings where they differ from its defaults."""
-    search: dict[str, Any] = Field(default_factory=dict)
-    """The grid of ``attack --search``."""
-    story: StorySettings | None = None
-    """What the demo measures; only its recipe has it."""
-    grid: dict[str, Any] = Field(default_factory=dict)
-    """What ``bench`` runs: keys of :class:`~metaunlearn.bench.recipe.Grid`; only its recipes have them."""
-
-    @property
-    def kind(self) -> str:
-        """``settings`` of erasing and attacking, a ``story`` (``demo``) or a ``grid`` (``bench``)."""
-        return "grid" if self.grid else "story" if self.story is not None else "settings"
-
-
-SettingsType = TypeVar("SettingsType", bound=Settings)
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    folder = resources.files("metaunlearn") / "recipes"
-    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
-
-
-def recipe_text(name: str) -> str:
-    """The TOML text of the shipped recipe ``name``, or of the file at that path."""
-    if name in recipe_names():
-        return (resources.files("metaunlearn") / "recipes" / f"{name}.toml").read_text()
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(
-            f"there is no recipe {name!r} and no such file; shipped are: {', '.join(recipe_names())}."
-            f"{did_you_mean(name, recipe_names())} (recipe=..., --recipe FILE)"
-        )
-    return path.read_text()
-
-
-def read_recipe(name: str) -> RecipeFile:
-    """The recipe ``name`` (shipped, or a path), checked for unknown sections."""
-    try:
-        return RecipeFile.model_validate(tomllib.loads(recipe_text(name)))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {name} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise UserError(f"recipe {name}: {_explain(error, RecipeFile)}") from error
-
-
-def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd") -> str:
-    """The recipe for a denoiser of this size and class: ``small``, else ``sdxl``, else by the text width.
-
-    768 is Stable Diffusion 1.x, 1024 2.x.
-    """
-    if parameters < SMALL_MODEL:
-        return "small"
-    if family == "sdxl":
-        return "sdxl"
-    return "sd21" if cross_attention_dim == 1024 else "sd14"
-
-
-def resolve(
-    kind: type[SettingsType],
-    values: Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    *,
-    keys_elsewhere: Iterable[str] = (),
-) -> SettingsType:
-    """``values`` with the ``key=value`` ``overrides`` on top, checked; UserError names what is wrong.
-
-    ``keys_elsewhere`` are keys that ``--set`` also knows but that belong to other settings, for the message.
-    """
-    try:
-        return kind.model_validate({**values, **parse_overrides(overrides)})
-    except ValidationError as error:
-        raise UserError(_explain(error, kind, keys_elsewhere)) from error
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
-    """``["steps=5"]`` → ``{"steps": "5"}``."""
-    parsed = {}
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise UserError(f"--set takes key=value, got {item!r}.")
-        parsed[key.strip()] = value.strip()
-    return parsed
-
-
 REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
 
 
@@ -381,34 +261,3 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
             f"{len(settings.attackers)}, each with an optimizer, a learning_rate and steps of its own. Change them "
             "there (--set attackers=[...]), or drop the mixture (--set attackers=[])."
         )
-
-
-def _explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
-    problems = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = [*_settings_at(kind, item["loc"][:-1]).model_fields, *keys_elsewhere]
-            meant = did_you_mean(str(item["loc"][-1]), known)
-            problems.append(f"unknown key {key!r}.{meant} Known: {', '.join(known)}.")
-        elif item["type"] == "missing":
-            problems.append(f"the key {key!r} is missing.")
-        elif not key:  # Several settings that do not go together.
-            problems.append(f"{item['ctx']['error']}.")
-        else:
-            problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}.")
-    return " ".join(problems)
-
-
-def _settings_at(kind: type[Settings], path: Sequence[Any]) -> type[Settings]:
-    """The settings that stand at ``path`` inside ``kind``: names of fields, and places in lists or tables of them."""
-    for part in path:
-        if part in kind.model_fields:
-            kind = _settings_in(kind.model_fields[str(part)].annotation) or kind
-    return kind
-
-
-def _settings_in(annotation: Any) -> type[Settings] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _settings_in(part)) is not None), None)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metaunlearn.checkpoint import save_tensors
 from metaunlearn.errors import UserError
+from metaunlearn.files import check_new_file
 from metaunlearn.metrics.nsfw import KIND, architecture_named, check_tensors
 
 
@@ -26,10 +27,7 @@ def convert(name: str, file: Path | str, out: Path | str) -> dict[str, Any]:
     architecture = architecture_named(name)
     if not file.is_file():
         raise UserError(f"The weights {file} (file=, FILE) do not exist.")
-    if out.suffix != ".safetensors":
-        raise UserError(f"The output {out} (out=, --out) must end in .safetensors.")
-    if out.exists():
-        raise UserError(f"The output {out} (out=, --out) exists already; choose another file.")
+    check_new_file(out, ".safetensors")
     tensors = _read(file)
     check_tensors(name, tensors, str(file))
     save_tensors(out, tensors, {KIND: name})

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.files import check_new_file
 from metaunlearn.models import adapt, load_pipeline
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.parameters import digest
@@ -55,10 +56,7 @@ def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
 
     Returns what the command line prints with ``--json``. Raises UserError before any work.
     """
-    if out.suffix != ".safetensors":
-        raise UserError(f"the output {out} must end in .safetensors (out=..., --out FILE).")
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another file (out=..., --out FILE).")
+    check_new_file(out, ".safetensors")
     before, after = _modules(load_pipeline(base)), _modules(load_pipeline(model))
     _check_same(before, after)
     tensors: dict[str, Tensor] = {}

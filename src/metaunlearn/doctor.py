@@ -32,7 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import Attacker, EraseSettings, default_recipe, read_recipe
+from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.concepts import unnamed_prompts
 from metaunlearn.erasure.interface import Method, OptimisedMethod
 from metaunlearn.erasure.prepare import own_picture_counts
@@ -43,6 +43,7 @@ from metaunlearn.models import load
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import subset
+from metaunlearn.recipe import default_recipe, read_recipe
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
 OPTIONAL = {"vl-convert-python": "charts as pictures in reports", "resvg-py": "rebuilding Canvas (make canvas)"}

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from metaunlearn.checkpoint import write_atomic
 from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError
+from metaunlearn.files import write_atomic
 from metaunlearn.generation import BATCH, generate_images
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.cards import write_card
-from metaunlearn.config import EraseSettings, default_recipe, read_recipe
+from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
 from metaunlearn.delta import DELTA_FILE, make_delta
@@ -25,6 +25,7 @@ from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
+from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import Progress, RunFolder
 
 

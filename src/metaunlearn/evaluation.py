@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.checkpoint import write_atomic, write_json
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, batches, draw_batch, draws_for
 from metaunlearn.errors import UserError
+from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge

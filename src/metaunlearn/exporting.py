@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
+from metaunlearn.files import check_new_file
 from metaunlearn.models import adapt, load_pipeline
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.models.singlefile import DTYPES, Precision, load_single_file, save_single_file
@@ -25,10 +26,7 @@ def export(model: Any, out: Path, *, precision: Precision = "float32") -> dict[s
     """
     if precision not in DTYPES:
         raise UserError(f"expected a precision of {', '.join(DTYPES)} (precision=..., --precision), got {precision!r}.")
-    if out.suffix != ".safetensors":
-        raise UserError(f"the output {out} must end in .safetensors (out=..., --out FILE).")
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another file (out=..., --out FILE).")
+    check_new_file(out, ".safetensors")
     pipeline = load_pipeline(model)
     check_pipeline(pipeline)
     if len(pipeline.tokenizer) != CLIP_VOCABULARY:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaunlearn.checkpoint import write_json
+from metaunlearn.files import write_json
 
 BATCH = 32
 """Pictures that go through a pipeline together."""

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaunlearn.checkpoint import write_atomic
-from metaunlearn.config import resolve
 from metaunlearn.data.duplicates import find_duplicates
 from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, default_sampling
 from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
 from metaunlearn.runs import RunFolder
+from metaunlearn.settings import resolve
 
 SHEET_SIDE = 256
 """Pixels a side of a picture on the contact sheet, at most."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.checkpoint import write_json
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW, RESULTS
+from metaunlearn.files import write_json
 from metaunlearn.metrics.nudity import from_json, nudity_score, rule_named
 
 DETECTOR = ("judge", "judge_weights", "channels", "suppression")

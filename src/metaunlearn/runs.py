@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.checkpoint import write_atomic, write_json
 from metaunlearn.errors import UserError
+from metaunlearn.files import write_atomic, write_json
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how much is done, and how much there is."""

@@ -15,13 +15,15 @@ from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.canvas.datasets import write_dataset
 from metaunlearn.canvas.measure import Shown, measure, save_shown
 from metaunlearn.canvas.tasks import known, task_for
-from metaunlearn.checkpoint import step_generator, write_json
-from metaunlearn.config import Counts, Regime, StorySettings, read_recipe
+from metaunlearn.checkpoint import step_generator
+from metaunlearn.config import Counts, Regime, StorySettings
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.files import write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
+from metaunlearn.recipe import read_recipe
 from metaunlearn.report import build_report
 from metaunlearn.runs import Progress, RunFolder, versions
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metaunlearn.attacks.interface import AttackTask, Input
-from metaunlearn.config import Settings
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import rebuilt
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.settings import Settings
 
 IMG2IMG = {"sd": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline}
 """By the model's family."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from metaunlearn.attacks.interface import AttackTask, Input
-from metaunlearn.config import Settings
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.settings import Settings
 
 
 class Interpolate(Settings):

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from metaunlearn.attacks.interface import AttackTask, Training
 from metaunlearn.checkpoint import save_tensors, step_generator
-from metaunlearn.config import AttackSettings, Listed
+from metaunlearn.config import AttackSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
+from metaunlearn.settings import Listed
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers' ``load_lora_weights`` looks for."""

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from safetensors import SafetensorError, safe_open
 
 from metaunlearn.attacks.interface import AttackTask, Input
-from metaunlearn.config import Settings
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt, with_own_denoiser
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.settings import Settings
 
 
 class LoraMerge(Settings):

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from metaunlearn.attacks.interface import AttackTask, Input
-from metaunlearn.config import Settings
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.settings import Settings
 
 BITS = range(2, 17)
 

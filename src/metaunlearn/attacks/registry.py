@@ -15,8 +15,9 @@ from metaunlearn.attacks.lora_merge import LoraMerge
 from metaunlearn.attacks.quantize import Quantize
 from metaunlearn.attacks.textual_inversion import TextualInversion
 from metaunlearn.attacks.unlearndiffatk import UnlearnDiffAtk
-from metaunlearn.config import RecipeFile, Settings, parse_overrides, resolve
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.recipe import RecipeFile
+from metaunlearn.settings import Settings, parse_overrides, resolve
 
 KINDS: dict[str, type[Settings]] = {
     "finetune": Finetune,

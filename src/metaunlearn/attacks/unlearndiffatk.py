@@ -21,13 +21,13 @@ from metaunlearn.attacks.simplex import project_rows, sample_words
 from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import Settings
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling, generate_images
 from metaunlearn.models import rebuilt
 from metaunlearn.models.tokens import TokenModel
+from metaunlearn.settings import Settings
 
 
 class UnlearnDiffAtk(Settings):

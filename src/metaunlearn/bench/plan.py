@@ -13,10 +13,11 @@ from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.bench import sources
 from metaunlearn.bench.cells import Cell, make_cell
 from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridVariant, ModelName, as_overrides
-from metaunlearn.config import Counts, read_recipe
+from metaunlearn.config import Counts
 from metaunlearn.erasure.interface import OptimisedMethod
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
 from metaunlearn.erasure.registry import Configured, configure
+from metaunlearn.recipe import read_recipe
 
 META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise")
 """Beginnings of settings that a run without the meta objective does not read."""

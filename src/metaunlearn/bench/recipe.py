@@ -10,8 +10,10 @@ from pydantic import Field
 
 from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.canvas.tasks import known
-from metaunlearn.config import Counts, Settings, read_recipe, recipe_names, resolve
+from metaunlearn.config import Counts
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.recipe import read_recipe, recipe_names
+from metaunlearn.settings import Settings, resolve
 
 ModelName = Literal["original", "unlearn", "meta-unlearn"]
 Steps = tuple[int, ...]

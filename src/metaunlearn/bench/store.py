@@ -10,8 +10,8 @@ from typing import Any
 
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.locks import Locks
-from metaunlearn.checkpoint import write_atomic, write_json
 from metaunlearn.errors import UserError
+from metaunlearn.files import write_atomic, write_json
 from metaunlearn.runs import versions
 
 CELL_FILE = "cell.json"

@@ -10,6 +10,7 @@ import typer
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.errors import UserError
+from metaunlearn.files import check_new_file
 
 recipes = typer.Typer(help="List, show or copy the shipped settings.", no_args_is_help=True)
 
@@ -26,7 +27,7 @@ RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recip
 def list_recipes(as_json: o.Json = False) -> None:
     """Names of the shipped recipes and what each is for."""
     with working(as_json=as_json) as console:
-        from metaunlearn.config import read_recipe, recipe_names
+        from metaunlearn.recipe import read_recipe, recipe_names
 
         found = {name: read_recipe(name) for name in recipe_names()}
     width = max(map(len, found), default=0)
@@ -56,18 +57,17 @@ def copy(
 ) -> None:
     """Copy a recipe to a file of your own, for --recipe FILE."""
     with working(as_json=as_json) as console:
-        from metaunlearn.checkpoint import write_atomic
+        from metaunlearn.files import write_atomic
 
         text, target = _shipped(name), out or Path(f"{name}.toml")
-        if target.exists():
-            raise UserError(f"{target} exists already; choose another file (--out FILE).")
+        check_new_file(target)
         write_atomic(target, text)
     console.result({"name": name, "file": str(target)}, f"copied to {target}")
 
 
 def _shipped(name: str) -> str:
-    from metaunlearn.config import recipe_names, recipe_text
     from metaunlearn.errors import did_you_mean
+    from metaunlearn.recipe import recipe_names, recipe_text
 
     if name not in recipe_names():
         known = ", ".join(recipe_names())

@@ -10,7 +10,7 @@ import typer
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.cli.tables import scores_table
-from metaunlearn.errors import UserError
+from metaunlearn.files import check_new_file
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder.")]
 
@@ -40,10 +40,10 @@ def table(
 
     Refused where their protocols differ.
     """
-    if out is not None and out.exists():
-        raise UserError(f"{out} exists already; choose another file (out=, --out FILE).")
+    if out is not None:
+        check_new_file(out)
     with working(as_json=as_json) as console:
-        from metaunlearn.checkpoint import write_atomic
+        from metaunlearn.files import write_atomic
         from metaunlearn.metrics.tables import table_of
 
         joined = table_of(folders)

@@ -19,8 +19,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from metaunlearn.checkpoint import write_atomic
 from metaunlearn.errors import UserError
+from metaunlearn.files import write_atomic
 
 METADATA = "metadata.jsonl"
 SHEET = "sheet.png"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.checkpoint import write_atomic
 from metaunlearn.data.prompts import Prompt, prompt_of, read_rows
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.files import check_new_file, write_atomic
 
 I2P_ROWS = 4703
 I2P_NUDITY = (
@@ -55,10 +55,7 @@ def take(name: str, source: Path | None, out: Path) -> dict[str, Any]:
     ``source`` is a copy as .csv, .json or .jsonl; without it the hub's cache is looked through. Returns the summary.
     """
     wanted = set_named(name)
-    if out.suffix != ".jsonl":
-        raise UserError(f"The output {out} (out=, --out) must end in .jsonl.")
-    if out.exists():
-        raise UserError(f"The output {out} (out=, --out) exists already; choose another file.")
+    check_new_file(out, ".jsonl")
     file = source if source is not None else _cached(name, wanted)
     rows = wanted.select(read_rows(file), file)
     prompts = [prompt_of(row, f"{file}, row {number}") for number, row in enumerate(rows, start=1)]

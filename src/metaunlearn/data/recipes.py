@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from metaunlearn.config import Settings
 from metaunlearn.data.concepts import EVERYDAY
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import Listed, Settings
 from metaunlearn.data.concepts import ConceptPrompts, guide_prompts
 from metaunlearn.erasure.guides import Guides
 from metaunlearn.erasure.interface import ErasureTask, ForgetBatch, ForgetLoss
@@ -31,6 +30,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params, subset
+from metaunlearn.settings import Listed, Settings
 
 
 def esd_target(start: Tensor, conditional: Tensor, eta: float) -> Tensor:

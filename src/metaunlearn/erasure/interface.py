@@ -3,7 +3,7 @@
 An *optimised* method (ESD, SDD) is a forget loss inside Algorithm 1, which starts at theta*. A *closed-form* one (UCE,
 RECE) computes theta^UN at once; with the meta objective Algorithm 1 then starts at theta^UN and has no forget loss.
 
-A method is a subclass of :class:`~metaunlearn.config.Settings`: its fields are keys of a recipe and of ``--set``. It
+A method is a subclass of :class:`~metaunlearn.settings.Settings`: its fields are keys of a recipe and of ``--set``. It
 needs no other base class: :class:`OptimisedMethod` and :class:`ClosedFormMethod` say which functions it must have.
 
 Shapes: B pictures, C latent channels, h x w latent pixels.

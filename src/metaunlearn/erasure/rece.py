@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaunlearn.config import Settings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.erasure.uce import (
@@ -31,6 +30,7 @@ from metaunlearn.erasure.uce import (
 )  # fmt: skip
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, subset
+from metaunlearn.settings import Settings
 
 
 class Rece(Settings):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import EraseSettings, RecipeFile, Settings, parse_overrides, refuse_ignored, resolve
+from metaunlearn.config import EraseSettings, refuse_ignored
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.interface import Method
 from metaunlearn.erasure.rece import Rece
@@ -19,6 +19,8 @@ from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.parameters import SUBSETS
+from metaunlearn.recipe import RecipeFile
+from metaunlearn.settings import Settings, parse_overrides, resolve
 
 GROUP = "metaunlearn.methods"
 """The entry points' group: name = the method's name, object = its class."""
@@ -96,7 +98,7 @@ def _loaded(point: EntryPoint) -> type[Settings]:
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where} cannot be loaded: {error}. Install it again, or choose another --method.") from error
     if not (isinstance(kind, type) and issubclass(kind, Settings)):
-        raise UserError(f"{where} is no subclass of metaunlearn.config.Settings.")
+        raise UserError(f"{where} is no subclass of metaunlearn.settings.Settings.")
     ways = [word for word in ("begin", "edit") if callable(getattr(kind, word, None))]
     if len(ways) != 1 or not callable(getattr(kind, "trained", None)):
         raise UserError(

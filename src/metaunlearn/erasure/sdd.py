@@ -17,12 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaunlearn.config import Settings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasure.interface import ErasureTask, ForgetBatch
 from metaunlearn.erasure.trajectories import MovingLatents
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, moved_average, subset
+from metaunlearn.settings import Settings
 
 
 class Sdd(Settings):

@@ -26,12 +26,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaunlearn.config import Settings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm, subset
+from metaunlearn.settings import Settings
 
 logger = logging.getLogger(__name__)
 

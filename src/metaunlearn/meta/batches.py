@@ -49,7 +49,7 @@ class OuterDraw:
     forget: ForgetBatch | None
     """L_forget; None in the second stage of a closed-form method."""
     retain: RetainBatch
-    """Half related, half unrelated: L_retain of Eq. 1."""
+    """Half related, half unrelated, or one kind and then the other where B = 1: L_retain of Eq. 1."""
     meta_retain: RetainBatch
     """D_retain of Eq. 3, at theta_M."""
     direct: RetainBatch
@@ -112,9 +112,12 @@ def draw(
         rows = sampler(f"{role} {use}", turn, len(chosen), count, generator)
         return chosen.batch(rows, generator, stratified=stratified)
 
-    half = size // 2 * parts
+    if size == 1:  # There is no half of one: the two kinds take turns.
+        related, unrelated, turn = (parts, 0, step // 2) if step % 2 == 0 else (0, parts, step // 2)
+    else:
+        related, unrelated, turn = size // 2 * parts, (size - size // 2) * parts, step
     retain = RetainBatch(
-        joined(batch("related", "retain", half), batch("unrelated", "retain", size * parts - half)), half
+        joined(batch("related", "retain", related, turn), batch("unrelated", "retain", unrelated, turn)), related
     )
     meta_retain = retain
     if settings.meta_retain != "both":

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from metaunlearn.checkpoint import load_tensors, save_tensors, write_json
+from metaunlearn.checkpoint import load_tensors, save_tensors
+from metaunlearn.files import write_json
 
 Rows = list[Mapping[str, Any] | None]
 

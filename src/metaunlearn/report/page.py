@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from metaunlearn.checkpoint import write_atomic
 from metaunlearn.errors import UserError
+from metaunlearn.files import write_atomic
 from metaunlearn.report.data import SAMPLES_FILE, SUMMARY_FILE, Sample, Summary, read_samples, read_summary
 from metaunlearn.report.runs import RESULTS_FILE, RunCard, ScoreTable, read_runs, read_scores
 from metaunlearn.report.sections import Metric, grids, loss_panels, panels, self_destruction

@@ -10,8 +10,8 @@ import torch
 
 from metaunlearn.canvas.measure import measure, save_shown
 from metaunlearn.canvas.tasks import task_for
-from metaunlearn.checkpoint import write_json
 from metaunlearn.config import Counts
+from metaunlearn.files import write_json
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import load_pipeline
 from metaunlearn.runs import Progress

@@ -1,0 +1,88 @@
+"""Recipes: settings in a TOML file, shipped or the user's."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from metaunlearn.config import StorySettings
+from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.settings import Settings, explain
+
+SMALL_MODEL = 100_000_000
+"""Denoisers with fewer parameters than this get the recipe ``small``."""
+
+
+class RecipeFile(Settings):
+    """A shipped or a user's TOML file."""
+
+    description: str = ""
+    """One line on what it is for."""
+    command: str = ""
+    """The command that runs it."""
+    erase: dict[str, Any] = Field(default_factory=dict)
+    """Keys of :class:`EraseSettings`."""
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """By method: what it wants otherwise than ``erase`` has it, and keys of its own."""
+    attack: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the attack ``finetune``."""
+    attack_steps: tuple[int, ...] = ()
+    """Checkpoints of an attack that trains, unless ``--steps`` names others."""
+    attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """By kind of attack: its settings where they differ from its defaults."""
+    search: dict[str, Any] = Field(default_factory=dict)
+    """The grid of ``attack --search``."""
+    story: StorySettings | None = None
+    """What the demo measures; only its recipe has it."""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    """What ``bench`` runs: keys of :class:`~metaunlearn.bench.recipe.Grid`; only its recipes have them."""
+
+    @property
+    def kind(self) -> str:
+        """``settings`` of erasing and attacking, a ``story`` (``demo``) or a ``grid`` (``bench``)."""
+        return "grid" if self.grid else "story" if self.story is not None else "settings"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = resources.files("metaunlearn") / "recipes"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """The TOML text of the shipped recipe ``name``, or of the file at that path."""
+    if name in recipe_names():
+        return (resources.files("metaunlearn") / "recipes" / f"{name}.toml").read_text()
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"there is no recipe {name!r} and no such file; shipped are: {', '.join(recipe_names())}."
+            f"{did_you_mean(name, recipe_names())} (recipe=..., --recipe FILE)"
+        )
+    return path.read_text()
+
+
+def read_recipe(name: str) -> RecipeFile:
+    """The recipe ``name`` (shipped, or a path), checked for unknown sections."""
+    try:
+        return RecipeFile.model_validate(tomllib.loads(recipe_text(name)))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise UserError(f"recipe {name}: {explain(error, RecipeFile)}") from error
+
+
+def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd") -> str:
+    """The recipe for a denoiser of this size and class: ``small``, else ``sdxl``, else by the text width.
+
+    768 is Stable Diffusion 1.x, 1024 2.x.
+    """
+    if parameters < SMALL_MODEL:
+        return "small"
+    if family == "sdxl":
+        return "sdxl"
+    return "sd21" if cross_attention_dim == 1024 else "sd14"

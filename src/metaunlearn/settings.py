@@ -1,0 +1,86 @@
+"""Settings: classes whose fields are keys of a recipe and of ``--set``, and clear errors for what does not fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from metaunlearn.errors import UserError, did_you_mean
+
+
+class Settings(BaseModel):
+    """Frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Listed = BeforeValidator(_split)
+"""A tuple that ``--set`` may give with commas, ``key=a,b``, and a recipe as a list."""
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def resolve(
+    kind: type[SettingsType],
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    keys_elsewhere: Iterable[str] = (),
+) -> SettingsType:
+    """``values`` with the ``key=value`` ``overrides`` on top, checked; UserError names what is wrong.
+
+    ``keys_elsewhere`` are keys that ``--set`` also knows but that belong to other settings, for the message.
+    """
+    try:
+        return kind.model_validate({**values, **parse_overrides(overrides)})
+    except ValidationError as error:
+        raise UserError(explain(error, kind, keys_elsewhere)) from error
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
+    """``["steps=5"]`` → ``{"steps": "5"}``."""
+    parsed = {}
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise UserError(f"--set takes key=value, got {item!r}.")
+        parsed[key.strip()] = value.strip()
+    return parsed
+
+
+def explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
+    """What is wrong with the values of ``kind``, in words, and what was meant."""
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = [*_settings_at(kind, item["loc"][:-1]).model_fields, *keys_elsewhere]
+            meant = did_you_mean(str(item["loc"][-1]), known)
+            problems.append(f"unknown key {key!r}.{meant} Known: {', '.join(known)}.")
+        elif item["type"] == "missing":
+            problems.append(f"the key {key!r} is missing.")
+        elif not key:  # Several settings that do not go together.
+            problems.append(f"{item['ctx']['error']}.")
+        else:
+            problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}.")
+    return " ".join(problems)
+
+
+def _settings_at(kind: type[Settings], path: Sequence[Any]) -> type[Settings]:
+    """The settings that stand at ``path`` inside ``kind``: names of fields, and places in lists or tables of them."""
+    for part in path:
+        if part in kind.model_fields:
+            kind = _settings_in(kind.model_fields[str(part)].annotation) or kind
+    return kind
+
+
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _settings_in(part)) is not None), None)
