@@ -84,7 +84,7 @@ def _what(record: dict[str, Any]) -> Iterator[str]:
         yield f"Kept by name: {', '.join(kept)}."
     settings = {key: request["settings"][key] for key in SETTINGS if key in request["settings"]}
     settings |= request["method_settings"]
-    table = "\n".join(f"| `{key}` | {value} |" for key, value in settings.items())
+    table = "\n".join(f"| `{key}` | {_said(value)} |" for key, value in settings.items())
     yield f"| setting | value |\n|---|---|\n{table}"
     versions = record["versions"]
     yield (
@@ -92,6 +92,11 @@ def _what(record: dict[str, Any]) -> Iterator[str]:
         f"{versions['torch']}; `run.json` has all settings and hashes. SHA-256 of the base's denoiser: "
         f"`{request['weights']}`."
     )
+
+
+def _said(value: Any) -> str:
+    """A setting in a cell of a table; lists without brackets."""
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 def _measured(folder: Path) -> Iterator[str]:
