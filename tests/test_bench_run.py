@@ -15,8 +15,8 @@ from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
 from conftest import Call, process_environment, run_and_kill
 from metaunlearn.bench.estimate import outlook
 from metaunlearn.bench.kinds.measure import with_denoiser
-from metaunlearn.bench.results import Results
-from metaunlearn.bench.run import RESULTS_FILE, TABLES_FILE, run_grid
+from metaunlearn.bench.results import RESULTS_FILE, Results
+from metaunlearn.bench.run import TABLES_FILE, run_grid
 from metaunlearn.bench.store import CELL_FILE, Store
 from metaunlearn.checkpoint import load_tensors
 from metaunlearn.erasing import erase
@@ -244,5 +244,5 @@ def test_results_do_not_depend_on_the_reader(tiny_grid: Path) -> None:
     from metaunlearn.bench.recipe import read_bench
 
     recipe = read_bench(str(tiny_grid / "grid.toml"))
-    twice = [Results(recipe, plan_of(TINY), Store(tiny_grid / "out")).to_dict() for _ in range(2)]
+    twice = [Results(recipe, plan_of(TINY), Store(tiny_grid / "out")).found().to_dict() for _ in range(2)]
     assert twice[0] == twice[1]
