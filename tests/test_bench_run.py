@@ -69,6 +69,9 @@ def test_what_a_bench_leaves(tiny_grid: Path) -> None:
     assert "unrelated" in found["rows"][0]["scores"]
     assert "unrelated" not in found["rows"][1]["scores"]
     assert "| method | model | before | HRM-m 1 | HRM-m 2 |" in (out / TABLES_FILE).read_text()
+    page = (out / "report.html").read_text()
+    assert "nothing is compared" in page
+    assert page.count("<img ") == 2  # Before the attack and after its last step.
     assert {len(list(out.glob(f"cells/attack-*/step-00000{step}/unet"))) for step in (1, 2)} == {1}
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench_grids import changed, plan_of
+from bench_grids import GRID, changed, made_up, plan_of, score, write_scores
 from metaunlearn.bench.formats import to_markdown
 from metaunlearn.bench.long_csv import as_csv
-from metaunlearn.bench.plan import Plan, Row
+from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.published import CAPTIONS, published_rows, published_tables
 from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.results import Results, pooled
@@ -22,31 +20,10 @@ from metaunlearn.bench.tables import markdown
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.settings import resolve
 
-GRID = changed("concepts", 0, "seeds", to=[0, 1], of=changed("models", to=["unlearn", "meta-unlearn"]))
-SEEN = {
-    "unlearn": {("before", 0): (1, 3), ("HRM-m", 1): (4, 6), ("HRM-m", 2): (8, 10)},
-    "meta-unlearn": {("before", 0): (0, 0), ("HRM-m", 1): (1, 0), ("HRM-m", 2): (2, 1)},
-}
-"""Pictures of ten in which the concept is seen, seeds 0 and 1."""
-
-
-def score(value: float, n: int = 10, judge: str = "canvas") -> dict[str, Any]:
-    return {"value": value, "low": value, "high": value, "n": n, "protocol": {"judge": judge}, "raw": []}
-
-
-def write(store: Store, row: Row, **scores: dict[str, Any]) -> None:
-    folder = store.folder(row.cell.name)
-    folder.mkdir(parents=True)
-    (folder / "scores.json").write_text(json.dumps({"scores": scores}))
-
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    plan, store = plan_of(GRID), Store(tmp_path)
-    for row in plan.rows:
-        hits = SEEN[row.model][row.attack, row.step][row.seed]
-        write(store, row, concept=score(10.0 * hits), fid=score(1.0 + row.seed))
-    return Results(BenchRecipe("tiny", "Tiny.", "", resolve(Grid, GRID)), plan, store)
+    return made_up(tmp_path)
 
 
 def test_percentages_are_pooled_by_their_counts(results: Results) -> None:
@@ -67,8 +44,8 @@ def test_unequal_numbers_of_pictures_weigh_by_number(tmp_path: Path) -> None:
     """1 of 10 and 30 of 30 are 31 of 40, not the mean of 10 and 100 %."""
     plan, store = plan_of(GRID), Store(tmp_path)
     first, second = [row for row in plan.rows if (row.model, row.attack) == ("unlearn", "before")]
-    write(store, first, concept=score(10.0, n=10))
-    write(store, second, concept=score(100.0, n=30))
+    write_scores(store, first, concept=score(10.0, n=10))
+    write_scores(store, second, concept=score(100.0, n=30))
     found = pooled(Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).found().rows, "concept")
     assert found is not None
     assert found.value == pytest.approx(100 * 31 / 40)
@@ -77,8 +54,8 @@ def test_unequal_numbers_of_pictures_weigh_by_number(tmp_path: Path) -> None:
 def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     plan, store = plan_of(GRID), Store(tmp_path)
     first, second = [row for row in plan.rows if (row.model, row.attack) == ("unlearn", "before")]
-    write(store, first, concept=score(10.0))
-    write(store, second, concept=score(10.0, judge="another"))
+    write_scores(store, first, concept=score(10.0))
+    write_scores(store, second, concept=score(10.0, judge="another"))
     rows = Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).found().rows
     with pytest.raises(ValueError, match="different protocols"):
         pooled(rows, "concept")
@@ -118,7 +95,7 @@ def test_a_variant_is_set_against_the_only_plain_run(tmp_path: Path) -> None:
     ]
     plan, store = plan_of(grid), Store(tmp_path)
     for row in plan.rows:
-        write(store, row, concept=score(50.0 if row.model == "unlearn" else 10.0))
+        write_scores(store, row, concept=score(50.0 if row.model == "unlearn" else 10.0))
     text = markdown(Results(BenchRecipe("", "", "", resolve(Grid, grid)), plan, store).found())
     assert "| esd-x-1 | M = 2 | 0.20 (10.0 / 50.0) |" in text
 

@@ -25,7 +25,7 @@ class Line:
         return f"{self.method}, {self.variant}" if self.variant else self.method or self.model
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ratio:
     """How much of a concept the malicious attacks bring back: means over the checkpoints that both models have."""
 
@@ -85,8 +85,8 @@ def ratios(found: Found) -> list[Ratio]:
             plain = plain_of(line, lines) if line.model == "meta-unlearn" else None
             means = None if plain is None else _means(mine, lines[plain])
             if means is not None:
-                of = {"method": line.method, "variant": line.variant, "concept": concept, "seed": seed}
-                pairs.append(Ratio(**of, meta=means[0], plain=means[1]))
+                place = (line.method, line.variant, concept, seed)
+                pairs.append(Ratio(*place, meta=means[0], plain=means[1]))
     return pairs
 
 

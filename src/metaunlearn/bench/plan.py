@@ -86,13 +86,13 @@ def states(grid: Grid) -> Iterator[State]:
     """All states of ``grid``, in the order of :class:`Plan`."""
     for seed in sorted({seed for concept in grid.concepts for seed in concept.seeds}):
         for concept in (concept for concept in grid.concepts if seed in concept.seeds):
-            place = {"concept": concept.name, "seed": seed}
+            place: dict[str, Any] = {"concept": concept.name, "seed": seed}
             if "original" in grid.models:
                 yield State(**place, method="", variant="", model="original", attack=BEFORE, step=0)
             for variant, method in product(grid.variants, grid.methods):
                 for model in variant.models or grid.models:
                     if model != "original":
-                        of = {**place, "method": method, "variant": variant.name, "model": model}
+                        of: dict[str, Any] = {**place, "method": method, "variant": variant.name, "model": model}
                         yield State(**of, attack=BEFORE, step=0)
                         for attack in grid.attacks:
                             for step in attack.steps or concept.steps:
