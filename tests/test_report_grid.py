@@ -26,6 +26,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.report import build_report
 from metaunlearn.report.grid.headline import headline
 from metaunlearn.report.grid.missing import missing_table
+from metaunlearn.report.grid.settings import grid_settings
 from metaunlearn.settings import resolve
 from report_fixtures import draw_picture
 
@@ -71,11 +72,11 @@ def saved(page: str, name: str) -> str:
     return unquote(html.unescape(uri).partition(",")[2])
 
 
-def found_with(rows: list[tuple[str, str, str, int, float]], **change: Any) -> Found:
-    """Rows (method, model, attack, step, percent of ten pictures) of the concept, by nobody."""
+def found_with(given: list[tuple[str, str, str, int, float]], **change: Any) -> Found:
+    """``given`` are rows (method, model, attack, step, percent of ten pictures) of the concept, by nobody."""
     measured = []
     grid = resolve(Grid, GRID)
-    for method, model, attack, step, value in rows:
+    for method, model, attack, step, value in given:
         (state,) = [
             one for one in states(grid)
             if (one.method, one.model, one.attack, one.step, one.seed) == (method, model, attack, step, 0)
@@ -103,7 +104,7 @@ def test_headline_is_the_mean_of_the_ratios(tmp_path: Path) -> None:
     """Seed 0: (10 + 20) / (40 + 80) = 0.25; seed 1: (0 + 10) / (60 + 100) = 0.0625; their mean is 0.15625."""
     head = headline(made_up(tmp_path).found())
     assert head.ratio == pytest.approx(0.15625)
-    assert head.methods == [("esd-x-1", pytest.approx(0.15625))]
+    assert (head.methods, head.lines) == (1, [("esd-x-1", pytest.approx(0.15625))])
     assert (head.count, head.measured, head.in_all) == (2, 12, 12)
     assert "0.16 times as often as plain ones (one method)" in head.title
     assert not head.caveats
@@ -181,6 +182,32 @@ def test_settings_are_those_of_the_cells(bench: Path) -> None:
     assert "Erasing: settings as the cells have them" in page
     assert "<dt>gamma2</dt>" in page
     assert "<dt>esd-x-1.eta</dt>" in page
+
+
+def test_the_grid_is_told_by_name_and_without_what_is_empty() -> None:
+    grid = changed("variants", to=[{"name": ""}, {"name": "M = 2", "set": {"inner_steps": 2}}], of=GRID)
+    told = grid_settings(resolve(Grid, grid))
+    assert told["variants"] == {"M = 2": {"set": {"inner_steps": 2}}}
+    assert told["attacks"] == {"HRM-m": {"data": "hrm-m", "pictures": 2, "kind": "finetune"}}
+    assert "published" not in told
+
+
+def test_variants_have_charts_of_their_own(tmp_path: Path) -> None:
+    """Both are set against the one plain run, which has no chart to itself."""
+    grid = changed("models", to=["unlearn", "meta-unlearn"])
+    names = ("M = 2", "M = 3")
+    grid["variants"] = [
+        {"name": "plain", "models": ["unlearn"]},
+        *({"name": name, "models": ["meta-unlearn"]} for name in names),
+    ]
+    score = {"value": 50.0, "low": 40.0, "high": 60.0, "n": 10, "hits": 5, "protocol": "p"}
+    rows = [Measured(state, "measure-0", {"concept": score}) for state in states(resolve(Grid, grid))]
+    found = found_with([], grid=resolve(Grid, grid), rows=rows, rows_in_all=len(rows))
+    (tmp_path / "results.json").write_text(json.dumps(found.to_dict()))
+    page = build_report(tmp_path).read_text()
+    assert re.findall("<h5>(.*?)</h5>", page) == [f"esd-x-1, {name}" for name in names]
+    assert page.count("Unlearned: 50 → 50 %; Meta-unlearned: 50 → 50 %.") == 2
+    assert "as often as plain ones (one method)" in page
 
 
 def test_a_grid_in_progress_without_its_cells(tmp_path: Path) -> None:

@@ -33,14 +33,17 @@ class Resolved:
 
 
 def grid_settings(grid: Grid) -> dict[str, Any]:
-    """``[grid]`` as it was read, its lists of tables by name."""
-    found = grid.model_dump(mode="json")
+    """``[grid]`` as it was read, its lists of tables by name; what is empty is left out."""
+    found = _said(grid.model_dump(mode="json"))
     for key in ("concepts", "attacks", "variants"):
-        found[key] = {
-            item["name"] or "(the only one)": {name: value for name, value in item.items() if name != "name"}
-            for item in found[key]
-        }
+        items = [said for item in found.pop(key, []) if (said := _said(item))]
+        if items:
+            found[key] = {item.pop("name", "(no name)"): item for item in items}
     return found
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in ("", [], {})}
 
 
 def resolved(found: Found, folder: Path) -> list[Resolved]:
