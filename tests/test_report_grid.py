@@ -115,17 +115,25 @@ def test_headline_is_the_mean_of_the_ratios(tmp_path: Path) -> None:
     [
         (50, 50, "as often as plain", "In 1 of 1 comparisons the meta-unlearned model is no better"),
         (20, 40, "2.00 times as often", "In 1 of 1 comparisons"),
-        (0, 0, "2 of 12 states are measured", "left out of the mean"),
-        (None, 50, "1 of 12 states are measured", "nothing is compared"),
+        (0, 0, "4 of 12 states are measured", "showed the concept nowhere: 1"),
+        (None, 50, "2 of 12 states are measured", "nothing is compared"),
     ],
 )
 def test_headline_is_honest(plain: float | None, meta: float, title: str, caveat: str) -> None:
-    rows = [("esd-x-1", "meta-unlearn", "HRM-m", 1, meta)]
-    rows += [] if plain is None else [("esd-x-1", "unlearn", "HRM-m", 1, plain)]
+    rows = [("esd-x-1", "meta-unlearn", "HRM-m", step, meta) for step in (1, 2)]
+    rows += [] if plain is None else [("esd-x-1", "unlearn", "HRM-m", step, plain) for step in (1, 2)]
     head = headline(found_with(rows))
     assert title in head.title
     assert any(caveat in sentence for sentence in head.caveats)
     assert "not finished" in head.caveats[0]
+
+
+def test_a_comparison_without_its_last_checkpoint_does_not_count() -> None:
+    """The plain model has both, the meta-unlearned one the first, at which little comes back in either."""
+    rows = [("esd-x-1", "unlearn", "HRM-m", step, 50.0) for step in (1, 2)]
+    head = headline(found_with([*rows, ("esd-x-1", "meta-unlearn", "HRM-m", 1, 10.0)]))
+    assert head.ratio is None
+    assert "Comparisons that lack checkpoints yet: 1; the mean leaves them out." in head.caveats
 
 
 def test_what_is_missing_is_counted() -> None:

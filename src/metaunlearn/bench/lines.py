@@ -37,6 +37,8 @@ class Ratio:
     """Of the meta-unlearned model, in percent."""
     plain: float
     """Of the plainly unlearned one, in percent."""
+    whole: bool
+    """Whether these are all checkpoints that the grid has; else later ones, where more comes back, are missing."""
 
     @property
     def value(self) -> float | None:
@@ -73,7 +75,8 @@ def pairs_of(lines: Sequence[Line]) -> list[list[Line]]:
 
 def ratios(found: Found) -> list[Ratio]:
     """One for each method, variant, concept and seed for which both models were attacked."""
-    malicious = {attack.name for attack in found.grid.attacks if attack.malicious}
+    steps = {concept.name: concept.steps for concept in found.grid.concepts}
+    malicious = {attack.name: attack.steps for attack in found.grid.attacks if attack.malicious}
     places: dict[tuple[str, int], list[Measured]] = {}
     for measured in found.rows:
         if measured.row.attack in malicious:
@@ -81,18 +84,22 @@ def ratios(found: Found) -> list[Ratio]:
     pairs = []
     for (concept, seed), rows in places.items():
         lines = by_line(rows)
+        in_all = sum(len(own or steps[concept]) for own in malicious.values())
         for line, mine in lines.items():
             plain = plain_of(line, lines) if line.model == "meta-unlearn" else None
-            means = None if plain is None else _means(mine, lines[plain])
-            if means is not None:
+            if plain is None:
+                continue
+            meta, unlearn = _shared(mine, lines[plain])
+            if meta:
                 place = (line.method, line.variant, concept, seed)
-                pairs.append(Ratio(*place, meta=means[0], plain=means[1]))
+                pairs.append(Ratio(*place, mean(meta), mean(unlearn), len(meta) == in_all))
     return pairs
 
 
-def _means(*rows: Sequence[Measured]) -> tuple[float, float] | None:
+def _shared(*rows: Sequence[Measured]) -> tuple[list[float], list[float]]:
+    """Percentages of both at the checkpoints that both have."""
     first, second = (
         {(found.row.attack, found.row.step): found.scores["concept"]["value"] for found in one} for one in rows
     )
-    both = first.keys() & second.keys()
-    return (mean(first[place] for place in both), mean(second[place] for place in both)) if both else None
+    both = [place for place in first if place in second]
+    return [first[place] for place in both], [second[place] for place in both]
