@@ -1,13 +1,16 @@
-"""A tiny grid on Canvas for the tests of bench: what it is, and how to change it."""
+"""A tiny grid on Canvas for the tests of bench: what it is, how to change it, and made-up results of it."""
 
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.bench.plan import Plan, make_plan
-from metaunlearn.bench.recipe import Grid, as_toml
+from metaunlearn.bench.plan import Plan, Row, make_plan
+from metaunlearn.bench.recipe import BenchRecipe, Grid, as_toml
+from metaunlearn.bench.results import Results
+from metaunlearn.bench.store import Store
 from metaunlearn.settings import resolve
 
 TINY: dict[str, Any] = {
@@ -50,3 +53,30 @@ def write_recipe(file: Path, grid: dict[str, Any]) -> Path:
     lines = ['description = "Tiny."', 'command = "metaunlearn bench FILE --out DIR"', "[grid]"]
     file.write_text("\n".join([*lines, *(f"{key} = {as_toml(value)}" for key, value in grid.items())]) + "\n")
     return file
+
+
+GRID = changed("concepts", 0, "seeds", to=[0, 1], of=changed("models", to=["unlearn", "meta-unlearn"]))
+SEEN = {
+    "unlearn": {("before", 0): (1, 3), ("HRM-m", 1): (4, 6), ("HRM-m", 2): (8, 10)},
+    "meta-unlearn": {("before", 0): (0, 0), ("HRM-m", 1): (1, 0), ("HRM-m", 2): (2, 1)},
+}
+"""Pictures of ten in which the concept is seen, seeds 0 and 1."""
+
+
+def score(value: float, n: int = 10, judge: str = "canvas") -> dict[str, Any]:
+    return {"value": value, "low": value, "high": value, "n": n, "protocol": {"judge": judge}, "raw": []}
+
+
+def write_scores(store: Store, row: Row, **scores: dict[str, Any]) -> None:
+    folder = store.folder(row.cell.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps({"scores": scores}))
+
+
+def made_up(out: Path) -> Results:
+    """``GRID`` in ``out``, where every state has the scores of ``SEEN``."""
+    plan, store = plan_of(GRID), Store(out)
+    for row in plan.rows:
+        hits = SEEN[row.model][row.attack, row.step][row.seed]
+        write_scores(store, row, concept=score(10.0 * hits), fid=score(1.0 + row.seed))
+    return Results(BenchRecipe("tiny", "Tiny.", "", resolve(Grid, GRID)), plan, store)

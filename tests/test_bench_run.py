@@ -15,8 +15,8 @@ from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
 from conftest import Call, process_environment, run_and_kill
 from metaunlearn.bench.estimate import outlook
 from metaunlearn.bench.kinds.measure import with_denoiser
-from metaunlearn.bench.results import Results
-from metaunlearn.bench.run import RESULTS_FILE, TABLES_FILE, run_grid
+from metaunlearn.bench.results import RESULTS_FILE, Results
+from metaunlearn.bench.run import TABLES_FILE, run_grid
 from metaunlearn.bench.store import CELL_FILE, Store
 from metaunlearn.checkpoint import load_tensors
 from metaunlearn.erasing import erase
@@ -69,6 +69,9 @@ def test_what_a_bench_leaves(tiny_grid: Path) -> None:
     assert "unrelated" in found["rows"][0]["scores"]
     assert "unrelated" not in found["rows"][1]["scores"]
     assert "| method | model | before | HRM-m 1 | HRM-m 2 |" in (out / TABLES_FILE).read_text()
+    page = (out / "report.html").read_text()
+    assert "nothing is compared" in page
+    assert page.count("<img ") == 2  # Before the attack and after its last step.
     assert {len(list(out.glob(f"cells/attack-*/step-00000{step}/unet"))) for step in (1, 2)} == {1}
 
 
@@ -244,5 +247,5 @@ def test_results_do_not_depend_on_the_reader(tiny_grid: Path) -> None:
     from metaunlearn.bench.recipe import read_bench
 
     recipe = read_bench(str(tiny_grid / "grid.toml"))
-    twice = [Results(recipe, plan_of(TINY), Store(tiny_grid / "out")).to_dict() for _ in range(2)]
+    twice = [Results(recipe, plan_of(TINY), Store(tiny_grid / "out")).found().to_dict() for _ in range(2)]
     assert twice[0] == twice[1]

@@ -4,52 +4,31 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench_grids import changed, plan_of
-from metaunlearn.bench.plan import Plan, Row
-from metaunlearn.bench.published import CAPTIONS, published_rows, published_sections
+from bench_grids import GRID, changed, made_up, plan_of, score, write_scores
+from metaunlearn.bench.formats import to_markdown
+from metaunlearn.bench.long_csv import as_csv
+from metaunlearn.bench.plan import Plan
+from metaunlearn.bench.published import CAPTIONS, published_rows, published_tables
 from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.results import Results, pooled
 from metaunlearn.bench.store import Store
-from metaunlearn.bench.tables import as_csv, markdown
+from metaunlearn.bench.tables import markdown
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.settings import resolve
-
-GRID = changed("concepts", 0, "seeds", to=[0, 1], of=changed("models", to=["unlearn", "meta-unlearn"]))
-SEEN = {
-    "unlearn": {("before", 0): (1, 3), ("HRM-m", 1): (4, 6), ("HRM-m", 2): (8, 10)},
-    "meta-unlearn": {("before", 0): (0, 0), ("HRM-m", 1): (1, 0), ("HRM-m", 2): (2, 1)},
-}
-"""Pictures of ten in which the concept is seen, seeds 0 and 1."""
-
-
-def score(value: float, n: int = 10, judge: str = "canvas") -> dict[str, Any]:
-    return {"value": value, "low": value, "high": value, "n": n, "protocol": {"judge": judge}, "raw": []}
-
-
-def write(store: Store, row: Row, **scores: dict[str, Any]) -> None:
-    folder = store.folder(row.cell.name)
-    folder.mkdir(parents=True)
-    (folder / "scores.json").write_text(json.dumps({"scores": scores}))
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
-    plan, store = plan_of(GRID), Store(tmp_path)
-    for row in plan.rows:
-        hits = SEEN[row.model][row.attack, row.step][row.seed]
-        write(store, row, concept=score(10.0 * hits), fid=score(1.0 + row.seed))
-    return Results(BenchRecipe("tiny", "Tiny.", "", resolve(Grid, GRID)), plan, store)
+    return made_up(tmp_path)
 
 
 def test_percentages_are_pooled_by_their_counts(results: Results) -> None:
     """4 of 10 and 6 of 10 are 10 of 20, with the interval of 20 pictures."""
-    rows = [found for found in results.rows() if (found.row.model, found.row.step) == ("unlearn", 1)]
+    rows = [found for found in results.found().rows if (found.row.model, found.row.step) == ("unlearn", 1)]
     found = pooled(rows, "concept")
     expected = wilson(10, 20)
     assert found is not None
@@ -65,9 +44,9 @@ def test_unequal_numbers_of_pictures_weigh_by_number(tmp_path: Path) -> None:
     """1 of 10 and 30 of 30 are 31 of 40, not the mean of 10 and 100 %."""
     plan, store = plan_of(GRID), Store(tmp_path)
     first, second = [row for row in plan.rows if (row.model, row.attack) == ("unlearn", "before")]
-    write(store, first, concept=score(10.0, n=10))
-    write(store, second, concept=score(100.0, n=30))
-    found = pooled(Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).rows(), "concept")
+    write_scores(store, first, concept=score(10.0, n=10))
+    write_scores(store, second, concept=score(100.0, n=30))
+    found = pooled(Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).found().rows, "concept")
     assert found is not None
     assert found.value == pytest.approx(100 * 31 / 40)
 
@@ -75,21 +54,22 @@ def test_unequal_numbers_of_pictures_weigh_by_number(tmp_path: Path) -> None:
 def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     plan, store = plan_of(GRID), Store(tmp_path)
     first, second = [row for row in plan.rows if (row.model, row.attack) == ("unlearn", "before")]
-    write(store, first, concept=score(10.0))
-    write(store, second, concept=score(10.0, judge="another"))
-    rows = Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).rows()
+    write_scores(store, first, concept=score(10.0))
+    write_scores(store, second, concept=score(10.0, judge="another"))
+    rows = Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).found().rows
     with pytest.raises(ValueError, match="different protocols"):
         pooled(rows, "concept")
 
 
 def test_the_tables(results: Results) -> None:
     """meta / plain, seed 0: (10 + 20) / 2 over (40 + 80) / 2 = 15 / 60; seed 1: (0 + 10) / 2 over (60 + 100) / 2."""
-    text = markdown(results)
+    text = markdown(results.found())
     pooled_2 = wilson(18, 20)
     assert f"| 90.0 [{pooled_2.low:.1f}, {pooled_2.high:.1f}] |" in text
     assert "| esd-x-1 | unlearn | 10.0, 30.0 | 40.0, 60.0 | 80.0, 100.0 |" in text
     assert "| esd-x-1 |  | 0.25 (15.0 / 60.0) | 0.06 (5.0 / 80.0) |" in text
     assert "6 of" not in text
+    assert "In the paper" not in text
     assert f"{len(results.plan.rows)} of {len(results.plan.rows)} states" in text
 
 
@@ -99,7 +79,7 @@ def test_a_grid_in_progress_has_gaps(results: Results) -> None:
     for row in results.plan.rows:
         if (row.model, row.seed, row.attack) == ("meta-unlearn", 1, "HRM-m"):
             shutil.rmtree(results.store.folder(row.cell.name))
-    text = markdown(results)
+    text = markdown(results.found())
     assert "| esd-x-1 |  | 0.25 (15.0 / 60.0) |" in text
     assert "seed 1 |" not in text
     found = wilson(2, 10)
@@ -115,13 +95,13 @@ def test_a_variant_is_set_against_the_only_plain_run(tmp_path: Path) -> None:
     ]
     plan, store = plan_of(grid), Store(tmp_path)
     for row in plan.rows:
-        write(store, row, concept=score(50.0 if row.model == "unlearn" else 10.0))
-    text = markdown(Results(BenchRecipe("", "", "", resolve(Grid, grid)), plan, store))
+        write_scores(store, row, concept=score(50.0 if row.model == "unlearn" else 10.0))
+    text = markdown(Results(BenchRecipe("", "", "", resolve(Grid, grid)), plan, store).found())
     assert "| esd-x-1 | M = 2 | 0.20 (10.0 / 50.0) |" in text
 
 
 def test_the_csv_has_every_score_by_seed_and_for_all(results: Results) -> None:
-    lines = list(csv.DictReader(io.StringIO(as_csv(results))))
+    lines = list(csv.DictReader(io.StringIO(as_csv(results.found()))))
     places = len(results.plan.rows) // 2
     assert len(lines) == places * 2 * 3  # concept and FID; seed 0, seed 1 and all
     found = [
@@ -134,10 +114,8 @@ def test_published_tables_are_the_papers() -> None:
     """A few figures read off the paper's page, and the number of its rows."""
     table = published_rows("table1_nudity_score")
     assert len(table) == 1 + 6 * 2 * 13
-    shown = "\n".join(published_sections(list(CAPTIONS)))
+    shown = "\n".join(map(to_markdown, published_tables(list(CAPTIONS))))
     assert "| ESD-u-1 | meta-unlearn | 0.00 | 8.45 | 13.38 | 23.94 | 26.06 | 4.23 |" in shown
-    assert "model and protocol differ" in shown
-    assert published_sections([]) == []
 
 
 def test_a_plan_knows_its_cells() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from browser import chromium, in_frames, needs_chromium
 from metaunlearn.errors import UserError
 from metaunlearn.report import Summary, build_report, headline, rows
 from metaunlearn.report.charts import spread
 from metaunlearn.report.runs import losses, read_log, thinned
 from metaunlearn.report.sections import self_destruction
 from report_fixtures import invented_summary, scores, write_runs, write_samples
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -286,16 +280,6 @@ def test_broken_run_files_are_named(tmp_path: Path, name: str, text: str, words:
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
-def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run headless Chromium with a profile of its own under ``folder``."""
-    assert CHROMIUM is not None
-    profile = folder / f"profile-{len(list(folder.glob('profile-*')))}"
-    fixed = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    quiet = "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr"
-    command = [CHROMIUM, *fixed.split(), *quiet.split(), f"--user-data-dir={profile}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
@@ -312,24 +296,6 @@ def test_page_renders(report: Path, tmp_path: Path, width: int, scheme: str) -> 
     background = max(colours)[1]
     assert isinstance(background, tuple)
     assert (sum(background) < 150) == (scheme == "dark"), f"background {background} is not {scheme}"
-
-
-def in_frames(folder: Path, report: Path, widths: tuple[int, ...], script: str) -> dict[str, str]:
-    """Show ``report`` in frames of ``widths``; in each run ``script`` (uses ``inner``, ``width``; sets ``found``)."""
-    page = json.dumps(report.read_text()).replace("</", "<\\/")
-    (folder / "frames.html").write_text(
-        f"<!doctype html><body><script>const page = {page}; for (const width of {list(widths)}) {{\n"
-        "const frame = document.createElement('iframe');\n"
-        "frame.style.cssText = `width:${width}px;height:800px;border:0`;\n"
-        "frame.srcdoc = page;\n"
-        f"frame.onload = () => {{ const inner = frame.contentDocument; let found; {script}\n"
-        "const line = document.createElement('p'); line.textContent = `${width}: ${found}`;\n"
-        "document.body.append(line);\n"
-        "}; document.body.append(frame); }</script></body>"
-    )
-    address = (folder / "frames.html").as_uri()
-    done = chromium(folder, "--window-size=1400,900", "--virtual-time-budget=8000", "--dump-dom", address)
-    return dict(re.findall(r"<p>(\d+): ([^<]*)</p>", done.stdout))
 
 
 @needs_chromium

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ BEFORE = "before"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One state of one model: where it stands in the tables, and the cell with its scores."""
+class State:
+    """One state of one model: where it stands in the tables."""
 
     concept: str
     seed: int
@@ -39,12 +40,18 @@ class Row:
     attack: str
     """``before`` when there was none."""
     step: int
-    cell: Cell = field(hash=False)
 
     def labels(self) -> dict[str, Any]:
         """What ``--only`` can ask for."""
         names = ("concept", "seed", "method", "variant", "model", "attack", "step")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(State):
+    """A state, and the cell with its scores."""
+
+    cell: Cell = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,24 @@ class Plan:
 def make_plan(grid: Grid, overrides: Sequence[str] = ()) -> Plan:
     """All work of ``grid``; settings that cannot be are a UserError here. ``overrides`` go on top of every erasing."""
     planner = _Planner(grid, overrides)
-    rows = list(planner.rows())
-    return Plan(rows, planner.cells)
+    return Plan([planner.row(state) for state in states(grid)], planner.cells)
+
+
+def states(grid: Grid) -> Iterator[State]:
+    """All states of ``grid``, in the order of :class:`Plan`."""
+    for seed in sorted({seed for concept in grid.concepts for seed in concept.seeds}):
+        for concept in (concept for concept in grid.concepts if seed in concept.seeds):
+            place: dict[str, Any] = {"concept": concept.name, "seed": seed}
+            if "original" in grid.models:
+                yield State(**place, method="", variant="", model="original", attack=BEFORE, step=0)
+            for variant, method in product(grid.variants, grid.methods):
+                for model in variant.models or grid.models:
+                    if model != "original":
+                        of: dict[str, Any] = {**place, "method": method, "variant": variant.name, "model": model}
+                        yield State(**of, attack=BEFORE, step=0)
+                        for attack in grid.attacks:
+                            for step in attack.steps or concept.steps:
+                                yield State(**of, attack=attack.name, step=step)
 
 
 @dataclass
@@ -81,40 +104,45 @@ class _Planner:
     grid: Grid
     overrides: Sequence[str]
     cells: dict[str, Cell] = field(default_factory=dict)
+    made: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
+    """Erased models and attacks, by where they stand."""
 
     def cell(self, kind: str, **facts: Any) -> Cell:
         made = make_cell(kind, **facts)
         return self.cells.setdefault(made.name, made)
 
-    def rows(self) -> Iterator[Row]:
-        grid = self.grid
-        for seed in sorted({seed for concept in grid.concepts for seed in concept.seeds}):
-            for concept in (concept for concept in grid.concepts if seed in concept.seeds):
-                if "original" in grid.models:
-                    place = {"concept": concept.name, "seed": seed, "method": "", "variant": "", "model": "original"}
-                    yield self._row(place, BEFORE, 0, grid.measure.before, {}, {})
-                for variant in grid.variants:
-                    for method in grid.methods:
-                        for model in variant.models or grid.models:
-                            if model != "original":
-                                yield from self._erased(concept, seed, method, variant, model)
-
-    def _erased(
-        self, concept: GridConcept, seed: int, method: str, variant: GridVariant, model: ModelName
-    ) -> Iterator[Row]:
-        place = {
-            "concept": concept.name, "seed": seed, "method": method, "variant": variant.name, "model": model,
-        }  # fmt: skip
+    def row(self, state: State) -> Row:
+        """``state`` with its cell and those that this needs."""
         measure = self.grid.measure
-        erased = self._erase(concept, seed, method, variant, model, place)
-        yield self._row(place, BEFORE, 0, measure.before, {"erase": erased}, {})
-        for attack in self.grid.attacks:
-            attacked = self._attack(concept, seed, attack, erased, place)
-            steps = attack.steps or concept.steps
-            for step in steps:
-                counts = measure.last if step == steps[-1] else measure.between
-                needs = {"erase": erased, "attack": attacked}
-                yield self._row(place, attack.name, step, counts, needs, {"step": step})
+        concept = next(concept for concept in self.grid.concepts if concept.name == state.concept)
+        if state.model == "original":
+            return self._row(state, measure.before, {}, {})
+        names = ("concept", "seed", "method", "variant", "model")
+        place = {name: getattr(state, name) for name in names}
+        erased = self._once(
+            tuple(place.values()),
+            lambda: self._erase(
+                concept,
+                state.seed,
+                state.method,
+                next(variant for variant in self.grid.variants if variant.name == state.variant),
+                state.model,
+                place,
+            ),
+        )
+        if state.attack == BEFORE:
+            return self._row(state, measure.before, {"erase": erased}, {})
+        attack = next(attack for attack in self.grid.attacks if attack.name == state.attack)
+        attacked = self._once(
+            (*place.values(), attack.name), lambda: self._attack(concept, state.seed, attack, erased, place)
+        )
+        counts = measure.last if state.step == (attack.steps or concept.steps)[-1] else measure.between
+        return self._row(state, counts, {"erase": erased, "attack": attacked}, {"step": state.step})
+
+    def _once(self, place: tuple[Any, ...], make: Callable[[], Cell]) -> Cell:
+        if place not in self.made:
+            self.made[place] = make()
+        return self.made[place]
 
     def _erase(
         self,
@@ -167,29 +195,20 @@ class _Planner:
             needs={"erase": erased, "data": data},
         )  # fmt: skip
 
-    def _row(
-        self,
-        place: Mapping[str, Any],
-        attack: str,
-        step: int,
-        counts: Counts,
-        needs: Mapping[str, Cell],
-        more: Mapping[str, Any],
-    ) -> Row:
+    def _row(self, state: State, counts: Counts, needs: Mapping[str, Cell], more: Mapping[str, Any]) -> Row:
         facts = {
-            "concept": place["concept"], "seed": place["seed"], "counts": counts.model_dump(),
+            "concept": state.concept, "seed": state.seed, "counts": counts.model_dump(),
             "shown": self.grid.measure.shown, **more,
         }  # fmt: skip
-        labels = {**place, "attack": attack, "step": step}
         cell = self.cell(
             "measure",
             spec={**facts, "base": base_hash(self.grid.base), "art": art_hash(), "judge": judge_hash()},
             call={**facts, "base": self.grid.base},
-            labels=labels,
+            labels=state.labels(),
             size=sum(counts.model_dump().values()),
             needs=needs,
         )
-        return Row(**labels, cell=cell)
+        return Row(**state.labels(), cell=cell)
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,6 +6,8 @@ import csv
 from collections.abc import Sequence
 from importlib import resources
 
+from metaunlearn.bench.formats import Entry, Table
+
 CAPTIONS = {
     "table1_nudity_score": "Table 1: nudity score (%) of SD 1.4 after finetuning",
     "table2_quality": "Table 2: FID and CLIP score before finetuning",
@@ -16,6 +18,9 @@ CAPTIONS = {
     "unlearndiffatk_asr": "UnlearnDiffAtk: success rate (%)",
 }
 """By file name, what the table is."""
+
+NAMING = ("method", "model", "variant", "finetune_data", "attack_optimizer")
+"""Columns that say what a row is about, always the first ones."""
 
 DIFFERS = (
     "Published figures (Gao et al., ICCV 2025). Their model is Stable Diffusion 1.4, their concept nudity as NudeNet "
@@ -30,25 +35,35 @@ def published_rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def published_sections(names: Sequence[str]) -> list[str]:
-    """Markdown of the tables ``names``; empty when there are none."""
-    parts = ["## In the paper", DIFFERS] if names else []
-    for name in names:
-        parts += [f"### {CAPTIONS[name]}", _wide(name) if name.startswith("table1") else _as_it_is(name)]
-    return parts
+def published_tables(names: Sequence[str]) -> list[Table]:
+    """The tables ``names``, as the paper has them."""
+    return [
+        Table(
+            name=f"paper-{name}",
+            title=CAPTIONS[name],
+            heads=heads,
+            named=sum(head in NAMING for head in heads),
+            rows=[[_entry(text) for text in row] for row in rows],
+        )
+        for name in names
+        for heads, rows in [_wide(name) if name.startswith("table1") else _as_it_is(name)]
+    ]
 
 
-def _as_it_is(name: str) -> str:
-    from metaunlearn.bench.tables import markdown_table
+def _entry(text: str) -> Entry:
+    try:
+        return Entry(text, float(text))
+    except ValueError:
+        return Entry(text)
 
+
+def _as_it_is(name: str) -> tuple[list[str], list[list[str]]]:
     rows = published_rows(name)
-    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
-def _wide(name: str) -> str:
+def _wide(name: str) -> tuple[list[str], list[list[str]]]:
     """Table 1: a line for each model, a column for each data set and number of steps."""
-    from metaunlearn.bench.tables import markdown_table
-
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in published_rows(name):
         data, steps = row["finetune_data"], row["finetune_steps"]
@@ -56,4 +71,4 @@ def _wide(name: str) -> str:
         lines.setdefault((row["method"], row["variant"]), {})[column] = row["nudity_score_percent"]
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
     cells = [[*key, *(line.get(column, "") for column in columns)] for key, line in lines.items()]
-    return markdown_table(["method", "model", *columns], cells)
+    return ["method", "model", *columns], cells

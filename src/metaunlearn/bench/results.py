@@ -8,29 +8,81 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 from metaunlearn.bench.kinds.measure import SCORES_FILE
-from metaunlearn.bench.plan import Plan, Row
-from metaunlearn.bench.recipe import BenchRecipe
+from metaunlearn.bench.plan import Plan, Row, State
+from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.store import Store
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.runs import versions
+from metaunlearn.settings import resolve
 
+RESULTS_FILE = "results.json"
 PERCENTAGES = ("concept", "related", "unrelated")
 DIGEST_DIGITS = 8
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One measured row."""
+    """One measured state."""
 
-    row: Row
+    row: State
+    cell: str
+    """The name of the cell with its scores and pictures."""
     scores: dict[str, dict[str, Any]]
     """By score: value, low, high, n, hits (of a percentage), and the digest of its protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A grid as far as it is measured: what ``results.json`` says."""
+
+    bench: str
+    """The recipe's name, or its path."""
+    description: str
+    overrides: tuple[str, ...]
+    """``KEY=VALUE`` of ``--set``, over the settings of every erasing."""
+    grid: Grid
+    rows_in_all: int
+    rows: list[Measured]
+    protocols: dict[str, dict[str, Any]]
+    """By the digest that the scores have."""
+    versions: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """``results.json``. Nothing in it depends on when or in what order the cells were made."""
+        return {
+            "bench": self.bench,
+            "description": self.description,
+            "overrides": list(self.overrides),
+            "grid": self.grid.model_dump(mode="json"),
+            "rows_in_all": self.rows_in_all,
+            "rows": [{**found.row.labels(), "cell": found.cell, "scores": found.scores} for found in self.rows],
+            "protocols": self.protocols,
+            "versions": self.versions,
+        }
+
+
+def found_in(record: Mapping[str, Any]) -> Found:
+    """What :meth:`Found.to_dict` gave; KeyError, TypeError or UserError when ``record`` cannot be that."""
+    rows = []
+    for row in record["rows"]:
+        labels = {name: value for name, value in row.items() if name not in ("cell", "scores")}
+        rows.append(Measured(State(**labels), row["cell"], row["scores"]))
+    return Found(
+        bench=record["bench"],
+        description=record["description"],
+        overrides=tuple(record.get("overrides", ())),
+        grid=resolve(Grid, record["grid"]),
+        rows_in_all=record["rows_in_all"],
+        rows=rows,
+        protocols=record["protocols"],
+        versions=record["versions"],
+    )
 
 
 @dataclass(frozen=True)
@@ -49,28 +101,27 @@ class Pooled:
 class Results:
     """Reads the scores of whole cells, each once."""
 
-    def __init__(self, recipe: BenchRecipe, plan: Plan, store: Store) -> None:
-        self.recipe, self.plan, self.store = recipe, plan, store
+    def __init__(self, recipe: BenchRecipe, plan: Plan, store: Store, overrides: Sequence[str] = ()) -> None:
+        self.recipe, self.plan, self.store, self.overrides = recipe, plan, store, tuple(overrides)
         self.protocols: dict[str, dict[str, Any]] = {}
         """By digest."""
         self._read: dict[str, dict[str, dict[str, Any]]] = {}
 
-    def rows(self) -> list[Measured]:
-        """The rows whose cell is whole."""
-        return [Measured(row, self._scores(row)) for row in self.plan.rows if self.store.whole(row.cell.name)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """``results.json``. Nothing in it depends on when or in what order the cells were made."""
-        rows = self.rows()
-        return {
-            "bench": self.recipe.name,
-            "description": self.recipe.description,
-            "grid": self.recipe.grid.model_dump(mode="json"),
-            "rows_in_all": len(self.plan.rows),
-            "rows": [{**found.row.labels(), "cell": found.row.cell.name, "scores": found.scores} for found in rows],
-            "protocols": dict(sorted(self.protocols.items())),
-            "versions": versions(),
-        }
+    def found(self) -> Found:
+        """What is whole now."""
+        rows = [
+            Measured(row, row.cell.name, self._scores(row)) for row in self.plan.rows if self.store.whole(row.cell.name)
+        ]
+        return Found(
+            bench=self.recipe.name,
+            description=self.recipe.description,
+            overrides=self.overrides,
+            grid=self.recipe.grid,
+            rows_in_all=len(self.plan.rows),
+            rows=rows,
+            protocols=dict(sorted(self.protocols.items())),
+            versions=versions(),
+        )
 
     def _scores(self, row: Row) -> dict[str, dict[str, Any]]:
         name = row.cell.name

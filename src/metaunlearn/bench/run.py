@@ -14,17 +14,18 @@ from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.cluster import Cluster
 from metaunlearn.bench.estimate import Outlook, outlook, wanted
 from metaunlearn.bench.executor import Executor, Local
+from metaunlearn.bench.long_csv import as_csv
 from metaunlearn.bench.plan import Plan, Row, make_plan
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
-from metaunlearn.bench.results import Results
+from metaunlearn.bench.results import RESULTS_FILE, Results
 from metaunlearn.bench.select import select
 from metaunlearn.bench.store import Store
-from metaunlearn.bench.tables import as_csv, markdown
+from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
 from metaunlearn.errors import RunError
+from metaunlearn.report.page import build_report
 from metaunlearn.runs import Progress
 
-RESULTS_FILE = "results.json"
 TABLES_FILE = "tables.md"
 CSV_FILE = "table.csv"
 PAUSE = 1.0
@@ -41,13 +42,14 @@ class Job:
     plan: Plan
     store: Store
     rows: list[Row]
+    overrides: tuple[str, ...] = ()
 
 
 def prepare(recipe: str, out: Path, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
     read = read_bench(recipe)
     plan = make_plan(read.grid, overrides)
-    return Job(read, plan, Store.claim(out), select(plan, only))
+    return Job(read, plan, Store.claim(out), select(plan, only), tuple(overrides))
 
 
 def dry_run(recipe: str, out: Path, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outlook:
@@ -66,7 +68,7 @@ def run_grid(
     ray: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Make what is missing of the grid ``recipe`` (a shipped name, or a path) in ``out``; write its tables.
+    """Make what is missing of the grid ``recipe`` (a shipped name, or a path) in ``out``; write its tables and report.
 
     ``only`` (``["method=sdd", "seed=0"]``) takes a part of it; ``overrides`` (``["steps=100"]``) go on top of every
     erasing's settings. Several processes may run on one ``out`` and share the work. This process makes one cell after
@@ -78,6 +80,7 @@ def run_grid(
     job.store.cells.mkdir(parents=True, exist_ok=True)
     loop.run()
     loop.write()
+    report = build_report(out) if loop.results.found().rows else None
     if loop.failed:
         told = "\n".join(f"  {name}: {message}" for name, message in loop.failed.items())
         raise RunError(
@@ -90,6 +93,7 @@ def run_grid(
         "tables": str(out / TABLES_FILE),
         "results": str(out / RESULTS_FILE),
         "csv": str(out / CSV_FILE),
+        "report": None if report is None else str(report),
     }
 
 
@@ -111,7 +115,7 @@ class _Loop:
     """Cells that this process made."""
 
     def __post_init__(self) -> None:
-        self.results = Results(self.job.recipe, self.job.plan, self.job.store)
+        self.results = Results(self.job.recipe, self.job.plan, self.job.store, self.job.overrides)
 
     def run(self) -> None:
         """Until every row is whole, or waits for a cell that failed."""
@@ -140,11 +144,12 @@ class _Loop:
 
     def write(self) -> None:
         """The tables of all that is whole, also of what other processes made."""
+        found = self.results.found()
         self.job.store.write(
             {
-                RESULTS_FILE: json.dumps(self.results.to_dict(), indent=1, ensure_ascii=False) + "\n",
-                TABLES_FILE: markdown(self.results),
-                CSV_FILE: as_csv(self.results),
+                RESULTS_FILE: json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n",
+                TABLES_FILE: markdown(found),
+                CSV_FILE: as_csv(found),
             }
         )
 

@@ -65,7 +65,8 @@ def bench(
         console.result(found.to_dict(), *_outlook_lines(found))
     else:
         made = f"{summary['rows']} states measured, {summary['made']} cells made now"
-        console.result(summary, made, f"tables: {summary['tables']}", f"results: {summary['results']}")
+        paths = [f"{name}: {summary[name]}" for name in ("tables", "results", "report") if summary[name] is not None]
+        console.result(summary, made, *paths)
 
 
 def _outlook_lines(found: Outlook) -> list[str]:

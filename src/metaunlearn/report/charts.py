@@ -1,7 +1,7 @@
 """Charts: Vega-Lite specifications drawn to static SVG, with colours left to the page's style sheet.
 
 Every colour is a CSS variable, so one drawing serves light, dark and print; the text stays text. A chart is about as
-wide as a phone (``WIDTH`` CSS pixels), so that its letters keep their size there; wide pages set several side by side.
+wide as a phone, or half as wide, so that its letters keep their size there; wide pages set several side by side.
 """
 
 from __future__ import annotations
@@ -16,14 +16,31 @@ from markupsafe import Markup
 
 from metaunlearn.report.data import ModelName, Score
 
-WIDTH = 344
-"""Of every drawing, in CSS pixels."""
 
-_LEFT, _TOP, _BOTTOM = 46, 8, 44
-"""Fixed margins, so that drawings side by side align and no label depends on the fonts of the machine that drew it."""
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The size of a drawing and its fixed margins, in CSS pixels.
+
+    Margins are fixed so that drawings side by side align and no label depends on the fonts of the machine that drew it.
+    """
+
+    width: int = 344
+    height: int
+    """Of the plotting area; all others are of the whole drawing."""
+    left: int = 46
+    right: int
+    bottom: int = 44
+    top: int = 8
+
+
+WHOLE = Frame(height=180, right=56)
+"""A chart of relearning by itself."""
+SMALL = Frame(width=180, height=104, left=28, right=36, bottom=24)
+"""One of many: half as wide, its axes without their titles and units."""
+LOSS = Frame(height=130, right=16)
 
 LABEL_GAP = 9.0
-"""Least distance of two labels at the end of curves, in percent of the vertical axis."""
+"""Least distance of two labels at the end of curves, in percent of the vertical axis of ``WHOLE``."""
 
 _COLOURS = {"original": "var(--original)", "unlearn": "var(--unlearn)", "meta-unlearn": "var(--meta)"}
 _SHAPES = {"original": "square", "unlearn": "circle", "meta-unlearn": "diamond"}
@@ -73,27 +90,34 @@ def spread(values: Sequence[float], gap: float = LABEL_GAP, low: float = 2.0, hi
     return placed
 
 
-def relearning_chart(curves: Sequence[Curve], reference: float | None) -> Markup:
-    """Scores in percent by finetuning step, with 95 % bands; ``reference`` is the original's level, dashed."""
+def relearning_chart(
+    curves: Sequence[Curve], reference: float | None, *, frame: Frame = WHOLE, steps: Sequence[int] = ()
+) -> Markup:
+    """Scores in percent by finetuning step, with 95 % bands; ``reference`` is the original's level, dashed.
+
+    ``frame`` is ``WHOLE`` or ``SMALL``; ``steps`` are those that the axis has room for beside the curves' own.
+    """
+    small = frame == SMALL
+    unit = "" if small else " %"
     points = [
         {"step": step, "model": curve.model, "value": score.value, "low": score.low, "high": score.high}
         for curve in curves
         for step, score in curve.points
     ]
-    steps = sorted({step for curve in curves for step, _ in curve.points})
+    steps = sorted({*steps, *(step for curve in curves for step, _ in curve.points)})
     names = [curve.model for curve in curves]
     x = {
         "field": "step",
         "type": "quantitative",
-        "title": "finetuning steps",
+        "title": None if small else "finetuning steps",
         "scale": {"domain": [0, steps[-1]], "nice": False},
-        "axis": {"values": _ticks(steps), "grid": False, "labelFlush": False},
+        "axis": {"values": _ticks(steps, 0.24 if small else 0.13), "grid": False, "labelFlush": False},
     }
     y = {
         "type": "quantitative",
         "title": None,
         "scale": {"domain": [0, 100]},
-        "axis": {"values": [0, 25, 50, 75, 100], "labelExpr": "datum.value + ' %'"},
+        "axis": {"values": [0, 50, 100] if small else [0, 25, 50, 75, 100], "labelExpr": f"datum.value + '{unit}'"},
     }
     colour = {
         "field": "model",
@@ -126,31 +150,32 @@ def relearning_chart(curves: Sequence[Curve], reference: float | None) -> Markup
             "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1},
             "encoding": {"x": x, "y": {**y, "field": "value"}, "color": colour, "shape": shape},
         },
-        *_end_labels(curves, reference, steps[-1], x, y),
+        *_end_labels(curves, reference, steps[-1], x, y, frame),
     ]
-    return draw({"data": {"values": points}, "layer": layers}, height=180, right=56)
+    return draw({"data": {"values": points}, "layer": layers}, frame)
 
 
-def _ticks(steps: Sequence[int]) -> list[int]:
-    """The checkpoints themselves, as far as their labels have room."""
+def _ticks(steps: Sequence[int], room: float) -> list[int]:
+    """The checkpoints themselves, as far as their labels have room: each this share of the axis."""
     kept = [steps[-1]]
     for step in reversed(steps[:-1]):
-        if kept[-1] - step >= 0.13 * steps[-1]:
+        if kept[-1] - step >= room * steps[-1]:
             kept.append(step)
-    return sorted({0, *kept} if kept[-1] >= 0.13 * steps[-1] else kept)
+    return sorted({0, *kept} if kept[-1] >= room * steps[-1] else kept)
 
 
 def _end_labels(
-    curves: Sequence[Curve], reference: float | None, last: int, x: dict[str, Any], y: dict[str, Any]
+    curves: Sequence[Curve], reference: float | None, last: int, x: dict[str, Any], y: dict[str, Any], frame: Frame
 ) -> list[dict[str, Any]]:
     """The final values beside the ends of the curves, and the original's beside its line."""
     ends: list[tuple[str, int, float]] = [(curve.model, *_end(curve)) for curve in curves]
     if reference is not None:
         ends.append(("original", last, reference))
-    heights = spread([value for _, _, value in ends])
+    heights = spread([value for _, _, value in ends], gap=LABEL_GAP * WHOLE.height / frame.height)
+    unit = "" if frame == SMALL else "\N{NO-BREAK SPACE}%"
     return [
         {
-            "data": {"values": [{"step": step, "at": height, "label": f"{value:.0f}\N{NO-BREAK SPACE}%"}]},
+            "data": {"values": [{"step": step, "at": height, "label": f"{value:.0f}{unit}"}]},
             "mark": {
                 "type": "text",
                 "align": "left",
@@ -187,23 +212,19 @@ def loss_chart(points: Sequence[tuple[float, float]]) -> Markup:
             "mark": {"type": "line", "strokeWidth": 1.75, "color": "var(--meta)"},
             "encoding": {"x": x, "y": y},
         },
-        height=130,
-        right=16,
+        LOSS,
     )
 
 
-def draw(spec: dict[str, Any], *, height: int, right: int) -> Markup:
-    """A Vega-Lite specification as inline SVG that scales with its figure; nothing is fetched.
-
-    ``height`` of the plotting area and ``right`` margin in CSS pixels.
-    """
-    frame = {
-        "width": WIDTH - _LEFT - right,
-        "height": height,
-        "padding": {"left": _LEFT, "top": _TOP, "right": right, "bottom": _BOTTOM},
+def draw(spec: dict[str, Any], frame: Frame) -> Markup:
+    """A Vega-Lite specification as inline SVG that scales with its figure; nothing is fetched."""
+    size = {
+        "width": frame.width - frame.left - frame.right,
+        "height": frame.height,
+        "padding": {"left": frame.left, "top": frame.top, "right": frame.right, "bottom": frame.bottom},
     }
     schema = "https://vega.github.io/schema/vega-lite/v5.json"
-    drawing = vl_convert.vegalite_to_svg({"$schema": schema, "config": _CONFIG, **frame, **spec}, allowed_base_urls=[])
+    drawing = vl_convert.vegalite_to_svg({"$schema": schema, "config": _CONFIG, **size, **spec}, allowed_base_urls=[])
     # Inline SVG needs no namespace; class names and the drawing library's roles would meet the page's own.
     drawing = re.sub(r' (?:xmlns(?::\w+)?|class|role|aria-\w+|pointer-events)="[^"]*"', "", drawing)
     drawing = re.sub(r"(\d+\.\d{2})\d+", r"\1", drawing)

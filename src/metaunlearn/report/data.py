@@ -173,11 +173,16 @@ def read_samples(folder: Path) -> list[Sample]:
     if not path.is_file():
         return []
     samples: list[Sample] = parse(list[Sample], read_json(path), str(path))
-    home = path.parent.resolve()
     for sample in samples:
-        image = (path.parent / sample.file).resolve()
-        if not image.is_relative_to(home):
-            raise UserError(f"{path}: the file {sample.file!r} leaves the folder {path.parent}; name one inside it.")
-        if not image.is_file():
-            raise UserError(f"{path}: the file {sample.file!r} does not exist; write the samples again.")
+        picture_in(path.parent, sample.file, str(path))
     return samples
+
+
+def picture_in(folder: Path, file: str, source: str) -> Path:
+    """``folder/file``; a UserError that names ``source`` when that leaves the folder or does not exist."""
+    image = folder / file
+    if not image.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{source}: the file {file!r} leaves the folder {folder}; name one inside it.")
+    if not image.is_file():
+        raise UserError(f"{source}: the file {file!r} does not exist; write the samples again.")
+    return image

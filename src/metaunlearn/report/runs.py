@@ -75,6 +75,18 @@ class ScoreTable:
     """The part of the protocol in which tables of the same metric differ."""
 
 
+def is_grid(results: object) -> bool:
+    """Whether a ``results.json`` is that of a bench."""
+    return isinstance(results, dict) and "bench" in results
+
+
+def is_bench(folder: Path) -> bool:
+    """Whether ``folder`` is one that a bench writes to, whatever it got to."""
+    path = folder / RESULTS_FILE
+    begun = (folder / "cells").is_dir() and (folder / "locks").is_dir()
+    return begun or (path.is_file() and is_grid(read_json(path)))
+
+
 def _folders(top: Path) -> list[Path]:
     """``top`` and every folder below it, hidden ones and links left out, in a stable order."""
     found = []
@@ -153,8 +165,8 @@ def read_scores(top: Path) -> list[ScoreTable]:
         if not path.is_file():
             continue
         found = read_json(path)
-        if isinstance(found, dict) and "bench" in found:
-            continue  # A grid's rows: bench writes tables of its own beside them.
+        if is_grid(found):
+            continue  # Has a page of its own.
         results: dict[str, _Result] = parse(dict[str, _Result], found, str(path))
         for metric, result in results.items():
             key = (metric, json.dumps(comparable(result.protocol), sort_keys=True))

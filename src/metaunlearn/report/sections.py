@@ -1,10 +1,8 @@
-"""The parts of the page as plain data for the template: panels of curves, picture grids, captions."""
+"""The curves of a page as plain data for the template: panels with what is said of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from markupsafe import Markup
@@ -15,11 +13,9 @@ from metaunlearn.report.data import (
     MODELS,
     AttackName,
     ModelName,
-    Sample,
     Score,
     Summary,
 )
-from metaunlearn.report.images import Picture, inline
 from metaunlearn.report.runs import RunCard, thinned
 from metaunlearn.report.story import MODEL_TITLES
 
@@ -37,9 +33,6 @@ ROLE_TITLES: dict[str, str] = {
 }
 CLEAR_FALL = 10.0
 """Percentage points; a smaller fall of the related concepts is not called self-destruction."""
-
-PICTURES_PER_STRIP = 6
-"""Pictures of one model in one state: what a phone shows in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,120 +120,6 @@ def _moved(points: float) -> str:
     if abs(points) < 2:
         return "hardly move"
     return f"{'fall' if points > 0 else 'rise'} by {abs(points):.0f} points"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shot:
-    """One picture in its grid."""
-
-    picture: Picture
-    alt: str
-    sensitive: bool
-    place: int
-    """1-based place within its strip; the same prompt and seed have the same place in every strip."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strip:
-    """The pictures of one model in one state."""
-
-    model: str
-    attack: str
-    """``before`` or the attack's name."""
-    steps: int
-    first: bool
-    """Whether it is the first strip of its model."""
-    shots: list[Shot]
-    place: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """All strips of one role: the same prompts and seeds, model by model, before and after each attack."""
-
-    title: str
-    strips: list[Strip]
-    captions: list[str]
-    left_out: int
-    """Prompt-and-seed pairs that are not shown."""
-
-
-def grids(samples: Sequence[Sample], folder: Path) -> list[Grid]:
-    """The pictures in ``folder`` by role; of each attack only the last state is shown."""
-    chosen = {role: _states(samples, role) for role in ROLE_TITLES}
-    shown = [sample for role in chosen.values() for strip in role for sample in strip]
-    pictures = dict(
-        zip([sample.file for sample in shown], inline([folder / sample.file for sample in shown]), strict=True)
-    )
-    found = []
-    for role, strips in chosen.items():
-        if strips:
-            keys = list(dict.fromkeys((sample.prompt, sample.seed) for strip in strips for sample in strip))
-            total = len({(sample.prompt, sample.seed) for sample in samples if sample.role == role})
-            found.append(
-                Grid(
-                    title=ROLE_TITLES[role],
-                    strips=[
-                        _strip(
-                            strip,
-                            keys,
-                            pictures,
-                            index + 1,
-                            leads=not index or strip[0].model != strips[index - 1][0].model,
-                        )
-                        for index, strip in enumerate(strips)
-                    ],
-                    captions=[f"{prompt}, seed {seed}" for prompt, seed in keys],
-                    left_out=total - len(keys),
-                )
-            )
-    return found
-
-
-def _states(samples: Sequence[Sample], role: str) -> list[list[Sample]]:
-    """The samples of ``role`` as strips: model by model, ``before`` first, then the last state of each attack."""
-    mine = [sample for sample in samples if sample.role == role]
-    keys = list(dict.fromkeys((sample.prompt, sample.seed) for sample in mine))[:PICTURES_PER_STRIP]
-    strips = []
-    for model in MODELS:
-        last: dict[str, int] = {}
-        for sample in mine:
-            if sample.model == model:
-                last[sample.attack] = max(sample.steps, last.get(sample.attack, 0))
-        for attack in sorted(last, key=_attack_order):
-            strip = {
-                (sample.prompt, sample.seed): sample
-                for sample in mine
-                if (sample.model, sample.attack, sample.steps) == (model, attack, last[attack])
-            }
-            strips.append([strip[key] for key in keys if key in strip])
-    return [strip for strip in strips if strip]
-
-
-def _attack_order(attack: str) -> tuple[int, str]:
-    known = ("before", *ATTACKS)
-    return (known.index(attack) if attack in known else len(known), attack)
-
-
-def _strip(
-    samples: list[Sample], keys: list[tuple[str, int]], pictures: dict[str, Picture], place: int, *, leads: bool
-) -> Strip:
-    first = samples[0]
-    if first.attack == "before":
-        state = "before any attack"
-    else:
-        title = ATTACK_TITLES.get(first.attack, first.attack).lower()
-        state = f"after {first.steps} steps of {title}"
-    shots = [
-        Shot(
-            picture=pictures[sample.file],
-            alt=f"{MODEL_TITLES[sample.model]} model, {state}: “{sample.prompt}”, seed {sample.seed}",
-            sensitive=sample.sensitive,
-            place=keys.index((sample.prompt, sample.seed)) + 1,
-        )
-        for sample in samples
-    ]
-    return Strip(model=first.model, attack=first.attack, steps=first.steps, first=leads, shots=shots, place=place)
 
 
 @dataclass(frozen=True, kw_only=True)
