@@ -13,7 +13,7 @@ OTHERS = $(addprefix benchmarks/,results.py exact_or_first_order.py full_size.py
 BENCHMARKS = $(filter-out $(OTHERS),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench canvas results
+.PHONY: help setup demo test lint bench canvas results package
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,10 @@ canvas: $(STAMP)  ## Train the embedded model again, from the npm packages
 results: $(STAMP)  ## Run the experiments of docs/results.md again
 	$(BIN)/python benchmarks/results.py $(ARGS)
 	$(BIN)/python benchmarks/exact_or_first_order.py
+
+package: $(STAMP)  ## Build, check and try out what is published, into dist/
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[release]'
+	$(BIN)/python release/package.py --pip-args='$(PIP_ARGS)' $(ARGS)
 
 $(BIN)/python:
 	@for python in $(PYTHON); do \
