@@ -13,10 +13,10 @@ OTHERS = $(addprefix benchmarks/,results.py exact_or_first_order.py full_size.py
 BENCHMARKS = $(filter-out $(OTHERS),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench canvas results
+.PHONY: help setup demo test lint bench canvas results package docs docs-check
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## Make .venv and install into it
 
@@ -41,6 +41,17 @@ canvas: $(STAMP)  ## Train the embedded model again, from the npm packages
 results: $(STAMP)  ## Run the experiments of docs/results.md again
 	$(BIN)/python benchmarks/results.py $(ARGS)
 	$(BIN)/python benchmarks/exact_or_first_order.py
+
+package: $(STAMP)  ## Build, check and try out what is published, into dist/
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[release]'
+	$(BIN)/python release/package.py --pip-args='$(PIP_ARGS)' $(ARGS)
+
+docs: $(STAMP)  ## Build the documentation, into site/
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+docs-check: $(STAMP)  ## Run the slow commands of the tutorial
+	DOCS_CHECK=1 $(BIN)/python -m pytest tests/test_docs.py -k slow $(ARGS)
 
 $(BIN)/python:
 	@for python in $(PYTHON); do \

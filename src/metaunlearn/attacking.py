@@ -19,6 +19,7 @@ from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
+from metaunlearn.tracking import check_trackers
 
 STEPS = (0, 50, 100)
 """Checkpoints of an attack that trains, unless the call or the recipe names others."""
@@ -49,6 +50,7 @@ def attack(
     device: str = "cpu",
     out: Path,
     resume: bool = False,
+    trackers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> AttackResult:
     """Attack ``model``; ``out/step-000050`` or ``out/strength-0.50`` and so on are complete results.
@@ -56,10 +58,11 @@ def attack(
     An attack that trains takes the imagefolder ``data`` and ``steps`` (by default the recipe's, else 0, 50 and 100);
     one that does not takes ``strengths``, and ``data`` or the model before the erasing, ``base``, where it needs them.
     ``strip`` is a prompt: ``out/strip.png`` then shows its picture, of one seed, after each of the steps (paper,
-    Figure 7).
+    Figure 7). ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what a training writes to ``out/log.jsonl``.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     known(kind)
+    check_trackers(trackers)
     adapter = adapt(own_pipeline(model, *getattr(KINDS[kind], "copies", ())), device)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     read = read_recipe(recipe)
@@ -73,6 +76,8 @@ def attack(
     _check_inputs(kind, needs, data=data, base=base)
     if strip is not None and not trains:
         raise UserError(f"a strip shows steps, and the attack {kind!r} has none (strip=, --strip PROMPT).")
+    if trackers and not trains:
+        raise UserError(f"trackers follow a training, and the attack {kind!r} has none (trackers=, --tracker NAME).")
     base_adapter = load(base, device) if "base" in needs else None
     if isinstance(chosen, EditKind):
         chosen.check(adapter, base_adapter, levels)
@@ -98,7 +103,8 @@ def attack(
     if isinstance(chosen, EditKind):
         _edit(chosen, task, folder, checkpoints)
     else:
-        _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
+        with folder.tracked(trackers):
+            _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
     summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
     folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()])
     summary |= {"out": str(out), "checkpoints": {f"{level:g}": str(path) for level, path in checkpoints.items()}}

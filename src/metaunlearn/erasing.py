@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def erase(
     resume: bool = False,
     delta: bool = False,
     push: str | None = None,
+    trackers: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EraseResult:
     """Erase ``concepts`` from ``model``; the given pipeline is left as it is.
@@ -71,12 +74,16 @@ def erase(
     without them the model makes the pictures itself, where the method needs any. ``retain_data`` may hold the
     imagefolders ``related`` and ``unrelated``. With ``delta`` the folder ``out`` also gets what turns ``model`` into
     the result (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the hub.
+    ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     if isinstance(concepts, str):
         concepts = [concepts]
     if out is None and (delta or push is not None):
         raise UserError("delta=True and push=... are about the run's folder; give one (out=..., --out DIR).")
+    if out is None and trackers:
+        raise UserError("trackers=... follow what a run logs in its folder; give one (out=..., --out DIR).")
+    check_trackers(trackers)
     hub = sign_in(push) if push is not None else None
     adapter = adapt(own_pipeline(model), device)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
@@ -109,7 +116,8 @@ def erase(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
         cache=folder.state if folder else None, progress=folder.watched(progress) if folder else progress,
     )  # fmt: skip
-    with checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
+    tracked = nullcontext() if folder is None else folder.tracked(trackers)
+    with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
         results = _erase(task, chosen, trained, given, folder, meta=meta)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
     summary |= results

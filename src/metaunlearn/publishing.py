@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from metaunlearn.errors import RunError, UserError
 
-LEFT_OUT = ("state/*", "data/*", ".*")
-"""Not uploaded: resumable state, and pictures of what was erased."""
+LEFT_OUT = ("state/*", "data/*", "trackers/*", ".*")
+"""Not uploaded: resumable state, pictures of what was erased, and what trackers noted of this machine."""
 REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import platform
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic, write_json
+from metaunlearn.tracking import Trackers, tracking
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how much is done, and how much there is."""
@@ -53,6 +56,7 @@ class RunFolder:
         self._peak_before = 0
         self._began = time.monotonic()
         self._noted = 0.0
+        self._trackers = Trackers()
 
     @classmethod
     def open(cls, path: Path, request: Mapping[str, Any], *, resume: bool) -> RunFolder:
@@ -110,10 +114,20 @@ class RunFolder:
         return {key: value for key, value in record.items() if key not in {"request", "versions", "status"}}
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to ``log.jsonl`` and flush it."""
+        """Append one line to ``log.jsonl`` and flush it; within :meth:`tracked`, tell the trackers as well."""
         with (self.path / LOG_FILE).open("a") as handle:
             handle.write(json.dumps(record) + "\n")
+        self._trackers.log(record)
         self.beat()
+
+    @contextlib.contextmanager
+    def tracked(self, names: Sequence[str]) -> Iterator[None]:
+        """Around a run's work: what is logged goes to the trackers ``names`` as well."""
+        file = self.path / LOG_FILE
+        steps = [_step_of(line) for line in file.read_text().splitlines()] if file.exists() else []
+        last = max((step for step in steps if math.isfinite(step)), default=-1)
+        with tracking(names, self.path, self.request, last) as self._trackers:
+            yield
 
     def beat(self) -> None:
         """Note in ``run.json``, every ``BEAT`` seconds, how long the run has taken: a kill leaves no time to do so."""

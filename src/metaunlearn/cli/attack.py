@@ -66,6 +66,7 @@ def attack(
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     resume: o.Resume = False,
+    tracker: o.Trackers = None,
     as_json: o.Json = False,
 ) -> None:
     """Attack MODEL as an abuser would.
@@ -81,18 +82,30 @@ def attack(
     with working(as_json=as_json) as console:
         common |= {"device": o.check_device(device), "progress": console.progress}
         if kind == ON_PROMPTS:
-            _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search)
+            _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search, tracker=tracker)
             _attack_prompts(console, model, question, base=base, data=data, shard=shard, **common)
             return
         _would_do_nothing(kind, shard=shard != "0/1")
         if search:
-            _would_do_nothing("--search", strengths=strengths, base=base, strip=strip, kind=kind != "finetune")
+            _would_do_nothing(
+                "--search", strengths=strengths, base=base, strip=strip, tracker=tracker, kind=kind != "finetune"
+            )
             _search(console, model, question, data=data, checkpoints=checkpoints, **common)
             return
         _would_do_nothing(kind, prompts=prompts, concept=concept, alternative=alternative)
         from metaunlearn.attacking import attack as run
 
-        result = run(model, data, kind=kind, steps=checkpoints, strengths=graded, base=base, strip=strip, **common)
+        result = run(
+            model,
+            data,
+            kind=kind,
+            steps=checkpoints,
+            strengths=graded,
+            base=base,
+            strip=strip,
+            trackers=tracker or (),
+            **common,
+        )
         line = "at {:g}: {}" if "strengths" in result.summary else "after {:g} steps: {}"
         lines = [line.format(level, folder) for level, folder in result.checkpoints.items()]
         console.result({"out": str(out), **result.summary}, *lines)

@@ -110,6 +110,7 @@ def erase(
         bool, typer.Option("--delta", help="Also write DIR/delta.safetensors, for metaunlearn apply.")
     ] = False,
     push: o.Push = None,
+    tracker: o.Trackers = None,
     as_json: o.Json = False,
 ) -> None:
     """Erase concepts from MODEL.
@@ -136,6 +137,7 @@ def erase(
             resume=resume,
             delta=delta,
             push=push,
+            trackers=tracker or (),
             progress=console.progress,
         )
     console.result({"out": str(out), **result.summary}, f"erased {', '.join(concept)}: {out}")

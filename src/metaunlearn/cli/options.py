@@ -47,6 +47,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Push = Annotated[
     str | None, typer.Option("--push", metavar="REPO", help="Upload DIR to this repository of the hub, OWNER/NAME.")
 ]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option("--tracker", metavar="NAME", help="Also log to tensorboard, wandb or trackio; repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 

@@ -1,0 +1,34 @@
+"""The commands in the fenced blocks of README.md and docs/.
+
+A block marked ``bash`` is quick: the tests run its commands. One marked ``sh`` is slow: ``make docs-check`` runs it. A
+block without a mark has a model or pictures of the reader's own; only its spelling is checked.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Command(NamedTuple):
+    """A line of a block, its continuations joined and the comment after it left out."""
+
+    page: str
+    mark: str
+    line: str
+
+
+def commands(mark: str) -> list[Command]:
+    """Every line of every block with this mark, page by page, in order."""
+    found = []
+    for page in PAGES:
+        for language, block in BLOCK.findall(page.read_text()):
+            lines = re.sub(r"\\\n\s*", "", block).splitlines() if language == mark else []
+            kept = (re.split(r"\s+#\s|\s{3,}(?=[a-z])", line.strip())[0] for line in lines)
+            found += [Command(page.relative_to(ROOT).as_posix(), mark, line) for line in kept if line]
+    return found
