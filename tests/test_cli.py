@@ -87,6 +87,7 @@ def test_erase_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch,
         "out": out,
         "resume": True,
         "delta": True,
+        "trackers": (),
         "push": "somebody/canvas",
     }
 
