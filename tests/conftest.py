@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 import metaunlearn
 from metaunlearn.cli import main
@@ -24,6 +26,15 @@ from tiny_models import NEW, SIZES, new_sd1
 
 TINY_SIZE = SIZES["sd1"]
 """Pixels a side of the tiny pipeline's pictures; Canvas's have 64."""
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    """Whether the denoisers in two saved pipelines are the same bit for bit."""
+    a, b = load_file(one / UNET), load_file(two / UNET)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def new_tiny_pipeline() -> StableDiffusionPipeline:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from conftest import break_at_the_fourth_step
+from conftest import break_at_the_fourth_step, same_weights
 from metaunlearn import doctor
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Attacker, EraseSettings
@@ -31,7 +30,6 @@ FAST = (
     "steps=6", "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4",
     "checkpoint_every=2", "meta_gradient=gradient-difference",
 )  # fmt: skip
-UNET = "unet/diffusion_pytorch_model.safetensors"
 MIXTURE = (
     'attackers=[{optimizer = "sgd", learning_rate = 1e-2, steps = 1}, '
     '{optimizer = "adamw", learning_rate = 1e-4, steps = 3}, {optimizer = "momentum", learning_rate = 1e-3, steps = 2}]'
@@ -45,11 +43,6 @@ ATTACKERS = (
 
 def run(model: Path, out: Path, *more: str, resume: bool = False) -> None:
     erase(model, ["zebra"], out=out, overrides=[*FAST, *more], resume=resume)
-
-
-def same_weights(one: Path, two: Path) -> bool:
-    a, b = load_file(one / UNET), load_file(two / UNET)
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def settings(*overrides: str) -> EraseSettings:

@@ -10,19 +10,17 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from attack_fixtures import write_pictures
+from conftest import UNET, same_weights
 from metaunlearn.attacking import attack
-from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import RunError, UserError
 
-UNET = "unet/diffusion_pytorch_model.safetensors"
 FAST = ("batch_size=2", "checkpoint_every=2")
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "pictures"
-    write_imagefolder(folder, torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0)), ["a zebra"] * 4)
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +28,6 @@ def attacked(tiny_model: Path, pictures: Path, tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("attacked") / "run"
     attack(tiny_model, pictures, steps=(0, 2, 5), overrides=FAST, out=out)
     return out
-
-
-def same_weights(one: Path, two: Path) -> bool:
-    a, b = load_file(one / UNET), load_file(two / UNET)
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def logged_steps(folder: Path) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from conftest import break_at_the_fourth_step, run_and_kill
+from conftest import UNET, break_at_the_fourth_step, run_and_kill, same_weights
 from metaunlearn.config import EraseSettings
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
@@ -24,7 +24,6 @@ FAST = (
     "steps=6", "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4",
     "checkpoint_every=2",
 )  # fmt: skip
-UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 def run(model: Path, out: Path, *more: str, **options: object) -> None:
@@ -37,11 +36,6 @@ def erased(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("erased") / "run"
     run(tiny_model, out)
     return out
-
-
-def same_weights(one: Path, two: Path) -> bool:
-    a, b = load_file(one / UNET), load_file(two / UNET)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_result_folder_is_a_pipeline_with_a_record(erased: Path) -> None:

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 from accelerate import tracking as accelerates
 from accelerate.tracking import GeneralTracker
-from safetensors.torch import load_file
 
-from conftest import Call
+from attack_fixtures import write_pictures
+from conftest import Call, same_weights
 from metaunlearn.attacking import attack
-from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
 from metaunlearn.tracking import flat
 
 FAST: dict[str, Any] = {"steps": (4,), "overrides": ("batch_size=2", "checkpoint_every=2")}
 ERASING = ("steps=1", "forget_images=2", "retain_images=2", "bank_trajectories=1", "bank_steps=2", "batch_size=2")
-UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 class Notebook(GeneralTracker):  # type: ignore[misc]
@@ -68,9 +65,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Notebook]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "pictures"
-    write_imagefolder(folder, torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0)), ["a zebra"] * 4)
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +74,6 @@ def untracked(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("untracked") / "run"
     attack(tiny_model, data, out=out, **FAST)
     return out
-
-
-def same_weights(one: Path, two: Path) -> bool:
-    a, b = load_file(one / UNET), load_file(two / UNET)
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def logged(folder: Path) -> list[tuple[int, dict[str, float]]]:

@@ -29,8 +29,8 @@ class Line:
 class Ratio:
     """How much of a concept the malicious attacks bring back: means over the checkpoints that both models have."""
 
-    method: str
-    variant: str
+    line: Line
+    """The meta-unlearned one."""
     concept: str
     seed: int
     meta: float
@@ -53,6 +53,19 @@ def by_line(rows: Iterable[Measured]) -> dict[Line, list[Measured]]:
         row = measured.row
         found.setdefault(Line(row.method, row.variant, row.model), []).append(measured)
     return found
+
+
+def names_of(lines: Iterable[Line]) -> tuple[list[str], dict[Line, list[str]]]:
+    """The first columns of a table of ``lines``: heads, and each line's words; without variants none for them."""
+    lines = list(lines)
+    variants = any(line.variant for line in lines)
+
+    def words(method: str, variant: str, model: str) -> list[str]:
+        return [method, *([variant] if variants else []), model]
+
+    return words("method", "variant", "model"), {
+        line: words(line.method or "(none)", line.variant, line.model) for line in lines
+    }
 
 
 def plain_of(line: Line, lines: Iterable[Line]) -> Line | None:
@@ -91,8 +104,7 @@ def ratios(found: Found) -> list[Ratio]:
                 continue
             meta, unlearn = _shared(mine, lines[plain])
             if meta:
-                place = (line.method, line.variant, concept, seed)
-                pairs.append(Ratio(*place, mean(meta), mean(unlearn), len(meta) == in_all))
+                pairs.append(Ratio(line, concept, seed, mean(meta), mean(unlearn), len(meta) == in_all))
     return pairs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 
 from metaunlearn.bench.formats import Entry, Table, slug, to_markdown
-from metaunlearn.bench.lines import Line, by_line, ratios
+from metaunlearn.bench.lines import by_line, names_of, ratios
 from metaunlearn.bench.plan import BEFORE
 from metaunlearn.bench.published import DIFFERS, published_tables
 from metaunlearn.bench.recipe import Grid, GridConcept
@@ -93,7 +93,7 @@ def ratio_tables(found: Found) -> list[Table]:
         text = "–" if ratio.value is None else f"{ratio.value:.2f}"
         note = f"{ratio.meta:.1f} / {ratio.plain:.1f}" if ratio.plain else f"{ratio.meta:.1f} / 0"
         entry = Entry(text, ratio.value, note=note)
-        cells.setdefault((ratio.method, ratio.variant), {})[ratio.concept, ratio.seed] = entry
+        cells.setdefault((ratio.line.method, ratio.line.variant), {})[ratio.concept, ratio.seed] = entry
     if not cells:
         return []
     places = sorted({place for mine in cells.values() for place in mine})
@@ -129,14 +129,10 @@ def _table(
     columns: Sequence[str],
     entries: Callable[[list[Measured]], list[Entry]],
 ) -> Table:
-    variants = any(measured.row.variant for measured in rows)
-
-    def names(line: Line) -> list[str]:
-        return [line.method or "(none)", *([line.variant] if variants else []), line.model]
-
-    heads = ["method", *(["variant"] if variants else []), "model"]
-    lines = [[*map(Entry, names(line)), *entries(mine)] for line, mine in by_line(rows).items()]
-    return Table(name=name, title=title, heads=[*heads, *columns], named=len(heads), rows=lines)
+    lines = by_line(rows)
+    heads, names = names_of(lines)
+    cells = [[*map(Entry, names[line]), *entries(mine)] for line, mine in lines.items()]
+    return Table(name=name, title=title, heads=[*heads, *columns], named=len(heads), rows=cells)
 
 
 def _entry(found: Pooled | None, seeds: int, digits: int) -> Entry:

@@ -38,7 +38,7 @@ def headline(found: Found) -> GridHeadline:
     pairs = ratios(found)
     counted = [pair for pair in pairs if pair.whole and pair.value is not None]
     ratio = mean(_values(counted)) if counted else None
-    methods = len({pair.method for pair in counted})
+    methods = len({pair.line.method for pair in counted})
     measured, in_all = len(found.rows), found.rows_in_all
     return GridHeadline(
         title=f"{found.bench}: {measured} of {in_all} states are measured."
@@ -61,8 +61,7 @@ def _values(pairs: list[Ratio]) -> list[float]:
 def _by_method(pairs: list[Ratio]) -> list[tuple[str, float]]:
     found: dict[str, list[Ratio]] = {}
     for pair in pairs:
-        name = f"{pair.method}, {pair.variant}" if pair.variant else pair.method
-        found.setdefault(name, []).append(pair)
+        found.setdefault(pair.line.title, []).append(pair)
     return [(name, mean(_values(mine))) for name, mine in found.items()]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from metaunlearn.bench.formats import Entry, Table
-from metaunlearn.bench.lines import Line
+from metaunlearn.bench.lines import Line, names_of
 from metaunlearn.bench.plan import states
 from metaunlearn.bench.results import Found
 
@@ -19,12 +19,11 @@ def missing_table(found: Found) -> Table:
     there = Counter((Line(m.row.method, m.row.variant, m.row.model), m.row.concept, m.row.seed) for m in found.rows)
     lines = list(dict.fromkeys(line for line, _, _ in wanted))
     places = sorted({(concept, seed) for _, concept, seed in wanted})
-    variants = any(line.variant for line in lines)
-    rows = []
-    for line in lines:
-        names = [line.method or "(none)", *([line.variant] if variants else []), line.model]
-        rows.append([*map(Entry, names), *(_entry(there[line, *place], in_all[line, *place]) for place in places)])
-    heads = ["method", *(["variant"] if variants else []), "model"]
+    heads, names = names_of(lines)
+    rows = [
+        [*map(Entry, names[line]), *(_entry(there[line, *place], in_all[line, *place]) for place in places)]
+        for line in lines
+    ]
     return Table(
         name="missing",
         title="States measured, of all",
