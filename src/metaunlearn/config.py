@@ -55,6 +55,9 @@ class EraseSettings(Settings):
     """zeta, weight of the self-destruction of retained concepts inside the meta objective."""
     retain_weight: float = Field(ge=0)
     """lambda, weight of L_retain in Eq. 1."""
+    retain_loss: Literal["denoising", "distillation"] = "denoising"
+    """L_retain: the paper's L_DM on retained pictures; or distillation, the mean squared distance there to MODEL's own
+    answer, which is zero where MODEL is."""
     retain_related: float | None = Field(default=None, ge=0)
     """Weight of the related pictures inside L_retain, beside retain_unrelated; None: all pictures weigh the same."""
     retain_unrelated: float | None = Field(default=None, ge=0)

@@ -149,9 +149,10 @@ def _erase(
 ) -> dict[str, Any]:
     """Put the erased parameters into the task's model; return what the summary says beside the request."""
     model, method = task.model, chosen.method
-    # MODEL's own pictures are those of theta*, so they are made before any edit.
+    # MODEL's own pictures are those of theta*, so they are made before any edit, and so are its own answers.
     trains = meta or isinstance(method, OptimisedMethod)
     data = prepare(model, task.prompts, given, task.settings, task.seed, folder, task.progress) if trains else None
+    teacher = model.parameters() if trains and task.settings.retain_loss == "distillation" else None
     results: dict[str, Any] = {}
     forget = None
     if isinstance(method, ClosedFormMethod):
@@ -165,7 +166,7 @@ def _erase(
             folder.truncate_log(-1)
             folder.log({"step": 0, **results})
         return results
-    run = Algorithm1(model, data, forget, task.settings, trained=trained, meta=meta, seed=task.seed)
+    run = Algorithm1(model, data, forget, task.settings, trained=trained, meta=meta, seed=task.seed, teacher=teacher)
     model.load_parameters(_train(run, task, folder, results))
     return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
 

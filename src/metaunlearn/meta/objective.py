@@ -17,7 +17,6 @@ from torch import Tensor
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
-from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import MetaProblem
@@ -25,6 +24,7 @@ from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import UpdateRule, update_rule
 from metaunlearn.meta.store import STORES
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.precision import teachers_answer
 from metaunlearn.parameters import Loss, Params, mean_of, subset
 
 
@@ -81,35 +81,42 @@ def losses_at_theta(
     direct: bool,
     retain: KindWeights | None = None,
     zeta: KindWeights | None = None,
+    teacher: Params | None = None,
 ) -> LossesAtTheta:
     """L_forget, L_retain and, with ``direct``, the direct term of Eq. 3, from one forward pass.
 
-    ``retain`` and ``zeta`` are the weights inside L_retain and inside the direct term.
+    ``retain`` and ``zeta`` are the weights inside L_retain and inside the direct term. With a ``teacher``, L_retain is
+    the distance to its answer on the retained pictures in place of L_DM.
     """
     separate = direct and batches.direct is not batches.retain
     kept = joined(batches.retain.batch, batches.direct.batch) if separate else batches.retain.batch
-    parts = [
-        ForgetBatch(
-            x_t=model.schedule.add_noise(kept.x_0, kept.eps, kept.t),
-            t=kept.t,
-            cond=kept.cond,
-            target=model.schedule.target(kept.x_0, kept.eps, kept.t),
-        )
-    ]
+    kept_t = model.schedule.add_noise(kept.x_0, kept.eps, kept.t)
+    x_t, t, cond = kept_t, kept.t, kept.cond
+    forget, count = None, len(batches.retain.batch.t)
     if batches.forget is not None:
-        parts.insert(0, batches.forget)
-    x_t, t = torch.cat([part.x_t for part in parts]), torch.cat([part.t for part in parts])
-    cond = Conditioning.cat([part.cond for part in parts])
-    # Detached: a method may have computed its target from theta; it is a constant of L_forget.
-    targets = torch.cat([part.target for part in parts]).detach()
-    errors = (model.predict(theta, x_t, t, cond) - targets).square().mean(dim=(1, 2, 3))
-    count = 0 if batches.forget is None else len(batches.forget.t)
-    forget = errors[:count].mean() if count else errors.new_zeros(())
-    l_retain = weighted(errors[count : count + len(batches.retain.batch.t)], batches.retain.related, retain)
+        x_t, t = torch.cat([batches.forget.x_t, kept_t]), torch.cat([batches.forget.t, kept.t])
+        cond = Conditioning.cat([batches.forget.cond, kept.cond])
+    output = model.predict(theta, x_t, t, cond)
+    if batches.forget is not None:
+        # Detached: a method may have computed its target from theta; it is a constant of L_forget.
+        forget = _errors(output[: len(batches.forget.t)], batches.forget.target.detach()).mean()
+        output = output[len(batches.forget.t) :]
+    noise = model.schedule.target(kept.x_0, kept.eps, kept.t)
+    target = noise[:count]
+    if teacher is not None:
+        with torch.no_grad():
+            target = teachers_answer(model.predict, teacher, kept_t[:count], kept.t[:count], batches.retain.batch.cond)
+    l_retain = weighted(_errors(output[:count], target), batches.retain.related, retain)
     l_direct = l_retain.new_zeros(())
     if direct:
-        l_direct = weighted(errors[-len(batches.direct.batch.t) :], batches.direct.related, zeta)
-    return LossesAtTheta(forget=forget, retain=l_retain, direct=l_direct)
+        size = len(batches.direct.batch.t)
+        l_direct = weighted(_errors(output[-size:], noise[-size:]), batches.direct.related, zeta)
+    return LossesAtTheta(forget=l_retain.new_zeros(()) if forget is None else forget, retain=l_retain, direct=l_direct)
+
+
+def _errors(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each picture, (B,)."""
+    return (output - target).square().mean(dim=(1, 2, 3))
 
 
 def outer_loss(

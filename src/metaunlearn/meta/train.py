@@ -24,6 +24,7 @@ from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve
 from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_weights, zeta_weights
 from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.precision import in_precision
 from metaunlearn.parameters import Params, moved_average
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Algorithm1:
         trained: Collection[str],
         meta: bool,
         seed: int,
+        teacher: Params | None = None,
     ) -> None:
         self.model, self.data, self.forget, self.settings = model, data, forget, settings
         self.moving = forget if isinstance(forget, MovingForgetLoss) else None
@@ -60,6 +62,10 @@ class Algorithm1:
         self.optimizer = outer_optimizer([self.theta[name] for name in self.trained], settings)
         self.first_order_model = model.in_precision(settings.precision)
         """For passes whose gradient is no part of a difference."""
+        self.teacher: Params | None = None
+        """Whose answers L_retain asks for, when it is a distillation: ``teacher``, or where theta starts."""
+        if settings.retain_loss == "distillation":
+            self.teacher = in_precision(teacher or model.parameters(), settings.teacher_precision)
         self.average: Params | None = None
         """The moving average of what is trained, when ``ema_decay`` asks for one."""
         if settings.ema_decay is not None:
@@ -178,6 +184,7 @@ class Algorithm1:
                 direct=has_direct,
                 retain=retain_weights(s),
                 zeta=zeta_weights(s),
+                teacher=self.teacher,
             )
             total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
             if has_direct:

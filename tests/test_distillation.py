@@ -1,0 +1,74 @@
+"""L_retain as a distillation: the distance to MODEL's own answer on retained pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaunlearn import erase
+from metaunlearn.meta.train import Algorithm1
+from metaunlearn.parameters import Params
+from toy_denoiser import ToyDenoiser, toy_run, toy_settings
+
+DISTILLED = toy_settings("batch_size=4", "retain_loss=distillation", "retain_weight=0.9", "gamma1=1", "gamma2=0.3")
+
+
+def moved(run: Algorithm1, by: float = 0.1) -> Algorithm1:
+    """``run`` with its theta away from the teacher."""
+    g = torch.Generator().manual_seed(9)
+    run.theta = {name: (p.detach() + by * torch.randn(p.shape, generator=g).double()) for name, p in run.theta.items()}
+    return run
+
+
+def distance(theta: Params, teacher: Params, run: Algorithm1) -> torch.Tensor:
+    """The mean over retained pictures and latent values of (f_theta - f_teacher)^2 at the run's next batch."""
+    kept = run._draw(run.step, run.settings.simulated[0], run._generator(run.step)).retain.batch
+    alpha_bar = torch.linspace(0.99, 0.02, 20)[kept.t][:, None, None, None]
+    x_t = alpha_bar.sqrt().double() * kept.x_0 + (1 - alpha_bar).sqrt().double() * kept.eps.double()
+    model = ToyDenoiser()
+    answer = model.predict(theta, x_t, kept.t, kept.cond)
+    return (answer - model.predict(teacher, x_t, kept.t, kept.cond)).square().mean()
+
+
+def test_it_is_zero_where_the_model_is_and_pulls_nowhere() -> None:
+    alone = DISTILLED.model_copy(update={"retain_weight": 1e6})
+    gradient, record = toy_run(alone, meta=False, forget=False).outer_gradient()
+    assert record["loss_retain"] == 0
+    assert all(not g.any() for g in gradient.values())
+
+
+def test_its_gradient_is_that_of_the_distance_to_the_teacher() -> None:
+    run = moved(toy_run(DISTILLED, meta=False, forget=False))
+    gradient, record = run.outer_gradient()
+    theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
+    expected = distance(theta, ToyDenoiser().parameters(), run)
+    assert record["loss_retain"] == pytest.approx(expected.item(), rel=1e-6)
+    for g, (name, wanted) in zip(
+        torch.autograd.grad(0.9 * expected, list(theta.values())), gradient.items(), strict=True
+    ):
+        torch.testing.assert_close(g, wanted, msg=name, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("more", [{}, {"common_noise": False}, {"meta_retain": "related"}])
+def test_the_meta_objective_stays_as_it_was(more: dict[str, object]) -> None:
+    """Eq. 3's losses, the direct term too, are L_DM whatever L_retain is: without lambda both agree."""
+    found = []
+    for kind in ("distillation", "denoising"):
+        settings = DISTILLED.model_copy(update={"retain_loss": kind, "retain_weight": 0.0, **more})
+        found.append(moved(toy_run(settings)).outer_gradient()[0])
+    for name, g in found[0].items():
+        torch.testing.assert_close(g, found[1][name], rtol=1e-12, atol=0)
+
+
+def test_the_teacher_of_a_closed_form_is_the_model_before_the_edit(tmp_path: Path) -> None:
+    """At theta^UN the distance to theta* is not zero."""
+    result = erase(
+        "canvas", ["knife"], method="uce", out=tmp_path,
+        overrides=["steps=1", "retain_loss=distillation", "forget_images=2", "retain_images=4", "batch_size=2"],
+    )  # fmt: skip
+    assert result.out is not None
+    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])
+    assert first["loss_retain"] > 0
