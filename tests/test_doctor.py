@@ -116,6 +116,21 @@ def test_each_kind_of_method_costs_what_it_does(tiny_model: Path) -> None:
         doctor.estimate(tiny_model, method="recee")
 
 
+def test_a_distilled_retain_loss_asks_a_copy_of_the_model(tiny_model: Path, model: TextToImageModel) -> None:
+    """One forward pass on 8 pictures a step, and the copy, in the teacher's precision."""
+    forward, _ = doctor.forward_cost(model)
+    overrides = ["batch_size=8"]
+    plain = doctor.estimate(tiny_model, meta=False, overrides=overrides, speed=1e9)
+    distilled = doctor.estimate(tiny_model, meta=False, overrides=[*overrides, "retain_loss=distillation"], speed=1e9)
+    assert (distilled.seconds_per_step - plain.seconds_per_step) * doctor.EFFICIENCY * 1e9 == pytest.approx(8 * forward)
+    assert distilled.memory_bytes - plain.memory_bytes == 4 * plain.denoiser_parameters
+    half = doctor.estimate(
+        tiny_model, meta=False, speed=1e9,
+        overrides=[*overrides, "retain_loss=distillation", "teacher_precision=bf16"],
+    )  # fmt: skip
+    assert half.memory_bytes - plain.memory_bytes == 4 * (plain.denoiser_parameters // 2)
+
+
 def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
     """Two more inner steps keep two more sets of parameters: 2 x 4 bytes x P. To first order they keep none."""
     exact = ["inner_optimizer=sgd", "meta_gradient=auto"]

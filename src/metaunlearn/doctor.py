@@ -166,6 +166,8 @@ def estimate(
     averages = isinstance(chosen.method, Sdd) + (settings.ema_decay is not None)
     moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
     copies += round((1 + averages + moments) * trained)
+    if gradients and settings.retain_loss == "distillation":
+        copies += parameters if settings.teacher_precision == "float32" else parameters // 2
     before = _forward_passes_before(adapter, settings, bank=optimised) if gradients else 0
     return JobEstimate(
         model=str(model),
@@ -269,11 +271,13 @@ def _optimizer_copies(attacker: Attacker) -> int:
 
 
 def _teachers_passes(method: Method, settings: EraseSettings) -> float:
-    """Forward passes on one picture that SDD adds to an outer step: the student's target, and the teacher's paths."""
-    if not isinstance(method, Sdd):
-        return 0.0
-    paths = 2 * settings.bank_trajectories * settings.bank_steps / method.bank_refresh
-    return settings.batch_size * settings.accumulation + paths
+    """Forward passes on one picture that an outer step has beside its gradients: a distilled L_retain asks MODEL, SDD
+    asks the student for its target and its teacher for paths."""
+    pictures = settings.batch_size * settings.accumulation
+    passes = float(pictures) if settings.retain_loss == "distillation" else 0.0
+    if isinstance(method, Sdd):
+        passes += pictures + 2 * settings.bank_trajectories * settings.bank_steps / method.bank_refresh
+    return passes
 
 
 def _bytes(model: TextToImageModel, settings: EraseSettings, copies: int, kept: int, *, meta: bool) -> int:
