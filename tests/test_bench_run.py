@@ -14,7 +14,6 @@ import torch
 from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
 from conftest import Call, process_environment, run_and_kill
 from metaunlearn.bench.estimate import outlook
-from metaunlearn.bench.kinds.measure import with_denoiser
 from metaunlearn.bench.results import RESULTS_FILE, Results
 from metaunlearn.bench.run import TABLES_FILE, run_grid
 from metaunlearn.bench.store import CELL_FILE, Store
@@ -22,6 +21,7 @@ from metaunlearn.checkpoint import load_tensors
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
+from metaunlearn.pipelines import with_denoiser
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
 SCRIPT = RUN + "print(run_grid(sys.argv[1], Path(sys.argv[2]))['made'])"
@@ -224,6 +224,29 @@ def test_an_attacked_state_has_the_attacked_denoiser(tiny_grid: Path) -> None:
     name = next(name for name in found if "to_k" in name)
     assert not torch.equal(states[0][name], states[1][name])
     assert not torch.equal(states[1][name], states[2][name])
+
+
+def test_a_warm_up_goes_before_an_attack(bench: Path) -> None:
+    """Two steps on the same pictures after a warm-up of two: elsewhere than two steps from the erased model."""
+    warm_up = {"data": "clean", "pictures": 2, "steps": 2}
+    write_recipe(Path("grid.toml"), changed("attacks", 0, "warm_up", to=warm_up))
+    before = cells(Path("out"))
+    assert run_grid("grid.toml", Path("out"))["made"] == 5  # Data, two attacks, two states.
+    attacks = [Path("out/cells") / name for name in cells(Path("out")) - before if name.startswith("attack-")]
+    warmed = next(folder for folder in attacks if "warm" in json.loads((folder / CELL_FILE).read_text())["needs"])
+    plain = next(Path("out/cells") / name for name in before if name.startswith("attack-"))
+    one, other = weights(warmed / "step-000002"), weights(plain / "step-000002")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_erasing_shares_the_teachers_paths(bench: Path) -> None:
+    """They depend on neither gamma_2 nor the meta objective, so one file serves three models."""
+    changes = changed("models", to=["unlearn", "meta-unlearn"], of=changed("set", "gamma2", to=2.0))
+    write_recipe(Path("grid.toml"), changes)
+    banks = [file.stat().st_mtime_ns for file in Path("out/shared").rglob("bank-*.safetensors")]
+    assert run_grid("grid.toml", Path("out"))["made"] > 0
+    assert [file.stat().st_mtime_ns for file in Path("out/shared").rglob("*.safetensors")] == banks
+    assert len(banks) == 1
 
 
 def test_a_folder_with_something_else_is_refused(tiny_grid: Path, tmp_path: Path, call: Call) -> None:

@@ -61,6 +61,7 @@ def erase(
     device: str = "cpu",
     out: Path | None = None,
     resume: bool = False,
+    shared: Path | None = None,
     delta: bool = False,
     push: str | None = None,
     trackers: Sequence[str] = (),
@@ -72,7 +73,8 @@ def erase(
     text, or several synonyms separated by ``|``. ``method`` is ``esd-SUBSET-ETA``, ``esd-2025``, ``sdd``, ``uce``,
     ``uce-2025``, ``rece``, or one that another package brings. ``forget_data`` and ``retain_data`` are imagefolders;
     without them the model makes the pictures itself, where the method needs any. ``retain_data`` may hold the
-    imagefolders ``related`` and ``unrelated``. With ``delta`` the folder ``out`` also gets what turns ``model`` into
+    imagefolders ``related`` and ``unrelated``. Runs that are given one folder ``shared`` sample the frozen teacher's
+    paths once for all of them. With ``delta`` the folder ``out`` also gets what turns ``model`` into
     the result (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the hub.
     ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
@@ -114,7 +116,8 @@ def erase(
 
     task = ErasureTask(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
-        cache=folder.state if folder else None, progress=folder.watched(progress) if folder else progress,
+        cache=folder.state if folder else None, shared=shared,
+        progress=folder.watched(progress) if folder else progress,
     )  # fmt: skip
     tracked = nullcontext() if folder is None else folder.tracked(trackers)
     with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):

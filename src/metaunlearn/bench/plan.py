@@ -12,7 +12,7 @@ from typing import Any
 
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.bench import sources
-from metaunlearn.bench.cells import Cell, make_cell
+from metaunlearn.bench.cells import KEY_DIGITS, Cell, make_cell
 from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridVariant, ModelName, as_overrides
 from metaunlearn.config import Counts
 from metaunlearn.erasure.interface import OptimisedMethod
@@ -165,7 +165,7 @@ class _Planner:
         }  # fmt: skip
         call = {
             "base": self.grid.base, "concept": concept.name, "method": method, "meta": meta,
-            "recipe": self.grid.recipe, "overrides": said, "seed": seed,
+            "recipe": self.grid.recipe, "overrides": said, "seed": seed, "paths": paths_code(),
         }  # fmt: skip
         size = chosen.settings.steps if trains else 1
         return self.cell("erase", spec=spec, call=call, labels=place, size=size, needs=needs)
@@ -183,17 +183,25 @@ class _Planner:
         self, concept: GridConcept, seed: int, attack: GridAttack, erased: Cell, place: Mapping[str, Any]
     ) -> Cell:
         labels = {"concept": concept.name, "seed": seed, "attack": attack.name}
-        facts = {"dataset": attack.data, "concept": concept.name, "pictures": attack.pictures, "seed": seed}
-        data = self.cell("data", spec={**facts, "art": art_hash()}, call=facts, labels=labels, size=attack.pictures)
+        needs = {"erase": erased, "data": self._data(concept, seed, attack.data, attack.pictures, labels)}
+        more = {}
+        if attack.warm_up is not None:
+            step = attack.warm_up.steps
+            first = {**attack.warm_up.model_dump(), "name": f"{attack.name}, warming up", "steps": [step]}
+            needs["warm"] = self._attack(concept, seed, GridAttack.model_validate(first), erased, place)
+            more = {"warm_step": step}
         said = as_overrides({**concept.attack, **attack.set})
         settings = configure_attack(attack.kind, read_recipe(self.grid.recipe), said).kind.model_dump(mode="json")
         steps = list(attack.steps or concept.steps)
         spec = {"kind": attack.kind, "settings": _without(settings, NO_INFLUENCE), "steps": steps, "seed": seed}
         call = {"kind": attack.kind, "steps": steps, "recipe": self.grid.recipe, "overrides": said, "seed": seed}
         return self.cell(
-            "attack", spec=spec, call=call, labels={**place, **labels}, size=steps[-1],
-            needs={"erase": erased, "data": data},
-        )  # fmt: skip
+            "attack", spec=spec | more, call=call | more, labels={**place, **labels}, size=steps[-1], needs=needs
+        )
+
+    def _data(self, concept: GridConcept, seed: int, dataset: str, pictures: int, labels: Mapping[str, Any]) -> Cell:
+        facts = {"dataset": dataset, "concept": concept.name, "pictures": pictures, "seed": seed}
+        return self.cell("data", spec={**facts, "art": art_hash()}, call=facts, labels=labels, size=pictures)
 
     def _row(self, state: State, counts: Counts, needs: Mapping[str, Cell], more: Mapping[str, Any]) -> Row:
         facts = {
@@ -233,6 +241,12 @@ def _code_elsewhere(chosen: Configured) -> dict[str, str]:
     kind = type(chosen.method)
     file = None if kind.__module__.startswith(f"{sources.PACKAGE}.") else inspect.getsourcefile(kind)
     return {} if file is None else {"method_code": sources.files_hash(Path(file))}
+
+
+@functools.cache
+def paths_code() -> str:
+    """Of the code that samples the frozen teacher's paths: they are shared by all that it made."""
+    return sources.code_hash("metaunlearn.erasure.trajectories")[:KEY_DIGITS]
 
 
 @functools.cache

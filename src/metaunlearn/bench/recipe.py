@@ -34,12 +34,28 @@ class GridConcept(Settings):
     """Settings of erasing this concept, over the grid's."""
 
 
+DataSet = Literal["hrm-m", "hrm-s", "clean"]
+
+
+class WarmUp(Settings):
+    """Finetuning that goes before an attack."""
+
+    data: DataSet = "clean"
+    """The data set of real pictures."""
+    pictures: int = Field(default=40, gt=0)
+    """How many there are."""
+    steps: int = Field(gt=0)
+    """How long."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings, over the concept's settings of attacks."""
+
+
 class GridAttack(Settings):
     """One attack on every erased model."""
 
     name: str
     """As the tables call it."""
-    data: Literal["hrm-m", "hrm-s", "clean"]
+    data: DataSet
     """The attacker's data set of real pictures; see canvas/datasets.py."""
     pictures: int = Field(default=40, gt=0)
     """How many it has."""
@@ -49,6 +65,8 @@ class GridAttack(Settings):
     """Checkpoints; empty: the concept's."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this attack, over the concept's."""
+    warm_up: WarmUp | None = None
+    """Finetuning on other pictures first, from which this attack goes on; None: it starts at the erased model."""
 
     @property
     def malicious(self) -> bool:
@@ -123,13 +141,14 @@ def read_bench(name: str) -> BenchRecipe:
     except UserError as error:
         raise UserError(f"recipe {name}, [grid]: {error}") from error
     try:
-        _check(grid)
+        check_grid(grid)
     except UserError as error:
         raise UserError(f"recipe {name}, [grid]: {error}") from error
     return BenchRecipe(name, recipe.description, recipe.command, grid)
 
 
-def _check(grid: Grid) -> None:
+def check_grid(grid: Grid) -> None:
+    """UserError when parts of ``grid`` do not go together."""
     if grid.base != "canvas":
         raise UserError(f"base = {grid.base!r}: bench knows how to measure tasks of 'canvas' only in this release.")
     for concept in grid.concepts:

@@ -41,6 +41,8 @@ class ErasureTask:
     """Every random draw follows from it (:func:`~metaunlearn.checkpoint.step_generator`)."""
     cache: Path | None = None
     """A folder for what is expensive and needed again by a resumed run; it goes when the run is complete."""
+    shared: Path | None = None
+    """A folder for what other runs on the same model and prompts need, too, each file named by what it depends on."""
     progress: Progress | None = None
 
 

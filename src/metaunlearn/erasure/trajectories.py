@@ -6,8 +6,12 @@ evaluates no teacher. Each path has its own random offset of timesteps, so toget
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +23,9 @@ from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
+
+BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision")
+"""Keys of :class:`~metaunlearn.config.EraseSettings` that the frozen teacher's paths depend on."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,25 @@ def sample_trajectories(
 
 
 def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
-    """Paths of theta* for every prompt to forget, sampled once and kept in the task's cache."""
-    file = None if task.cache is None else task.cache / "bank.safetensors"
+    """Paths of theta* for every prompt to forget, sampled once and kept in the task's shared folder, or its cache."""
+    file = _bank_file(task)
     if file is not None and file.exists():
         return TrajectoryBank.of_tensors(load_tensors(file)[0])
     bank = sample_for(task, task.model.parameters(), task.prompts.forget, step_generator(task.seed, 0, "bank"))
     if file is not None:
-        save_tensors(file, bank.tensors())
+        own = file.with_name(f"{os.getpid()}-{file.name}")  # Another run may be writing the same file.
+        save_tensors(own, bank.tensors())
+        own.replace(file)
     return bank
+
+
+def _bank_file(task: ErasureTask) -> Path | None:
+    if task.shared is None:
+        return None if task.cache is None else task.cache / "bank.safetensors"
+    facts = {name: getattr(task.settings, name) for name in BANK_SETTINGS}
+    facts |= {"weights": task.model.fingerprint(), "prompts": task.prompts.forget, "seed": task.seed}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return task.shared / f"bank-{key}.safetensors"
 
 
 class MovingLatents:

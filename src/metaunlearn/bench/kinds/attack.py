@@ -8,6 +8,7 @@ from pathlib import Path
 
 from metaunlearn.attacking import attack
 from metaunlearn.models import load_pipeline
+from metaunlearn.pipelines import with_denoiser
 from metaunlearn.runs import RUN_FILE, Progress
 
 DENOISER = "unet"
@@ -25,10 +26,16 @@ def make(
     seed: int,
     device: str,
     progress: Progress | None,
+    warm: Path | None = None,
+    warm_step: int = 0,
 ) -> None:
-    """``folder/step-000010/unet`` and so on; everything else of the pipelines is the erased model's."""
+    """``folder/step-000010/unet`` and so on; everything else of the pipelines is the erased model's.
+
+    With ``warm``, another attack's cell, the attacker goes on from what that one left after ``warm_step`` steps.
+    """
+    pipeline = load_pipeline(erase)
     result = attack(
-        load_pipeline(erase),
+        pipeline if warm is None else with_denoiser(pipeline, warm / f"step-{warm_step:06d}" / DENOISER),
         data,
         kind=kind,
         steps=steps,

@@ -23,8 +23,12 @@ def make(
     device: str,
     progress: Progress | None,
     pictures: Path | None = None,
+    paths: str | None = None,
 ) -> None:
-    """``folder`` as ``metaunlearn erase`` leaves it; a run that was killed there goes on."""
+    """``folder`` as ``metaunlearn erase`` leaves it; a run that was killed there goes on.
+
+    The frozen teacher's sampling paths are shared by all erasing in ``OUT/shared/PATHS``.
+    """
     erase(
         load_pipeline(base),  # Not its name: a run knows a pipeline by its weights, wherever they lie.
         [concept],
@@ -38,5 +42,6 @@ def make(
         device=device,
         out=folder,
         resume=(folder / RUN_FILE).exists(),
+        shared=None if paths is None else folder.parents[1] / "shared" / paths,
         progress=progress,
     )

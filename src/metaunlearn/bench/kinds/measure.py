@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from metaunlearn.canvas.measure import measure, save_shown
 from metaunlearn.canvas.tasks import task_for
@@ -14,6 +11,7 @@ from metaunlearn.config import Counts
 from metaunlearn.files import write_json
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import load_pipeline
+from metaunlearn.pipelines import with_denoiser
 from metaunlearn.runs import Progress
 
 SCORES_FILE = "scores.json"
@@ -49,11 +47,3 @@ def make(
         name: {**score.to_dict(), "raw": [dict(row) for row in score.raw]} for name, score in found.scores().items()
     }
     write_json(folder / SCORES_FILE, {"scores": scores, "samples": save_shown(folder / "samples", found.shown, shown)})
-
-
-def with_denoiser(pipeline: Any, folder: Path) -> Any:
-    """``pipeline`` with the denoiser that lies in ``folder``."""
-    pipeline.unet = type(pipeline.unet).from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    return pipeline
