@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metaunlearn.models import load
     from metaunlearn.report import build_report
     from metaunlearn.story import demo
+    from metaunlearn.tuning.run import tune
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "generate_images",
     "load",
     "search_attacks",
+    "tune",
 ]
 
 _HOMES = {
@@ -49,6 +51,7 @@ _HOMES = {
     "generate_images": "metaunlearn.generation",
     "load": "metaunlearn.models",
     "search_attacks": "metaunlearn.attacking_search",
+    "tune": "metaunlearn.tuning.run",
 }
 """Where each public name lives. None of them may be a submodule's name: importing it would hide the function."""
 

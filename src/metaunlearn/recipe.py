@@ -41,10 +41,13 @@ class RecipeFile(Settings):
     grid: dict[str, Any] = Field(default_factory=dict)
     """What ``bench`` runs: keys of :class:`~metaunlearn.bench.recipe.Grid`; only its recipes have them."""
 
+    tune: dict[str, Any] = Field(default_factory=dict)
+    """What ``tune`` searches: keys of :class:`~metaunlearn.tuning.recipe.Tune`; only its recipes have them."""
+
     @property
     def kind(self) -> str:
-        """``settings`` of erasing and attacking, a ``story`` (``demo``) or a ``grid`` (``bench``)."""
-        return "grid" if self.grid else "story" if self.story is not None else "settings"
+        """``settings`` of erasing and attacking, a ``story`` (``demo``), a ``grid`` (``bench``) or ``tune``."""
+        return "tune" if self.tune else "grid" if self.grid else "story" if self.story is not None else "settings"
 
 
 def recipe_names() -> list[str]:

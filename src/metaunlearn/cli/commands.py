@@ -16,6 +16,7 @@ from metaunlearn.cli.grids import bench
 from metaunlearn.cli.information import doctor, recipes
 from metaunlearn.cli.measuring import compare, convert, rescore, table
 from metaunlearn.cli.tables import scores_table, story_lines
+from metaunlearn.cli.tuning import tune
 from metaunlearn.errors import UserError
 
 app = typer.Typer(
@@ -233,6 +234,7 @@ def evaluate(
 
 
 app.command(name="bench")(bench)
+app.command(name="tune")(tune)
 
 
 @app.command()

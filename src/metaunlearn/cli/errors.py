@@ -10,7 +10,7 @@ import typer
 
 from metaunlearn.errors import RunError, UserError
 
-RESUMABLE = frozenset({"attack", "demo", "erase", "evaluate", "generate", "make"})
+RESUMABLE = frozenset({"attack", "demo", "erase", "evaluate", "generate", "make", "tune"})
 """Commands that have ``--resume``."""
 
 

@@ -18,6 +18,7 @@ RECIPE_KINDS = {
     "settings": "settings of erasing and attacking (--recipe NAME):",
     "story": "stories (metaunlearn demo --recipe NAME):",
     "grid": "grids (metaunlearn bench NAME):",
+    "tune": "searches (metaunlearn tune NAME):",
 }
 
 RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")]

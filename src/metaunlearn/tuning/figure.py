@@ -1,0 +1,85 @@
+"""The frontier as a drawing of its own, ``frontier.svg``: what was lost across, what comes back upwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from metaunlearn.report.charts import Frame, draw
+from metaunlearn.tuning.records import BASELINES, Record, frontier
+
+FRAME = Frame(width=560, height=300, right=24, top=24)
+COLOURS = {
+    "--ink": "#17181c", "--soft": "#5b5e66", "--grid": "#e9e9e4", "--original": "#60646c", "--unlearn": "#b8460e",
+    "--meta": "#0b6b86",
+}  # fmt: skip
+"""The light page's; a drawing in a file has no style sheet to take them from."""
+LABELS = {"plain": "plain", "default": "default"}
+
+
+def figure(records: Sequence[Record]) -> str:
+    """A whole SVG file; trials that failed or were given up are not in it."""
+    drawn = [record for record in records if record.status == "complete"]
+    best = frontier(records)
+    points = [_point(record) for record in drawn if record.role not in BASELINES]
+    marked = [_point(record) for record in drawn if record.role in BASELINES]
+    limit = max([1.0, *(point["lost"] for point in [*points, *marked])])
+    x = {
+        "field": "lost",
+        "type": "quantitative",
+        "title": "lost before any attack (points of unrelated concepts)",
+        "scale": {"domain": [0, limit * 1.08], "nice": False},
+        "axis": {"grid": False, "tickCount": 6},
+    }
+    y = {
+        "field": "regained",
+        "type": "quantitative",
+        "title": "shows the concept under the worst attack (%)",
+        "scale": {"domain": [0, 100]},
+        "axis": {"values": [0, 25, 50, 75, 100]},
+    }
+    place = {"x": x, "y": y}
+    line = {"type": "line", "interpolate": "step-after", "strokeWidth": 2, "color": "var(--meta)"}
+    layers: list[dict[str, Any]] = [
+        _layer(points, _mark("var(--original)", 28, opacity=0.45), place),
+        _layer([_point(record) for record in best], line, place),
+        _layer(
+            [_point(record) for record in best],
+            _mark("var(--meta)", 64),
+            place,
+        ),
+        _layer(
+            [_point(record) for record in best if record.role not in BASELINES],
+            _text("var(--meta)", -11),
+            {**place, "text": {"field": "trial"}},
+        ),
+        _layer(
+            marked,
+            _mark("var(--unlearn)", 110, shape="diamond"),
+            place,
+        ),
+        _layer(marked, _text("var(--unlearn)", -13), {**place, "text": {"field": "label"}}),
+    ]
+    drawing = str(draw({"layer": layers}, FRAME))
+    drawing = re.sub(r"var\((--\w+)\)", lambda match: COLOURS[match[1]], drawing)
+    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
+def _point(record: Record) -> dict[str, Any]:
+    return {
+        "lost": record.lost, "regained": record.regained, "trial": str(record.trial),
+        "label": LABELS.get(record.role, ""),
+    }  # fmt: skip
+
+
+def _layer(values: list[dict[str, Any]], mark: dict[str, Any], encoding: dict[str, Any]) -> dict[str, Any]:
+    return {"data": {"values": values}, "mark": mark, "encoding": encoding}
+
+
+def _mark(colour: str, size: int, *, opacity: float = 1.0, shape: str = "circle") -> dict[str, Any]:
+    return {"type": "point", "filled": True, "size": size, "opacity": opacity, "color": colour, "shape": shape}
+
+
+def _text(colour: str, dy: int) -> dict[str, Any]:
+    return {"type": "text", "align": "left", "dx": 6, "dy": dy, "fontSize": 12, "fontWeight": 600, "color": colour}
