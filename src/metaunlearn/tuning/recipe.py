@@ -145,8 +145,13 @@ def _check(tune: Tune) -> None:
                     f"vary {vary.key!r}, when: {key!r} must be a key with choices that stands before it, and "
                     f"{list(values)} some of them."
                 )
-    for name in _twice([vary.name for vary in tune.vary]):
-        raise UserError(f"{name!r} varies twice; tell the two apart by when = {{ OTHER_KEY = [...] }}.")
+        for other in (other for other in tune.vary[:place] if other.key == vary.key):
+            if not any(
+                not set(map(repr, other.when[key])) & set(map(repr, values))
+                for key, values in vary.when.items()
+                if key in other.when
+            ):
+                raise UserError(f"{vary.key!r} varies twice; tell the two apart by when = {{ OTHER_KEY = [...] }}.")
     for name in _twice([attack.name for attack in (*tune.attacks, *tune.unseen)]):
         raise UserError(f"each attack of [tune] needs a name of its own; there are two {name!r}.")
     for attack in tune.attacks:

@@ -70,8 +70,9 @@ class Search:
     def __init__(self, tune: Tune, out: Path) -> None:
         optuna = optuna_module()
         self.tune = tune
-        self._locks = Locks(out / "locks" / "trials")
-        with self._locks.guard():
+        # Of two folders, for a lock is taken inside the guard and has a guard of its own.
+        self._alone, self._locks = Locks(out / "locks" / "search"), Locks(out / "locks" / "trials")
+        with self._alone.guard():
             backend = optuna.storages.journal.JournalFileBackend(str(out / JOURNAL))
             self._study = optuna.create_study(
                 study_name=STUDY,
@@ -94,7 +95,7 @@ class Search:
     def next(self, limit: int) -> Iterator[Claim | None]:
         """A trial to run in the body, held by this process; None when ``limit`` trials, baselines aside, are taken."""
         with contextlib.ExitStack() as held:
-            with self._locks.guard():
+            with self._alone.guard():
                 self._take_up_abandoned()
                 trial = self._study.ask() if self._waiting() or self._taken() < limit else None
                 if trial is not None:
