@@ -20,7 +20,7 @@ from metaunlearn.errors import RunError, UserError
 
 COMMANDS = (
     "demo", "erase", "attack", "generate", "evaluate", "report", "recipes", "doctor", "data", "table", "compare",
-    "rescore", "convert",
+    "rescore", "convert", "tune",
 )  # fmt: skip
 
 
