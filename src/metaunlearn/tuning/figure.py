@@ -9,7 +9,7 @@ from typing import Any
 from metaunlearn.report.charts import Frame, draw
 from metaunlearn.tuning.records import BASELINES, Record, frontier
 
-FRAME = Frame(width=560, height=300, right=24, top=24)
+FRAME = Frame(width=560, height=300, left=56, right=24, top=24)
 COLOURS = {
     "--ink": "#17181c", "--soft": "#5b5e66", "--grid": "#e9e9e4", "--original": "#60646c", "--unlearn": "#b8460e",
     "--meta": "#0b6b86",
