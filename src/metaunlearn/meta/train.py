@@ -25,7 +25,7 @@ from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_wei
 from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision
-from metaunlearn.parameters import Params, moved_average
+from metaunlearn.parameters import Params, moved_average, norm
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Algorithm1:
         gradient, record = self.outer_gradient()
         for name in self.trained:
             self.theta[name].grad = gradient[name]
-        norm = torch.nn.utils.clip_grad_norm_(
+        length = torch.nn.utils.clip_grad_norm_(
             [self.theta[name] for name in self.trained], self.settings.max_gradient_norm
         )
         for group in self.optimizer.param_groups:
@@ -167,7 +167,7 @@ class Algorithm1:
             self.average = moved_average(self.average, self.theta, self.settings.ema_decay)
         if self.moving is not None:
             self.moving.after_step(self.theta, self.step)
-        return {"step": self.step, **record, "gradient_norm": norm.item()}
+        return {"step": self.step, **record, "gradient_norm": length.item()}
 
     def _gradient_at_theta(self, parts: Sequence[OuterDraw]) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
@@ -199,7 +199,8 @@ class Algorithm1:
     def _check(self, record: Record, gradient: dict[str, Tensor]) -> None:
         losses = [value for key, value in record.items() if key.startswith("loss_")]
         numbers = [x for value in losses for x in (value if isinstance(value, list) else [value])]
-        if all(math.isfinite(x) for x in numbers) and all(g.isfinite().all() for g in gradient.values()):
+        # The norm is not finite where any of them is not, and asks the device once.
+        if all(math.isfinite(x) for x in [*numbers, norm(gradient)]):
             return
         raise RunError(
             f"a loss or a gradient is not finite at step {self.step + 1} ({record}); the last good state was kept. "
