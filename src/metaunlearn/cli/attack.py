@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metaunlearn.cli import launching
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.errors import UserError
@@ -80,16 +79,17 @@ def attack(
     common: dict[str, Any] = {
         "recipe": recipe, "overrides": overrides or (), "seed": seed, "out": out, "resume": resume,
     }  # fmt: skip
-    with working(as_json=as_json, shared=True) as console:
+    with working(as_json=as_json, shared=kind != ON_PROMPTS and not search) as console:
+        from metaunlearn.processes import join
+
+        processes = join(device)  # Before anything touches the device: which card is this process's is settled here.
         common |= {"device": o.check_device(device), "progress": console.progress}
         if kind == ON_PROMPTS:
-            launching.check_alone(kind, ", and give each of several runs its share of the prompts (--shard I/N)")
             _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search, tracker=tracker)
             _attack_prompts(console, model, question, base=base, data=data, shard=shard, **common)
             return
         _would_do_nothing(kind, shard=shard != "0/1")
         if search:
-            launching.check_alone("--search")
             _would_do_nothing(
                 "--search", strengths=strengths, base=base, strip=strip, tracker=tracker, kind=kind != "finetune"
             )
@@ -97,7 +97,6 @@ def attack(
             return
         _would_do_nothing(kind, prompts=prompts, concept=concept, alternative=alternative)
         from metaunlearn.attacking import attack as run
-        from metaunlearn.processes import join
 
         result = run(
             model,
@@ -108,7 +107,7 @@ def attack(
             base=base,
             strip=strip,
             trackers=tracker or (),
-            processes=join(device),
+            processes=processes,
             **common,
         )
         line = "at {:g}: {}" if "strengths" in result.summary else "after {:g} steps: {}"

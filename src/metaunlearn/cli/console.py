@@ -58,7 +58,7 @@ def working(*, as_json: bool, shared: bool = False) -> Iterator[Console]:
     ``shared``: several processes may do it together; then the main one alone says anything.
     """
     if not shared:
-        launching.check_alone("this command")
+        launching.check_alone()
     stdout = sys.stdout
     progress: Progress | None = None
     note = _plain_note

@@ -22,10 +22,10 @@ def first_here() -> bool:
     return count() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def check_alone(what: str, instead: str = "") -> None:
-    """UserError when several processes were started for something that takes one."""
+def check_alone() -> None:
+    """UserError when several processes were started for what takes one."""
     if count() > 1:
         raise UserError(
-            f"{what} runs in one process, and {count()} were started: leave out accelerate launch (torchrun)"
-            f"{instead}. Several share erase, attack, generate and evaluate."
+            f"this command runs in one process, and {count()} were started: leave out accelerate launch (torchrun). "
+            "Several share erase, attack, generate and evaluate, but not attack's --search nor its kinds on prompts."
         )
