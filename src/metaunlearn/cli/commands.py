@@ -117,8 +117,9 @@ def erase(
 
     DIR becomes an ordinary diffusers pipeline, with run.json and log.jsonl beside it.
     """
-    with working(as_json=as_json) as console:
+    with working(as_json=as_json, shared=True) as console:
         from metaunlearn.erasing import erase as run
+        from metaunlearn.processes import join
 
         result = run(
             model,
@@ -132,6 +133,7 @@ def erase(
             recipe=recipe,
             overrides=overrides or (),
             seed=seed,
+            processes=join(device),
             device=o.check_device(device),
             out=out,
             resume=resume,
@@ -166,8 +168,9 @@ def generate(
     """
     if (prompt is None) == (prompts is None):
         raise UserError("give either --prompt TEXT (repeatable) or --prompts FILE.")
-    with working(as_json=as_json) as console:
+    with working(as_json=as_json, shared=True) as console:
         from metaunlearn.outputs import SHEET_FILE, generate_into
+        from metaunlearn.processes import join
 
         summary = generate_into(
             model,
@@ -175,6 +178,7 @@ def generate(
             out,
             images=images,
             seed=seed,
+            processes=join(device),
             device=o.check_device(device),
             resume=resume,
             progress=console.pictures("drawing"),
@@ -211,8 +215,9 @@ def evaluate(
 
     DIR/results.json gets each figure with its 95 % interval and its protocol.
     """
-    with working(as_json=as_json) as console:
+    with working(as_json=as_json, shared=True) as console:
         from metaunlearn.outputs import evaluate_into
+        from metaunlearn.processes import join
 
         summary = evaluate_into(
             model,
@@ -225,6 +230,7 @@ def evaluate(
             reference=reference,
             images=images,
             seed=seed,
+            processes=join(device),
             device=o.check_device(device),
             resume=resume,
             progress=console.pictures("drawing"),

@@ -24,6 +24,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Progress
 
 
@@ -42,6 +43,8 @@ class ErasureTask:
     cache: Path | None = None
     """A folder for what is expensive and needed again by a resumed run; it goes when the run is complete."""
     progress: Progress | None = None
+    processes: Processes = ALONE
+    """Those that share the run: each has this task and does the same, unless a function shares its work out."""
 
 
 class ForgetBatch(NamedTuple):
