@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import try_to_load_from_cache
+
 from metaunlearn.bench import sources
 from metaunlearn.bench.identity import judge_identity, pipeline_identity
 from metaunlearn.bench.recipe import CANVAS, Grid, PromptSource
@@ -21,8 +23,6 @@ from metaunlearn.metrics.safety import CHECKER, FETCH, REPOSITORY, REVISION
 BASE, JUDGE = "base", "judge"
 WEIGHTS = ("unsafe", "nsfw")
 """Metrics with weights of their own, by which ``--use`` names them."""
-MISSING = "missing"
-"""In place of a hash of what is not there."""
 
 
 class Input(NamedTuple):
@@ -94,7 +94,7 @@ class Inputs:
                 self._read[name] = _as_records(read_prompts(self.files[name]))
             return self._read[name]
         how = f" (metaunlearn data prompts {name} --out FILE.jsonl)" if name in PROMPT_SETS else ""
-        return Prompts([], MISSING, (f"the prompts {name!r}: --prompts {name}=FILE{how}",))
+        return Prompts([], _not_here(name), (f"the prompts {name!r}: --prompts {name}=FILE{how}",))
 
     def data(self, name: str) -> Input:
         """The attacker's data set ``name``."""
@@ -115,25 +115,28 @@ class Inputs:
                 raise UserError(f"{path} (use=[...], --use {metric}=) does not exist.")
             return Input(str(path), sources.files_hash(path))
         if metric == "unsafe":
-            from huggingface_hub import try_to_load_from_cache
-
             there = try_to_load_from_cache(REPOSITORY, f"{CHECKER}/model.safetensors", revision=REVISION)
             missing = "the safety checker of Stable Diffusion is not in the cache: "
             return Input("", REVISION, () if isinstance(there, str) else (f"{missing}{FETCH}, and --use unsafe=DIR",))
         how = "metaunlearn convert laion-nsfw-l14 FILE --out HEAD.safetensors"
-        return Input("", MISSING, (f"LAION's head: --use {metric}=HEAD.safetensors ({how})",))
+        return Input("", _not_here(metric), (f"LAION's head: --use {metric}=HEAD.safetensors ({how})",))
 
     def _folder(self, name: str, missing: str) -> Input:
         if name not in self.paths:
-            return Input("", MISSING, (missing,))
+            return Input("", _not_here(name), (missing,))
         if name not in self._folders:
             path = self.paths[name]
             self._folders[name] = Input(str(path), fingerprint(path))
         return self._folders[name]
 
 
+def _not_here(name: str) -> str:
+    """In place of a hash; with the name, so that cells that wait for different things are different."""
+    return f"missing {name}"
+
+
 def _model(model: str, identity: str | None, missing: str) -> Input:
-    return Input(model, MISSING, (missing,)) if identity is None else Input(model, identity)
+    return Input(model, _not_here(model), (missing,)) if identity is None else Input(model, identity)
 
 
 def _sources(grid: Grid) -> list[PromptSource]:

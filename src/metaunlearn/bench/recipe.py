@@ -76,7 +76,7 @@ class GridConcept(Settings):
     data: dict[str, str] = Field(default_factory=dict)
     """By data set of an attack, the one that takes its place for this concept."""
     texts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """By name of ``prompts``, the texts that take their place for this concept."""
+    """By name of ``prompts``, this concept's own; then every concept has some."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of erasing this concept, over the grid's."""
 
@@ -225,9 +225,12 @@ def _check(grid: Grid) -> None:
         for attack in grid.attacks:
             _check_attack(grid, attack, concept)
         _known(concept.texts, [prompts.name for prompts in grid.prompts], f"{concept.name!r}: no prompts are called")
+    of_concepts = {prompts.name for prompts in grid.prompts if all(prompts.name in c.texts for c in grid.concepts)}
     for prompts in (*grid.prompts, *(attack.prompts for attack in grid.attacks if attack.on_prompts)):
-        if bool(prompts.texts) == bool(prompts.file):
-            raise UserError(f"prompts have either texts or a file; got {prompts.model_dump(exclude_defaults=True)}.")
+        theirs = isinstance(prompts, GridPrompts) and prompts.name in of_concepts
+        if bool(prompts.texts) + bool(prompts.file) + theirs != 1:
+            said = prompts.model_dump(exclude_defaults=True)
+            raise UserError(f"prompts have either texts, or a file, or each concept has its own; got {said}.")
     roles = [prompts.name for prompts in grid.prompts] or ["concept", "related", "unrelated"]
     if grid.pictures != GridPictures():
         _known(grid.pictures.roles, roles, "[grid.pictures]: no pictures have the role")
