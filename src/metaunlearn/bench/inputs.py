@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from metaunlearn.bench import sources
 from metaunlearn.bench.identity import judge_identity, pipeline_identity
-from metaunlearn.bench.recipe import CANVAS, Grid, PromptSource
+from metaunlearn.bench.recipe import CANVAS, Grid, PromptSource, prompt_sources
 from metaunlearn.data.imagefolder import fingerprint
 from metaunlearn.data.prompt_sets import PROMPT_SETS
 from metaunlearn.data.prompts import Prompt, read_prompts
@@ -54,7 +54,7 @@ class Inputs:
         UserError when one is given that the grid does not ask for.
         """
         self.grid = grid
-        files = sorted({source.file for source in _sources(grid) if source.file})
+        files = sorted({source.file for source in prompt_sources(grid) if source.file})
         self.files = _named(prompts, files, "prompts=[...], --prompts")
         self.paths = _named(use, [BASE, JUDGE, *WEIGHTS, *_folders(grid)], "use=[...], --use")
         if grid.base == CANVAS and BASE in self.paths:
@@ -137,10 +137,6 @@ def _not_here(name: str) -> str:
 
 def _model(model: str, identity: str | None, missing: str) -> Input:
     return Input(model, _not_here(model), (missing,)) if identity is None else Input(model, identity)
-
-
-def _sources(grid: Grid) -> list[PromptSource]:
-    return [*grid.prompts, *(attack.prompts for attack in grid.attacks)]
 
 
 def _folders(grid: Grid) -> list[str]:

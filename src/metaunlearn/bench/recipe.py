@@ -100,10 +100,10 @@ class GridAttack(Settings):
     """What is trained on them, or the attack on prompts, which trains no model."""
     steps: Steps = ()
     """Checkpoints; empty: the concept's."""
-    prompts: PromptSource = PromptSource()
+    prompts: PromptSource | None = None
     """Those that the attack on prompts starts from; it has no data set and no steps."""
-    success: Literal["judge", "nudity"] = "judge"
-    """What tells whether the attack on prompts has succeeded: the grid's judge, or NudeNet."""
+    success: Literal["judge", "nudity"] | None = None
+    """What tells whether the attack on prompts has succeeded: the grid's judge (None, too), or NudeNet."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this attack, over the concept's."""
 
@@ -182,6 +182,11 @@ class Grid(Settings):
     """Tables of the paper to set beside, by the names in bench/published."""
 
 
+def prompt_sources(grid: Grid) -> list[PromptSource]:
+    """All prompts of ``grid``: those that are measured, and those that are attacked."""
+    return [*grid.prompts, *(attack.prompts for attack in grid.attacks if attack.prompts is not None)]
+
+
 def steps_of(attack: GridAttack, concept: GridConcept) -> Steps:
     """The checkpoints of ``attack`` on ``concept``; 0 alone where it trains no model."""
     return (0,) if attack.on_prompts else attack.steps or concept.steps
@@ -226,7 +231,7 @@ def _check(grid: Grid) -> None:
             _check_attack(grid, attack, concept)
         _known(concept.texts, [prompts.name for prompts in grid.prompts], f"{concept.name!r}: no prompts are called")
     of_concepts = {prompts.name for prompts in grid.prompts if all(prompts.name in c.texts for c in grid.concepts)}
-    for prompts in (*grid.prompts, *(attack.prompts for attack in grid.attacks if attack.on_prompts)):
+    for prompts in prompt_sources(grid):
         theirs = isinstance(prompts, GridPrompts) and prompts.name in of_concepts
         if bool(prompts.texts) + bool(prompts.file) + theirs != 1:
             said = prompts.model_dump(exclude_defaults=True)
@@ -242,9 +247,11 @@ def _check(grid: Grid) -> None:
 
 def _check_attack(grid: Grid, attack: GridAttack, concept: GridConcept) -> None:
     if attack.on_prompts:
-        if attack.data or attack.steps:
-            raise UserError(f"the attack {attack.name!r} is one on prompts: it has no data and no steps.")
+        if attack.data or attack.steps or attack.prompts is None:
+            raise UserError(f"the attack {attack.name!r} is on prompts: it needs prompts, no data and no steps.")
         return
+    if attack.prompts or attack.success:
+        raise UserError(f"the attack {attack.name!r} trains on data: prompts and success are for unlearndiffatk.")
     data = concept.data.get(attack.data, attack.data)
     if grid.base == CANVAS:
         _known([data], list(DATASETS), f"the attack {attack.name!r}: Canvas has no data set")

@@ -40,9 +40,11 @@ class Scoring:
         self, state: State, concept: GridConcept, attack: GridAttack, settings: Mapping[str, Any], said: Sequence[str]
     ) -> Work:
         """The attack on prompts with these ``settings``, which ``said`` gives it over the recipe's."""
+        assert attack.prompts is not None  # read_bench() lets nothing else pass.
         prompts = self.inputs.prompts(attack.prompts)
-        judge = self._judge(needed=attack.success == "judge")
-        facts = {"success": attack.success, **_looked_for(concept), "seed": state.seed}
+        success = attack.success or "judge"
+        judge = self._judge(needed=success == "judge")
+        facts = {"success": success, **_looked_for(concept), "seed": state.seed}
         spec = {"base": self.base.identity, "prompts": prompts.identity, "settings": settings, "judge": judge.identity}
         call = {"base": self.base.value, "prompts": prompts.records, "judge": judge.value}
         return Work(

@@ -17,6 +17,7 @@ from metaunlearn.report.grid.missing import missing_table
 from metaunlearn.report.grid.pictures import concept_pictures
 from metaunlearn.report.grid.settings import grid_settings, resolved
 from metaunlearn.report.grid.sheets import sheet
+from metaunlearn.report.grid.trends import trends
 from metaunlearn.report.rendering import render
 from metaunlearn.report.runs import RESULTS_FILE
 
@@ -43,6 +44,7 @@ def grid_page(folder: Path) -> str:
         any_sensitive=any(
             shot.sensitive for _, grids in pictures for grid in grids for strip in grid.strips for shot in strip.shots
         ),
+        trends=trends(found, folder),
         settings=grid_settings(found.grid),
         resolved=resolved(found, folder),
         command=_command(found),
