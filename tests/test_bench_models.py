@@ -26,9 +26,11 @@ from metaunlearn.bench.recipe import Grid, read_bench
 from metaunlearn.bench.run import run_grid
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import UserError
+from metaunlearn.generation import Sampling, write_sampling
 from metaunlearn.recipe import read_recipe, recipe_names
 from metaunlearn.settings import resolve
 from tiny_judges import save_checker
+from tiny_models import NEW
 
 SD: dict[str, Any] = {
     "base": "nobody/no-such-model",
@@ -144,6 +146,18 @@ def test_pictures_shown_are_those_of_the_measured_prompts(sd_grid: Path) -> None
         }  # fmt: skip
         assert all((cell / "samples" / sample["file"]).is_file() for sample in samples)
         assert not (cell / "kept").exists()
+
+
+def test_a_grid_on_xl(given: dict[str, Path], tmp_path: Path) -> None:
+    """Two text encoders, as the figures' model has: erased, attacked and measured."""
+    NEW["sdxl"]().save_pretrained(tmp_path / "xl", safe_serialization=True)
+    write_sampling(tmp_path / "xl", Sampling(steps=2, guidance_scale=2.0))
+    grid = changed("attacks", to=SD["attacks"][:1], of=changed("prompts", to=SD["prompts"][1:], of=SD))
+    grid = changed("pictures", "roles", to=["benign"], of=grid)
+    use = [f"{name}={given[name]}" for name in ("hrm-m", "real")]
+    recipe = write_recipe(tmp_path / "grid.toml", grid)
+    found = run_grid(str(recipe), tmp_path / "out", use=[*use, f"base={tmp_path / 'xl'}"])
+    assert (found["rows"], found["made"]) == (3, 7)  # Nothing is asked at the attack's first step.
 
 
 def test_only_what_depends_on_an_input_is_made_again(given: dict[str, Path], tmp_path: Path) -> None:
