@@ -14,7 +14,6 @@ import torch
 from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
 from conftest import Call, process_environment, run_and_kill
 from metaunlearn.bench.estimate import outlook
-from metaunlearn.bench.kinds.measure import with_denoiser
 from metaunlearn.bench.results import RESULTS_FILE, Results
 from metaunlearn.bench.run import TABLES_FILE, run_grid
 from metaunlearn.bench.store import CELL_FILE, Store
@@ -22,6 +21,7 @@ from metaunlearn.checkpoint import load_tensors
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
+from metaunlearn.models.state import with_denoiser
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
 SCRIPT = RUN + "print(run_grid(sys.argv[1], Path(sys.argv[2]))['made'])"

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from metaunlearn.canvas.measure import measure, save_shown
 from metaunlearn.canvas.tasks import task_for
 from metaunlearn.config import Counts
 from metaunlearn.files import write_json
 from metaunlearn.metrics.judge import load_judge
-from metaunlearn.models import load_pipeline
+from metaunlearn.models.state import load_state
 from metaunlearn.runs import Progress
 
 SCORES_FILE = "scores.json"
@@ -34,11 +31,8 @@ def make(
     step: int = 0,
 ) -> None:
     """``folder/scores.json``: each score with its interval, its protocol and what was seen in every picture."""
-    pipeline = load_pipeline(base if erase is None else erase)
-    if attack is not None:
-        pipeline = with_denoiser(pipeline, attack / f"step-{step:06d}" / "unet")
     found = measure(
-        pipeline.to(device),
+        load_state(base, erase, attack, step).to(device),
         task_for(concept),
         load_judge("canvas"),
         Counts(**counts),
@@ -49,11 +43,3 @@ def make(
         name: {**score.to_dict(), "raw": [dict(row) for row in score.raw]} for name, score in found.scores().items()
     }
     write_json(folder / SCORES_FILE, {"scores": scores, "samples": save_shown(folder / "samples", found.shown, shown)})
-
-
-def with_denoiser(pipeline: Any, folder: Path) -> Any:
-    """``pipeline`` with the denoiser that lies in ``folder``."""
-    pipeline.unet = type(pipeline.unet).from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    return pipeline
