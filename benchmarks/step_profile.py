@@ -36,7 +36,7 @@ KINDS = {
     "arithmetic on parameters": ("_foreach",),
     "copies and joins": ("copy_", "aten::cat", "clone", "contiguous"),
 }
-"""By part of an operator's name, first match first; everything else is other element-wise arithmetic and book-keeping."""
+"""By part of an operator's name, first match first; the rest is element-wise arithmetic and book-keeping."""
 READ_BACK = "aten::_local_scalar_dense"
 """What ``item()`` and ``tolist()`` of a number come down to."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from metaunlearn.config import EraseSettings
@@ -65,6 +66,10 @@ def prepare(
             model, role, prompts, settings, seed, kept, progress, processes=processes
         )
         sets[role] = LatentSet.encode(model, pictures.images, pictures.texts)
+    if settings.retain_dropout > 0:
+        empty = model.unconditional()
+        for role in ROLES[1:]:
+            sets[role] = replace(sets[role], empty=empty, dropout=settings.retain_dropout)
     return ErasureData(**sets)
 
 
