@@ -21,7 +21,7 @@ from metaunlearn.checkpoint import load_tensors
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
-from metaunlearn.pipelines import with_denoiser
+from metaunlearn.models.state import with_denoiser
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
 SCRIPT = RUN + "print(run_grid(sys.argv[1], Path(sys.argv[2]))['made'])"

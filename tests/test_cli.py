@@ -17,6 +17,7 @@ from metaunlearn.cli.errors import RESUMABLE, failure
 from metaunlearn.cli.options import names, parse_steps
 from metaunlearn.cli.tables import figure, scores_table
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.processes import ALONE
 
 COMMANDS = (
     "demo", "erase", "attack", "generate", "evaluate", "report", "recipes", "doctor", "data", "table", "compare",
@@ -88,6 +89,7 @@ def test_erase_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch,
         "resume": True,
         "delta": True,
         "trackers": (),
+        "processes": ALONE,
         "push": "somebody/canvas",
     }
 

@@ -31,7 +31,7 @@ from metaunlearn.tuning.trial import Lost, Outcome, Regained
 
 SEARCH: dict[str, Any] = {
     "method": "esd-x-1",
-    "set": TINY["set"],
+    "set": {**TINY["set"], "gamma2": 1.0},
     "vary": [
         {"key": "gamma2", "low": 0.5, "high": 2.0, "log": True},
         {"key": "inner_optimizer", "choices": ["sgd", "adamw"]},
@@ -359,6 +359,7 @@ def test_a_recipe_without_a_search_is_refused() -> None:
 def test_the_shipped_search_is_possible() -> None:
     found = read_checked("frontier-canvas").tune
     assert found.measure.after == Counts(concept=60, related=0, unrelated=0)
+    assert default_values(found) is not None  # What small says lies inside what is searched.
     assert {attack.name for attack in found.unseen} & {attack.name for attack in found.attacks} == set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
 from metaunlearn.tracking import check_trackers
@@ -52,6 +54,7 @@ def attack(
     resume: bool = False,
     trackers: Sequence[str] = (),
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> AttackResult:
     """Attack ``model``; ``out/step-000050`` or ``out/strength-0.50`` and so on are complete results.
 
@@ -59,11 +62,12 @@ def attack(
     one that does not takes ``strengths``, and ``data`` or the model before the erasing, ``base``, where it needs them.
     ``strip`` is a prompt: ``out/strip.png`` then shows its picture, of one seed, after each of the steps (paper,
     Figure 7). ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what a training writes to ``out/log.jsonl``.
+    ``processes`` that :func:`~metaunlearn.processes.join` connected share a training, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     known(kind)
     check_trackers(trackers)
-    adapter = adapt(own_pipeline(model, *getattr(KINDS[kind], "copies", ())), device)
+    adapter = adapt(own_pipeline(model, *getattr(KINDS[kind], "copies", ())), processes.device(device))
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     read = read_recipe(recipe)
     configured = configure(kind, read, overrides)
@@ -78,11 +82,12 @@ def attack(
         raise UserError(f"a strip shows steps, and the attack {kind!r} has none (strip=, --strip PROMPT).")
     if trackers and not trains:
         raise UserError(f"trackers follow a training, and the attack {kind!r} has none (trackers=, --tracker NAME).")
-    base_adapter = load(base, device) if "base" in needs else None
+    base_adapter = load(base, processes.device(device)) if "base" in needs else None
     if isinstance(chosen, EditKind):
         chosen.check(adapter, base_adapter, levels)
     else:
         chosen.check(adapter)
+        processes.check_divides(chosen.settings.batch_size, "batches")
     pictures = read_imagefolder(data, size=adapter.image_size) if data is not None and "data" in needs else None
     request = {
         "command": "attack", "kind": kind,
@@ -92,16 +97,17 @@ def attack(
         "steps" if trains else "strengths": list(levels), "recipe": recipe,
         "settings": configured.kind.model_dump(mode="json"), "files": _hashes(chosen), "strip": strip, "seed": seed,
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume)
+    folder = RunFolder.open(out, request, resume=resume, processes=processes)
     checkpoints = {level: out / folder_name(chosen, level) for level in levels}
     if folder.complete_before:
         return AttackResult(checkpoints, folder.summary())
 
     task = AttackTask(
-        model=adapter, pictures=pictures, base=base_adapter, seed=seed, out=out, cache=folder.state, progress=progress
-    )
+        model=adapter, pictures=pictures, base=base_adapter, seed=seed, out=out, cache=folder.state, progress=progress,
+        processes=processes,
+    )  # fmt: skip
     if isinstance(chosen, EditKind):
-        _edit(chosen, task, folder, checkpoints)
+        processes.on_main(lambda: _edit(chosen, task, folder, checkpoints))
     else:
         with folder.tracked(trackers):
             _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
@@ -115,9 +121,9 @@ def _train(
     kind: TrainingKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path], strip: Strip | None
 ) -> None:
     training = kind.begin(task)
-    run = Loop(training, kind.settings, seed=task.seed)
+    run = Loop(training, kind.settings, seed=task.seed, processes=task.processes)
     state = folder.state / "training.safetensors"
-    if state.exists():
+    if task.processes.on_main(state.exists):
         run.restore(state)
     folder.truncate_log(run.step)
     last = max(checkpoints)
@@ -127,22 +133,28 @@ def _train(
         if task.progress is not None:
             task.progress("attacking", record["step"], int(last))
 
+    def save(step: int, path: Path, twin: Path | None) -> None:
+        save_pipeline(task.model, path, twin=twin, changed=training.changed)
+        training.beside(path)
+        folder.describe(path, step=step)
+        if strip is not None:
+            strip.draw(task.model.pipeline, step)
+
+    def finish(twin: Path | None) -> None:
+        save_pipeline(task.model, folder.path, twin=twin, changed=())
+        training.beside(folder.path)
+        if strip is not None:
+            strip.join([int(step) for step in checkpoints])
+
     twin = None
     for step, path in checkpoints.items():
         if step >= run.step:
             with checkpointing(task.model.unet, kind.settings.gradient_checkpointing):
                 run.run_to(int(step), state, on_step)
             training.write()
-            save_pipeline(task.model, path, twin=twin, changed=training.changed)
-            training.beside(path)
-            folder.describe(path, step=int(step))
-            if strip is not None:
-                strip.draw(task.model.pipeline, int(step))
+            task.processes.on_main(partial(save, int(step), path, twin))
         twin = path
-    save_pipeline(task.model, folder.path, twin=twin, changed=())
-    training.beside(folder.path)
-    if strip is not None:
-        strip.join([int(step) for step in checkpoints])
+    task.processes.on_main(partial(finish, twin))
 
 
 def _edit(kind: EditKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path]) -> None:

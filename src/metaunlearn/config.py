@@ -58,6 +58,9 @@ class EraseSettings(Settings):
     retain_loss: Literal["denoising", "distillation"] = "denoising"
     """L_retain: the paper's L_DM on retained pictures; or distillation, the mean squared distance there to MODEL's own
     answer, which is zero where MODEL is."""
+    retain_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the retained pictures whose prompt is left empty, as in training a model for classifier-free guidance,
+    which asks for the empty prompt too: what is kept of it alone is kept of every guided picture."""
     retain_related: float | None = Field(default=None, ge=0)
     """Weight of the related pictures inside L_retain, beside retain_unrelated; None: all pictures weigh the same."""
     retain_unrelated: float | None = Field(default=None, ge=0)

@@ -17,6 +17,7 @@ from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import BATCH, generate_images
+from metaunlearn.processes import ALONE, Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +85,25 @@ def draw_into(
     finished: Path,
     steps: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> list[Path]:
     """Make ``folder`` an imagefolder of ``draws``, batch by batch; returns its pictures' files.
 
     The folder ``finished`` keeps which batches are written, so that a run that was killed goes on. It must not be
-    shared by other draws.
+    shared by other draws. Of several ``processes`` each draws and writes its share of the batches.
     """
-    done = 0
-    for number, batch in enumerate(batches(draws)):
+    planned = batches(draws)
+    mine = {number: planned[number] for number in processes.turns(len(planned))}
+    done, total = 0, sum(map(len, mine.values()))
+    for number, batch in mine.items():
         written = finished / f"{number:05d}"
         if not written.exists():
             write_pictures(folder, draw_batch(pipeline, draws, batch, steps=steps), batch)
             write_atomic(written, "")
         done += len(batch)
         if progress is not None:
-            progress(done, len(draws))
+            progress(done, total)
+    processes.wait()
     files = [picture_file(folder, index) for index in range(len(draws))]
-    write_captions(folder, files, [draw.text for draw in draws])
+    processes.on_main(lambda: write_captions(folder, files, [draw.text for draw in draws]))
     return files

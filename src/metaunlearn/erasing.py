@@ -19,11 +19,12 @@ from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.errors import UserError
 from metaunlearn.meta.hypergradient import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
-from metaunlearn.meta.train import Algorithm1
+from metaunlearn.meta.train import Algorithm1, check_shares
 from metaunlearn.models import adapt, load_pipeline, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import default_recipe, read_recipe
@@ -66,6 +67,7 @@ def erase(
     push: str | None = None,
     trackers: Sequence[str] = (),
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> EraseResult:
     """Erase ``concepts`` from ``model``; the given pipeline is left as it is.
 
@@ -76,7 +78,8 @@ def erase(
     imagefolders ``related`` and ``unrelated``. Runs that are given one folder ``shared`` sample the frozen teacher's
     paths once for all of them. With ``delta`` the folder ``out`` also gets what turns ``model`` into
     the result (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the hub.
-    ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets.
+    ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets. ``processes`` that
+    :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     if isinstance(concepts, str):
@@ -86,8 +89,8 @@ def erase(
     if out is None and trackers:
         raise UserError("trackers=... follow what a run logs in its folder; give one (out=..., --out DIR).")
     check_trackers(trackers)
-    hub = sign_in(push) if push is not None else None
-    adapter = adapt(own_pipeline(model), device)
+    hub = sign_in(push) if push is not None and processes.main else None
+    adapter = adapt(own_pipeline(model), processes.device(device))
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
@@ -99,6 +102,7 @@ def erase(
     for setting in ("inner_subset", "diagnostics_subset"):
         subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
     check_outer_optimizer(chosen.settings)
+    check_shares(chosen.settings, processes, meta=meta)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -109,15 +113,15 @@ def erase(
         "recipe": recipe, "settings": chosen.settings.model_dump(), "method_settings": chosen.method_settings,
         "seed": seed,
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume) if out is not None else None
+    folder = RunFolder.open(out, request, resume=resume, processes=processes) if out is not None else None
     if folder is not None and folder.complete_before:
-        publish(folder.path, model, delta=delta, push=push, hub=hub)
+        publish(folder, model, delta=delta, push=push, hub=hub)
         return EraseResult(load_pipeline(folder.path), chosen.settings, out, folder.summary())
 
     task = ErasureTask(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
         cache=folder.state if folder else None, shared=shared,
-        progress=folder.watched(progress) if folder else progress,
+        progress=folder.watched(progress) if folder else progress, processes=processes,
     )  # fmt: skip
     tracked = nullcontext() if folder is None else folder.tracked(trackers)
     with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
@@ -125,20 +129,23 @@ def erase(
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
     summary |= results
     if folder is not None:
-        save_pipeline(adapter, folder.path)
+        if processes.main:
+            save_pipeline(adapter, folder.path)
         folder.finish(**summary)
-        publish(folder.path, model, delta=delta, push=push, hub=hub)
+        publish(folder, model, delta=delta, push=push, hub=hub)
         summary |= {"out": str(out), "seconds": round(folder.seconds(), 1)}
     return EraseResult(adapter.pipeline, chosen.settings, out, summary)
 
 
-def publish(folder: Path, base: Any, *, delta: bool, push: str | None, hub: Hub | None) -> None:
+def publish(run: RunFolder, base: Any, *, delta: bool, push: str | None, hub: Hub | None) -> None:
     """The card of a complete run, its delta to ``base`` where it is wanted, and its upload."""
-    write_card(folder)
-    if delta and not (folder / DELTA_FILE).exists():
-        make_delta(base, folder, folder / DELTA_FILE)
+    if not run.processes.main:
+        return
+    write_card(run.path)
+    if delta and not (run.path / DELTA_FILE).exists():
+        make_delta(base, run.path, run.path / DELTA_FILE)
     if push is not None and hub is not None:
-        upload(folder, push, hub)
+        upload(run.path, push, hub)
 
 
 def _erase(
@@ -154,13 +161,17 @@ def _erase(
     model, method = task.model, chosen.method
     # MODEL's own pictures are those of theta*, so they are made before any edit, and so are its own answers.
     trains = meta or isinstance(method, OptimisedMethod)
-    data = prepare(model, task.prompts, given, task.settings, task.seed, folder, task.progress) if trains else None
-    teacher = model.parameters() if trains and task.settings.retain_loss == "distillation" else None
+    data = teacher = None
+    if trains:
+        data = prepare(
+            model, task.prompts, given, task.settings, task.seed, folder, task.progress, processes=task.processes
+        )
+        teacher = model.parameters() if task.settings.retain_loss == "distillation" else None
     results: dict[str, Any] = {}
     forget = None
     if isinstance(method, ClosedFormMethod):
         edit = method.edit(task)
-        model.load_parameters(edit.theta)
+        model.load_parameters(dict(task.processes.broadcast(edit.theta)))
         results["edit"] = edit.report
     else:
         forget = method.begin(task)
@@ -169,7 +180,10 @@ def _erase(
             folder.truncate_log(-1)
             folder.log({"step": 0, **results})
         return results
-    run = Algorithm1(model, data, forget, task.settings, trained=trained, meta=meta, seed=task.seed, teacher=teacher)
+    run = Algorithm1(
+        model, data, forget, task.settings,
+        trained=trained, meta=meta, seed=task.seed, teacher=teacher, processes=task.processes,
+    )  # fmt: skip
     model.load_parameters(_train(run, task, folder, results))
     return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
 
@@ -177,7 +191,7 @@ def _erase(
 def _train(run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before: dict[str, Any]) -> Params:
     """Algorithm 1 from where an earlier run was cut off, or from the start; ``before`` is logged as step 0."""
     state = folder.state / "training.safetensors" if folder else None
-    resumed = state is not None and state.exists()
+    resumed = task.processes.on_main(lambda: state is not None and state.exists())
     if state is not None and resumed:
         run.restore(state)
     if folder is not None:

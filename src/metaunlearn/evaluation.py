@@ -24,6 +24,7 @@ from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
 from metaunlearn.metrics.measures import METRICS, Metric, Pictures, Reference, Request, metrics_named
+from metaunlearn.processes import ALONE, Processes
 
 __all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "check_metrics", "evaluate", "plan"]
 
@@ -50,16 +51,19 @@ class Evaluation:
         out: Path | None = None,
         kept: Path | None = None,
         progress: Progress | None = None,
+        processes: Processes = ALONE,
     ) -> dict[str, Score]:
         """Draw the images and score them.
 
         ``out`` gets the images as they are made, then ``raw.jsonl`` and ``results.json``. ``kept`` is a folder that
         gets what was measured on each finished batch; batches that lie there are not drawn again, so that a run that
-        was killed goes on. It must not be shared by other evaluations.
+        was killed goes on. It must not be shared by other evaluations. Of several ``processes`` each draws and measures
+        its share of the batches; the main one scores them, and all get the scores.
         """
-        draws = self.request.draws
-        whole, done = Gathering(len(draws)), 0
-        for number, batch in enumerate(batches(draws)):
+        draws, planned = self.request.draws, batches(self.request.draws)
+        mine = {number: planned[number] for number in processes.turns(len(planned))}
+        whole, done, total = Gathering(len(draws)), 0, sum(map(len, mine.values()))
+        for number, batch in mine.items():
             part = None if kept is None else read_kept(kept, number)
             if part is None:
                 part = self._draw_and_measure(pipeline, batch, out)
@@ -68,7 +72,14 @@ class Evaluation:
             whole.add(part)
             done += len(batch)
             if progress is not None:
-                progress(done, len(draws))
+                progress(done, total)
+        for part in processes.of_others(lambda: whole.part([index for batch in mine.values() for index in batch])):
+            if part.indices:
+                whole.add(part)
+        return processes.on_main(lambda: self._score(whole, out))
+
+    def _score(self, whole: Gathering, out: Path | None) -> dict[str, Score]:
+        draws = self.request.draws
         facts = _facts(self.prompts, draws, self.steps, whole.size)
         scores = {}
         for name, metric in self.metrics.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.files import write_json
+from metaunlearn.processes import ALONE, Processes
 
 BATCH = 32
 """Pictures that go through a pipeline together."""
@@ -55,12 +56,17 @@ def generate_images(
     guidance_scale: float | None = None,
     batch_size: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU."""
+    """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU.
+
+    Of several ``processes`` each makes its share of the batches, and all get all of them.
+    """
     defaults = default_sampling(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    images = []
-    for first in range(0, len(prompts), batch_size):
+
+    def batch(number: int) -> dict[str, Tensor]:
+        first = number * batch_size
         rows = slice(first, first + batch_size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
         output = pipeline(
@@ -70,7 +76,9 @@ def generate_images(
             generator=generators,
             output_type="pt",
         )
-        images.append(output.images.float().cpu())
         if progress is not None:
             progress(min(first + batch_size, len(prompts)), len(prompts))
-    return torch.cat(images)
+        return {"images": output.images.float().cpu()}
+
+    batches = processes.each(-(-len(prompts) // batch_size), batch)
+    return torch.cat([made["images"] for made in batches])

@@ -17,6 +17,7 @@ from metaunlearn.draws import draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import load
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RunFolder
 
 Progress = Callable[[int, int], None]
@@ -38,17 +39,19 @@ def generate_into(
     device: str = "cpu",
     resume: bool = False,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """``images`` pictures of each prompt as an imagefolder in ``out``, with ``sheet.png`` and ``run.json``.
 
     ``prompts`` are texts, or a file as :func:`~metaunlearn.data.prompts.read_prompts` takes it. Returns the summary.
+    ``processes`` that :func:`~metaunlearn.processes.join` connected share the pictures, each making this same call.
     """
     rows = read_prompts(prompts) if isinstance(prompts, Path) else [Prompt(text) for text in prompts]
     if not rows:
         raise UserError("expected at least one prompt (--prompt TEXT or --prompts FILE), got none.")
     if images < 1:
         raise UserError(f"expected at least 1 picture of each prompt (images=, --images), got {images}.")
-    adapter = load(model, device)
+    adapter = load(model, processes.device(device))
     pipeline = adapter.pipeline
     sampling = default_sampling(pipeline)
     draws = draws_for(rows, images=images, seed=seed, guidance_scale=sampling.guidance_scale)
@@ -59,13 +62,20 @@ def generate_into(
         "images": [[draw.text, draw.seed, draw.guidance_scale] for draw in draws],
         "steps": sampling.steps,
     }
-    folder = RunFolder.open(out, request, resume=resume)
+    folder = RunFolder.open(out, request, resume=resume, processes=processes)
     if folder.complete_before:
         return {"out": str(out), **folder.summary()}
     files = draw_into(
-        out, pipeline, draws, finished=folder.state, steps=sampling.steps, progress=folder.watched(progress)
+        out,
+        pipeline,
+        draws,
+        finished=folder.state,
+        steps=sampling.steps,
+        progress=folder.watched(progress),
+        processes=processes,
     )
-    contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET_FILE)
+    if processes.main:
+        contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET_FILE)
     with Image.open(files[0]) as first:
         size = [first.height, first.width]
     folder.finish(images=len(files), image_size=size, sheet=SHEET_FILE)
@@ -87,16 +97,19 @@ def evaluate_into(
     device: str = "cpu",
     resume: bool = False,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Score ``model`` on the prompts of a file; ``out`` gets ``results.json``, the pictures and ``run.json``.
 
-    Returns ``results.json``'s content under ``"results"``.
+    Returns ``results.json``'s content under ``"results"``. ``processes`` share the pictures as for
+    :func:`generate_into`.
     """
     from metaunlearn.evaluation import RESULTS, check_metrics, plan
     from metaunlearn.metrics.judge import load_judge
 
     check_metrics(metrics)
     rows = read_prompts(prompts)
+    device = processes.device(device)
     adapter = load(model, device)
     labels = [] if concept is None else [concept, *alternatives]
     evaluation = plan(
@@ -124,9 +137,11 @@ def evaluate_into(
         "images": images,
         "seed": seed,
     }
-    folder = RunFolder.open(out, request, resume=resume)
+    folder = RunFolder.open(out, request, resume=resume, processes=processes)
     if not folder.complete_before:
-        scores = evaluation.run(adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress))
+        scores = evaluation.run(
+            adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress), processes=processes
+        )
         folder.finish(metrics=list(scores))
     return {"out": str(out), "results": json.loads((out / RESULTS).read_text())}
 

@@ -40,6 +40,20 @@ def mean_of(losses: Sequence[Loss]) -> Loss:
     return losses[0] if len(losses) == 1 else MeanLoss(tuple(losses))
 
 
+@dataclass(frozen=True)
+class SharedLoss:
+    """The mean, over processes, of the loss that each has on its own rows; its gradient is averaged with it."""
+
+    own: Loss
+    average: Callable[[Params], Params]
+    """The mean of every process's tensors."""
+
+    def __call__(self, theta: Params) -> Tensor:
+        """The mean, without a graph: that would have to reach into the other processes."""
+        with torch.no_grad():
+            return self.average({"value": self.own(theta)})["value"]
+
+
 # --- Subsets by name -------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +132,8 @@ def value_and_gradient(loss: Loss, theta: Params, names: Collection[str] | None 
     """L(theta) and its gradient with respect to ``names`` (all by default); the other parameters are constants."""
     if isinstance(loss, MeanLoss):
         return _mean_over_parts(loss, theta, names)
+    if isinstance(loss, SharedLoss):
+        return _mean_over_processes(loss, theta, names)
     at = leaves(theta, names)
     value = loss(at)
     return ValueAndGradient(value.detach(), gradient_of(value, at))
@@ -130,6 +146,12 @@ def _mean_over_parts(loss: MeanLoss, theta: Params, names: Collection[str] | Non
         one = value_and_gradient(part, theta, names)
         value, gradient = value + one.value, add(gradient, one.gradient)
     return ValueAndGradient(value / count, scale(gradient, 1 / count))
+
+
+def _mean_over_processes(loss: SharedLoss, theta: Params, names: Collection[str] | None) -> ValueAndGradient:
+    value, gradient = value_and_gradient(loss.own, theta, names)
+    gradient = loss.average(gradient | {"": value})
+    return ValueAndGradient(gradient.pop(""), gradient)
 
 
 def leaves(theta: Params, names: Collection[str] | None = None) -> Params:

@@ -1,4 +1,4 @@
-"""Saving pipelines so that a result folder is whole or absent, and loading them with another denoiser."""
+"""Saving pipelines so that a result folder is whole or absent."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -74,11 +72,3 @@ def save_image(file: Path, image: Tensor) -> None:
     """Write one picture (3, H, W) in [0, 1] as an 8-bit PNG."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(file)
-
-
-def with_denoiser(pipeline: Any, folder: Path) -> Any:
-    """``pipeline`` with the denoiser that lies in ``folder``."""
-    pipeline.unet = type(pipeline.unet).from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    return pipeline

@@ -24,6 +24,8 @@ class RecipeFile(Settings):
     """One line on what it is for."""
     command: str = ""
     """The command that runs it."""
+    extends: str = ""
+    """Another recipe whose keys hold where this file has none; a table is taken key by key, a list as a whole."""
     erase: dict[str, Any] = Field(default_factory=dict)
     """Keys of :class:`EraseSettings`."""
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -40,7 +42,6 @@ class RecipeFile(Settings):
     """What the demo measures; only its recipe has it."""
     grid: dict[str, Any] = Field(default_factory=dict)
     """What ``bench`` runs: keys of :class:`~metaunlearn.bench.recipe.Grid`; only its recipes have them."""
-
     tune: dict[str, Any] = Field(default_factory=dict)
     """What ``tune`` searches: keys of :class:`~metaunlearn.tuning.recipe.Tune`; only its recipes have them."""
 
@@ -72,11 +73,27 @@ def recipe_text(name: str) -> str:
 def read_recipe(name: str) -> RecipeFile:
     """The recipe ``name`` (shipped, or a path), checked for unknown sections."""
     try:
-        return RecipeFile.model_validate(tomllib.loads(recipe_text(name)))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {name} is not valid TOML: {error}") from error
+        return RecipeFile.model_validate(_values(name, ()))
     except ValidationError as error:
         raise UserError(f"recipe {name}: {explain(error, RecipeFile)}") from error
+
+
+def _values(name: str, below: tuple[str, ...]) -> dict[str, Any]:
+    """What stands in the recipe ``name``, over what it extends; ``below`` are those that extend it."""
+    if name in below:
+        raise UserError(f"recipe {below[0]} extends itself: {' extends '.join((*below, name))}.")
+    try:
+        own = tomllib.loads(recipe_text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name} is not valid TOML: {error}") from error
+    base = own.get("extends")
+    return _over(own, _values(base, (*below, name))) if base and isinstance(base, str) else own
+
+
+def _over(own: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """``own`` and, where it has no such key, ``base``; tables that both have, key by key."""
+    both = {key: _over(own[key], base[key]) for key in own if isinstance(own[key], dict) and key in base}
+    return {**base, **own, **both}
 
 
 def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd") -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic, write_json
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.tracking import Trackers, tracking
 
 Progress = Callable[[str, int, int], None]
@@ -47,7 +48,8 @@ def versions() -> dict[str, str]:
 class RunFolder:
     """A result folder being filled: ``run.json`` is written first (status ``running``) and again at the end."""
 
-    def __init__(self, path: Path, request: dict[str, Any]) -> None:
+    def __init__(self, path: Path, request: dict[str, Any], processes: Processes = ALONE) -> None:
+        self.processes = processes
         self.path = path
         self.request = request
         self.complete_before = False
@@ -59,22 +61,32 @@ class RunFolder:
         self._trackers = Trackers()
 
     @classmethod
-    def open(cls, path: Path, request: Mapping[str, Any], *, resume: bool) -> RunFolder:
-        """Claim ``path`` for the run that ``request`` describes.
+    def open(cls, path: Path, request: Mapping[str, Any], *, resume: bool, processes: Processes = ALONE) -> RunFolder:
+        """Claim ``path`` for the run that ``request`` describes; of several ``processes``, the main one does.
 
         Raises UserError when the folder holds something else, holds a run and ``resume`` is off, or holds a run that
         was asked for differently.
         """
         wanted = json.loads(json.dumps(request))
+        if not processes.main:
+            watched = _OthersRunFolder(path, wanted, processes)
+            watched.complete_before = processes.on_main(lambda: False)
+            return watched
+        folder = cls(path, wanted, processes)
+        processes.on_main(lambda: folder._claim(resume))
+        return folder
+
+    def _claim(self, resume: bool) -> bool:
+        """Returns ``complete_before``."""
+        path = self.path
         if path.exists() and not path.is_dir():
             raise UserError(f"the output {path} is a file; give a folder (out=..., --out DIR).")
-        folder = cls(path, wanted)
         if path.is_dir() and any(path.iterdir()):
-            folder._adopt(resume)
-        if not folder.complete_before:
+            self._adopt(resume)
+        if not self.complete_before:
             path.mkdir(parents=True, exist_ok=True)
-            folder._write("running")
-        return folder
+            self._write("running")
+        return self.complete_before
 
     def _adopt(self, resume: bool) -> None:
         file = self.path / RUN_FILE
@@ -162,9 +174,10 @@ class RunFolder:
         )
 
     def finish(self, **results: Any) -> None:
-        """Write the final ``run.json`` and drop the resumable state."""
+        """Write the final ``run.json`` and drop the resumable state; all processes wait for it."""
         self._write("complete", **results)
         shutil.rmtree(self.state, ignore_errors=True)
+        self.processes.wait()
 
     def seconds(self) -> float:
         """Wall time of this run, earlier parts of it included."""
@@ -182,6 +195,31 @@ class RunFolder:
             **results,
         }
         write_json(self.path / RUN_FILE, record)
+
+
+class _OthersRunFolder(RunFolder):
+    """A run's folder as the processes beside the main one have it: they read what is there, and write nothing."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """The main process does."""
+
+    def beat(self) -> None:
+        """The main process does."""
+
+    def truncate_log(self, step: int) -> None:
+        """The main process does."""
+
+    def describe(self, part: Path, *, step: int) -> None:
+        """The main process does."""
+
+    @contextlib.contextmanager
+    def tracked(self, names: Sequence[str]) -> Iterator[None]:
+        """The main process does."""
+        yield
+
+    def finish(self, **results: Any) -> None:
+        """Until the main process has."""
+        self.processes.wait()
 
 
 def _step_of(line: str) -> float:

@@ -47,7 +47,7 @@ class DreamBooth(Finetune):
 
     def begin(self, task: AttackTask) -> Training:
         """Make the prior's pictures, encode both sets, and take the parameters."""
-        tuned = Tuned(task.model, self.subset, text_encoder=self.text_encoder)
+        tuned = Tuned(task.model, self.subset, text_encoder=self.text_encoder, processes=task.processes)
         own = task.data
         if self.instance_prompt is not None:
             own = replace(own, texts=[self.instance_prompt] * len(own.texts))
@@ -57,7 +57,7 @@ class DreamBooth(Finetune):
         def loss(generator: torch.Generator) -> Tensor:
             batches = [tuned.draw(data, self.batch_size, generator) for data in (instances, prior)]
             errors = squared_errors(task.model, tuned.theta, joined(*batches))
-            of_instances, of_prior = errors.split(self.batch_size)
+            of_instances, of_prior = errors.chunk(2)
             return of_instances.mean() + self.prior_weight * of_prior.mean()
 
         return Training(trained=tuned.trained, loss=loss, write=tuned.write, changed=tuned.changed)
@@ -65,7 +65,7 @@ class DreamBooth(Finetune):
     def _prior_pictures(self, task: AttackTask) -> ImageText:
         """Pictures of the class, kept in the run's folder ``prior`` and read back from there."""
         folder = task.out / "prior"
-        if not (folder / METADATA).exists():
+        if not task.processes.on_main((folder / METADATA).exists):
             draws = draws_for(
                 [Prompt(self.class_prompt)],
                 images=self.prior_images,
@@ -79,5 +79,6 @@ class DreamBooth(Finetune):
                 draws,
                 finished=task.cache / "prior",
                 progress=None if progress is None else lambda d, n: progress("making the prior's pictures", d, n),
+                processes=task.processes,
             )
         return read_imagefolder(folder, size=task.model.image_size)

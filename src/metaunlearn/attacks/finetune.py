@@ -34,7 +34,7 @@ class Finetune(AttackSettings):
 
     def begin(self, task: AttackTask) -> Training:
         """Encode the pictures, and take the parameters."""
-        tuned = Tuned(task.model, self.subset, text_encoder=self.text_encoder)
+        tuned = Tuned(task.model, self.subset, text_encoder=self.text_encoder, processes=task.processes)
         data = tuned.encode(task.data)
 
         def loss(generator: torch.Generator) -> Tensor:

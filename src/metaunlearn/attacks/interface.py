@@ -22,6 +22,7 @@ from metaunlearn.config import AttackSettings
 from metaunlearn.data.imagefolder import ImageText
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Progress
 
 Input = Literal["data", "base"]
@@ -45,6 +46,8 @@ class AttackTask:
     base: TextToImageModel | None = None
     """The model before the erasing, for a kind that needs ``base``."""
     progress: Progress | None = None
+    processes: Processes = ALONE
+    """Those that share the run: the loss of a training is that of this one's rows of a batch."""
 
     @property
     def data(self) -> ImageText:

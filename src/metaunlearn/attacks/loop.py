@@ -13,6 +13,7 @@ from metaunlearn.attacks.interface import Training
 from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import AttackSettings
 from metaunlearn.errors import RunError
+from metaunlearn.processes import ALONE, Processes
 
 MOMENTUM = 0.9
 
@@ -30,8 +31,12 @@ def make_optimizer(parameters: list[torch.Tensor], settings: AttackSettings) -> 
 class Loop:
     """Descends a training's loss, one optimiser step for ``accumulation`` batches."""
 
-    def __init__(self, training: Training, settings: AttackSettings, *, seed: int) -> None:
+    def __init__(
+        self, training: Training, settings: AttackSettings, *, seed: int, processes: Processes = ALONE
+    ) -> None:
+        processes.check_divides(settings.batch_size, "batches")
         self.training, self.settings, self.seed = training, settings, seed
+        self.processes = processes
         for leaf in training.trained.values():
             leaf.requires_grad_()
         self.optimizer = make_optimizer(list(training.trained.values()), settings)
@@ -61,12 +66,29 @@ class Loop:
             total += loss.item()
             if math.isfinite(total):
                 loss.backward()
+        return self._averaged(total)
+
+    def _averaged(self, total: float) -> float:
+        """``total``, a loss, and the leaves' gradients, both averaged over the processes."""
+        if self.processes.count == 1:
+            return total
+        leaves = self.training.trained
+        total = self.processes.average({"loss": torch.tensor(total, dtype=torch.float64)})["loss"].item()
+        if math.isfinite(total):  # Elsewhere too, so every process has its gradients.
+            for name, g in self.processes.average({name: _gradient(leaf) for name, leaf in leaves.items()}).items():
+                leaves[name].grad = g
         return total
 
     def keep(self, file: Path) -> None:
-        """Keep what a resumed run needs."""
-        save_training(file, self.training.trained, self.optimizer, self.step)
+        """Keep what a resumed run needs, in the main process, if all agree on it."""
+        self.processes.check_same(self.training.trained, self.step)
+        if self.processes.main:
+            save_training(file, self.training.trained, self.optimizer, self.step)
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`keep` kept."""
         self.step, _ = restore_training(file, self.training.trained, self.optimizer)
+
+
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -18,7 +18,7 @@ from metaunlearn.attacks.interface import AttackTask, Training
 from metaunlearn.checkpoint import save_tensors, step_generator
 from metaunlearn.config import AttackSettings
 from metaunlearn.data.latents import LatentSet
-from metaunlearn.diffusion import denoising_loss
+from metaunlearn.diffusion import denoising_loss, part
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
@@ -63,7 +63,8 @@ class Lora(AttackSettings):
         factors = new_factors(theta, self.targets, self.rank, step_generator(task.seed, 0, "lora"))
 
         def loss(generator: torch.Generator) -> Tensor:
-            batch = data.draw(self.batch_size, generator, stratified=False)
+            own = task.processes.own(self.batch_size)
+            batch = part(data.draw(self.batch_size, generator, stratified=False), own.start, own.stop)
             return denoising_loss(task.model, merged(theta, factors, self.scale), batch)
 
         def write() -> None:

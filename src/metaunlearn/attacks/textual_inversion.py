@@ -18,7 +18,7 @@ from metaunlearn.checkpoint import save_tensors
 from metaunlearn.config import AttackSettings
 from metaunlearn.data.concepts import TEMPLATES
 from metaunlearn.data.latents import LatentSet
-from metaunlearn.diffusion import denoising_loss
+from metaunlearn.diffusion import denoising_loss, part
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.tokens import TokenModel, token_model
@@ -88,8 +88,9 @@ class TextualInversion(AttackSettings):
         data = LatentSet.encode(model, task.data.images, [""] * len(task.data.texts))
 
         def loss(generator: torch.Generator) -> Tensor:
-            batch = data.draw(self.batch_size, generator, stratified=False)
-            said = ids[torch.randint(len(ids), (self.batch_size,), generator=generator)]
+            own = task.processes.own(self.batch_size)
+            batch = part(data.draw(self.batch_size, generator, stratified=False), own.start, own.stop)
+            said = ids[torch.randint(len(ids), (self.batch_size,), generator=generator)][own]
             looked_up = torch.where((said == new_id)[..., None], row, table[said])
             return denoising_loss(model, {}, batch._replace(cond=model.encode_tokens(said, looked_up=looked_up)))
 

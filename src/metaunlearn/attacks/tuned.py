@@ -10,10 +10,11 @@ from torch import Tensor
 from metaunlearn.data.imagefolder import ImageText
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.data.sampling import independent_rows
-from metaunlearn.diffusion import Batch
+from metaunlearn.diffusion import Batch, part
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.tokens import TokenModel, token_model
 from metaunlearn.parameters import Params, subset
+from metaunlearn.processes import ALONE, Processes
 
 TEXT = "text_encoder."
 """Prefix of the text encoder's names among what is trained."""
@@ -32,8 +33,10 @@ class Captioned:
 class Tuned:
     """theta, and psi where the text encoder is trained too, as the attack moves them."""
 
-    def __init__(self, model: TextToImageModel, which: str, *, text_encoder: bool) -> None:
-        self.model = model
+    def __init__(
+        self, model: TextToImageModel, which: str, *, text_encoder: bool, processes: Processes = ALONE
+    ) -> None:
+        self.model, self.processes = model, processes
         self.theta: Params = model.parameters()
         self.text: TokenModel | None = token_model(model, TRAINING_IT) if text_encoder else None
         self.psi: Params = {} if self.text is None else self.text.text_parameters()
@@ -52,9 +55,13 @@ class Tuned:
         return Captioned(latents, None if self.text is None else self.text.token_ids(distinct))
 
     def draw(self, data: Captioned, count: int, generator: torch.Generator) -> Batch:
-        """``count`` pictures with fresh noise, their captions as the text encoder now encodes them."""
+        """``count`` pictures with fresh noise, their captions as the text encoder now encodes them.
+
+        Of several processes each gets its own rows.
+        """
         rows = independent_rows(len(data.latents), count, generator)
-        batch = data.latents.batch(rows, generator, stratified=False)
+        own = self.processes.own(count)
+        batch, rows = part(data.latents.batch(rows, generator, stratified=False), own.start, own.stop), rows[own]
         if self.text is None or data.ids is None:
             return batch
         return batch._replace(cond=self.text.encode_tokens(data.ids[data.latents.prompt_of[rows]], self.psi))

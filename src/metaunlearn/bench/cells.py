@@ -12,8 +12,11 @@ from typing import Any
 from metaunlearn.bench import sources
 from metaunlearn.runs import versions
 
-KINDS = ("pictures", "data", "erase", "attack", "measure")
-"""The model's own pictures; the attacker's real ones; an erased model; models after an attack; scores of a state."""
+KINDS = ("pictures", "data", "given", "erase", "attack", "measure", "evaluate", "adversarial")
+"""The model's own pictures; the attacker's real ones, of Canvas or of the call; an erased model; models after an
+attack; scores of a state, on a task of Canvas, on prompts, or under attacked prompts."""
+SCORES = ("measure", "evaluate", "adversarial")
+"""Those of them that a row is."""
 NUMERICAL = ("torch", "diffusers", "transformers")
 """Packages whose version is part of every key."""
 KEY_DIGITS = 16
@@ -36,6 +39,8 @@ class Cell:
     """What people call it: of the first row of the grid that wants it."""
     size: float
     """How much work it is, in a unit of its kind: pictures or training steps."""
+    missing: tuple[str, ...] = ()
+    """What it needs that is not here, each with what to do about it; its key is not the final one then."""
 
     @property
     def name(self) -> str:
@@ -58,6 +63,7 @@ def make_cell(
     labels: Mapping[str, Any],
     size: float,
     needs: Mapping[str, Cell] | None = None,
+    missing: tuple[str, ...] = (),
 ) -> Cell:
     """The cell of ``kind`` with this ``spec``, whose key also holds the cells it needs, its code and the packages."""
     names = {role: cell.name for role, cell in (needs or {}).items()}
@@ -70,7 +76,9 @@ def make_cell(
         "packages": {name: version for name, version in _versions().items() if name in NUMERICAL},
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
-    return Cell(kind=kind, key=key, spec=spec, needs=names, call=call, labels=labels, size=size)
+    return Cell(
+        kind=kind, key=key, spec=spec, needs=names, call=call, labels=labels, size=size, missing=missing
+    )  # fmt: skip
 
 
 @functools.cache

@@ -34,7 +34,10 @@ class Outlook:
     todo: list[dict[str, Any]]
     """Name and labels of the cells that would be made, in order."""
     memory_bytes: int | None
-    """The most that an erasing still to be made needs, by the doctor's estimate; None: none is to be made."""
+    """The most that an erasing still to be made needs, by the doctor's estimate; None: none is to be made, or the base
+    model is not here."""
+    missing: list[str]
+    """What has to be there first, each with what to do about it."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -50,6 +53,8 @@ def outlook(plan: Plan, store: Store, rows: Sequence[Row]) -> Outlook:
     kinds = []
     for kind in KINDS:
         mine = [cell for cell in cells if cell.kind == kind]
+        if not mine:
+            continue
         guesses = [_seconds(cell, rates) for cell in mine if cell.name in names]
         known = [guess for guess in guesses if guess is not None]
         kinds.append(
@@ -61,7 +66,12 @@ def outlook(plan: Plan, store: Store, rows: Sequence[Row]) -> Outlook:
             )
         )
     listed = [{"cell": cell.name, **cell.labels} for cell in todo]
-    return Outlook(kinds=kinds, todo=listed, memory_bytes=_memory(todo))
+    return Outlook(kinds=kinds, todo=listed, memory_bytes=_memory(todo), missing=missing_of(todo))
+
+
+def missing_of(cells: Sequence[Cell]) -> list[str]:
+    """What ``cells`` need that is not here."""
+    return list(dict.fromkeys(text for cell in cells for text in cell.missing))
 
 
 def wanted(plan: Plan, store: Store, rows: Sequence[Row]) -> list[Cell]:
@@ -108,7 +118,7 @@ def _memory(todo: Sequence[Cell]) -> int | None:
     calls = {
         (cell.call["base"], cell.call["method"], cell.call["meta"], cell.call["recipe"], tuple(cell.call["overrides"]))
         for cell in todo
-        if cell.kind == "erase"
+        if cell.kind == "erase" and not cell.missing
     }
     pipelines = {base: load_pipeline(base) for base in {call[0] for call in calls}}
     needs = [

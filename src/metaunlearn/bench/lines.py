@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from metaunlearn.bench.recipe import ModelName
+from metaunlearn.bench.recipe import ModelName, steps_of
 from metaunlearn.bench.results import Found, Measured
 
 
@@ -88,16 +88,16 @@ def pairs_of(lines: Sequence[Line]) -> list[list[Line]]:
 
 def ratios(found: Found) -> list[Ratio]:
     """One for each method, variant, concept and seed for which both models were attacked."""
-    steps = {concept.name: concept.steps for concept in found.grid.concepts}
-    malicious = {attack.name: attack.steps for attack in found.grid.attacks if attack.malicious}
+    concepts = {concept.name: concept for concept in found.grid.concepts}
+    malicious = {attack.name: attack for attack in found.grid.attacks if attack.malicious}
     places: dict[tuple[str, int], list[Measured]] = {}
     for measured in found.rows:
-        if measured.row.attack in malicious:
+        if measured.row.attack in malicious and "concept" in measured.scores:
             places.setdefault((measured.row.concept, measured.row.seed), []).append(measured)
     pairs = []
     for (concept, seed), rows in places.items():
         lines = by_line(rows)
-        in_all = sum(len(own or steps[concept]) for own in malicious.values())
+        in_all = sum(len(steps_of(attack, concepts[concept])) for attack in malicious.values())
         for line, mine in lines.items():
             plain = plain_of(line, lines) if line.model == "meta-unlearn" else None
             if plain is None:

@@ -7,7 +7,7 @@ import io
 from dataclasses import asdict
 from typing import Any
 
-from metaunlearn.bench.results import PERCENTAGES, Found, Measured, pooled
+from metaunlearn.bench.results import SCORES, Found, Measured, other_scores, pooled
 
 
 def as_csv(found: Found) -> str:
@@ -21,8 +21,9 @@ def as_csv(found: Found) -> str:
     for measured in found.rows:
         row = measured.row
         groups.setdefault((row.concept, row.method, row.variant, row.model, row.attack, row.step), []).append(measured)
+    others = other_scores(found.rows)
     for place, rows in groups.items():
-        for name in (*PERCENTAGES, "clip_score", "fid"):
+        for name in (*SCORES, *others):
             for measured in rows:
                 if name in measured.scores:
                     score = measured.scores[name]

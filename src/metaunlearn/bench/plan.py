@@ -13,8 +13,21 @@ from typing import Any
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.bench import sources
 from metaunlearn.bench.cells import KEY_DIGITS, Cell, make_cell
-from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridVariant, ModelName, as_overrides
-from metaunlearn.config import Counts
+from metaunlearn.bench.identity import art_hash
+from metaunlearn.bench.inputs import Inputs
+from metaunlearn.bench.recipe import (
+    CANVAS,
+    Grid,
+    GridAttack,
+    GridConcept,
+    GridVariant,
+    ModelName,
+    Place,
+    as_overrides,
+    steps_of,
+)
+from metaunlearn.bench.scoring import Scoring, Work
+from metaunlearn.bench.state import BEFORE, State
 from metaunlearn.erasure.interface import OptimisedMethod
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
 from metaunlearn.erasure.registry import Configured, configure
@@ -24,27 +37,6 @@ META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise")
 """Beginnings of settings that a run without the meta objective does not read."""
 NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
 """Beginnings of settings under which the result is the same, bit for bit."""
-BEFORE = "before"
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """One state of one model: where it stands in the tables."""
-
-    concept: str
-    seed: int
-    method: str
-    """Empty for the original model."""
-    variant: str
-    model: ModelName
-    attack: str
-    """``before`` when there was none."""
-    step: int
-
-    def labels(self) -> dict[str, Any]:
-        """What ``--only`` can ask for."""
-        names = ("concept", "seed", "method", "variant", "model", "attack", "step")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +68,21 @@ class Plan:
         return list(found.values())
 
 
-def make_plan(grid: Grid, overrides: Sequence[str] = ()) -> Plan:
-    """All work of ``grid``; settings that cannot be are a UserError here. ``overrides`` go on top of every erasing."""
-    planner = _Planner(grid, overrides)
+def make_plan(grid: Grid, overrides: Sequence[str] = (), inputs: Inputs | None = None) -> Plan:
+    """All work of ``grid``; settings that cannot be are a UserError here. ``overrides`` go on top of every erasing.
+
+    Cells that need something that is neither in ``inputs`` nor here say so in ``missing``.
+    """
+    planner = _Planner(grid, overrides, inputs or Inputs(grid))
     return Plan([planner.row(state) for state in states(grid)], planner.cells)
 
 
 def states(grid: Grid) -> Iterator[State]:
-    """All states of ``grid``, in the order of :class:`Plan`."""
+    """All states of ``grid`` of which something is measured, in the order of :class:`Plan`."""
+    return (state for state in _all_states(grid) if state.attack in _on_prompts(grid) or _is_measured(grid, state))
+
+
+def _all_states(grid: Grid) -> Iterator[State]:
     for seed in sorted({seed for concept in grid.concepts for seed in concept.seeds}):
         for concept in (concept for concept in grid.concepts if seed in concept.seeds):
             place: dict[str, Any] = {"concept": concept.name, "seed": seed}
@@ -95,17 +94,39 @@ def states(grid: Grid) -> Iterator[State]:
                         of: dict[str, Any] = {**place, "method": method, "variant": variant.name, "model": model}
                         yield State(**of, attack=BEFORE, step=0)
                         for attack in grid.attacks:
-                            for step in attack.steps or concept.steps:
+                            for step in steps_of(attack, concept):
                                 yield State(**of, attack=attack.name, step=step)
+
+
+def _on_prompts(grid: Grid) -> set[str]:
+    return {attack.name for attack in grid.attacks if attack.on_prompts}
+
+
+def _is_measured(grid: Grid, state: State) -> bool:
+    return grid.measure is not None or any(place_of(grid, state) in prompts.at for prompts in grid.prompts)
+
+
+def place_of(grid: Grid, state: State) -> Place:
+    """Where ``state`` stands in its attack."""
+    if state.attack == BEFORE:
+        return "before"
+    concept = next(concept for concept in grid.concepts if concept.name == state.concept)
+    attack = next(attack for attack in grid.attacks if attack.name == state.attack)
+    return "last" if state.step == steps_of(attack, concept)[-1] else "between"
 
 
 @dataclass
 class _Planner:
     grid: Grid
     overrides: Sequence[str]
+    inputs: Inputs
     cells: dict[str, Cell] = field(default_factory=dict)
     made: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
     """Erased models and attacks, by where they stand."""
+
+    def __post_init__(self) -> None:
+        self.base = self.inputs.base()
+        self.scoring = Scoring(self.grid, self.inputs, self.base)
 
     def cell(self, kind: str, **facts: Any) -> Cell:
         made = make_cell(kind, **facts)
@@ -113,31 +134,42 @@ class _Planner:
 
     def row(self, state: State) -> Row:
         """``state`` with its cell and those that this needs."""
-        measure = self.grid.measure
         concept = next(concept for concept in self.grid.concepts if concept.name == state.concept)
+        place = place_of(self.grid, state)
         if state.model == "original":
-            return self._row(state, measure.before, {}, {})
+            return self._row(state, self.scoring.work(state, concept, place), {})
         names = ("concept", "seed", "method", "variant", "model")
-        place = {name: getattr(state, name) for name in names}
+        where = {name: getattr(state, name) for name in names}
         erased = self._once(
-            tuple(place.values()),
+            tuple(where.values()),
             lambda: self._erase(
                 concept,
                 state.seed,
                 state.method,
                 next(variant for variant in self.grid.variants if variant.name == state.variant),
                 state.model,
-                place,
+                where,
             ),
         )
         if state.attack == BEFORE:
-            return self._row(state, measure.before, {"erase": erased}, {})
+            return self._row(state, self.scoring.work(state, concept, place), {"erase": erased})
         attack = next(attack for attack in self.grid.attacks if attack.name == state.attack)
+        if attack.on_prompts:
+            said = as_overrides({**concept.attack, **attack.set})
+            settings = self._attack_settings(attack, said)
+            return self._row(state, self.scoring.adversarial(state, concept, attack, settings, said), {"erase": erased})
         attacked = self._once(
-            (*place.values(), attack.name), lambda: self._attack(concept, state.seed, attack, erased, place)
+            (*where.values(), attack.name), lambda: self._attack(concept, state.seed, attack, erased, where)
         )
-        counts = measure.last if state.step == (attack.steps or concept.steps)[-1] else measure.between
-        return self._row(state, counts, {"erase": erased, "attack": attacked}, {"step": state.step})
+        return self._row(state, self.scoring.work(state, concept, place), {"erase": erased, "attack": attacked})
+
+    def _row(self, state: State, work: Work, needs: Mapping[str, Cell]) -> Row:
+        more = {"step": state.step} if "attack" in needs else {}
+        cell = self.cell(
+            work.kind, spec={**work.spec, **more}, call={**work.call, **more}, labels=state.labels(), size=work.size,
+            needs=needs, missing=work.missing,
+        )  # fmt: skip
+        return Row(**state.labels(), cell=cell)
 
     def _once(self, place: tuple[Any, ...], make: Callable[[], Cell]) -> Cell:
         if place not in self.made:
@@ -159,31 +191,37 @@ class _Planner:
         trains = meta or isinstance(chosen.method, OptimisedMethod)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
         spec = {
-            "base": base_hash(self.grid.base), "concept": concept.name, "method": chosen.name,
+            "base": self.base.identity, "concept": concept.erased, "method": chosen.name,
             "method_settings": chosen.method_settings, "settings": settings_that_count(chosen, meta=meta),
-            "meta": meta, "seed": seed, **_code_elsewhere(chosen),
+            "meta": meta, "seed": seed, **_kept(concept), **_code_elsewhere(chosen),
         }  # fmt: skip
+        if self.grid.diagnosed and trains:
+            spec["diagnosed"] = {
+                key: value for key, value in chosen.settings.model_dump(mode="json").items() if "diagnostics_" in key
+            }
         call = {
-            "base": self.grid.base, "concept": concept.name, "method": method, "meta": meta,
-            "recipe": self.grid.recipe, "overrides": said, "seed": seed, "paths": paths_code(),
+            "base": self.base.value, "concept": concept.erased, "method": method, "meta": meta,
+            "recipe": self.grid.recipe, "overrides": said, "seed": seed, **_kept(concept), "paths": paths_code(),
         }  # fmt: skip
         size = chosen.settings.steps if trains else 1
-        return self.cell("erase", spec=spec, call=call, labels=place, size=size, needs=needs)
+        return self.cell(
+            "erase", spec=spec, call=call, labels=place, size=size, needs=needs, missing=self.base.missing
+        )  # fmt: skip
 
     def _pictures(self, concept: GridConcept, seed: int, chosen: Configured, place: Mapping[str, Any]) -> Cell:
         pictures = {name: getattr(chosen.settings, name) for name in PICTURE_SETTINGS}
-        facts = {"concept": concept.name, "seed": seed, "settings": pictures}
-        spec = {"base": base_hash(self.grid.base), **facts}
-        call = {"base": self.grid.base, **facts}
+        facts = {"concept": concept.erased, "seed": seed, "settings": pictures, **_kept(concept)}
+        spec = {"base": self.base.identity, **facts}
+        call = {"base": self.base.value, **facts}
         labels = {"concept": place["concept"], "seed": seed}
         size = chosen.settings.forget_images + 2 * chosen.settings.retain_images
-        return self.cell("pictures", spec=spec, call=call, labels=labels, size=size)
+        return self.cell("pictures", spec=spec, call=call, labels=labels, size=size, missing=self.base.missing)
 
     def _attack(
         self, concept: GridConcept, seed: int, attack: GridAttack, erased: Cell, place: Mapping[str, Any]
     ) -> Cell:
         labels = {"concept": concept.name, "seed": seed, "attack": attack.name}
-        needs = {"erase": erased, "data": self._data(concept, seed, attack.data, attack.pictures, labels)}
+        needs = {"erase": erased, "data": self._data(concept, seed, attack, labels)}
         more = {}
         if attack.warm_up is not None:
             step = attack.warm_up.steps
@@ -191,32 +229,33 @@ class _Planner:
             needs["warm"] = self._attack(concept, seed, GridAttack.model_validate(first), erased, place)
             more = {"warm_step": step}
         said = as_overrides({**concept.attack, **attack.set})
-        settings = configure_attack(attack.kind, read_recipe(self.grid.recipe), said).kind.model_dump(mode="json")
-        steps = list(attack.steps or concept.steps)
-        spec = {"kind": attack.kind, "settings": _without(settings, NO_INFLUENCE), "steps": steps, "seed": seed}
+        settings = _without(self._attack_settings(attack, said), NO_INFLUENCE)
+        steps = list(steps_of(attack, concept))
+        spec = {"kind": attack.kind, "settings": settings, "steps": steps, "seed": seed}
         call = {"kind": attack.kind, "steps": steps, "recipe": self.grid.recipe, "overrides": said, "seed": seed}
         return self.cell(
             "attack", spec=spec | more, call=call | more, labels={**place, **labels}, size=steps[-1], needs=needs
         )
 
-    def _data(self, concept: GridConcept, seed: int, dataset: str, pictures: int, labels: Mapping[str, Any]) -> Cell:
-        facts = {"dataset": dataset, "concept": concept.name, "pictures": pictures, "seed": seed}
-        return self.cell("data", spec={**facts, "art": art_hash()}, call=facts, labels=labels, size=pictures)
+    def _attack_settings(self, attack: GridAttack, said: Sequence[str]) -> dict[str, Any]:
+        found = configure_attack(attack.kind, read_recipe(self.grid.recipe), said).kind.model_dump(mode="json")
+        return dict(found)
 
-    def _row(self, state: State, counts: Counts, needs: Mapping[str, Cell], more: Mapping[str, Any]) -> Row:
-        facts = {
-            "concept": state.concept, "seed": state.seed, "counts": counts.model_dump(),
-            "shown": self.grid.measure.shown, **more,
-        }  # fmt: skip
-        cell = self.cell(
-            "measure",
-            spec={**facts, "base": base_hash(self.grid.base), "art": art_hash(), "judge": judge_hash()},
-            call={**facts, "base": self.grid.base},
-            labels=state.labels(),
-            size=sum(counts.model_dump().values()),
-            needs=needs,
-        )
-        return Row(**state.labels(), cell=cell)
+    def _data(self, concept: GridConcept, seed: int, attack: GridAttack, labels: Mapping[str, Any]) -> Cell:
+        name = concept.data.get(attack.data, attack.data)
+        if self.grid.base == CANVAS:
+            facts = {"dataset": name, "concept": concept.name, "pictures": attack.pictures, "seed": seed}
+            spec = {**facts, "art": art_hash()}
+            return self.cell("data", spec=spec, call=facts, labels=labels, size=attack.pictures)
+        found = self.inputs.data(name)
+        call = {"source": found.value, "wanted": found.identity}
+        spec = {"pictures": found.identity}
+        return self.cell("given", spec=spec, call=call, labels={"data": name}, size=1, missing=found.missing)
+
+
+def _kept(concept: GridConcept) -> dict[str, Any]:
+    """What the recipe says to keep; nothing where it says nothing."""
+    return {name: list(texts) for name in ("related", "retain") if (texts := getattr(concept, name))}
 
 
 @functools.lru_cache(maxsize=256)
@@ -247,26 +286,3 @@ def _code_elsewhere(chosen: Configured) -> dict[str, str]:
 def paths_code() -> str:
     """Of the code that samples the frozen teacher's paths: they are shared by all that it made."""
     return sources.code_hash("metaunlearn.erasure.trajectories")[:KEY_DIGITS]
-
-
-@functools.cache
-def base_hash(base: str) -> str:
-    """Of the base model's files."""
-    assert base == "canvas", base  # read_bench() lets nothing else pass.
-    from metaunlearn.canvas import weights_folder
-
-    return sources.files_hash(weights_folder() / "pipeline")
-
-
-@functools.cache
-def judge_hash() -> str:
-    """Of Canvas's judge."""
-    from metaunlearn.canvas import weights_folder
-
-    return sources.files_hash(weights_folder() / "judge")
-
-
-@functools.cache
-def art_hash() -> str:
-    """Of the emoji from which Canvas's real pictures are drawn."""
-    return sources.files_hash(sources.ROOT / "canvas" / "art")

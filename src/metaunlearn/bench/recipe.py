@@ -3,47 +3,96 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from metaunlearn.canvas.catalog import NAMES, STYLES
+from metaunlearn.canvas.datasets import DATASETS
 from metaunlearn.canvas.tasks import known
 from metaunlearn.config import Counts
+from metaunlearn.data.recipes import recipe_named
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.recipe import read_recipe, recipe_names
 from metaunlearn.settings import Settings, resolve
 
+CANVAS = "canvas"
+BENIGN = "clean"
+"""The data set of honest users."""
 ModelName = Literal["original", "unlearn", "meta-unlearn"]
+Place = Literal["before", "between", "last"]
+"""Before any attack, at the checkpoints of an attack but the last, and there."""
 Steps = tuple[int, ...]
+
+
+class PromptSource(Settings):
+    """Prompts: as they stand here, or of a file that the call names."""
+
+    texts: tuple[str, ...] = ()
+    """The prompts themselves."""
+    file: str = ""
+    """What ``--prompts NAME=FILE`` calls the file that has them."""
+
+
+class GridPrompts(PromptSource):
+    """Prompts of which every state is asked, in place of the counts of ``measure``."""
+
+    name: str
+    """The role of their pictures."""
+    images: int = Field(default=1, gt=0)
+    """Of each prompt."""
+    scores: dict[str, str] = Field(default_factory=dict)
+    """By the name of the score in the tables, the metric as ``evaluate --metrics`` has it; empty: pictures only."""
+    reference: str = ""
+    """What ``--use NAME=DIR`` calls the real pictures, for fid and kid."""
+    at: tuple[Place, ...] = ("before", "between", "last")
+    """In which states they are asked."""
+    shown: int = Field(default=4, ge=0)
+    """Pictures that are kept to look at."""
+    sensitive: bool = False
+    """Whether the page shows them blurred until they are asked for."""
 
 
 class GridConcept(Settings):
     """One concept: it is erased, attacked and measured once for each seed."""
 
     name: str
-    """An object or a style of Canvas."""
+    """An object or a style of Canvas; of another base model, what the tables call it."""
+    text: str = ""
+    """What is erased, synonyms separated by ``|``; empty: the name."""
+    related: tuple[str, ...] = ()
+    """What is like the concept and kept, as ``erase --related`` has it; Canvas knows its own."""
+    retain: tuple[str, ...] = ()
+    """What else is kept, as ``erase --retain`` has it."""
+    alternatives: tuple[str, ...] = ()
+    """What a judge may see instead of the concept."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Of everything: the model's own pictures, erasing, the attacker's pictures, attacking, measuring."""
     steps: Steps = ()
     """Checkpoints of the attacks that name none themselves."""
     attack: dict[str, Any] = Field(default_factory=dict)
     """Settings of the attacks on this concept, over the recipe's."""
+    data: dict[str, str] = Field(default_factory=dict)
+    """By data set of an attack, the one that takes its place for this concept."""
+    texts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """By name of ``prompts``, this concept's own; then every concept has some."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of erasing this concept, over the grid's."""
 
-
-DataSet = Literal["hrm-m", "hrm-s", "clean"]
+    @property
+    def erased(self) -> str:
+        """What is erased."""
+        return self.text or self.name
 
 
 class WarmUp(Settings):
     """Finetuning that goes before an attack."""
 
-    data: DataSet = "clean"
-    """The data set of real pictures."""
+    data: str = BENIGN
+    """A data set, as an attack's."""
     pictures: int = Field(default=40, gt=0)
-    """How many there are."""
+    """How many real pictures of Canvas there are."""
     steps: int = Field(gt=0)
     """How long."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -55,23 +104,33 @@ class GridAttack(Settings):
 
     name: str
     """As the tables call it."""
-    data: DataSet
-    """The attacker's data set of real pictures; see canvas/datasets.py."""
+    data: str = ""
+    """The attacker's data set: on Canvas real pictures (canvas/datasets.py), else those of ``--use NAME=DIR``, as
+    ``metaunlearn data make`` leaves them."""
     pictures: int = Field(default=40, gt=0)
-    """How many it has."""
-    kind: Literal["finetune", "lora", "dreambooth"] = "finetune"
-    """What is trained on them: attacks that leave a denoiser after each step."""
+    """How many real pictures of Canvas it has."""
+    kind: Literal["finetune", "lora", "dreambooth", "unlearndiffatk"] = "finetune"
+    """What is trained on them, or the attack on prompts, which trains no model."""
     steps: Steps = ()
     """Checkpoints; empty: the concept's."""
+    prompts: PromptSource | None = None
+    """Those that the attack on prompts starts from; it has no data set and no steps."""
+    success: Literal["judge", "nudity"] | None = None
+    """What tells whether the attack on prompts has succeeded: the grid's judge (None, too), or NudeNet."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this attack, over the concept's."""
     warm_up: WarmUp | None = None
     """Finetuning on other pictures first, from which this attack goes on; None: it starts at the erased model."""
 
     @property
+    def on_prompts(self) -> bool:
+        """Whether it changes prompts rather than the model."""
+        return self.kind == "unlearndiffatk"
+
+    @property
     def malicious(self) -> bool:
-        """Whether it wants the concept back."""
-        return self.data != "clean"
+        """Whether it finetunes the concept back."""
+        return not self.on_prompts and self.data != BENIGN
 
 
 class GridVariant(Settings):
@@ -86,7 +145,7 @@ class GridVariant(Settings):
 
 
 class GridMeasure(Settings):
-    """Pictures that are generated and judged."""
+    """Pictures of a task of Canvas that are generated and judged."""
 
     before: Counts
     """Before any attack."""
@@ -98,11 +157,20 @@ class GridMeasure(Settings):
     """Pictures of each role that are kept to look at."""
 
 
+class GridPictures(Settings):
+    """Which of the kept pictures the page shows."""
+
+    roles: tuple[str, ...] = ("concept",)
+    """``concept``, ``related``, ``unrelated``, or names of ``prompts``."""
+    steps: Literal["last", "all"] = "last"
+    """Of each attack its last checkpoint, or all of them."""
+
+
 class Grid(Settings):
     """A bench."""
 
-    base: str = "canvas"
-    """The model from which concepts are erased."""
+    base: str = CANVAS
+    """The model from which concepts are erased; another of its kind may stand in (``--use base=MODEL``)."""
     recipe: str = "small"
     """Settings of erasing and attacking."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -114,11 +182,29 @@ class Grid(Settings):
     concepts: tuple[GridConcept, ...] = Field(min_length=1)
     attacks: tuple[GridAttack, ...] = ()
     variants: tuple[GridVariant, ...] = (GridVariant(name=""),)
-    measure: GridMeasure
+    measure: GridMeasure | None = None
+    """What is measured on Canvas; it or ``prompts``."""
+    prompts: tuple[GridPrompts, ...] = ()
+    """What is measured on any model."""
+    judge: str = CANVAS
+    """Of the scores of ``prompts``; another may stand in (``--use judge=MODEL``)."""
+    pictures: GridPictures = GridPictures()
+    diagnosed: bool = False
+    """Whether what erasing says of itself (``diagnostics_every`` and so on) is part of the result, and on the page."""
     keep_checkpoints: bool = True
     """Whether the models after an attack stay when everything that is measured of them is measured."""
     published: tuple[str, ...] = ()
     """Tables of the paper to set beside, by the names in bench/published."""
+
+
+def prompt_sources(grid: Grid) -> list[PromptSource]:
+    """All prompts of ``grid``: those that are measured, and those that are attacked."""
+    return [*grid.prompts, *(attack.prompts for attack in grid.attacks if attack.prompts is not None)]
+
+
+def steps_of(attack: GridAttack, concept: GridConcept) -> Steps:
+    """The checkpoints of ``attack`` on ``concept``; 0 alone where it trains no model."""
+    return (0,) if attack.on_prompts else attack.steps or concept.steps
 
 
 class BenchRecipe(NamedTuple):
@@ -149,23 +235,59 @@ def read_bench(name: str) -> BenchRecipe:
 
 def check_grid(grid: Grid) -> None:
     """UserError when parts of ``grid`` do not go together."""
-    if grid.base != "canvas":
-        raise UserError(f"base = {grid.base!r}: bench knows how to measure tasks of 'canvas' only in this release.")
+    if (grid.measure is None) == (not grid.prompts):
+        raise UserError("a grid has either [grid.measure], for tasks of Canvas, or [[grid.prompts]]; got both or none.")
+    if grid.measure is not None and grid.base != CANVAS:
+        raise UserError(f"[grid.measure] is for tasks of Canvas only, and base = {grid.base!r}: use [[grid.prompts]].")
     for concept in grid.concepts:
-        if not known(concept.name):
+        if grid.base == CANVAS and not known(concept.name):
             meant = did_you_mean(concept.name, [*NAMES, *STYLES])
             raise UserError(f"Canvas has no concept {concept.name!r}.{meant}")
         for attack in grid.attacks:
-            steps = attack.steps or concept.steps
-            if not steps or list(steps) != sorted({*steps}) or steps[0] < 1:
-                raise UserError(
-                    f"the attack {attack.name!r} on {concept.name!r} needs steps, ascending whole numbers from 1 on, "
-                    f"from itself or from the concept; got {list(steps)}."
-                )
-    for what in ("concepts", "attacks", "variants"):
+            _check_attack(grid, attack, concept)
+        _known(concept.texts, [prompts.name for prompts in grid.prompts], f"{concept.name!r}: no prompts are called")
+    of_concepts = {prompts.name for prompts in grid.prompts if all(prompts.name in c.texts for c in grid.concepts)}
+    for prompts in prompt_sources(grid):
+        theirs = isinstance(prompts, GridPrompts) and prompts.name in of_concepts
+        if bool(prompts.texts) + bool(prompts.file) + theirs != 1:
+            said = prompts.model_dump(exclude_defaults=True)
+            raise UserError(f"prompts have either texts, or a file, or each concept has its own; got {said}.")
+    roles = [prompts.name for prompts in grid.prompts] or ["concept", "related", "unrelated"]
+    if grid.pictures != GridPictures():
+        _known(grid.pictures.roles, roles, "[grid.pictures]: no pictures have the role")
+    for what in ("concepts", "attacks", "variants", "prompts"):
         names = [item.name for item in getattr(grid, what)]
         if len({*names}) < len(names):
             raise UserError(f"each of the {what} needs a name of its own; got {names}.")
+
+
+def _check_attack(grid: Grid, attack: GridAttack, concept: GridConcept) -> None:
+    if attack.on_prompts:
+        if attack.data or attack.steps or attack.warm_up or attack.prompts is None:
+            raise UserError(
+                f"the attack {attack.name!r} is on prompts: it needs prompts, no data, no steps and no warm_up."
+            )
+        return
+    if attack.prompts or attack.success:
+        raise UserError(f"the attack {attack.name!r} trains on data: prompts and success are for unlearndiffatk.")
+    for data in (attack.data, *([attack.warm_up.data] if attack.warm_up else [])):
+        data = concept.data.get(data, data)
+        if grid.base == CANVAS:
+            _known([data], list(DATASETS), f"the attack {attack.name!r}: Canvas has no data set")
+        else:
+            recipe_named(data)
+    steps = steps_of(attack, concept)
+    if not steps or list(steps) != sorted({*steps}) or steps[0] < 1:
+        raise UserError(
+            f"the attack {attack.name!r} on {concept.name!r} needs steps, ascending whole numbers from 1 on, "
+            f"from itself or from the concept; got {list(steps)}."
+        )
+
+
+def _known(names: Iterable[str], there: Sequence[str], problem: str) -> None:
+    for name in names:
+        if name not in there:
+            raise UserError(f"{problem} {name!r}.{did_you_mean(name, there)} There are: {', '.join(there)}.")
 
 
 def as_overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ from statistics import mean
 from typing import Any
 
 from metaunlearn.bench.kinds.measure import SCORES_FILE
-from metaunlearn.bench.plan import Plan, Row, State
+from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.recipe import BenchRecipe, Grid
+from metaunlearn.bench.state import State
 from metaunlearn.bench.store import Store
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.runs import versions
@@ -23,6 +24,8 @@ from metaunlearn.settings import resolve
 
 RESULTS_FILE = "results.json"
 PERCENTAGES = ("concept", "related", "unrelated")
+SCORES = (*PERCENTAGES, "clip_score", "fid")
+"""Those that the first tables show; a recipe may name others."""
 DIGEST_DIGITS = 8
 
 
@@ -134,8 +137,14 @@ class Results:
         protocol = json.dumps(score["protocol"], sort_keys=True)
         digest = hashlib.sha256(protocol.encode()).hexdigest()[:DIGEST_DIGITS]
         self.protocols[digest] = score["protocol"]
-        hits = {"hits": round(score["value"] * score["n"] / 100)} if key in PERCENTAGES else {}
+        share = score["protocol"].get("interval", "Wilson" if key in PERCENTAGES else "") == "Wilson"
+        hits = {"hits": round(score["value"] * score["n"] / 100)} if share else {}
         return {name: score[name] for name in ("value", "low", "high", "n")} | hits | {"protocol": digest}
+
+
+def other_scores(rows: Sequence[Measured]) -> list[str]:
+    """Scores beside ``SCORES`` that ``rows`` have, in the order in which they come."""
+    return list(dict.fromkeys(name for measured in rows for name in measured.scores if name not in SCORES))
 
 
 def pooled(rows: Sequence[Measured], score: str) -> Pooled | None:
@@ -147,7 +156,7 @@ def pooled(rows: Sequence[Measured], score: str) -> Pooled | None:
         raise ValueError(f"{score} was measured by different protocols: {found}")
     by_seed = {seed: one["value"] for seed, one in sorted(found.items())}
     n = sum(one["n"] for one in found.values())
-    if score in PERCENTAGES:
+    if all("hits" in one for one in found.values()):
         interval = wilson(sum(one["hits"] for one in found.values()), n)
         return Pooled(interval.value, interval.low, interval.high, n, by_seed)
     values = list(by_seed.values())

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.cells import SCORES, Cell
 from metaunlearn.bench.cluster import Cluster
-from metaunlearn.bench.estimate import Outlook, outlook, wanted
+from metaunlearn.bench.estimate import Outlook, missing_of, outlook, wanted
 from metaunlearn.bench.executor import Executor, Local
+from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.long_csv import as_csv
 from metaunlearn.bench.plan import Plan, Row, make_plan
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
@@ -22,7 +23,7 @@ from metaunlearn.bench.select import select
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
-from metaunlearn.errors import RunError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.report.page import build_report
 from metaunlearn.runs import Progress
 
@@ -44,17 +45,38 @@ class Job:
     rows: list[Row]
     overrides: tuple[str, ...] = ()
 
+    @property
+    def missing(self) -> list[str]:
+        """What has to be there first, each with what to do about it."""
+        return missing_of(wanted(self.plan, self.store, self.rows))
 
-def prepare(recipe: str, out: Path, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Job:
+
+def prepare(
+    recipe: str,
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    use: Sequence[str] = (),
+) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
     read = read_bench(recipe)
-    plan = make_plan(read.grid, overrides)
+    plan = make_plan(read.grid, overrides, Inputs(read.grid, prompts, use))
     return Job(read, plan, Store.claim(out), select(plan, only), tuple(overrides))
 
 
-def dry_run(recipe: str, out: Path, *, only: Sequence[str] = (), overrides: Sequence[str] = ()) -> Outlook:
-    """What :func:`run_grid` would have to do, and what it would take."""
-    job = prepare(recipe, out, only=only, overrides=overrides)
+def dry_run(
+    recipe: str,
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    use: Sequence[str] = (),
+) -> Outlook:
+    """What :func:`run_grid` would have to do, what it would take, and what is missing for it."""
+    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use)
     return outlook(job.plan, job.store, job.rows)
 
 
@@ -64,6 +86,8 @@ def run_grid(
     *,
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    use: Sequence[str] = (),
     device: str = "cpu",
     ray: str | None = None,
     progress: Progress | None = None,
@@ -71,11 +95,15 @@ def run_grid(
     """Make what is missing of the grid ``recipe`` (a shipped name, or a path) in ``out``; write its tables and report.
 
     ``only`` (``["method=sdd", "seed=0"]``) takes a part of it; ``overrides`` (``["steps=100"]``) go on top of every
-    erasing's settings. Several processes may run on one ``out`` and share the work. This process makes one cell after
-    another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before any work when
-    the call is wrong, RunError at the end when cells failed.
+    erasing's settings. ``prompts`` (``["i2p-nudity=FILE"]``) and ``use`` (``["hrm-m=DIR"]``, ``["base=MODEL"]``) give
+    what the recipe asks for by name. Several processes may run on one ``out`` and share the work. This process makes
+    one cell after another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before
+    any work when the call is wrong or something is missing, RunError at the end when cells failed.
     """
-    job = prepare(recipe, out, only=only, overrides=overrides)
+    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use)
+    if job.missing:
+        told = "\n".join(f"  {text}" for text in job.missing)
+        raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")
     loop = _Loop(job, _executor(job.store, ray, device, progress), progress)
     job.store.cells.mkdir(parents=True, exist_ok=True)
     loop.run()
@@ -171,7 +199,7 @@ class _Loop:
             return
         self.made += 1
         logger.info("%s: %s, %.0f s", cell.kind, named, outcome.seconds)
-        if cell.kind == "measure":
+        if cell.kind in SCORES:
             self.write()
             self._drop_checkpoints(cell.needs.get("attack"))
         if self.progress is not None:

@@ -7,10 +7,10 @@ from statistics import mean
 
 from metaunlearn.bench.formats import Entry, Table, slug, to_markdown
 from metaunlearn.bench.lines import by_line, names_of, ratios
-from metaunlearn.bench.plan import BEFORE
-from metaunlearn.bench.published import DIFFERS, published_tables
-from metaunlearn.bench.recipe import Grid, GridConcept
-from metaunlearn.bench.results import Found, Measured, Pooled, pooled
+from metaunlearn.bench.published import differs, published_tables
+from metaunlearn.bench.recipe import Grid, GridConcept, steps_of
+from metaunlearn.bench.results import SCORES, Found, Measured, Pooled, other_scores, pooled
+from metaunlearn.bench.state import BEFORE
 
 Columns = list[tuple[str, int]]
 """(attack, step) of each column."""
@@ -21,6 +21,13 @@ NOTE = (
     "seeds' own values tell. FID and CLIP score: mean over the seeds [lowest, highest], with the judge's own features, "
     "so comparable among themselves only."
 )
+OTHERS = {
+    "nsfw": "NSFW score",
+    "unsafe": "unsafe score (%)",
+    "asr": "attacked prompts that show it (%)",
+    "asr_without_attack": "the same prompts as they are (%)",
+}
+"""Titles of scores that a recipe may name, by name; of others the name is the title."""
 RATIOS = (
     "How much of the concept the malicious attacks bring back: the mean over their checkpoints in the "
     "meta-unlearned model, divided by that in the plainly unlearned one (both means in brackets, in percent)."
@@ -41,7 +48,7 @@ def markdown(found: Found) -> str:
     for table in ratio_tables(found):
         parts += [f"## {table.title}", table.note, to_markdown(table)]
     published = published_tables(grid.published)
-    parts += ["## In the paper", DIFFERS] if published else []
+    parts += ["## In the paper", differs(grid.base)] if published else []
     for table in published:
         parts += [f"### {table.title}", to_markdown(table)]
     return "\n\n".join(parts) + "\n"
@@ -52,7 +59,9 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     rows = [measured for measured in found.rows if measured.row.concept == concept.name]
     if not rows:
         return []
-    columns = columns_of(found.grid, concept)
+    every = columns_of(found.grid, concept)
+    on_prompts = {attack.name for attack in found.grid.attacks if attack.on_prompts}
+    columns = [place for place in every if place[0] not in on_prompts]
     names = [_column(*place) for place in columns]
     attacked = [place for place in columns[1:] if place[1] == max(s for a, s in columns[1:] if a == place[0])]
     seeds = ", ".join(map(str, concept.seeds))
@@ -74,16 +83,30 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     heads = ["related", "unrelated", "CLIP score", "FID"]
     heads += [f"{name}, {_column(*place)}" for place in attacked for name in ("related", "unrelated")]
     title, name = concept.name, slug(concept.name)
-    tables = [
-        _table(f"{name}-seen", f"{title}: how often it is seen (%)", rows, names, seen),
-        _table(
-            f"{name}-kept", f"{title}: what is kept, before any attack and after its last step", rows, heads, kept
-        ),
-    ]  # fmt: skip
-    if len(concept.seeds) > 1:
+    there = {score for measured in rows for score in measured.scores}
+    tables = []
+    if "concept" in there:
+        tables.append(_table(f"{name}-seen", f"{title}: how often it is seen (%)", rows, names, seen))
+    if there & {*SCORES} - {"concept"}:
+        what = f"{title}: what is kept, before any attack and after its last step"
+        tables.append(_table(f"{name}-kept", what, rows, heads, kept))
+    tables += [_other_table(rows, every, concept, score) for score in other_scores(rows)]
+    if len(concept.seeds) > 1 and "concept" in there:
         again = f"{title}: the same as the first table, by seed ({seeds})"
         tables.append(_table(f"{name}-by-seed", again, rows, names, by_seed))
     return tables
+
+
+def _other_table(rows: list[Measured], columns: Columns, concept: GridConcept, score: str) -> Table:
+    """A score that the recipe names, wherever it was taken."""
+    mine = [measured for measured in rows if score in measured.scores]
+    places = [place for place in columns if at(mine, place)]
+
+    def entries(those: list[Measured]) -> list[Entry]:
+        return [_entry(pooled(at(those, place), score), len(concept.seeds), 1) for place in places]
+
+    title = f"{concept.name}: {OTHERS.get(score, score)}"
+    return _table(f"{slug(concept.name)}-{slug(score)}", title, mine, [_column(*place) for place in places], entries)
 
 
 def ratio_tables(found: Found) -> list[Table]:
@@ -105,7 +128,7 @@ def ratio_tables(found: Found) -> list[Table]:
 
 def columns_of(grid: Grid, concept: GridConcept) -> Columns:
     """Before any attack, then each attack's checkpoints."""
-    return [(BEFORE, 0)] + [(attack.name, step) for attack in grid.attacks for step in attack.steps or concept.steps]
+    return [(BEFORE, 0)] + [(attack.name, step) for attack in grid.attacks for step in steps_of(attack, concept)]
 
 
 def at(rows: Iterable[Measured], place: tuple[str, int]) -> list[Measured]:
@@ -119,7 +142,7 @@ def seeds_note(found: Pooled, seeds: int) -> str:
 
 
 def _column(attack: str, step: int) -> str:
-    return attack if attack == BEFORE else f"{attack} {step}"
+    return f"{attack} {step}" if step else attack
 
 
 def _table(

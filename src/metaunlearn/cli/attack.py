@@ -79,7 +79,10 @@ def attack(
     common: dict[str, Any] = {
         "recipe": recipe, "overrides": overrides or (), "seed": seed, "out": out, "resume": resume,
     }  # fmt: skip
-    with working(as_json=as_json) as console:
+    with working(as_json=as_json, shared=kind != ON_PROMPTS and not search) as console:
+        from metaunlearn.processes import join
+
+        processes = join(device)  # Before anything touches the device: which card is this process's is settled here.
         common |= {"device": o.check_device(device), "progress": console.progress}
         if kind == ON_PROMPTS:
             _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search, tracker=tracker)
@@ -104,6 +107,7 @@ def attack(
             base=base,
             strip=strip,
             trackers=tracker or (),
+            processes=processes,
             **common,
         )
         line = "at {:g}: {}" if "strengths" in result.summary else "after {:g} steps: {}"

@@ -118,8 +118,9 @@ def erase(
 
     DIR becomes an ordinary diffusers pipeline, with run.json and log.jsonl beside it.
     """
-    with working(as_json=as_json) as console:
+    with working(as_json=as_json, shared=True) as console:
         from metaunlearn.erasing import erase as run
+        from metaunlearn.processes import join
 
         result = run(
             model,
@@ -133,6 +134,7 @@ def erase(
             recipe=recipe,
             overrides=overrides or (),
             seed=seed,
+            processes=join(device),
             device=o.check_device(device),
             out=out,
             resume=resume,
@@ -167,8 +169,9 @@ def generate(
     """
     if (prompt is None) == (prompts is None):
         raise UserError("give either --prompt TEXT (repeatable) or --prompts FILE.")
-    with working(as_json=as_json) as console:
+    with working(as_json=as_json, shared=True) as console:
         from metaunlearn.outputs import SHEET_FILE, generate_into
+        from metaunlearn.processes import join
 
         summary = generate_into(
             model,
@@ -176,6 +179,7 @@ def generate(
             out,
             images=images,
             seed=seed,
+            processes=join(device),
             device=o.check_device(device),
             resume=resume,
             progress=console.pictures("drawing"),
@@ -212,8 +216,9 @@ def evaluate(
 
     DIR/results.json gets each figure with its 95 % interval and its protocol.
     """
-    with working(as_json=as_json) as console:
+    with working(as_json=as_json, shared=True) as console:
         from metaunlearn.outputs import evaluate_into
+        from metaunlearn.processes import join
 
         summary = evaluate_into(
             model,
@@ -226,6 +231,7 @@ def evaluate(
             reference=reference,
             images=images,
             seed=seed,
+            processes=join(device),
             device=o.check_device(device),
             resume=resume,
             progress=console.pictures("drawing"),

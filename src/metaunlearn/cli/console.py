@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from metaunlearn.cli import launching
+from metaunlearn.cli.errors import WRONG_CALL
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -41,19 +44,28 @@ class Console:
         return None if progress is None else lambda done, total: progress(label, done, total)
 
     def result(self, summary: Mapping[str, Any], *lines: str) -> None:
-        """The end of a command: ``summary`` with ``--json``, else ``lines``."""
+        """The end of a command: ``summary`` with ``--json``, else ``lines``; of several processes the main one's."""
+        if launching.number() != 0:
+            return
         text = json.dumps(summary, ensure_ascii=False, default=str) if self._as_json else "\n".join(lines)
         print(text, file=self._stdout)
 
 
 @contextlib.contextmanager
-def working(*, as_json: bool) -> Iterator[Console]:
-    """Around a command's work: progress on stderr, the package's log as notes, stdout kept for the result."""
+def working(*, as_json: bool, shared: bool = False) -> Iterator[Console]:
+    """Around a command's work: progress on stderr, the package's log as notes, stdout kept for the result.
+
+    ``shared``: several processes may do it together; then the main one alone says anything.
+    """
+    if not shared:
+        launching.check_alone()
     stdout = sys.stdout
     progress: Progress | None = None
     note = _plain_note
     with contextlib.ExitStack() as stack:
-        if as_json:
+        if launching.number() != 0:
+            note = _silent
+        elif as_json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         elif sys.stderr.isatty():
             bars = stack.enter_context(_Bars())
@@ -66,8 +78,10 @@ def working(*, as_json: bool) -> Iterator[Console]:
 
 def print_failure(failure: Failure, *, as_json: bool) -> None:
     """An error as text on stderr, and with ``--json`` as the one object on stdout, too."""
-    print(f"metaunlearn: {failure.message}", file=sys.stderr)
-    if as_json:
+    who = f" (process {launching.number()} of {launching.count()})" if launching.count() > 1 else ""
+    if failure.exit_code != WRONG_CALL or launching.first_here():
+        print(f"metaunlearn{who}: {failure.message}", file=sys.stderr, flush=True)
+    if as_json and launching.number() == 0:
         print(json.dumps({"error": failure.message, "exit_code": failure.exit_code}, ensure_ascii=False))
 
 
@@ -117,6 +131,10 @@ class _Lines:
 
 def _plain_note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 class _Notes(logging.Handler):

@@ -13,6 +13,9 @@ from metaunlearn.errors import RunError, UserError
 RESUMABLE = frozenset({"attack", "demo", "erase", "evaluate", "generate", "make", "tune"})
 """Commands that have ``--resume``."""
 
+WRONG_CALL = 2
+"""The exit code of a call that was wrong."""
+
 
 class Failure(NamedTuple):
     """What is printed, and the exit code."""
@@ -62,8 +65,8 @@ def _unexpected(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 TABLE: tuple[tuple[type[BaseException], int, Callable[[BaseException, Sequence[str]], str]], ...] = (
-    (UserError, 2, _as_it_says),
-    (typer.TyperException, 2, _usage),
+    (UserError, WRONG_CALL, _as_it_says),
+    (typer.TyperException, WRONG_CALL, _usage),
     (RunError, 1, _as_it_says),
     (KeyboardInterrupt, 130, _interrupted),
     (typer.Abort, 130, _interrupted),

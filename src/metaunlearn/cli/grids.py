@@ -32,6 +32,18 @@ def bench(
         ),
     ] = None,
     overrides: o.Overrides = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", metavar="NAME=FILE", help="A file of prompts that RECIPE asks for; repeatable."),
+    ] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--use",
+            metavar="NAME=PATH",
+            help="Pictures that RECIPE asks for, or base=, judge=: a model in place of its own; repeatable.",
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--dry-run", help="Say what is there, what is missing and what it takes.")
     ] = False,
@@ -50,13 +62,17 @@ def bench(
         from metaunlearn.bench.run import dry_run, run_grid
 
         if plan:
-            found = dry_run(recipe, out, only=only or (), overrides=overrides or ())
+            found = dry_run(
+                recipe, out, only=only or (), overrides=overrides or (), prompts=prompts or (), use=use or ()
+            )
         else:
             summary = run_grid(
                 recipe,
                 out,
                 only=only or (),
                 overrides=overrides or (),
+                prompts=prompts or (),
+                use=use or (),
                 device=device if ray is not None else o.check_device(device),
                 ray=ray,
                 progress=console.progress,
@@ -82,6 +98,8 @@ def _outlook_lines(found: Outlook) -> list[str]:
     return [
         table(("cells", "in all", "there or not needed", "to make", "time for one process"), rows),
         f"together: {_time(total)}{memory}",
+        *(["", "missing before it can begin:"] if found.missing else []),
+        *(f"  {text}" for text in found.missing),
         *(["", "first of them:"] if cells else []),
         *(f"  {cell}" for cell in cells),
         *([f"  and {more} more (--json lists them)"] if more else []),

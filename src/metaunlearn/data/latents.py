@@ -28,6 +28,10 @@ class LatentSet:
     """(N,) row of ``cond`` for each picture."""
     timesteps: int
     """Training timesteps of the schedule."""
+    empty: Conditioning | None = None
+    """One row: what some of the pictures of a batch come with in place of their prompt; None: none of them does."""
+    dropout: float = 0.0
+    """How likely that is for a picture."""
 
     @classmethod
     def encode(cls, model: TextToImageModel, images: Tensor, texts: Sequence[str]) -> LatentSet:
@@ -54,12 +58,18 @@ class LatentSet:
         """These pictures, with fresh noise and timesteps."""
         shape, device = (len(rows), *self.mean.shape[1:]), self.mean.device
         x_0 = self.mean[rows] + self.std[rows] * torch.randn(shape, generator=generator).to(device)
-        return Batch(
-            x_0=x_0,
-            cond=self.cond[self.prompt_of[rows]],
-            eps=torch.randn(shape, generator=generator).to(device),
-            t=draw_timesteps(len(rows), self.timesteps, generator, stratified=stratified).to(device),
-        )
+        eps = torch.randn(shape, generator=generator).to(device)
+        t = draw_timesteps(len(rows), self.timesteps, generator, stratified=stratified).to(device)
+        return Batch(x_0=x_0, cond=self._prompts(rows, generator), eps=eps, t=t)
+
+    def _prompts(self, rows: Tensor, generator: torch.Generator) -> Conditioning:
+        """Those of these pictures, some of them dropped."""
+        cond = self.cond[self.prompt_of[rows]]
+        if self.empty is None:
+            return cond
+        dropped = torch.rand(len(rows), generator=generator) < self.dropout
+        chosen = torch.where(dropped, len(rows), torch.arange(len(rows)))
+        return Conditioning.cat([cond, self.empty])[chosen]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Progress
 
 
@@ -44,6 +45,8 @@ class ErasureTask:
     shared: Path | None = None
     """A folder for what other runs on the same model and prompts need, too, each file named by what it depends on."""
     progress: Progress | None = None
+    processes: Processes = ALONE
+    """Those that share the run: each has this task and does the same, unless a function shares its work out."""
 
 
 class ForgetBatch(NamedTuple):

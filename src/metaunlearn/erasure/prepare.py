@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from metaunlearn.config import EraseSettings
@@ -10,6 +11,7 @@ from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, 
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.generation import generate_images
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Progress, RunFolder
 
 ROLES = ("forget", "related", "unrelated")
@@ -53,13 +55,21 @@ def prepare(
     seed: int,
     folder: RunFolder | None,
     progress: Progress | None,
+    *,
+    processes: Processes = ALONE,
 ) -> ErasureData:
     """Forget and retain pictures, encoded."""
     sets = {}
     for role in ROLES:
         kept = folder.path / "data" / role if folder else None
-        pictures = given.get(role) or own_pictures(model, role, prompts, settings, seed, kept, progress)
+        pictures = given.get(role) or own_pictures(
+            model, role, prompts, settings, seed, kept, progress, processes=processes
+        )
         sets[role] = LatentSet.encode(model, pictures.images, pictures.texts)
+    if settings.retain_dropout > 0:
+        empty = model.unconditional()
+        for role in ROLES[1:]:
+            sets[role] = replace(sets[role], empty=empty, dropout=settings.retain_dropout)
     return ErasureData(**sets)
 
 
@@ -71,9 +81,11 @@ def own_pictures(
     seed: int,
     target: Path | None,
     progress: Progress | None,
+    *,
+    processes: Processes = ALONE,
 ) -> ImageText:
     """Pictures of one of ``ROLES`` that the model makes itself, kept in the imagefolder ``target`` if there is one."""
-    if target is not None and (target / "metadata.jsonl").exists():
+    if target is not None and processes.on_main((target / "metadata.jsonl").exists):
         return read_imagefolder(target, size=model.image_size)
     pool: tuple[str, ...] = getattr(prompts, role)
     count = own_picture_counts(prompts, settings)[role]
@@ -85,9 +97,10 @@ def own_pictures(
         [first + i for i in range(count)],
         guidance_scale=settings.forget_guidance if role == "forget" else settings.retain_guidance,
         progress=None if progress is None else lambda done, total: progress(f"making {role} pictures", done, total),
+        processes=processes,
     )
     if target is not None:
-        write_imagefolder(target, images, texts)
+        processes.on_main(lambda: write_imagefolder(target, images, texts))
         return read_imagefolder(target, size=model.image_size)
     # The same eight bits that a folder would keep.
     return ImageText(images=to_uint8(images).float() / 127.5 - 1, texts=texts, files=[])

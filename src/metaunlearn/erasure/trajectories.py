@@ -23,6 +23,7 @@ from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
+from metaunlearn.processes import ALONE, Processes
 
 BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision")
 """Keys of :class:`~metaunlearn.config.EraseSettings` that the frozen teacher's paths depend on."""
@@ -72,16 +73,26 @@ def sample_trajectories(
     generator: torch.Generator,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> TrajectoryBank:
-    """Sample ``count`` paths of ``steps`` DDIM steps (DDIM-eta 0) under ``theta``, prompts taken in turn."""
+    """Sample ``count`` paths of ``steps`` DDIM steps (DDIM-eta 0) under ``theta``, prompts taken in turn.
+
+    Of several ``processes`` each samples its share of the batches, and all get all of them.
+    """
     cond, empty = model.encode_prompts(list(prompts)), model.unconditional()
     stride = model.schedule.timesteps / steps
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("x_t", "t", "prompt_of", "unconditional", "conditional")}
-    for first in range(0, count, batch_size):
-        size = min(batch_size, count - first)
+    sizes = [min(batch_size, count - first) for first in range(0, count, batch_size)]
+    # Drawn for every batch by every process: a batch's noise does not depend on who samples it.
+    starts = [
+        (torch.randn((size, *model.latent_shape), generator=generator), torch.rand(size, generator=generator))
+        for size in sizes
+    ]
+
+    def batch(number: int) -> dict[str, Tensor]:
+        first, size, (noise, offset) = number * batch_size, sizes[number], starts[number]
+        rows: dict[str, list[Tensor]] = {name: [] for name in ("x_t", "t", "prompt_of", "unconditional", "conditional")}
         prompt_of = torch.arange(first, first + size) % len(prompts)
-        x_t = torch.randn((size, *model.latent_shape), generator=generator).to(model.device)
-        offset = torch.rand(size, generator=generator)
+        x_t = noise.to(model.device)
         for k in reversed(range(steps)):
             t = ((k + offset) * stride).long().to(model.device)
             t_next = ((k - 1 + offset) * stride).floor().long().to(model.device)
@@ -94,16 +105,19 @@ def sample_trajectories(
             x_t = model.schedule.ddim_step(x_t, output, t, t_next)
         if progress is not None:
             progress(first + size, count)
-    return TrajectoryBank(cond=cond, **{name: torch.cat(values) for name, values in rows.items()})
+        return {name: torch.cat(values) for name, values in rows.items()}
+
+    batches = processes.each(len(sizes), batch)
+    return TrajectoryBank(cond=cond, **{name: torch.cat([rows[name] for rows in batches]) for name in batches[0]})
 
 
 def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
     """Paths of theta* for every prompt to forget, sampled once and kept in the task's shared folder, or its cache."""
     file = _bank_file(task)
-    if file is not None and file.exists():
+    if file is not None and task.processes.on_main(file.exists):
         return TrajectoryBank.of_tensors(load_tensors(file)[0])
     bank = sample_for(task, task.model.parameters(), task.prompts.forget, step_generator(task.seed, 0, "bank"))
-    if file is not None:
+    if file is not None and task.processes.main:
         own = file.with_name(f"{os.getpid()}-{file.name}")  # Another run may be writing the same file.
         save_tensors(own, bank.tensors())
         own.replace(file)
@@ -163,4 +177,5 @@ def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generat
         guidance_scale=settings.bank_guidance,
         generator=generator,
         progress=None if progress is None else lambda done, total: progress("sampling trajectories", done, total),
+        processes=task.processes,
     )

@@ -2,13 +2,14 @@
 
 B: ``batch_size``. K: ``accumulation``, the micro-batches of an outer step. Whatever is evaluated outside the simulated
 finetuning has K B pictures, whose K parts are alike in size and in their share of related pictures; so the mean over
-the whole batch is the mean of the parts' means. The attacker's own batches have B pictures.
+the whole batch is the mean of the parts' means. The attacker's own batches have B pictures. Several processes share
+each of these parts, and the attacker's batches, evenly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +18,7 @@ from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.data.sampling import Sampler
 from metaunlearn.diffusion import Batch, draw_timesteps, joined, part
 from metaunlearn.erasure.interface import ForgetBatch
+from metaunlearn.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,13 @@ class RetainBatch:
     """How many are related."""
 
     def parts(self, count: int) -> list[RetainBatch]:
-        """``count`` batches with equal shares of either kind."""
-        if self.related in (0, len(self.batch.t)):
-            return [RetainBatch(batch, len(batch.t) if self.related else 0) for batch in _cut(self.batch, count)]
+        """``count`` batches of the same size, with equal shares of either kind where both can be shared out evenly."""
+        size, others = len(self.batch.t) // count, len(self.batch.t) - self.related
+        if not self.related or not others or self.related % count or others % count:
+            return [
+                RetainBatch(batch, min(max(self.related - k * size, 0), size))
+                for k, batch in enumerate(_cut(self.batch, count))
+            ]
         related = _cut(part(self.batch, 0, self.related), count)
         unrelated = _cut(part(self.batch, self.related, len(self.batch.t)), count)
         return [RetainBatch(joined(a, b), len(a.t)) for a, b in zip(related, unrelated, strict=True)]
@@ -59,6 +65,12 @@ class OuterDraw:
     """D_FT for the M simulated finetuning steps."""
     outer: Batch
     """D_FT at theta_M."""
+
+    def own(self, processes: Processes, count: int) -> Sequence[OuterDraw]:
+        """This process's rows of everything, in ``count`` micro-batches."""
+        parts = self.parts(count * processes.count)[processes.number :: processes.count]
+        inner = tuple(_cut(batch, processes.count)[processes.number] for batch in self.inner)
+        return parts if processes.count == 1 else [replace(part, inner=inner) for part in parts]
 
     def parts(self, count: int) -> Sequence[OuterDraw]:
         """``count`` micro-batches; the attacker's batches are in all of them. Batches that are one stay one."""

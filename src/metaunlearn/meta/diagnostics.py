@@ -28,6 +28,7 @@ from metaunlearn.meta.hypergradient import (
 from metaunlearn.meta.objective import retain_loss, zeta_weights
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, dot, mean_of, norm, scale, subset, value_and_gradient
+from metaunlearn.processes import ALONE, Processes
 
 EXACT: dict[str, MetaGradientMode] = {
     "gradient-difference": GradientDifference(),
@@ -46,6 +47,7 @@ def diagnose(
     mode: MetaGradientMode | None = None,
     problem: MetaProblem | None = None,
     found: MetaGradient | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """A record for ``log.jsonl``: JSON values.
 
@@ -53,8 +55,9 @@ def diagnose(
     """
     watched = subset(theta, settings.diagnostics_subset, setting="diagnostics_subset")
     weights = zeta_weights(settings)
-    ft = mean_of([denoising_loss_of(model, part.outer) for part in parts])
-    retain = mean_of([retain_loss(model, part.direct, weights) for part in parts])
+    ft = processes.shared(mean_of([denoising_loss_of(model, part.outer) for part in parts]))
+    retain = processes.shared(mean_of([retain_loss(model, part.direct, weights) for part in parts]))
+    after = processes.shared(mean_of([retain_loss(model, part.meta_retain, weights) for part in parts]))
     loss_ft, a = value_and_gradient(ft, theta, watched)
     loss_retain, b = value_and_gradient(retain, theta, watched | set(trained))
     record: dict[str, Any] = {
@@ -65,8 +68,10 @@ def diagnose(
     if mode is None or problem is None or found is None:
         return record
     with torch.no_grad():
-        at_theta_m = mean_of([retain_loss(model, part.meta_retain, weights) for part in parts])(found.theta_final)
-        record |= {"loss_ft_at_theta_m": ft(found.theta_final).item(), "loss_retain_at_theta_m": at_theta_m.item()}
+        record |= {
+            "loss_ft_at_theta_m": ft(found.theta_final).item(),
+            "loss_retain_at_theta_m": after(found.theta_final).item(),
+        }
     pair = first_order_and_exact(theta, mode, problem, found, settings)
     if pair is not None:
         direct = settings.zeta if settings.direct_term else 0.0

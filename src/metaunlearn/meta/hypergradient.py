@@ -39,7 +39,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaunlearn.errors import RunError, UserError, did_you_mean
 from metaunlearn.meta.inner import InnerLoop, shift
 from metaunlearn.meta.store import Stack
-from metaunlearn.parameters import Loss, Params, add, gradient_of, leaves, norm, scale, value_and_gradient
+from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, scale, value_and_gradient
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +202,8 @@ def _full_float32() -> Iterator[None]:
 
 def _double_backward_product(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
     """H direction = grad_theta <grad_adapted L(theta), direction>."""
+    if isinstance(loss, SharedLoss):  # H is a mean over processes, and direction is the same in all of them.
+        return loss.average(_double_backward_product(loss.own, theta, gradient, direction))
     at = leaves(theta)
     # Fused attention kernels have no second derivative; the plain one is made of operations that do.
     with sdpa_kernel(SDPBackend.MATH):

@@ -26,6 +26,7 @@ from metaunlearn.meta.store import STORES
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import teachers_answer
 from metaunlearn.parameters import Loss, Params, mean_of, subset
+from metaunlearn.processes import ALONE, Processes
 
 
 class KindWeights(NamedTuple):
@@ -133,7 +134,11 @@ def outer_loss(
 
 
 def meta_problem(
-    model: TextToImageModel, parts: Sequence[OuterDraw], attacker: Attacker, settings: EraseSettings
+    model: TextToImageModel,
+    parts: Sequence[OuterDraw],
+    attacker: Attacker,
+    settings: EraseSettings,
+    processes: Processes = ALONE,
 ) -> MetaProblem:
     """Eq. 3 after the simulated finetuning of ``attacker``, on the micro-batches; its direct term is elsewhere."""
     names = model.parameter_names
@@ -145,9 +150,11 @@ def meta_problem(
     )
     weights = zeta_weights(settings)
     return MetaProblem(
-        inner_losses=tuple(denoising_loss_of(model, batch) for batch in parts[0].inner),
+        inner_losses=tuple(processes.shared(denoising_loss_of(model, batch)) for batch in parts[0].inner),
         inner=inner,
-        outer=mean_of([outer_loss(model, part.outer, part.meta_retain, settings.zeta, weights) for part in parts]),
+        outer=processes.shared(
+            mean_of([outer_loss(model, part.outer, part.meta_retain, settings.zeta, weights) for part in parts])
+        ),
         direct=None,
     )
 

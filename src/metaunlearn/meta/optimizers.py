@@ -32,6 +32,9 @@ from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.meta.store import Sets
 from metaunlearn.parameters import Params, add, scale
 
+Tensors = tuple[Tensor, ...]
+"""One for each parameter, in the order of a dictionary's names."""
+
 State = tuple[Params, ...]
 """s_m, or its adjoint w_m: one dictionary for each thing that the optimiser remembers."""
 
@@ -181,10 +184,14 @@ class Adam:
     def step(self, state: State, gradient: Params, m: int) -> Step:
         """q_m, and the moments a_m and b_m."""
         a, b = self._moments(state, gradient)
-        return Step({name: self._corrected(a[name], b[name], m).direction for name in a}, (a, b))
+        direction, _ = self._corrected(a, b, m)
+        return Step(_named(a, direction), (a, b))
 
     def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
-        """The transpose of ``step``, parameter by parameter.
+        """The transpose of ``step``; with r = sqrt(b^ + eps_root),
+
+        dq/da = 1 / ((1 - beta1^m) (r + eps)),      dq/db = -q / ((1 - beta2^m) 2 r (r + eps))
+        da/dg = 1 - beta1,                          db/dg = 2 (1 - beta2) g
 
         The moments are worked out again from the gradients, which halves what must be kept: g_1 .. g_M rather than
         those and the moments of every step.
@@ -193,53 +200,42 @@ class Adam:
         m = len(gradients)
         for k in range(m):  # No name for a gradient here: it would live while the next one is brought back.
             a, b = self._moments((a, b), gradients[k])
-        g = gradients[-1]
-        w_a, w_b = w
-        direction: Params = {}
-        before_a: Params = {}
-        before_b: Params = {}
-        for name in v:
-            direction[name], before_a[name], before_b[name] = self._pull_back_one(
-                v[name], w_a[name], w_b[name], g[name], a[name], b[name], m
-            )
-        return StepAdjoint(direction, (before_a, before_b))
+        q, root = self._corrected(a, b, m)
+        slope = torch._foreach_div(list(v.values()), torch._foreach_add(root, self.eps))
+        w_a, w_b = (tuple(part.values()) for part in w)
+        w_a = torch._foreach_add(w_a, slope, alpha=1 / (1 - self.beta1**m))
+        torch._foreach_mul_(slope, q)
+        torch._foreach_div_(slope, root)
+        w_b = torch._foreach_add(w_b, slope, alpha=-0.5 / (1 - self.beta2**m))
+        direction = torch._foreach_mul([gradients[-1][name] for name in v], 2 * (1 - self.beta2))
+        torch._foreach_mul_(direction, w_b)
+        torch._foreach_add_(direction, w_a, alpha=1 - self.beta1)
+        torch._foreach_mul_(w_a, self.beta1)
+        torch._foreach_mul_(w_b, self.beta2)
+        return StepAdjoint(_named(v, direction), (_named(v, w_a), _named(v, w_b)))
 
     def _moments(self, state: State, g: Params) -> tuple[Params, Params]:
         """a_m and b_m, of what the attacker tunes; ``g`` may hold more."""
         a, b = state
-        return (
-            {name: self.beta1 * a[name] + (1 - self.beta1) * g[name] for name in a},
-            {name: self.beta2 * b[name] + (1 - self.beta2) * g[name].square() for name in b},
-        )
+        tuned = [g[name] for name in a]
+        a_m = torch._foreach_mul(list(a.values()), self.beta1)
+        torch._foreach_add_(a_m, tuned, alpha=1 - self.beta1)
+        b_m = torch._foreach_mul(list(b.values()), self.beta2)
+        torch._foreach_addcmul_(b_m, tuned, tuned, value=1 - self.beta2)
+        return _named(a, a_m), _named(a, b_m)
 
-    def _corrected(self, a: Tensor, b: Tensor, m: int) -> _Corrected:
-        """q_m = a^_m / (sqrt(b^_m + eps_root) + eps) and its parts."""
-        a_hat, b_hat = a / (1 - self.beta1**m), b / (1 - self.beta2**m)
-        root = (b_hat + self.eps_root).sqrt()
-        return _Corrected(a_hat / (root + self.eps), root)
-
-    def _pull_back_one(
-        self, v: Tensor, w_a: Tensor, w_b: Tensor, g: Tensor, a: Tensor, b: Tensor, m: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """d, w_a and w_b of step m - 1; with r = sqrt(b^ + eps_root),
-
-        dq/da = 1 / ((1 - beta1^m) (r + eps)),      dq/db = -q / ((1 - beta2^m) 2 r (r + eps))
-        da/dg = 1 - beta1,                          db/dg = 2 (1 - beta2) g
-        """
-        q, root = self._corrected(a, b, m)
-        w_a = w_a + v / ((1 - self.beta1**m) * (root + self.eps))
-        w_b = w_b - v * q / ((1 - self.beta2**m) * 2 * root * (root + self.eps))
-        direction = (1 - self.beta1) * w_a + 2 * (1 - self.beta2) * g * w_b
-        return direction, self.beta1 * w_a, self.beta2 * w_b
+    def _corrected(self, a: Params, b: Params, m: int) -> tuple[Tensors, Tensors]:
+        """q_m = a^_m / (sqrt(b^_m + eps_root) + eps), and that root."""
+        root = torch._foreach_div(list(b.values()), 1 - self.beta2**m)
+        torch._foreach_add_(root, self.eps_root)
+        torch._foreach_sqrt_(root)
+        q = torch._foreach_div(list(a.values()), 1 - self.beta1**m)
+        torch._foreach_div_(q, torch._foreach_add(root, self.eps))
+        return q, root
 
 
-class _Corrected(NamedTuple):
-    """What Adam divides out of its moments."""
-
-    direction: Tensor
-    """q_m."""
-    root: Tensor
-    """sqrt(b^_m + eps_root)."""
+def _named(like: Params, tensors: Tensors) -> Params:
+    return dict(zip(like, tensors, strict=True))
 
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")

@@ -25,12 +25,15 @@ from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_wei
 from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision
-from metaunlearn.parameters import Params, moved_average
+from metaunlearn.parameters import Params, moved_average, norm
+from metaunlearn.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
+TERMS = "losses"
+"""Where the losses travel when the gradient at theta is averaged over processes."""
 AVERAGE = "average_of_theta."
 """Prefix of the moving average in a training state."""
 
@@ -53,8 +56,11 @@ class Algorithm1:
         meta: bool,
         seed: int,
         teacher: Params | None = None,
+        processes: Processes = ALONE,
     ) -> None:
+        check_shares(settings, processes, meta=meta)
         self.model, self.data, self.forget, self.settings = model, data, forget, settings
+        self.processes = processes
         self.moving = forget if isinstance(forget, MovingForgetLoss) else None
         self.meta, self.seed = meta, seed
         self.theta: Params = model.parameters()
@@ -76,7 +82,11 @@ class Algorithm1:
         if meta:
             probes = [
                 meta_problem(
-                    model, self._draw(0, attacker, self._generator(0)).parts(settings.accumulation), attacker, settings
+                    model,
+                    self._draw(0, attacker, self._generator(0)).own(processes, settings.accumulation),
+                    attacker,
+                    settings,
+                    processes,
                 )
                 for attacker in dict.fromkeys(settings.simulated)
             ]
@@ -88,6 +98,7 @@ class Algorithm1:
             on_step(self.take_step())
             if state is not None and self.step % self.settings.checkpoint_every == 0:
                 self.save(state)
+        self.processes.check_same(self._trained_theta(), self.step)
         reached = self.theta if self.average is None else self.theta | self.average
         return reached if self.moving is None else self.moving.result(reached)
 
@@ -126,14 +137,14 @@ class Algorithm1:
         """
         generator = self._generator(self.step)
         attacker = draw_attacker(self.settings.simulated, generator)
-        parts = self._draw(self.step, attacker, generator).parts(self.settings.accumulation)
+        parts = self._draw(self.step, attacker, generator).own(self.processes, self.settings.accumulation)
         every = self.settings.diagnostics_every
         diagnosed = every > 0 and self.step % every == 0
         gradient, record = self._gradient_at_theta(parts)
         problem = meta = None
         if self.mode is not None:
             model = self.first_order_model if isinstance(self.mode, FirstOrder) else self.model
-            problem = meta_problem(model, parts, attacker, self.settings)
+            problem = meta_problem(model, parts, attacker, self.settings, self.processes)
             meta = self.mode(replace(problem, with_first_order=diagnosed), self.theta)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
@@ -144,9 +155,17 @@ class Algorithm1:
         if diagnosed:
             if problem is not None and self.first_order_model is not self.model:
                 # Its losses may be in half precision, and an exact meta-gradient to compare with wants float32.
-                problem = meta_problem(self.model, parts, attacker, self.settings)
+                problem = meta_problem(self.model, parts, attacker, self.settings, self.processes)
             record["diagnostics"] = diagnose(
-                self.model, self.settings, self.theta, parts, self.trained, mode=self.mode, problem=problem, found=meta
+                self.model,
+                self.settings,
+                self.theta,
+                parts,
+                self.trained,
+                mode=self.mode,
+                problem=problem,
+                found=meta,
+                processes=self.processes,
             )
         return gradient, record
 
@@ -155,7 +174,7 @@ class Algorithm1:
         gradient, record = self.outer_gradient()
         for name in self.trained:
             self.theta[name].grad = gradient[name]
-        norm = torch.nn.utils.clip_grad_norm_(
+        length = torch.nn.utils.clip_grad_norm_(
             [self.theta[name] for name in self.trained], self.settings.max_gradient_norm
         )
         for group in self.optimizer.param_groups:
@@ -167,7 +186,7 @@ class Algorithm1:
             self.average = moved_average(self.average, self.theta, self.settings.ema_decay)
         if self.moving is not None:
             self.moving.after_step(self.theta, self.step)
-        return {"step": self.step, **record, "gradient_norm": norm.item()}
+        return {"step": self.step, **record, "gradient_norm": length.item()}
 
     def _gradient_at_theta(self, parts: Sequence[OuterDraw]) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
@@ -192,14 +211,16 @@ class Algorithm1:
             one = torch.autograd.grad(total / len(parts), list(leaves.values()))
             gradient = {name: gradient[name] + g if gradient else g for name, g in zip(leaves, one, strict=True)}
             terms.append(torch.stack([losses.forget, losses.retain]).detach())
-        forget, retain = torch.stack(terms).mean(dim=0).tolist()
+        averaged = self.processes.average(gradient | {TERMS: torch.stack(terms).mean(dim=0)})
+        forget, retain = averaged.pop(TERMS).tolist()
         record = {"loss_forget": forget} if parts[0].forget is not None else {}
-        return gradient, record | {"loss_retain": retain}
+        return averaged, record | {"loss_retain": retain}
 
     def _check(self, record: Record, gradient: dict[str, Tensor]) -> None:
         losses = [value for key, value in record.items() if key.startswith("loss_")]
         numbers = [x for value in losses for x in (value if isinstance(value, list) else [value])]
-        if all(math.isfinite(x) for x in numbers) and all(g.isfinite().all() for g in gradient.values()):
+        # The norm is not finite where any of them is not, and asks the device once.
+        if all(math.isfinite(x) for x in [*numbers, norm(gradient)]):
             return
         raise RunError(
             f"a loss or a gradient is not finite at step {self.step + 1} ({record}); the last good state was kept. "
@@ -207,7 +228,10 @@ class Algorithm1:
         )
 
     def save(self, file: Path) -> None:
-        """Keep what a resumed run needs."""
+        """Keep what a resumed run needs, in the main process, if all agree on it."""
+        self.processes.check_same(self._trained_theta(), self.step)
+        if not self.processes.main:
+            return
         more = {} if self.moving is None else self.moving.state()
         more |= {f"{AVERAGE}{name}": p for name, p in (self.average or {}).items()}
         save_training(file, self._trained_theta(), self.optimizer, self.step, more)
@@ -222,6 +246,16 @@ class Algorithm1:
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}
+
+
+def check_shares(settings: EraseSettings, processes: Processes, *, meta: bool) -> None:
+    """UserError unless ``processes`` can share the batches so that the mean of their means is the mean."""
+    size = settings.batch_size
+    processes.check_divides(size, "batches")
+    weights = retain_weights(settings) or (zeta_weights(settings) if meta else None)
+    if weights is not None:  # Two means: each kind of its own.
+        processes.check_divides(size // 2, "related pictures, which have a weight of their own, in batches")
+        processes.check_divides(size - size // 2, "unrelated pictures, which have a weight of their own, in batches")
 
 
 def learning_rate_at(step: int, settings: EraseSettings) -> float:

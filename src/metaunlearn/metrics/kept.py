@@ -65,6 +65,15 @@ class Gathering:
         self.rows: dict[str, Rows] = {}
         self.features: Tensor | None = None
 
+    def part(self, indices: list[int]) -> Kept:
+        """What there is of the pictures ``indices``."""
+        return Kept(
+            indices=indices,
+            size=self.size,
+            rows={key: [rows[index] for index in indices] for key, rows in self.rows.items()},
+            features=None if self.features is None else self.features[indices],
+        )
+
     def add(self, part: Kept) -> None:
         """Put the pictures of ``part`` at their places."""
         self.size = part.size

@@ -216,6 +216,19 @@ def loss_chart(points: Sequence[tuple[float, float]]) -> Markup:
     )
 
 
+def trend_chart(points: Sequence[tuple[int, float]], line: tuple[float, float]) -> Markup:
+    """A noisy quantity by training step, and its regression ``line``, by its height at the first and the last step."""
+    ends = [{"step": points[end][0], "value": height} for end, height in zip((0, -1), line, strict=True)]
+    x = {"field": "step", "type": "quantitative", "title": "step", "axis": {"grid": False, "tickCount": 5}}
+    y = {"field": "value", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": "~g"}}
+    noisy = {"type": "line", "strokeWidth": 1, "opacity": 0.55, "color": "var(--meta)"}
+    layers = [
+        {"data": {"values": [{"step": step, "value": value} for step, value in points]}, "mark": noisy},
+        {"data": {"values": ends}, "mark": {"type": "line", "strokeWidth": 2.5, "color": "var(--meta)"}},
+    ]
+    return draw({"layer": [{**layer, "encoding": {"x": x, "y": y}} for layer in layers]}, LOSS)
+
+
 def draw(spec: dict[str, Any], frame: Frame) -> Markup:
     """A Vega-Lite specification as inline SVG that scales with its figure; nothing is fetched."""
     size = {

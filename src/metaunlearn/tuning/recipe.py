@@ -154,6 +154,9 @@ def _check(tune: Tune) -> None:
                 raise UserError(f"{vary.key!r} varies twice; tell the two apart by when = {{ OTHER_KEY = [...] }}.")
     for name in _twice([attack.name for attack in (*tune.attacks, *tune.unseen)]):
         raise UserError(f"each attack of [tune] needs a name of its own; there are two {name!r}.")
+    for attack in (*tune.attacks, *tune.unseen):
+        if attack.on_prompts:
+            raise UserError(f"the attack {attack.name!r} is on prompts; a search measures attacks that train a model.")
     for attack in tune.attacks:
         if not attack.malicious:
             raise UserError(f"the attack {attack.name!r} is benign; the search minimises what attacks bring back.")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaunlearn.attacking import attack
-from metaunlearn.models import load_pipeline
-from metaunlearn.pipelines import with_denoiser
+from metaunlearn.models.state import load_state
 from metaunlearn.runs import RUN_FILE, Progress
 
 DENOISER = "unet"
@@ -33,9 +32,8 @@ def make(
 
     With ``warm``, another attack's cell, the attacker goes on from what that one left after ``warm_step`` steps.
     """
-    pipeline = load_pipeline(erase)
     result = attack(
-        pipeline if warm is None else with_denoiser(pipeline, warm / f"step-{warm_step:06d}" / DENOISER),
+        load_state(str(erase), None, warm, warm_step),
         data,
         kind=kind,
         steps=steps,

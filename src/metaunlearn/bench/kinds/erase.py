@@ -22,6 +22,8 @@ def make(
     seed: int,
     device: str,
     progress: Progress | None,
+    related: Sequence[str] = (),
+    retain: Sequence[str] = (),
     pictures: Path | None = None,
     paths: str | None = None,
 ) -> None:
@@ -34,6 +36,8 @@ def make(
         [concept],
         method=method,
         meta=meta,
+        related=related,
+        retain=retain,
         forget_data=None if pictures is None else pictures / "forget",
         retain_data=pictures,
         recipe=recipe,

@@ -10,8 +10,7 @@ from metaunlearn.canvas.tasks import task_for
 from metaunlearn.config import Counts
 from metaunlearn.files import write_json
 from metaunlearn.metrics.judge import load_judge
-from metaunlearn.models import load_pipeline
-from metaunlearn.pipelines import with_denoiser
+from metaunlearn.models.state import load_state
 from metaunlearn.runs import Progress
 
 SCORES_FILE = "scores.json"
@@ -32,11 +31,8 @@ def make(
     step: int = 0,
 ) -> None:
     """``folder/scores.json``: each score with its interval, its protocol and what was seen in every picture."""
-    pipeline = load_pipeline(base if erase is None else erase)
-    if attack is not None:
-        pipeline = with_denoiser(pipeline, attack / f"step-{step:06d}" / "unet")
     found = measure(
-        pipeline.to(device),
+        load_state(base, erase, attack, step).to(device),
         task_for(concept),
         load_judge("canvas"),
         Counts(**counts),

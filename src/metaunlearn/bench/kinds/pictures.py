@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ def make(
     seed: int,
     device: str,
     progress: Progress | None,
+    related: Sequence[str] = (),
+    retain: Sequence[str] = (),
 ) -> None:
     """``folder/forget``, ``folder/related`` and ``folder/unrelated`` as ``erase`` would make them for itself.
 
     ``settings`` are those named by ``PICTURE_SETTINGS``.
     """
     model = load(base, device)
-    prompts = prompts_for(model.pipeline, [concept])
+    prompts = prompts_for(model.pipeline, [concept], related=related, retain=retain)
     # Only the settings of pictures are read; the others have to be there.
     of_pictures = EraseSettings.model_construct(**settings)
     for role in ROLES:

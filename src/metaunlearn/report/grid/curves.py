@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from metaunlearn.bench.lines import Line, by_line, pairs_of
-from metaunlearn.bench.plan import BEFORE
-from metaunlearn.bench.recipe import GridAttack, GridConcept
+from metaunlearn.bench.recipe import CANVAS, GridAttack, GridConcept, steps_of
 from metaunlearn.bench.results import Found, Measured, pooled
+from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.tables import at
 from metaunlearn.report.charts import SMALL, Curve, relearning_chart
 from metaunlearn.report.data import ModelName, Score
@@ -44,7 +44,7 @@ def attack_charts(found: Found, concept: GridConcept) -> list[AttackChart]:
     level = pooled(at(original, (BEFORE, 0)), "concept")
     charts = []
     for attack in found.grid.attacks:
-        steps = attack.steps or concept.steps
+        steps = steps_of(attack, concept)
         facets = [
             facet
             for pair in pairs_of(list(lines))
@@ -52,7 +52,8 @@ def attack_charts(found: Found, concept: GridConcept) -> list[AttackChart]:
         ]
         if facets:
             kind = "malicious" if attack.malicious else "benign"
-            note = f"{kind}: {attack.kind} on {attack.pictures} pictures, {steps[-1]} steps"
+            pictures = f"{attack.pictures} pictures" if found.grid.base == CANVAS else "the given pictures"
+            note = f"{kind}: {attack.kind} on {pictures}, {steps[-1]} steps"
             charts.append(AttackChart(title=attack.name, note=note, facets=facets))
     return charts
 

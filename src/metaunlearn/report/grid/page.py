@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from metaunlearn.bench.formats import Table
-from metaunlearn.bench.published import DIFFERS, published_tables
+from metaunlearn.bench.published import differs, published_tables
 from metaunlearn.bench.results import Found, found_in
 from metaunlearn.bench.tables import NOTE, concept_tables, ratio_tables
 from metaunlearn.errors import UserError
@@ -17,6 +17,7 @@ from metaunlearn.report.grid.missing import missing_table
 from metaunlearn.report.grid.pictures import concept_pictures
 from metaunlearn.report.grid.settings import grid_settings, resolved
 from metaunlearn.report.grid.sheets import sheet
+from metaunlearn.report.grid.trends import trends
 from metaunlearn.report.rendering import render
 from metaunlearn.report.runs import RESULTS_FILE
 
@@ -38,11 +39,12 @@ def grid_page(folder: Path) -> str:
         tables=[(concept.name, _sheets(concept_tables(found, concept))) for concept in concepts],
         note=NOTE,
         published=_sheets(published_tables(found.grid.published)),
-        differs=DIFFERS,
+        differs=differs(found.grid.base),
         pictures=pictures,
         any_sensitive=any(
             shot.sensitive for _, grids in pictures for grid in grids for strip in grid.strips for shot in strip.shots
         ),
+        trends=trends(found, folder),
         settings=grid_settings(found.grid),
         resolved=resolved(found, folder),
         command=_command(found),

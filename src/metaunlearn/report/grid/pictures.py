@@ -9,12 +9,15 @@ from pydantic import BaseModel, ConfigDict
 
 from metaunlearn.bench.kinds.measure import SCORES_FILE
 from metaunlearn.bench.lines import by_line, pairs_of
-from metaunlearn.bench.plan import BEFORE
-from metaunlearn.bench.recipe import GridConcept
+from metaunlearn.bench.recipe import GridConcept, steps_of
 from metaunlearn.bench.results import Found, Measured
+from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.tables import at
 from metaunlearn.report.data import parse, picture_in, read_json
 from metaunlearn.report.pictures import PICTURES_PER_STRIP, Grid, Series, Shown, arrange, read_pictures
+
+DEFAULT_ROLE = "concept"
+"""The role that a title need not name."""
 
 
 class _Sample(BaseModel):
@@ -41,8 +44,9 @@ class _Planned(NamedTuple):
 
 
 def concept_pictures(found: Found, folder: Path) -> list[tuple[str, list[Grid]]]:
-    """Concept and its grids, one for each method; cells that do not lie in ``folder`` are left out."""
-    planned = [one for concept in found.grid.concepts for one in _planned(found, concept, folder)]
+    """Concept and its grids, one for each method and role; cells that do not lie in ``folder`` are left out."""
+    roles = found.grid.pictures.roles
+    planned = [one for concept in found.grid.concepts for r in roles for one in _planned(found, concept, folder, r)]
     pictures = read_pictures(series for one in planned for series in one.series)
     by_concept: dict[str, list[Grid]] = {}
     for one in planned:
@@ -50,29 +54,33 @@ def concept_pictures(found: Found, folder: Path) -> list[tuple[str, list[Grid]]]
     return list(by_concept.items())
 
 
-def _planned(found: Found, concept: GridConcept, folder: Path) -> list[_Planned]:
+def _planned(found: Found, concept: GridConcept, folder: Path, role: str) -> list[_Planned]:
     rows = [measured for measured in found.rows if measured.row.concept == concept.name]
     seed = min((measured.row.seed for measured in rows), default=0)
     lines = by_line(measured for measured in rows if measured.row.seed == seed)
     original = [line for line in lines if line.model == "original"]
-    last = {attack.name: (attack.steps or concept.steps)[-1] for attack in found.grid.attacks}
-    places = [(BEFORE, 0), *last.items()]
+    every = found.grid.pictures.steps == "all"
+    places = [(BEFORE, 0)]
+    for attack in found.grid.attacks:
+        steps = steps_of(attack, concept)
+        places += [(attack.name, step) for step in (steps if every else steps[-1:])]
+    named = "" if role == DEFAULT_ROLE else f", {role}"
     planned = []
     for pair in pairs_of(list(lines)) or [[]]:
         series = [
             series
             for line in [*original, *pair]
             for place in places
-            if (series := _series(at(lines[line], place), folder)) is not None
+            if (series := _series(at(lines[line], place), folder, role)) is not None
         ]
         if series:
             title = (pair or original)[-1].title
-            planned.append(_Planned(concept.name, f"{title}, seed {seed}", series))
+            planned.append(_Planned(concept.name, f"{title}, seed {seed}{named}", series))
     return planned
 
 
-def _series(rows: list[Measured], folder: Path) -> Series | None:
-    """The pictures of the erased concept that the cell of a state keeps; ``rows`` is that state, or nothing."""
+def _series(rows: list[Measured], folder: Path, role: str) -> Series | None:
+    """The pictures of ``role`` that the cell of a state keeps; ``rows`` is that state, or nothing."""
     if not rows:
         return None
     row, cell = rows[0].row, folder / "cells" / rows[0].cell
@@ -88,7 +96,7 @@ def _series(rows: list[Measured], folder: Path) -> Series | None:
             sensitive=sample.sensitive,
         )
         for sample in kept.samples
-        if sample.role == "concept"
+        if sample.role == role
     ][:PICTURES_PER_STRIP]
     words = "before any attack" if row.attack == BEFORE else f"after {row.step} steps of {row.attack}"
     if not shown:

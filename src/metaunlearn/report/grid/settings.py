@@ -35,7 +35,7 @@ class Resolved:
 def grid_settings(grid: Grid) -> dict[str, Any]:
     """``[grid]`` as it was read, its lists of tables by name; what is empty is left out."""
     found = _said(grid.model_dump(mode="json"))
-    for key in ("concepts", "attacks", "variants"):
+    for key in ("concepts", "attacks", "variants", "prompts"):
         items = [said for item in found.pop(key, []) if (said := _said(item))]
         if items:
             found[key] = {item.pop("name", "(no name)"): item for item in items}
@@ -43,7 +43,7 @@ def grid_settings(grid: Grid) -> dict[str, Any]:
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value not in ("", [], {})}
+    return {name: value for name, value in values.items() if value not in ("", [], {}, None)}
 
 
 def resolved(found: Found, folder: Path) -> list[Resolved]:

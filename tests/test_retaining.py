@@ -1,17 +1,22 @@
-"""L_retain as a distillation: the distance to MODEL's own answer on retained pictures."""
+"""L_retain as a distillation, and retained pictures that come without their prompt."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from metaunlearn import erase
+from metaunlearn.conditioning import Conditioning
+from metaunlearn.data.concepts import prompts_for
+from metaunlearn.erasure.prepare import prepare
 from metaunlearn.meta.train import Algorithm1
+from metaunlearn.models import load
 from metaunlearn.parameters import Params
-from toy_denoiser import ToyDenoiser, toy_run, toy_settings
+from toy_denoiser import ToyDenoiser, latent_set, toy_run, toy_settings
 
 DISTILLED = toy_settings("batch_size=4", "retain_loss=distillation", "retain_weight=0.9", "gamma1=1", "gamma2=0.3")
 
@@ -72,3 +77,28 @@ def test_the_teacher_of_a_closed_form_is_the_model_before_the_edit(tmp_path: Pat
     assert result.out is not None
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[1])
     assert first["loss_retain"] > 0
+
+
+def test_dropped_prompts_change_nothing_else_of_a_batch() -> None:
+    kept = latent_set(1, 30)
+    nothing = Conditioning(torch.zeros(1, 2, 2).double())
+    some = replace(kept, empty=nothing, dropout=0.3)
+    rows = torch.arange(30).repeat(100)
+    whole, thinned = (part.batch(rows, torch.Generator().manual_seed(3)) for part in (kept, some))
+    for name in ("x_0", "eps", "t"):
+        assert torch.equal(getattr(whole, name), getattr(thinned, name))
+    empty = (thinned.cond.tokens == 0).all(dim=(1, 2))
+    assert empty.double().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert torch.equal(thinned.cond.tokens[~empty], whole.cond.tokens[~empty])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_only_retained_pictures_lose_their_prompts(tiny_model: Path, share: float) -> None:
+    model = load(tiny_model)
+    settings = toy_settings("forget_images=2", "retain_images=2", f"retain_dropout={share}")
+    prompts = prompts_for(model.pipeline, ["zebra"], retain=["a chair"], related=["a horse"])
+    data = prepare(model, prompts, {}, settings, 0, None, None)
+    assert data.forget.empty is None
+    for kept in (data.related, data.unrelated):
+        assert (kept.empty is not None) == (share > 0)
+        assert kept.dropout == share

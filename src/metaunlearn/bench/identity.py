@@ -1,0 +1,51 @@
+"""What a model is, as one word that changes when its weights do: of files their hash, of a hub id its revision."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from metaunlearn.bench import sources
+from metaunlearn.bench.recipe import CANVAS
+from metaunlearn.models.loading import VARIANTS
+
+
+@functools.cache
+def pipeline_identity(model: str) -> str | None:
+    """Of a base model; None when it is neither here nor in the hub's cache."""
+    if model == CANVAS:
+        return sources.files_hash(_canvas() / "pipeline")
+    weights = ["unet/diffusion_pytorch_model" + (f".{variant}" if variant else "") for variant in VARIANTS]
+    return _identity(model, "model_index.json", [f"{name}.safetensors" for name in weights])
+
+
+@functools.cache
+def judge_identity(judge: str) -> str | None:
+    """Of a judge; None when it is neither here nor in the hub's cache."""
+    if judge == CANVAS:
+        return sources.files_hash(_canvas() / "judge")
+    return _identity(judge, "config.json", ["model.safetensors"])
+
+
+@functools.cache
+def art_hash() -> str:
+    """Of the emoji from which Canvas's real pictures are drawn."""
+    return sources.files_hash(sources.ROOT / "canvas" / "art")
+
+
+def _canvas() -> Path:
+    from metaunlearn.canvas import weights_folder
+
+    return weights_folder()
+
+
+def _identity(model: str, index: str, weights: list[str]) -> str | None:
+    path = Path(model)
+    if path.exists():
+        return sources.files_hash(path)
+    found = try_to_load_from_cache(model, index) if model.count("/") == 1 else None
+    # The cache keeps each revision in a folder named by its commit.
+    there = isinstance(found, str) and any((Path(found).parent / name).is_file() for name in weights)
+    return f"{model}@{Path(str(found)).parent.name}" if there else None

@@ -1,0 +1,62 @@
+"""UnlearnDiffAtk on one erased model: how many prompts get the concept out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.attacking_prompts import RESULTS, attack_prompts
+from metaunlearn.attacks.seen_by_nudenet import nudenet_sees
+from metaunlearn.attacks.success import SuccessTest, judge_sees
+from metaunlearn.data.prompts import Prompt
+from metaunlearn.files import write_json
+from metaunlearn.metrics.judge import load_judge
+from metaunlearn.models import load_pipeline
+from metaunlearn.runs import RUN_FILE, Progress
+
+SCORES_FILE = "scores.json"
+
+
+def make(
+    folder: Path,
+    *,
+    base: str,
+    erase: Path,
+    prompts: Sequence[Mapping[str, Any]],
+    success: str,
+    judge: str,
+    concept: str,
+    alternatives: Sequence[str],
+    recipe: str,
+    overrides: Sequence[str],
+    seed: int,
+    device: str,
+    progress: Progress | None,
+) -> None:
+    """``folder`` as ``metaunlearn attack --kind unlearndiffatk`` leaves it; ``scores.json`` has its two rates.
+
+    The target pictures are those that ``base`` draws.
+    """
+    attack_prompts(
+        load_pipeline(erase),
+        [Prompt(**record) for record in prompts],
+        _test(success, judge, concept, alternatives, device),
+        base=load_pipeline(base),
+        recipe=recipe,
+        overrides=overrides,
+        seed=seed,
+        device=device,
+        out=folder,
+        resume=(folder / RUN_FILE).exists(),
+        progress=progress,
+    )
+    rates = json.loads((folder / RESULTS).read_text())
+    write_json(folder / SCORES_FILE, {"scores": rates, "samples": []})
+
+
+def _test(success: str, judge: str, concept: str, alternatives: Sequence[str], device: str) -> SuccessTest:
+    if success == "nudity":
+        return nudenet_sees()
+    return judge_sees(load_judge(judge, device=device), concept, alternatives)

@@ -1,0 +1,123 @@
+"""What is measured of a state, as the facts of a cell: a task of Canvas, prompts, or UnlearnDiffAtk's success."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from metaunlearn.bench.identity import art_hash, judge_identity
+from metaunlearn.bench.inputs import Input, Inputs
+from metaunlearn.bench.recipe import CANVAS, Grid, GridAttack, GridConcept, GridPrompts, Place
+from metaunlearn.bench.state import State
+
+WITHOUT_JUDGE = ("nudity", "unsafe")
+"""Metrics that bring their own model and ask no judge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A cell without the cells that it needs."""
+
+    kind: str
+    spec: Mapping[str, Any]
+    call: Mapping[str, Any]
+    size: float
+    missing: tuple[str, ...] = ()
+
+
+class Scoring:
+    """What a grid measures."""
+
+    def __init__(self, grid: Grid, inputs: Inputs, base: Input) -> None:
+        self.grid, self.inputs, self.base = grid, inputs, base
+
+    def work(self, state: State, concept: GridConcept, place: Place) -> Work:
+        """What is measured of ``state``."""
+        return self._task(state, place) if self.grid.measure is not None else self._prompts(state, concept, place)
+
+    def adversarial(
+        self, state: State, concept: GridConcept, attack: GridAttack, settings: Mapping[str, Any], said: Sequence[str]
+    ) -> Work:
+        """The attack on prompts with these ``settings``, which ``said`` gives it over the recipe's."""
+        assert attack.prompts is not None  # read_bench() lets nothing else pass.
+        prompts = self.inputs.prompts(attack.prompts)
+        success = attack.success or "judge"
+        judge = self._judge(needed=success == "judge")
+        facts = {"success": success, **_looked_for(concept), "seed": state.seed}
+        spec = {"base": self.base.identity, "prompts": prompts.identity, "settings": settings, "judge": judge.identity}
+        call = {"base": self.base.value, "prompts": prompts.records, "judge": judge.value}
+        return Work(
+            kind="adversarial",
+            spec={**facts, **spec},
+            call={**facts, **call, "recipe": self.grid.recipe, "overrides": list(said)},
+            size=max(len(prompts.records), 1),
+            missing=(*self.base.missing, *prompts.missing, *judge.missing),
+        )
+
+    def _task(self, state: State, place: Place) -> Work:
+        assert self.grid.measure is not None
+        counts = getattr(self.grid.measure, place).model_dump()
+        facts = {"concept": state.concept, "seed": state.seed, "counts": counts, "shown": self.grid.measure.shown}
+        return Work(
+            kind="measure",
+            spec={**facts, "base": self.base.identity, "art": art_hash(), "judge": judge_identity(CANVAS)},
+            call={**facts, "base": self.base.value},
+            size=sum(counts.values()),
+        )
+
+    def _prompts(self, state: State, concept: GridConcept, place: Place) -> Work:
+        asked = [_Asked.of(one, concept, self.inputs) for one in self.grid.prompts if place in one.at]
+        judge = self._judge(needed=any(one.asks_judge for one in asked))
+        facts = {**_looked_for(concept), "seed": state.seed}
+        missing = [*self.base.missing, *judge.missing, *(text for one in asked for text in one.missing)]
+        return Work(
+            kind="evaluate",
+            spec={**facts, "base": self.base.identity, "judge": judge.identity, "sets": [one.spec for one in asked]},
+            call={**facts, "base": self.base.value, "judge": judge.value, "sets": [one.call for one in asked]},
+            size=sum(one.size for one in asked),
+            missing=tuple(dict.fromkeys(missing)),
+        )
+
+    def _judge(self, *, needed: bool) -> Input:
+        """The grid's judge; where none is asked, the one that is always there."""
+        return self.inputs.judge() if needed else Input(CANVAS, "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """One of the grid's ``prompts``, for one concept."""
+
+    spec: dict[str, Any]
+    call: dict[str, Any]
+    size: int
+    missing: tuple[str, ...]
+    asks_judge: bool
+
+    @classmethod
+    def of(cls, one: GridPrompts, concept: GridConcept, inputs: Inputs) -> _Asked:
+        prompts = inputs.prompts(one, concept.texts.get(one.name, ()))
+        reference = inputs.reference(one.reference) if one.reference else Input("", "")
+        names = {score: metric.partition(":")[0] for score, metric in one.scores.items()}
+        weights = {name: found for name in names.values() if (found := inputs.weights(name)) is not None}
+        metrics = {
+            score: f"{name}:{weights[name].value}" if name in weights and weights[name].value else one.scores[score]
+            for score, name in names.items()
+        }
+        facts = {"name": one.name, "images": one.images, "shown": one.shown, "sensitive": one.sensitive}
+        hashes = {name: found.identity for name, found in weights.items()}
+        return cls(
+            spec={
+                **facts, "prompts": prompts.identity, "scores": one.scores, "weights": hashes,
+                "reference": reference.identity,
+            },
+            call={**facts, "prompts": prompts.records, "scores": metrics, "reference": reference.value},
+            size=max(len(prompts.records), 1) * one.images,
+            missing=(*prompts.missing, *reference.missing, *(text for f in weights.values() for text in f.missing)),
+            asks_judge=not set(names.values()) <= set(WITHOUT_JUDGE),
+        )  # fmt: skip
+
+
+def _looked_for(concept: GridConcept) -> dict[str, Any]:
+    """What a judge looks for, and what it may see instead."""
+    return {"concept": concept.erased, "alternatives": list(concept.alternatives)}

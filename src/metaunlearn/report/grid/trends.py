@@ -1,0 +1,64 @@
+"""The paper's Figure 6: how the two gradients of Eq. 4 stand to each other, step by step of a meta-unlearning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import linear_regression
+
+from markupsafe import Markup
+
+from metaunlearn.bench.lines import Line
+from metaunlearn.bench.results import Found
+from metaunlearn.bench.state import BEFORE
+from metaunlearn.bench.store import CELL_FILE
+from metaunlearn.report.charts import trend_chart
+from metaunlearn.report.data import read_json
+
+LOG_FILE = "log.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """One erasing run."""
+
+    title: str
+    svg: Markup
+    description: str
+    """What a reader who cannot see it is told."""
+
+
+def trends(found: Found, folder: Path) -> list[Trend]:
+    """One for each diagnosed meta-unlearned model whose cell lies in ``folder``; none where the grid asks for none."""
+    if not found.grid.diagnosed:
+        return []
+    drawn = []
+    for measured in found.rows:
+        row = measured.row
+        if (row.attack, row.model) != (BEFORE, "meta-unlearn"):
+            continue
+        points = _points(folder / "cells", measured.cell)
+        if len(points) > 1:
+            title = f"{row.concept}, {Line(row.method, row.variant, row.model).title}, seed {row.seed}"
+            drawn.append(_trend(title, points))
+    return drawn
+
+
+def _trend(title: str, points: Sequence[tuple[int, float]]) -> Trend:
+    slope, start = linear_regression(*zip(*points, strict=True))
+    first, last = (start + slope * points[end][0] for end in (0, -1))
+    text = f"{title}: regression line from {first:+.3f} at step {points[0][0]} to {last:+.3f} at {points[-1][0]}."
+    return Trend(title=title, svg=trend_chart(points, (first, last)), description=text)
+
+
+def _points(cells: Path, cell: str) -> list[tuple[int, float]]:
+    """(step, cosine of grad L_DM(theta; D_FT) and grad L_DM(theta; D_retain)) of the run behind ``cell``."""
+    record = cells / cell / CELL_FILE
+    erased = read_json(record).get("needs", {}).get("erase") if record.is_file() else None
+    log = cells / str(erased) / LOG_FILE
+    if not log.is_file():
+        return []
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [(line["step"], line["diagnostics"]["cosine"]) for line in lines if "diagnostics" in line]

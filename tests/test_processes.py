@@ -1,0 +1,226 @@
+"""Two processes on one machine do what one does: the same weights to rounding, the same pictures and scores.
+
+They are started once, by the launcher that ``accelerate launch`` uses, for all command lines that are compared here;
+one process runs the same command lines in this one. Last, one of the two is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from attack_fixtures import write_pictures
+from conftest import UNET, Call, break_at_the_fourth_step, process_environment
+from metaunlearn.cli import main
+from metaunlearn.config import EraseSettings
+from metaunlearn.errors import UserError
+from metaunlearn.meta.train import check_shares
+from metaunlearn.parameters import Params
+from metaunlearn.processes import ALONE, Processes
+
+TWO = [Processes(number=number, count=2) for number in (0, 1)]
+FAST = (
+    "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4", "checkpoint_every=2",
+)  # fmt: skip
+RELATIVE = 1e-5
+"""How far two processes' weights may be from one's: their sums have another order."""
+
+
+class Launched(NamedTuple):
+    one: Path
+    """What one process made of each call."""
+    two: Path
+    """What two made of it."""
+    code: int
+    err: str
+
+
+def erasing(model: Path, *settings: str, method: str = "esd-u-1") -> list[str]:
+    sets = [word for setting in (*FAST, *settings) for word in ("--set", setting)]
+    return ["erase", str(model), "--concept", "zebra", "--method", method, *sets]
+
+
+@pytest.fixture(scope="module")
+def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    folder = tmp_path_factory.mktemp("processes")
+    data = write_pictures(folder / "data")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("".join(f"a zebra and {number} knives\n" for number in range(40)))
+    weights = ("retain_related=0.7", "retain_unrelated=0.3", "zeta_related=1.0", "zeta_unrelated=0.2")
+    calls = {
+        "first-order": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "accumulation=2", *weights),
+        "difference": erasing(tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam"),
+        "double": erasing(tiny_model, "steps=2", "meta_gradient=double-backward", "diagnostics_every=1"),
+        "uneven": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "batch_size=2"),
+        "sdd": erasing(tiny_model, "steps=1", "meta_gradient=first-order", "bank_trajectories=33", method="sdd"),
+        "uce": [*erasing(tiny_model, method="uce"), "--no-meta"],
+        "finetune": [
+            "attack", str(tiny_model), "--data", str(data), "--steps", "0,2", "--set", "batch_size=4",
+            "--set", "text_encoder=true", "--strip", "a zebra",
+        ],
+        "lora": ["attack", str(tiny_model), "--data", str(data), "--kind", "lora", "--steps", "2"],
+        "quantize": ["attack", str(tiny_model), "--kind", "quantize", "--strengths", "8"],
+        "generate": ["generate", str(tiny_model), "--prompts", str(prompts)],
+        "evaluate": [
+            "evaluate", str(tiny_model), "--prompts", str(prompts), "--metrics", "concept,fid", "--concept", "a knife",
+            "--alternative", "a fork", "--reference", str(data),
+        ],
+        "refused": erasing(tiny_model, "steps=2", "batch_size=3"),
+        "resumed": [*erasing(tiny_model, "steps=5", "meta_gradient=first-order"), "--resume"],
+        "killed": erasing(tiny_model, "steps=5", "meta_gradient=first-order"),
+    }  # fmt: skip
+    one, two = folder / "one", folder / "two"
+    with pytest.MonkeyPatch.context() as patch:  # Cut off after step 2 in one process, to be resumed by two.
+        break_at_the_fourth_step(patch)
+        assert main([*calls["killed"], "--out", str(two / "resumed")]) == 1
+    for name, call in calls.items():
+        if name != "refused":
+            assert main([*call, "--out", str(one / name)]) == 0, name
+    todo = folder / "calls.json"
+    todo.write_text(json.dumps([[*call, "--out", str(two / name)] for name, call in calls.items()]))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).with_name("two_processes.py")
+    done = subprocess.run([*launcher, script, todo], env=process_environment(), capture_output=True, text=True)
+    return Launched(one, two, done.returncode, done.stderr)
+
+
+def distance(one: Path, two: Path, file: str = UNET) -> float:
+    """||a - b|| / ||a||."""
+    a, b = load_file(one / file), load_file(two / file)
+    assert a.keys() == b.keys()
+    difference = torch.cat([(a[name] - b[name]).double().flatten() for name in a]).norm()
+    return float(difference / torch.cat([p.double().flatten() for p in a.values()]).norm())
+
+
+def assert_same_weights(one: Path, two: Path, file: str = UNET) -> None:
+    assert distance(one, two, file) <= RELATIVE
+
+
+def changed(base: Path, run: Path) -> bool:
+    a, b = load_file(base / UNET), load_file(run / UNET)
+    return any(not torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", ["first-order", "difference", "double", "uneven", "sdd", "uce"])
+def test_erasing_gives_the_weights_of_one_process(launched: Launched, tiny_model: Path, name: str) -> None:
+    """Also relative to how far the steps lead, which is little."""
+    one, two = launched.one / name, launched.two / name
+    assert_same_weights(one, two)
+    assert distance(one, two) < 1e-2 * distance(one, tiny_model)
+
+
+def numbers(value: object) -> list[float]:
+    """Every number in a line of a log."""
+    if isinstance(value, dict):
+        return [x for part in value.values() for x in numbers(part)]
+    if isinstance(value, list):
+        return [x for part in value for x in numbers(part)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+@pytest.mark.parametrize("name", ["first-order", "double", "uneven", "finetune"])
+def test_logs_are_those_of_one_process(launched: Launched, name: str) -> None:
+    """Losses, and Eq. 4's terms, are means over all rows; each step is logged once."""
+    logs = [(folder / name / "log.jsonl").read_text().splitlines() for folder in (launched.one, launched.two)]
+    assert len(logs[0]) == len(logs[1]) == 2
+    for one, two in zip(*logs, strict=True):
+        assert numbers(json.loads(one)) == pytest.approx(numbers(json.loads(two)), rel=1e-3, abs=1e-6)
+
+
+def test_attacks_give_the_weights_of_one_process(launched: Launched, tiny_model: Path) -> None:
+    step = "step-000002"
+    assert_same_weights(launched.one / "finetune" / step, launched.two / "finetune" / step)
+    assert_same_weights(
+        launched.one / "finetune" / step, launched.two / "finetune" / step, "text_encoder/model.safetensors"
+    )
+    assert changed(tiny_model, launched.two / "finetune" / step)
+    assert_same_weights(launched.one / "lora" / step, launched.two / "lora" / step)
+    assert (launched.two / "finetune" / "strip.png").exists()
+    assert not changed(launched.one / "quantize" / "bits-8", launched.two / "quantize" / "bits-8")
+
+
+def test_pictures_and_scores_are_those_of_one_process(launched: Launched) -> None:
+    for name in ("generate", "evaluate/images"):
+        files = {file.name for file in (launched.one / name).glob("*.png")}
+        assert len(files) >= 40
+        for file in files | {"metadata.jsonl"}:
+            assert (launched.one / name / file).read_bytes() == (launched.two / name / file).read_bytes(), file
+    for file in ("results.json", "raw.jsonl"):
+        assert (launched.one / "evaluate" / file).read_text() == (launched.two / "evaluate" / file).read_text()
+
+
+def test_batch_that_cannot_be_shared_is_refused_once(launched: Launched) -> None:
+    assert not (launched.two / "refused").exists()
+    assert launched.err.count("2 processes cannot share batches of 3 evenly") == 1
+
+
+def test_different_weights_end_the_run_everywhere(launched: Launched) -> None:
+    """One bit of one of five numbers is another in process 1."""
+    for number in (0, 1):
+        assert f"noticed by {number}: the processes have different weights after step 7" in launched.err
+
+
+def test_killed_process_ends_the_run_with_a_message(launched: Launched) -> None:
+    assert launched.code != 0
+    assert "(process 0 of 2): another process of this run died" in launched.err
+    assert "--resume" in launched.err
+
+
+def test_run_goes_on_after_a_kill_with_any_number_of_processes(launched: Launched, call: Call) -> None:
+    """Two processes finished what one began; one finishes what two began."""
+    assert_same_weights(launched.one / "resumed", launched.two / "resumed")
+    folder = launched.two / "killed"
+    assert (folder / "state" / "training.safetensors").exists()
+    arguments = json.loads((launched.two.parent / "calls.json").read_text())[-1]
+    assert call(*arguments, "--resume").code == 0
+    assert_same_weights(launched.one / "killed", folder)
+
+
+# --- Without other processes -----------------------------------------------------------------------------------------
+
+
+def test_alone_everything_stays_as_it_is() -> None:
+    a: Params = {"w": torch.ones(2)}
+    assert ALONE.average(a) is a
+    assert ALONE.own(5) == slice(0, 5)
+    assert ALONE.of_others(lambda: 1) == []
+
+    def loss(theta: Params) -> torch.Tensor:
+        return theta["w"].sum()
+
+    assert ALONE.shared(loss) is loss
+
+
+def test_rows_and_turns_are_shared_out() -> None:
+    assert [processes.own(6) for processes in TWO] == [slice(0, 3), slice(3, 6)]
+    assert [list(processes.turns(5)) for processes in TWO] == [[0, 2, 4], [1, 3]]
+    assert TWO[1].device("cpu") == "cpu"
+    with pytest.raises(UserError, match="without a number"):
+        TWO[1].device("cuda:0")
+
+
+def test_kinds_with_weights_of_their_own_must_be_shared_evenly() -> None:
+    """Batches of 2 hold one related and one unrelated picture: each process would have one kind's mean only."""
+    base = {"steps": 1, "learning_rate": 1, "gamma2": 1, "retain_weight": 1, "inner_steps": 1, "inner_learning_rate": 1}
+    pictures = {"forget_images": 1, "retain_images": 1, "bank_trajectories": 1, "bank_steps": 1}
+    settings = EraseSettings(**base, **pictures, batch_size=2)
+    check_shares(settings, TWO[0], meta=True)
+    weighted = settings.model_copy(update={"retain_related": 1.0, "retain_unrelated": 0.5})
+    check_shares(weighted, ALONE, meta=True)
+    with pytest.raises(UserError, match="batch_size"):
+        check_shares(weighted, TWO[0], meta=True)
+
+
+def test_commands_of_one_process_say_so(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    found = call("report", tmp_path)
+    assert found.code == 2
+    assert "runs in one process, and 2 were started" in found.err
