@@ -23,6 +23,10 @@ NAMING = ("method", "model", "variant", "finetune_data", "attack_optimizer")
 """Columns that say what a row is about, always the first ones."""
 PAPERS_MODEL = "CompVis/stable-diffusion-v1-4"
 """That of all published tables."""
+PAPERS_MODEL_TITLE = "Stable Diffusion 1.4"
+"""As titles say it."""
+PAPERS_CONCEPT = "nudity"
+"""What is erased in all of them."""
 
 DIFFERS = (
     "Published figures (Gao et al., ICCV 2025). Their model is Stable Diffusion 1.4, their concept nudity as NudeNet "

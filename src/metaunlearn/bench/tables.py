@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import mean
 
+from metaunlearn.bench.beside import BESIDE, beside_tables
 from metaunlearn.bench.entries import at, entry_of
 from metaunlearn.bench.formats import Entry, Table, slug, to_markdown
 from metaunlearn.bench.lines import by_line, names_of, ratios
@@ -48,8 +49,11 @@ def markdown(found: Found) -> str:
             parts += [f"{'###' if place else '##'} {table.title}", to_markdown(table)]
     for table in ratio_tables(found):
         parts += [f"## {table.title}", table.note, to_markdown(table)]
-    published = published_tables(grid.published)
-    parts += ["## In the paper", differs(grid.base)] if published else []
+    beside, published = beside_tables(found), published_tables(grid.published)
+    parts += ["## Beside the paper", BESIDE, differs(grid.base)] if beside else []
+    for table in beside:
+        parts += [f"### {table.title}", table.note, to_markdown(table), *([table.below] if table.below else [])]
+    parts += ["## In the paper", *([] if beside else [differs(grid.base)])] if published else []
     for table in published:
         parts += [f"### {table.title}", to_markdown(table)]
     return "\n\n".join(parts) + "\n"
