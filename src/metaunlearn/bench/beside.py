@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metaunlearn.bench.beside_layouts import PUBLISHED, Column, Figure, Layout
-from metaunlearn.bench.counterparts import model_title, same_concept, same_model
+from metaunlearn.bench.counterparts import both, model_title, same_concept, same_model
 from metaunlearn.bench.entries import at, entry_of
 from metaunlearn.bench.formats import Entry, Table, slug
 from metaunlearn.bench.lines import by_line
@@ -17,8 +17,8 @@ from metaunlearn.bench.published import PAPERS_CONCEPT, PAPERS_MODEL_TITLE, publ
 from metaunlearn.bench.results import Found, Measured, pooled
 
 BESIDE = (
-    "The paper's rows that this grid has, too: our figure with its interval, the paper's as printed, and ours minus the "
-    "paper's. Where ours is empty nothing is measured yet."
+    "The paper's rows that this grid has, too: our figure with its interval, the paper's as printed, and ours minus "
+    "the paper's. Where ours is empty nothing is measured yet."
 )
 THEIRS = ("paper", "difference")
 """What is said of the columns that stand beside ours."""
