@@ -261,7 +261,7 @@ BESIDE = changed("methods", to=["esd-u-1"], of=changed("concepts", 0, "steps", t
 
 
 def write_beside(out: Path, grid: dict[str, Any] = BESIDE) -> None:
-    """``results.json`` of ``grid``, which has a method and as many checkpoints as the paper; seed 0 before an attack."""
+    """``results.json`` of ``grid``, which has a method and four checkpoints as the paper: seed 0 before any attack."""
     resolved = resolve(Grid, grid)
     score = {"value": 10.0, "low": 5.0, "high": 20.0, "n": 10, "hits": 1, "protocol": "p"}
     every = list(states(resolved))

@@ -30,7 +30,7 @@ PAPERS_CONCEPT = "nudity"
 
 DIFFERS = (
     "Published figures (Gao et al., ICCV 2025). Their model is Stable Diffusion 1.4, their concept nudity as NudeNet "
-    "sees it, their attacks 50 to 300 steps: model and protocol differ from those above, so compare the order and the "
+    "sees it, their attacks 50 to 300 steps: model and protocol differ from this grid's, so compare the order and the "
     "direction, not the figures."
 )
 
