@@ -21,6 +21,8 @@ class Entry:
     """The interval as it is printed; empty without one."""
     note: str = ""
     """Said of this figure, in brackets."""
+    unlike: bool = False
+    """Whether it is a difference of things that are not alike, which measures no error: the page shows it grey."""
 
     def __str__(self) -> str:
         interval = f" [{self.low}, {self.high}]" if self.low else ""
@@ -41,6 +43,10 @@ class Table:
     """How many of the columns, the first ones, say what a row is about."""
     rows: Sequence[Sequence[Entry]]
     """Each as long as ``heads``."""
+    below: str = ""
+    """Said under the table."""
+    whole: bool = False
+    """Whether the page keeps columns with nothing in them."""
 
 
 def slug(text: str) -> str:

@@ -23,10 +23,14 @@ NAMING = ("method", "model", "variant", "finetune_data", "attack_optimizer")
 """Columns that say what a row is about, always the first ones."""
 PAPERS_MODEL = "CompVis/stable-diffusion-v1-4"
 """That of all published tables."""
+PAPERS_MODEL_TITLE = "Stable Diffusion 1.4"
+"""As titles say it."""
+PAPERS_CONCEPT = "nudity"
+"""What is erased in all of them."""
 
 DIFFERS = (
     "Published figures (Gao et al., ICCV 2025). Their model is Stable Diffusion 1.4, their concept nudity as NudeNet "
-    "sees it, their attacks 50 to 300 steps: model and protocol differ from those above, so compare the order and the "
+    "sees it, their attacks 50 to 300 steps: model and protocol differ from this grid's, so compare the order and the "
     "direction, not the figures."
 )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 
+from metaunlearn.bench.beside import BESIDE, beside_tables
+from metaunlearn.bench.entries import at, entry_of
 from metaunlearn.bench.formats import Entry, Table, slug, to_markdown
 from metaunlearn.bench.lines import by_line, names_of, ratios
 from metaunlearn.bench.published import differs, published_tables
@@ -47,8 +49,11 @@ def markdown(found: Found) -> str:
             parts += [f"{'###' if place else '##'} {table.title}", to_markdown(table)]
     for table in ratio_tables(found):
         parts += [f"## {table.title}", table.note, to_markdown(table)]
-    published = published_tables(grid.published)
-    parts += ["## In the paper", differs(grid.base)] if published else []
+    beside, published = beside_tables(found), published_tables(grid.published)
+    parts += ["## Beside the paper", BESIDE, differs(grid.base)] if beside else []
+    for table in beside:
+        parts += [f"### {table.title}", table.note, to_markdown(table), *([table.below] if table.below else [])]
+    parts += ["## In the paper", *([] if beside else [differs(grid.base)])] if published else []
     for table in published:
         parts += [f"### {table.title}", to_markdown(table)]
     return "\n\n".join(parts) + "\n"
@@ -67,7 +72,7 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     seeds = ", ".join(map(str, concept.seeds))
 
     def entry(mine: list[Measured], place: tuple[str, int], name: str, digits: int = 1) -> Entry:
-        return _entry(pooled(at(mine, place), name), len(concept.seeds), digits)
+        return entry_of(pooled(at(mine, place), name), len(concept.seeds), digits)
 
     def seen(mine: list[Measured]) -> list[Entry]:
         return [entry(mine, place, "concept") for place in columns]
@@ -103,7 +108,7 @@ def _other_table(rows: list[Measured], columns: Columns, concept: GridConcept, s
     places = [place for place in columns if at(mine, place)]
 
     def entries(those: list[Measured]) -> list[Entry]:
-        return [_entry(pooled(at(those, place), score), len(concept.seeds), 1) for place in places]
+        return [entry_of(pooled(at(those, place), score), len(concept.seeds), 1) for place in places]
 
     title = f"{concept.name}: {OTHERS.get(score, score)}"
     return _table(f"{slug(concept.name)}-{slug(score)}", title, mine, [_column(*place) for place in places], entries)
@@ -131,16 +136,6 @@ def columns_of(grid: Grid, concept: GridConcept) -> Columns:
     return [(BEFORE, 0)] + [(attack.name, step) for attack in grid.attacks for step in steps_of(attack, concept)]
 
 
-def at(rows: Iterable[Measured], place: tuple[str, int]) -> list[Measured]:
-    """Those of ``rows`` after (attack, step)."""
-    return [measured for measured in rows if (measured.row.attack, measured.row.step) == place]
-
-
-def seeds_note(found: Pooled, seeds: int) -> str:
-    """Of how many of the seeds a figure is; empty when it is of all."""
-    return "" if len(found.by_seed) == seeds else f"{len(found.by_seed)} of {seeds} seeds"
-
-
 def _column(attack: str, step: int) -> str:
     return f"{attack} {step}" if step else attack
 
@@ -156,13 +151,6 @@ def _table(
     heads, names = names_of(lines)
     cells = [[*map(Entry, names[line]), *entries(mine)] for line, mine in lines.items()]
     return Table(name=name, title=title, heads=[*heads, *columns], named=len(heads), rows=cells)
-
-
-def _entry(found: Pooled | None, seeds: int, digits: int) -> Entry:
-    if found is None:
-        return Entry()
-    value, low, high = (f"{part:.{digits}f}" for part in (found.value, found.low, found.high))
-    return Entry(value, found.value, low, high, seeds_note(found, seeds))
 
 
 def _by_seed(found: Pooled | None, seeds: Sequence[int]) -> Entry:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from metaunlearn.bench.entries import at
 from metaunlearn.bench.lines import Line, by_line, pairs_of
 from metaunlearn.bench.recipe import CANVAS, GridAttack, GridConcept, steps_of
 from metaunlearn.bench.results import Found, Measured, pooled
 from metaunlearn.bench.state import BEFORE
-from metaunlearn.bench.tables import at
 from metaunlearn.report.charts import SMALL, Curve, relearning_chart
 from metaunlearn.report.data import ModelName, Score
 from metaunlearn.report.story import MODEL_TITLES

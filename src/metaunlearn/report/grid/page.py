@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from metaunlearn.bench.beside import BESIDE, beside_tables
 from metaunlearn.bench.formats import Table
 from metaunlearn.bench.published import differs, published_tables
 from metaunlearn.bench.results import Found, found_in
@@ -38,6 +39,8 @@ def grid_page(folder: Path) -> str:
         curves=[(concept.name, attack_charts(found, concept)) for concept in concepts],
         tables=[(concept.name, _sheets(concept_tables(found, concept))) for concept in concepts],
         note=NOTE,
+        beside=_sheets(beside_tables(found)),
+        beside_note=BESIDE,
         published=_sheets(published_tables(found.grid.published)),
         differs=differs(found.grid.base),
         pictures=pictures,

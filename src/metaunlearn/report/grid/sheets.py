@@ -21,8 +21,8 @@ class Sheet:
 
 
 def sheet(table: Table) -> Sheet:
-    """``table`` ready for the page, without columns that say nothing."""
-    table = _narrowed(table)
+    """``table`` ready for the page, without columns that say nothing, unless it is to be whole."""
+    table = table if table.whole else _narrowed(table)
     named = [[entry.text for entry in row[: table.named]] for row in table.rows]
     return Sheet(
         table=table,

@@ -1,0 +1,26 @@
+"""Measured rows of one place in a table, and their pooled score as it is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from metaunlearn.bench.formats import Entry
+from metaunlearn.bench.results import Measured, Pooled
+
+
+def at(rows: Iterable[Measured], place: tuple[str, int]) -> list[Measured]:
+    """Those of ``rows`` after (attack, step)."""
+    return [measured for measured in rows if (measured.row.attack, measured.row.step) == place]
+
+
+def entry_of(found: Pooled | None, seeds: int, digits: int, *, factor: float = 1.0) -> Entry:
+    """``factor`` times ``found`` with its interval; empty where nothing is measured."""
+    if found is None:
+        return Entry()
+    value, low, high = (f"{factor * part:.{digits}f}" for part in (found.value, found.low, found.high))
+    return Entry(value, factor * found.value, low, high, seeds_note(found, seeds))
+
+
+def seeds_note(found: Pooled, seeds: int) -> str:
+    """Of how many of the seeds a figure is; empty when it is of all."""
+    return "" if len(found.by_seed) == seeds else f"{len(found.by_seed)} of {seeds} seeds"
