@@ -120,7 +120,7 @@ def test_a_distilled_retain_loss_asks_a_copy_of_the_model(tiny_model: Path, mode
     """One forward pass on 8 pictures a step, and the copy, in the teacher's precision."""
     forward, _ = doctor.forward_cost(model)
     overrides = ["batch_size=8"]
-    plain = doctor.estimate(tiny_model, meta=False, overrides=overrides, speed=1e9)
+    plain = doctor.estimate(tiny_model, meta=False, overrides=[*overrides, "retain_loss=denoising"], speed=1e9)
     distilled = doctor.estimate(tiny_model, meta=False, overrides=[*overrides, "retain_loss=distillation"], speed=1e9)
     assert (distilled.seconds_per_step - plain.seconds_per_step) * doctor.EFFICIENCY * 1e9 == pytest.approx(8 * forward)
     assert distilled.memory_bytes - plain.memory_bytes == 4 * plain.denoiser_parameters

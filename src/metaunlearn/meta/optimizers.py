@@ -207,7 +207,9 @@ class Adam:
         torch._foreach_mul_(slope, q)
         torch._foreach_div_(slope, root)
         w_b = torch._foreach_add(w_b, slope, alpha=-0.5 / (1 - self.beta2**m))
-        direction = torch._foreach_mul([gradients[-1][name] for name in v], 2 * (1 - self.beta2))
+        g = gradients[-1]  # Once: it may have to come from the host.
+        direction = torch._foreach_mul([g[name] for name in v], 2 * (1 - self.beta2))
+        del g
         torch._foreach_mul_(direction, w_b)
         torch._foreach_add_(direction, w_a, alpha=1 - self.beta1)
         torch._foreach_mul_(w_a, self.beta1)
