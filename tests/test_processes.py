@@ -27,7 +27,7 @@ from metaunlearn.processes import ALONE, Processes
 
 TWO = [Processes(number=number, count=2) for number in (0, 1)]
 FAST = (
-    "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4", "checkpoint_every=2",
+    "forget_images=4", "retain_loss=denoising", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4", "checkpoint_every=2",
 )  # fmt: skip
 RELATIVE = 1e-5
 """How far two processes' weights may be from one's: their sums have another order."""
