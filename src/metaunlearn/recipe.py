@@ -96,6 +96,15 @@ def _over(own: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     return {**base, **own, **both}
 
 
+def read_kind(name: str, kind: str, purpose: str) -> RecipeFile:
+    """The recipe ``name``, which must have the section ``kind``, grid or tune; UserError names those that do."""
+    recipe = read_recipe(name)
+    if not getattr(recipe, kind):
+        those = [other for other in recipe_names() if read_recipe(other).kind == kind]
+        raise UserError(f"recipe {name} has no [{kind}] {purpose} (recipe=, RECIPE); those that do: {those}.")
+    return recipe
+
+
 def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd") -> str:
     """The recipe for a denoiser of this size and class: ``small``, else ``sdxl``, else by the text width.
 

@@ -14,7 +14,7 @@ from metaunlearn.canvas.tasks import known
 from metaunlearn.config import Counts
 from metaunlearn.data.recipes import recipe_named
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.recipe import read_recipe, recipe_names
+from metaunlearn.recipe import read_kind
 from metaunlearn.settings import Settings, resolve
 
 CANVAS = "canvas"
@@ -218,15 +218,9 @@ class BenchRecipe(NamedTuple):
 
 def read_bench(name: str) -> BenchRecipe:
     """The grid of the recipe ``name`` (shipped, or a path); UserError says what is wrong with it."""
-    recipe = read_recipe(name)
-    if not recipe.grid:
-        grids = [other for other in recipe_names() if read_recipe(other).kind == "grid"]
-        raise UserError(f"recipe {name} has no [grid] for bench to run (recipe=, RECIPE); those that do: {grids}.")
+    recipe = read_kind(name, "grid", "for bench to run")
     try:
         grid = resolve(Grid, recipe.grid)
-    except UserError as error:
-        raise UserError(f"recipe {name}, [grid]: {error}") from error
-    try:
         check_grid(grid)
     except UserError as error:
         raise UserError(f"recipe {name}, [grid]: {error}") from error

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from metaunlearn.bench.kinds.measure import SCORES_FILE
 from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.recipe import BenchRecipe, Grid
+from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.bench.state import State
 from metaunlearn.bench.store import Store
 from metaunlearn.metrics.intervals import wilson

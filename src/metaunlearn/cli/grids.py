@@ -61,18 +61,14 @@ def bench(
     with working(as_json=as_json) as console:
         from metaunlearn.bench.run import dry_run, run_grid
 
+        asked = {"only": only or (), "overrides": overrides or (), "prompts": prompts or (), "use": use or ()}
         if plan:
-            found = dry_run(
-                recipe, out, only=only or (), overrides=overrides or (), prompts=prompts or (), use=use or ()
-            )
+            found = dry_run(recipe, out, **asked)
         else:
             summary = run_grid(
                 recipe,
                 out,
-                only=only or (),
-                overrides=overrides or (),
-                prompts=prompts or (),
-                use=use or (),
+                **asked,
                 device=device if ray is not None else o.check_device(device),
                 ray=ray,
                 progress=console.progress,

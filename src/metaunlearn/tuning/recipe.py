@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from metaunlearn.bench.recipe import GridAttack, Steps
 from metaunlearn.config import Counts
 from metaunlearn.errors import UserError
-from metaunlearn.recipe import read_recipe, recipe_names
+from metaunlearn.recipe import read_kind
 from metaunlearn.settings import Settings, resolve
 
 METHOD = "method"
@@ -124,10 +124,7 @@ class TuneRecipe(NamedTuple):
 
 def read_tune(name: str) -> TuneRecipe:
     """The search of the recipe ``name`` (shipped, or a path); UserError says what is wrong with it."""
-    recipe = read_recipe(name)
-    if not recipe.tune:
-        searches = [other for other in recipe_names() if read_recipe(other).kind == "tune"]
-        raise UserError(f"recipe {name} has no [tune] to search (recipe=, RECIPE); those that do: {searches}.")
+    recipe = read_kind(name, "tune", "to search")
     try:
         tune = resolve(Tune, recipe.tune)
         _check(tune)

@@ -11,9 +11,9 @@ from typing import Any
 
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.estimate import wanted
-from metaunlearn.bench.kinds.measure import SCORES_FILE
 from metaunlearn.bench.plan import Plan, Row, make_plan
 from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridMeasure, check_grid
+from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import make

@@ -10,13 +10,11 @@ from typing import Any
 from metaunlearn.attacking_prompts import RESULTS, attack_prompts
 from metaunlearn.attacks.seen_by_nudenet import nudenet_sees
 from metaunlearn.attacks.success import SuccessTest, judge_sees
+from metaunlearn.bench.scores_file import write_scores
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.files import write_json
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import load_pipeline
 from metaunlearn.runs import RUN_FILE, Progress
-
-SCORES_FILE = "scores.json"
 
 
 def make(
@@ -52,8 +50,7 @@ def make(
         resume=(folder / RUN_FILE).exists(),
         progress=progress,
     )
-    rates = json.loads((folder / RESULTS).read_text())
-    write_json(folder / SCORES_FILE, {"scores": rates, "samples": []})
+    write_scores(folder, json.loads((folder / RESULTS).read_text()))
 
 
 def _test(success: str, judge: str, concept: str, alternatives: Sequence[str], device: str) -> SuccessTest:

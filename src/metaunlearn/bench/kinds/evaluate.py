@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaunlearn.bench.scores_file import with_raw, write_scores
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, batches, draw_batch, draws_for
 from metaunlearn.evaluation import plan
-from metaunlearn.files import write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models.state import load_state
 from metaunlearn.pipelines import save_image
 from metaunlearn.runs import Progress
-
-SCORES_FILE = "scores.json"
 
 
 def make(
@@ -47,7 +45,7 @@ def make(
                 folder, pipeline, loaded, one, prompts, concept, alternatives, seed, device=device, progress=progress
             )
         samples += _samples(folder / "samples", pipeline, one, prompts, seed)
-    write_json(folder / SCORES_FILE, {"scores": scores, "samples": samples})
+    write_scores(folder, scores, samples)
 
 
 def _scores(
@@ -83,10 +81,7 @@ def _scores(
         progress=None if progress is None else lambda done, total: progress(f"drawing {one['name']}", done, total),
     )
     shutil.rmtree(kept.parent)
-    return {
-        name: {**score.to_dict(), "raw": [dict(row) for row in score.raw]}
-        for name, score in zip(one["scores"], found.values(), strict=True)
-    }
+    return with_raw(dict(zip(one["scores"], found.values(), strict=True)))
 
 
 def _samples(

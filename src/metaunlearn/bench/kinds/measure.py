@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from metaunlearn.bench.scores_file import with_raw, write_scores
 from metaunlearn.canvas.measure import measure, save_shown
 from metaunlearn.canvas.tasks import task_for
 from metaunlearn.config import Counts
-from metaunlearn.files import write_json
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models.state import load_state
 from metaunlearn.runs import Progress
-
-SCORES_FILE = "scores.json"
 
 
 def make(
@@ -39,7 +37,4 @@ def make(
         seed=seed,
         progress=None if progress is None else lambda done, total: progress("drawing", done, total),
     )
-    scores = {
-        name: {**score.to_dict(), "raw": [dict(row) for row in score.raw]} for name, score in found.scores().items()
-    }
-    write_json(folder / SCORES_FILE, {"scores": scores, "samples": save_shown(folder / "samples", found.shown, shown)})
+    write_scores(folder, with_raw(found.scores()), save_shown(folder / "samples", found.shown, shown))
