@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bench_grids import changed, plan_of, write_recipe
-from metaunlearn.bench.kinds.measure import SCORES_FILE
 from metaunlearn.bench.run import run_grid
+from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.bench.store import CELL_FILE
 from metaunlearn.errors import RunError, UserError
 

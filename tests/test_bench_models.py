@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from bench_grids import TINY, changed, write_recipe
 from conftest import Call
 from metaunlearn.bench.inputs import Inputs
-from metaunlearn.bench.kinds.evaluate import SCORES_FILE
 from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, read_bench
 from metaunlearn.bench.run import run_grid
+from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.generation import Sampling, write_sampling
