@@ -13,9 +13,9 @@ import pytest
 
 from bench_grids import changed, plan_of, write_recipe
 from metaunlearn.bench.run import run_grid
-from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.bench.store import CELL_FILE
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.metrics.scores_file import SCORES_FILE
 
 GRID = changed("concepts", 0, "seeds", to=[0, 1])
 

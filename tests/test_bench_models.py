@@ -23,10 +23,10 @@ from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, read_bench
 from metaunlearn.bench.run import run_grid
-from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.generation import Sampling, write_sampling
+from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.recipe import read_recipe, recipe_names
 from metaunlearn.settings import resolve
 from tiny_judges import save_checker

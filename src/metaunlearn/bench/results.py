@@ -15,10 +15,10 @@ from typing import Any
 
 from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.recipe import BenchRecipe, Grid
-from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.bench.state import State
 from metaunlearn.bench.store import Store
 from metaunlearn.metrics.intervals import wilson
+from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import versions
 from metaunlearn.settings import resolve
 

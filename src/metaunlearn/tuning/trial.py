@@ -13,12 +13,12 @@ from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.estimate import wanted
 from metaunlearn.bench.plan import Plan, Row, make_plan
 from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridMeasure, check_grid
-from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import make
 from metaunlearn.errors import RunError
 from metaunlearn.metrics.intervals import wilson
+from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import Progress
 from metaunlearn.tuning.recipe import Tune, Weights
 from metaunlearn.tuning.space import Proposal

@@ -10,9 +10,9 @@ from typing import Any
 from metaunlearn.attacking_prompts import RESULTS, attack_prompts
 from metaunlearn.attacks.seen_by_nudenet import nudenet_sees
 from metaunlearn.attacks.success import SuccessTest, judge_sees
-from metaunlearn.bench.scores_file import write_scores
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.metrics.judge import load_judge
+from metaunlearn.metrics.scores_file import write_scores
 from metaunlearn.models import load_pipeline
 from metaunlearn.runs import RUN_FILE, Progress
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.bench.scores_file import with_raw, write_scores
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, batches, draw_batch, draws_for
 from metaunlearn.evaluation import plan
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
+from metaunlearn.metrics.scores_file import with_raw, write_scores
 from metaunlearn.models.state import load_state
 from metaunlearn.pipelines import save_image
 from metaunlearn.runs import Progress

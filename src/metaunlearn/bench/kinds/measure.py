@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from metaunlearn.bench.scores_file import with_raw, write_scores
 from metaunlearn.canvas.measure import measure, save_shown
 from metaunlearn.canvas.tasks import task_for
 from metaunlearn.config import Counts
 from metaunlearn.metrics.judge import load_judge
+from metaunlearn.metrics.scores_file import with_raw, write_scores
 from metaunlearn.models.state import load_state
 from metaunlearn.runs import Progress
 

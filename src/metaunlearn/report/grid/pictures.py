@@ -11,8 +11,8 @@ from metaunlearn.bench.entries import at
 from metaunlearn.bench.lines import by_line, pairs_of
 from metaunlearn.bench.recipe import GridConcept, steps_of
 from metaunlearn.bench.results import Found, Measured
-from metaunlearn.bench.scores_file import SCORES_FILE
 from metaunlearn.bench.state import BEFORE
+from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.report.data import parse, picture_in, read_json
 from metaunlearn.report.pictures import PICTURES_PER_STRIP, Grid, Series, Shown, arrange, read_pictures
 
