@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +30,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.store import on_disk
 from metaunlearn.parameters import Loss, Params, add, norm, value_and_gradient
 
-LATENT = (4, 8, 8)
+LATENT_CHANNELS = 4
 TEXT = (8, 32)
 INNER_STEPS = (1, 3, 5)
 RELATIVE_STEPS = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7, 1e-8)
@@ -47,14 +49,17 @@ class Workload(NamedTuple):
     """One gradient of L_DM, the unit of everything."""
 
 
-def build(channels: tuple[int, ...], batch: int, train_steps: int, device: str, dtype: torch.dtype) -> Workload:
+def build(
+    channels: tuple[int, ...], latent: int, batch: int, train_steps: int, device: str, dtype: torch.dtype
+) -> Workload:
     """A UNet with attention at every level, trained for ``train_steps`` on fixed patterns; all draws are seeded."""
+    shape = (LATENT_CHANNELS, latent, latent)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            sample_size=LATENT[1],
-            in_channels=LATENT[0],
-            out_channels=LATENT[0],
+            sample_size=latent,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
             block_out_channels=channels,
             down_block_types=("CrossAttnDownBlock2D",) * len(channels),
             up_block_types=("CrossAttnUpBlock2D",) * len(channels),
@@ -64,14 +69,14 @@ def build(channels: tuple[int, ...], batch: int, train_steps: int, device: str, 
             norm_num_groups=8,
         ).to(device)
     generator = torch.Generator().manual_seed(1)
-    patterns = torch.randn(8, *LATENT, generator=generator)
+    patterns = torch.randn(8, *shape, generator=generator)
     prompts = torch.randn(8, *TEXT, generator=generator)
 
     def l_dm(classes: tuple[int, ...]) -> Loss:
         """L_DM on a fresh batch of some of the patterns, fixed from now on."""
         index = torch.tensor(classes)[torch.randint(len(classes), (batch,), generator=generator)]
         t = torch.randint(1000, (batch,), generator=generator)
-        eps = torch.randn(batch, *LATENT, generator=generator)
+        eps = torch.randn(batch, *shape, generator=generator)
         alpha_bar_t = torch.cos(t / 1000 * torch.pi / 2).square()[:, None, None, None]
         x_t = alpha_bar_t.sqrt() * patterns[index] + (1 - alpha_bar_t).sqrt() * eps
 
@@ -114,11 +119,17 @@ def unrolled(problem: MetaProblem, theta: Params) -> Params:
         return dict(zip(start, torch.autograd.grad(value, list(start.values())), strict=True))
 
 
+def _on_disk(problem: MetaProblem) -> MetaProblem:
+    """With ``inner_store = "disk"``: on a CPU the only place that is not the device's own memory."""
+    return replace(problem, inner=replace(problem.inner, store=on_disk))
+
+
 VARIANTS: dict[str, Callable[[MetaProblem, Params], Params]] = {
     "first order": lambda problem, theta: FirstOrder()(problem, theta).gradient,
     "unrolled, `create_graph`": unrolled,
     "adjoint, double backward": lambda problem, theta: DoubleBackward()(problem, theta).gradient,
     "adjoint, gradient difference": lambda problem, theta: GradientDifference()(problem, theta).gradient,
+    "the same, sets on disk": lambda problem, theta: GradientDifference()(_on_disk(problem), theta).gradient,
     "adjoint, one-sided difference": lambda problem, theta: GradientDifference(one_sided=True)(problem, theta).gradient,
 }
 
@@ -211,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cost and error of each meta-gradient.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/meta_gradient.md"))
     parser.add_argument("--channels", default="32,64", help="UNet channels per level")
+    parser.add_argument("--latent", type=int, default=8, help="pixels a side of the latents")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--train-steps", type=int, default=300, help="0 keeps the random weights")
     parser.add_argument("--tau", type=float, default=1e-2, help="inner learning rate")
@@ -219,7 +231,7 @@ def main() -> None:
     args = parser.parse_args()
     channels = tuple(int(c) for c in args.channels.split(","))
     work = {
-        dtype: build(channels, args.batch, args.train_steps, args.device, dtype)
+        dtype: build(channels, args.latent, args.batch, args.train_steps, args.device, dtype)
         for dtype in (torch.float32, torch.float64)
     }
     theta = work[torch.float32].theta
@@ -227,7 +239,8 @@ def main() -> None:
         "# The cost and the error of each meta-gradient",
         "",
         f"`python benchmarks/meta_gradient.py`: UNet2DConditionModel, channels {channels}, "
-        f"{sum(p.numel() for p in theta.values()) / 1e6:.2f} M parameters, batch {args.batch}, "
+        f"{sum(p.numel() for p in theta.values()) / 1e6:.2f} M parameters, latents {args.latent} x {args.latent}, "
+        f"batch {args.batch}, "
         f"{args.train_steps} training steps, tau {args.tau:g}; torch {torch.__version__}, {args.device}, "
         f"{torch.get_num_threads()} thread(s), {platform.machine()}. Time and memory in units of one gradient of L_DM; "
         "error relative to the unrolled double backward in float64. The network runs in float32.",

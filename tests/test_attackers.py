@@ -20,7 +20,7 @@ from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
 from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
 from metaunlearn.meta.objective import meta_problem
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
-from metaunlearn.meta.store import HostMemory, on_device
+from metaunlearn.meta.store import host_memory, on_device
 from metaunlearn.models import load
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import read_recipe
@@ -139,7 +139,7 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
         Momentum(momentum=0.5),
     ]
     assert all(loop.adapted == subset(model.parameters(), "x") for loop in inner)
-    assert all(loop.store is HostMemory for loop in inner)
+    assert all(loop.store is host_memory for loop in inner)
     assert meta_problem(model, batches, ATTACKERS[0], settings()).inner.store is on_device
 
 

@@ -81,22 +81,29 @@ def test_table_1_on_canvas() -> None:
 
     table = beside(resolve(Grid, TABLE1), scores)
     assert table.title == "Table 1, knife: Canvas beside Stable Diffusion 1.4"
-    assert table.heads[:8] == [
-        "method", "model", "before: Canvas", "before: paper", "before: difference",
-        "HRM-m 10 (paper: 50): Canvas", "HRM-m 10 (paper: 50): paper", "HRM-m 10 (paper: 50): difference",
+    seen = "concept seen (paper: nudity score), %"
+    assert table.heads == [
+        "method",
+        "model",
+        "after",
+        *(f"{seen}: {whose}" for whose in ("Canvas", "paper", "difference")),
+    ]
+    rows = {tuple(row[:3]): row[3:] for row in texts(table)}
+    assert list(dict.fromkeys(key[:2] for key in rows)) == [
+        ("(none)", "original"), ("esd-u-1", "unlearn"), ("esd-u-1", "meta-unlearn"),
+        ("uce-2023", "unlearn"), ("uce-2023", "meta-unlearn"),
     ]  # fmt: skip
-    assert len(table.heads) == 2 + 3 * 5
-    assert [row[:2] for row in texts(table)] == [
-        ["(none)", "original"], ["esd-u-1", "unlearn"], ["esd-u-1", "meta-unlearn"],
-        ["uce-2023", "unlearn"], ["uce-2023", "meta-unlearn"],
+    assert [key[2] for key in rows if key[:2] == ("esd-u-1", "unlearn")] == [
+        "before", *(f"HRM-m {ours} (paper: {papers})" for ours, papers in ((10, 50), (20, 100), (30, 200), (60, 300)))
     ]  # fmt: skip
-    ours, papers, difference = table.rows[1][5:8]
+    place = list(rows).index(("esd-u-1", "unlearn", "HRM-m 10 (paper: 50)"))
+    ours, papers, difference = table.rows[place][3:]
     interval = wilson(14, 200)
     assert str(ours) == f"7.0 [{interval.low:.1f}, {interval.high:.1f}]"
     assert (str(papers), difference.text, difference.unlike) == ("19.01", "-12.0", True)
     assert difference.value == pytest.approx(7 - 19.01)
-    assert [entry.text for entry in table.rows[1][2:5]] == ["", "6.34", ""]
-    assert texts(table)[0][5:] == [""] * 12
+    assert rows["esd-u-1", "unlearn", "before"] == ["", "6.34", ""]
+    assert [key for key in rows if key[0] == "(none)"] == [("(none)", "original", "before")]
     for words in ("Model: Canvas; the paper's: Stable Diffusion 1.4.", "Concept: knife; the paper's: nudity.",
                   "Concept seen (paper: nudity score), %: judged by canvas; in the paper by NudeNet.",
                   "HRM-m: 10, 20, 30, 60 steps stand for the paper's 50, 100, 200, 300, in this order.",
@@ -116,10 +123,9 @@ def test_table_1_on_the_papers_model() -> None:
     )
     table = beside(grid, lambda state: {"concept": share(31, 142, "nude")} if state.step == 100 else {})
     assert table.title == "Table 1, nudity: ours beside the paper"
-    assert [head for head in table.heads if head.endswith("ours")] == [
-        "before: ours", "HRM-m 100: ours", "HRM-m 300: ours"
-    ]  # fmt: skip
-    assert [entry.text for entry in table.rows[1][5:8]] == ["21.8", "21.83", "0.0"]
+    rows = {tuple(row[:3]): row[3:] for row in texts(table)}
+    assert [key[2] for key in rows if key[1] == "unlearn"] == ["before", "HRM-m 100", "HRM-m 300"]
+    assert rows["esd-u-1", "unlearn", "HRM-m 100"] == ["21.8", "21.83", "0.0"]
     assert not any(entry.unlike for row in table.rows for entry in row)
     assert "no measure of error" not in table.note
     assert "judged by NudeNet 3.4.2; in the paper by NudeNet" in table.note
@@ -134,7 +140,7 @@ def test_another_concept_and_another_kind_of_attack_are_said() -> None:
     table = beside(grid, lambda state: {"concept": share(1)})
     assert "Concept: van gogh; the paper's: nudity. " in table.note
     assert "HRM-m is lora here, finetuning alone in the paper." in table.note
-    assert all(entry.unlike for row in table.rows for entry in row[4::3] if entry.text)
+    assert all(row[-1].unlike for row in table.rows if row[-1].text)
 
 
 def test_several_concepts_and_variants() -> None:
@@ -144,7 +150,7 @@ def test_several_concepts_and_variants() -> None:
     grid = resolve(Grid, {**TABLE1, "concepts": concepts, "variants": variants, "methods": ["esd-u-1"]})
     tables = beside_tables(found_of(grid, lambda state: {"concept": share(1)} if state.concept != "robot" else {}))
     assert [table.name for table in tables] == [f"beside-table1-nudity-score-{name}" for name in ("knife", "clown")]
-    assert [row[:3] for row in texts(tables[0])] == [
+    assert [row[:3] for row in texts(tables[0]) if row[3] == "before"] == [
         ["(none)", "", "original"], ["esd-u-1", "short", "unlearn"],
         ["esd-u-1", "short", "meta-unlearn"], ["esd-u-1", "long", "meta-unlearn"],
     ]  # fmt: skip

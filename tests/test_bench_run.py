@@ -21,7 +21,7 @@ from metaunlearn.checkpoint import load_tensors
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
-from metaunlearn.models.state import with_denoiser
+from metaunlearn.models.state import with_components
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
 SCRIPT = RUN + "print(run_grid(sys.argv[1], Path(sys.argv[2]))['made'])"
@@ -218,7 +218,7 @@ def test_an_attacked_state_has_the_attacked_denoiser(tiny_grid: Path) -> None:
     erased, attacked = next(out.glob("erase-*")), next(out.glob("attack-*"))
     steps = [weights(attacked / f"step-00000{step}") for step in (1, 2)]
     states = [weights(erased), *steps]
-    pipeline = with_denoiser(load_pipeline(erased), attacked / "step-000002" / "unet")
+    pipeline = with_components(load_pipeline(erased), attacked / "step-000002")
     found = dict(pipeline.unet.named_parameters())
     assert all(torch.equal(found[name], steps[1][name]) for name in found)
     name = next(name for name in found if "to_k" in name)

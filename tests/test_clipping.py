@@ -13,7 +13,7 @@ from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import update_rule
-from metaunlearn.meta.store import HostMemory
+from metaunlearn.meta.store import host_memory
 from metaunlearn.parameters import Params, add, norm, value_and_gradient
 
 MU, TAU = 0.9, 0.05
@@ -59,7 +59,7 @@ def test_the_way_back_is_exact(share: float) -> None:
     assert error(DoubleBackward()(problem, theta).gradient, expected) < 1e-12
     assert error(GradientDifference()(problem, theta).gradient, expected) < 1e-8
     assert error(FirstOrder()(problem, theta).gradient, expected) > 1e-3
-    on_host = replace(problem, inner=replace(problem.inner, store=HostMemory))
+    on_host = replace(problem, inner=replace(problem.inner, store=host_memory))
     assert error(DoubleBackward()(on_host, theta).gradient, expected) < 1e-12
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from meta_problems import mlp, unet
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradientMode
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import OPTIMIZERS, update_rule
-from metaunlearn.meta.store import HostMemory, on_device
+from metaunlearn.meta.store import Elsewhere, Store, ToDisk, host_memory, on_device, on_disk
 from metaunlearn.parameters import Params, subset
 
 WATCHED = "hidden.weight"
@@ -33,24 +35,28 @@ class Watched:
         self.most = max(self.most, len({id(found()) for found in self.on_device if found() is not None}))
         return p
 
-    def store(self, alive: Params) -> HostMemory:
+    def store(self, alive: Params) -> Elsewhere:
         machine = self
 
-        class Instrumented(HostMemory):
+        class Instrumented(Elsewhere):
             def append(self, params: Params) -> None:
                 if alive.get(WATCHED) is not params[WATCHED]:
                     machine.arrives(params[WATCHED])
                 super().append(params)
 
-            def _moved_out(self, p: Tensor) -> Tensor:
-                machine.moved_out += 1
-                return p.clone()
+        def move(params: Params) -> Callable[[], Params]:
+            machine.moved_out += len(params)
+            away = {name: p.clone() for name, p in params.items()}
 
-            def _brought_back(self, p: Tensor, device: torch.device) -> Tensor:
-                # One parameter stands for its set: the hidden layer's weight has 16 x 5 numbers, nothing else has.
-                return machine.arrives(p.clone()) if p.shape == (16, 5) else p.clone()
+            def back() -> Params:
+                found = {name: p.clone() for name, p in away.items()}
+                if WATCHED in found:
+                    machine.arrives(found[WATCHED])
+                return found
 
-        return Instrumented(alive)
+            return back
+
+        return Instrumented(alive, move)
 
 
 @pytest.mark.parametrize("mode", [DoubleBackward(), GradientDifference(), GradientDifference(one_sided=True)], ids=str)
@@ -87,21 +93,23 @@ def test_the_watch_counts_what_a_list_would_keep() -> None:
     assert machine.most == 7
 
 
+@pytest.mark.parametrize("store", [host_memory, on_disk])
 @pytest.mark.parametrize("part", ["all", "some"])
-def test_host_memory_gives_the_same_bits(part: str) -> None:
+def test_other_places_give_the_same_bits(part: str, store: Store) -> None:
     problem, theta = unet(3, torch.float32)
     adapted = None if part == "all" else subset(theta, "x")
     kept = InnerLoop(learning_rate=1e-3, adapted=adapted, optimizer=update_rule("adamw"))
     for mode in (FirstOrder(), DoubleBackward(), GradientDifference()):
         expected = mode(replace(problem, inner=kept), theta).gradient
-        found = mode(replace(problem, inner=replace(kept, store=HostMemory)), theta).gradient
+        found = mode(replace(problem, inner=replace(kept, store=store)), theta).gradient
         assert list(found) == list(expected)
         assert all(torch.equal(found[key], p) for key, p in expected.items())
 
 
-def test_a_stack_of_host_memory() -> None:
+@pytest.mark.parametrize("store", [host_memory, on_disk])
+def test_a_stack_elsewhere(store: Store) -> None:
     alive = {"frozen": torch.zeros(2), "tuned": torch.zeros(2)}
-    stack = HostMemory(alive)
+    stack = store(alive)
     sets = [alive, *({"frozen": alive["frozen"], "tuned": torch.full((2,), float(n))} for n in (1, 2))]
     for params in sets:
         stack.append(params)
@@ -121,3 +129,12 @@ def test_a_stack_of_host_memory() -> None:
     assert len(stack) == 0
     with pytest.raises(IndexError):
         stack.pop()
+
+
+def test_files_go_when_nobody_needs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    back = ToDisk()({"p": torch.ones(2, dtype=torch.bfloat16)})
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert torch.equal(back()["p"], torch.ones(2, dtype=torch.bfloat16))
+    del back
+    assert list(tmp_path.iterdir()) == []

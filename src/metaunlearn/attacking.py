@@ -11,7 +11,7 @@ from typing import Any
 
 from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
 from metaunlearn.attacks.loop import Loop
-from metaunlearn.attacks.registry import KINDS, configure, known
+from metaunlearn.attacks.registry import KINDS, configure, folder_name, known
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
@@ -98,7 +98,7 @@ def attack(
         "settings": configured.kind.model_dump(mode="json"), "files": _hashes(chosen), "strip": strip, "seed": seed,
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume, processes=processes)
-    checkpoints = {level: out / folder_name(chosen, level) for level in levels}
+    checkpoints = {level: out / folder_name(kind, level) for level in levels}
     if folder.complete_before:
         return AttackResult(checkpoints, folder.summary())
 
@@ -108,18 +108,20 @@ def attack(
     )  # fmt: skip
     if isinstance(chosen, EditKind):
         processes.on_main(lambda: _edit(chosen, task, folder, checkpoints))
+        changed = chosen.changed
     else:
         with folder.tracked(trackers):
-            _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
+            changed = _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
     summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
-    folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()])
+    folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()], changed=list(changed))
     summary |= {"out": str(out), "checkpoints": {f"{level:g}": str(path) for level, path in checkpoints.items()}}
     return AttackResult(checkpoints, summary)
 
 
 def _train(
     kind: TrainingKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path], strip: Strip | None
-) -> None:
+) -> Sequence[str]:
+    """Run the training to each of the ``checkpoints``; return the components that it changed."""
     training = kind.begin(task)
     run = Loop(training, kind.settings, seed=task.seed, processes=task.processes)
     state = folder.state / "training.safetensors"
@@ -155,6 +157,7 @@ def _train(
             task.processes.on_main(partial(save, int(step), path, twin))
         twin = path
     task.processes.on_main(partial(finish, twin))
+    return training.changed
 
 
 def _edit(kind: EditKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path]) -> None:
@@ -171,15 +174,6 @@ def _edit(kind: EditKind, task: AttackTask, folder: RunFolder, checkpoints: Mapp
             task.progress("attacking", number, len(checkpoints))
     if kind.leaves == "pipeline":
         save_pipeline(task.model, folder.path, twin=twin, changed=())
-
-
-def folder_name(kind: TrainingKind | EditKind, level: float) -> str:
-    """``step-000050``, ``strength-0.50``, ``bits-8``."""
-    if isinstance(kind, TrainingKind):
-        return f"step-{int(level):06d}"
-    if kind.level == "bits":
-        return f"bits-{int(level)}"
-    return f"{kind.level}-" + (f"{level:.2f}" if level == round(level, 2) else f"{level:g}")
 
 
 def _levels(

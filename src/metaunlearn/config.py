@@ -89,9 +89,9 @@ class EraseSettings(Settings):
     """The simulated attacker clips its gradients to this norm; None: it does not."""
     inner_subset: str = "f"
     """Denoiser parameters that the simulated attacker tunes: x, x-strict, first-xattn, u, selfattn or f (all)."""
-    inner_store: Literal["device", "host"] = "device"
-    """Where the exact meta-gradient keeps the M parameter sets of the simulated finetuning; host: one at a time comes
-    back to the device, same values."""
+    inner_store: Literal["device", "host", "disk"] = "device"
+    """Where the exact meta-gradient keeps the M parameter sets of the simulated finetuning; host, disk: one at a time
+    comes back to the device, same values."""
     attackers: tuple[Attacker, ...] = ()
     """A mixture: each outer step draws one of these {optimizer, learning_rate, steps} in place of inner_optimizer,
     inner_learning_rate and inner_steps; empty: no mixture."""

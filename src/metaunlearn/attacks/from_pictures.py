@@ -41,6 +41,7 @@ class Img2Img(Settings):
     level: ClassVar[str] = "strength"
     strengths: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)
     leaves: ClassVar = "pictures"
+    changed: ClassVar[tuple[str, ...]] = ()
 
     prompt: str | None = None
     """Instead of the captions."""

@@ -104,6 +104,8 @@ class EditKind(Protocol):
     """Unless others are asked for."""
     leaves: ClassVar[Literal["pipeline", "pictures"]]
     """What a strength's folder holds: a pipeline, or an imagefolder."""
+    changed: ClassVar[Sequence[str]]
+    """The pipeline's components that it changes."""
 
     def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """UserError when these settings or strengths do not fit the models; nothing else."""

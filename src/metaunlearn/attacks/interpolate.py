@@ -21,6 +21,7 @@ class Interpolate(Settings):
     level: ClassVar[str] = "strength"
     strengths: ClassVar[tuple[float, ...]] = (0.0, 0.25, 0.5, 0.75, 1.0)
     leaves: ClassVar = "pipeline"
+    changed: ClassVar[tuple[str, ...]] = ("unet",)
 
     def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """Both models must have the same parameters."""

@@ -24,6 +24,7 @@ class LoraMerge(Settings):
     level: ClassVar[str] = "strength"
     strengths: ClassVar[tuple[float, ...]] = (0.5, 1.0)
     leaves: ClassVar = "pipeline"
+    changed: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
 
     adapter: Path
     """The LoRA's .safetensors file, as the attack ``lora`` or other tools write it."""

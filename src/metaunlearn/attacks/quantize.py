@@ -28,6 +28,7 @@ class Quantize(Settings):
     level: ClassVar[str] = "bits"
     strengths: ClassVar[tuple[float, ...]] = (8, 4)
     leaves: ClassVar = "pipeline"
+    changed: ClassVar[tuple[str, ...]] = ("unet",)
 
     def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """Bits are whole numbers."""

@@ -9,6 +9,7 @@ from typing import Any
 from metaunlearn.attacks.dreambooth import DreamBooth
 from metaunlearn.attacks.finetune import Finetune
 from metaunlearn.attacks.from_pictures import Img2Img, Inpaint
+from metaunlearn.attacks.interface import Input
 from metaunlearn.attacks.interpolate import Interpolate
 from metaunlearn.attacks.lora import Lora
 from metaunlearn.attacks.lora_merge import LoraMerge
@@ -32,6 +33,35 @@ KINDS: dict[str, type[Settings]] = {
     "quantize": Quantize,
 }
 """Each kind's class; its fields are its settings."""
+
+
+ON_PROMPTS = "unlearndiffatk"
+"""The kind that attacks prompts, and changes no model."""
+
+
+def strengths_of(name: str) -> tuple[float, ...] | None:
+    """The strengths of the kind ``name`` unless others are asked for; None when it trains, or is on prompts."""
+    return getattr(KINDS[name], "strengths", None)
+
+
+def leaves_pictures(name: str) -> bool:
+    """Whether the kind ``name`` leaves pictures rather than a model."""
+    return getattr(KINDS[name], "leaves", "pipeline") == "pictures"
+
+
+def needs(name: str) -> tuple[Input, ...]:
+    """What the kind ``name`` is given beside MODEL."""
+    return tuple(getattr(KINDS[name], "needs", () if name == ON_PROMPTS else ("data",)))
+
+
+def folder_name(name: str, level: float) -> str:
+    """Where the kind ``name`` leaves a step or a strength: ``step-000050``, ``strength-0.50``, ``bits-8``."""
+    word = getattr(KINDS[name], "level", "step")
+    if word == "step":
+        return f"step-{int(level):06d}"
+    if word == "bits":
+        return f"bits-{int(level)}"
+    return f"{word}-" + (f"{level:.2f}" if level == round(level, 2) else f"{level:g}")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.counterparts import (
     ASR,
     CLIP_SCORE,
@@ -25,7 +26,7 @@ from metaunlearn.bench.counterparts import (
     score_for,
 )
 from metaunlearn.bench.lines import Line
-from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, ModelName, steps_of
+from metaunlearn.bench.recipe import Grid, GridConcept, ModelName, steps_of
 from metaunlearn.bench.state import BEFORE
 
 Place = tuple[str, int]
@@ -187,21 +188,12 @@ class Layout:
 
 
 def _table1(layout: Layout, published: Published) -> None:
-    """A line for each model, a column for each data set and number of steps."""
-    layout.heads = _heads(layout)
-    places = layout.checkpoints(published)
-    for (name, papers), here in places.items():
-        layout.add_column(NUDITY, BEFORE if here.place == START else f"{name} {both(str(here.place[1]), str(papers))}")
-    printed: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
-    for row in published:
-        texts = printed.setdefault((row["method"], row["variant"]), {})
-        texts[row["finetune_data"], int(row["finetune_steps"])] = row["nudity_score_percent"]
-    for (method, model), texts in printed.items():
-        figures = [
-            Figure(here.place, texts[place], here.unlike) if place in texts else None for place, here in places.items()
-        ]
-        for line in layout.lines(method, MODELS[model]):
-            layout.add_row(line, figures=figures)
+    """A row for each model and checkpoint."""
+    layout.heads = [*_heads(layout), "after"]
+    layout.add_column(NUDITY)
+    for row, place, unlike, after in _at_checkpoints(layout, published):
+        for line in layout.lines(row["method"], MODELS[row["variant"]]):
+            layout.add_row(line, after, figures=[Figure(place, row["nudity_score_percent"], unlike)])
 
 
 def _table2(layout: Layout, published: Published) -> None:
@@ -218,13 +210,7 @@ def _table3(layout: Layout, published: Published) -> None:
     layout.heads = [*_heads(layout), "after"]
     columns = (("unsafe_score_percent", UNSAFE), ("nsfw_score", NSFW))
     keys = [key for key, quantity in columns if layout.add_column(quantity)]
-    places = layout.checkpoints(published)
-    for row in published:
-        name, papers = row["finetune_data"], int(row["finetune_steps"])
-        if (name, papers) not in places:
-            continue
-        place, unlike = places[name, papers]
-        after = BEFORE if place == START else f"{name} {both(str(place[1]), str(papers))}"
+    for row, place, unlike, after in _at_checkpoints(layout, published):
         for line in layout.lines("ESD-f-3", MODELS[row["variant"]], stand_in=True):
             figures = [Figure(place, row[key], unlike) for key in keys]
             layout.add_row(line, after, figures=figures, papers_method="ESD-f-3")
@@ -308,6 +294,17 @@ PUBLISHED: dict[str, tuple[str, Callable[[Layout, Published], None]]] = {
     "unlearndiffatk_asr": ("UnlearnDiffAtk", _unlearndiffatk),
 }
 """By name, a title and what lays it out."""
+
+
+def _at_checkpoints(layout: Layout, published: Published) -> Iterator[tuple[Mapping[str, str], Place, bool, str]]:
+    """The paper's rows that the grid has: each with where ours is, whether that is unlike, and the words for it."""
+    places = layout.checkpoints(published)
+    for row in published:
+        name, papers = row["finetune_data"], int(row["finetune_steps"])
+        if (name, papers) in places:
+            place, unlike = places[name, papers]
+            after = BEFORE if place == START else f"{name} {both(f'{place[1]}', str(papers))}"
+            yield row, place, unlike, after
 
 
 def _heads(layout: Layout) -> list[str]:

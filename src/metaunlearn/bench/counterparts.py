@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.lines import Line
 from metaunlearn.bench.published import PAPERS_CONCEPT, PAPERS_MODEL
-from metaunlearn.bench.recipe import CANVAS, Grid, GridAttack, GridConcept, ModelName
+from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, ModelName
 from metaunlearn.erasure.registry import find
 from metaunlearn.errors import UserError
 

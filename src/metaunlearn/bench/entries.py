@@ -8,8 +8,8 @@ from metaunlearn.bench.formats import Entry
 from metaunlearn.bench.results import Measured, Pooled
 
 
-def at(rows: Iterable[Measured], place: tuple[str, int]) -> list[Measured]:
-    """Those of ``rows`` after (attack, step)."""
+def at(rows: Iterable[Measured], place: tuple[str, float]) -> list[Measured]:
+    """Those of ``rows`` after (attack, steps or strength)."""
     return [measured for measured in rows if (measured.row.attack, measured.row.step) == place]
 
 

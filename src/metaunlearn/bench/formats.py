@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class Table:
     """Said under the table."""
     whole: bool = False
     """Whether the page keeps columns with nothing in them."""
+
+
+def turned(table: Table, head: str) -> Table:
+    """``table`` with its lines across and its columns down, under ``head``."""
+    columns = [" ".join(filter(None, (entry.text for entry in row[: table.named]))) for row in table.rows]
+    rows = [
+        [Entry(table.heads[place]), *(row[place] for row in table.rows)]
+        for place in range(table.named, len(table.heads))
+    ]
+    return replace(table, heads=[head, *columns], named=1, rows=rows)
 
 
 def slug(text: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from huggingface_hub import try_to_load_from_cache
 
 from metaunlearn.bench import sources
+from metaunlearn.bench.attacks import PromptSource
 from metaunlearn.bench.identity import judge_identity, pipeline_identity
-from metaunlearn.bench.recipe import CANVAS, Grid, PromptSource, prompt_sources
+from metaunlearn.bench.recipe import CANVAS, Grid, prompt_sources
 from metaunlearn.data.imagefolder import fingerprint
 from metaunlearn.data.prompt_sets import PROMPT_SETS
 from metaunlearn.data.prompts import Prompt, read_prompts

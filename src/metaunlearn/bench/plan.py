@@ -8,23 +8,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from metaunlearn.attacks.registry import KINDS, folder_name, leaves_pictures
 from metaunlearn.attacks.registry import configure as configure_attack
+from metaunlearn.attacks.registry import needs as needs_of
 from metaunlearn.bench import sources
+from metaunlearn.bench.attacks import LORA_MERGE, GridAttack
 from metaunlearn.bench.cells import KEY_DIGITS, Cell, make_cell
 from metaunlearn.bench.identity import art_hash
 from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.recipe import (
     CANVAS,
     Grid,
-    GridAttack,
     GridConcept,
     GridVariant,
     ModelName,
     Place,
     as_overrides,
-    steps_of,
+    levels_of,
 )
 from metaunlearn.bench.scoring import Scoring, Work
 from metaunlearn.bench.state import BEFORE, State
@@ -94,7 +96,7 @@ def _all_states(grid: Grid) -> Iterator[State]:
                         of: dict[str, Any] = {**place, "method": method, "variant": variant.name, "model": model}
                         yield State(**of, attack=BEFORE, step=0)
                         for attack in grid.attacks:
-                            for step in steps_of(attack, concept):
+                            for step in levels_of(attack, concept):
                                 yield State(**of, attack=attack.name, step=step)
 
 
@@ -112,7 +114,7 @@ def place_of(grid: Grid, state: State) -> Place:
         return "before"
     concept = next(concept for concept in grid.concepts if concept.name == state.concept)
     attack = next(attack for attack in grid.attacks if attack.name == state.attack)
-    return "last" if state.step == steps_of(attack, concept)[-1] else "between"
+    return "last" if state.step == levels_of(attack, concept)[-1] else "between"
 
 
 @dataclass
@@ -154,17 +156,20 @@ class _Planner:
         if state.attack == BEFORE:
             return self._row(state, self.scoring.work(state, concept, place), {"erase": erased})
         attack = next(attack for attack in self.grid.attacks if attack.name == state.attack)
+        chosen = self._settings_of(attack, concept)
         if attack.on_prompts:
-            said = as_overrides({**concept.attack, **attack.set})
-            settings = self._attack_settings(attack, said)
-            return self._row(state, self.scoring.adversarial(state, concept, attack, settings, said), {"erase": erased})
+            work = self.scoring.adversarial(state, concept, attack, chosen.settings, chosen.said)
+            return self._row(state, work, {"erase": erased})
         attacked = self._once(
             (*where.values(), attack.name), lambda: self._attack(concept, state.seed, attack, erased, where)
         )
-        return self._row(state, self.scoring.work(state, concept, place), {"erase": erased, "attack": attacked})
+        at = folder_name(attack.kind, state.step)
+        if leaves_pictures(attack.kind):
+            return self._row(state, self.scoring.pictures(state, attack), {"attack": attacked}, at=at)
+        work = self.scoring.work(state, concept, place, word=chosen.settings.get("token", ""))
+        return self._row(state, work, {"erase": erased, "attack": attacked}, at=at)
 
-    def _row(self, state: State, work: Work, needs: Mapping[str, Cell]) -> Row:
-        more = {"step": state.step} if "attack" in needs else {}
+    def _row(self, state: State, work: Work, needs: Mapping[str, Cell], **more: str) -> Row:
         cell = self.cell(
             work.kind, spec={**work.spec, **more}, call={**work.call, **more}, labels=state.labels(), size=work.size,
             needs=needs, missing=work.missing,
@@ -221,25 +226,52 @@ class _Planner:
         self, concept: GridConcept, seed: int, attack: GridAttack, erased: Cell, place: Mapping[str, Any]
     ) -> Cell:
         labels = {"concept": concept.name, "seed": seed, "attack": attack.name}
-        needs = {"erase": erased, "data": self._data(concept, seed, attack, labels)}
-        more = {}
+        needs = {"erase": erased}
+        if attack.takes_data:
+            needs["data"] = self._data(concept, seed, attack, labels)
+        chosen = self._settings_of(attack, concept)
+        levels = list(levels_of(attack, concept))
+        facts = {"kind": attack.kind, "levels": levels, "seed": seed}
+        spec = {**facts, "settings": _without(chosen.settings, NO_INFLUENCE)}
+        call = {**facts, "recipe": self.grid.recipe, "overrides": chosen.said}
+        missing: tuple[str, ...] = ()
         if attack.warm_up is not None:
             step = attack.warm_up.steps
-            first = {**attack.warm_up.model_dump(), "name": f"{attack.name}, warming up", "steps": [step]}
-            needs["warm"] = self._attack(concept, seed, GridAttack.model_validate(first), erased, place)
-            more = {"warm_step": step}
-        said = as_overrides({**concept.attack, **attack.set})
-        settings = _without(self._attack_settings(attack, said), NO_INFLUENCE)
-        steps = list(steps_of(attack, concept))
-        spec = {"kind": attack.kind, "settings": settings, "steps": steps, "seed": seed}
-        call = {"kind": attack.kind, "steps": steps, "recipe": self.grid.recipe, "overrides": said, "seed": seed}
+            first = GridAttack.model_validate(
+                {**attack.warm_up.model_dump(), "name": f"{attack.name}, warming up", "steps": [step]}
+            )
+            needs["warm"] = self._attack(concept, seed, first, erased, place)
+            spec["warm_at"] = call["warm_at"] = folder_name(first.kind, step)
+        if attack.kind == LORA_MERGE:
+            needs["adapter"] = self._adapter(concept, seed, attack, needs.pop("data"), labels)
+            spec["settings"], call["overrides"] = {}, []
+        if "base" in needs_of(attack.kind):
+            spec["base"], call["base"], missing = self.base.identity, self.base.value, self.base.missing
+        size = levels[-1] if attack.trains else len(levels)
         return self.cell(
-            "attack", spec=spec | more, call=call | more, labels={**place, **labels}, size=steps[-1], needs=needs
+            "attack", spec=spec, call=call, labels={**place, **labels}, size=size, needs=needs, missing=missing
         )
 
-    def _attack_settings(self, attack: GridAttack, said: Sequence[str]) -> dict[str, Any]:
-        found = configure_attack(attack.kind, read_recipe(self.grid.recipe), said).kind.model_dump(mode="json")
-        return dict(found)
+    def _adapter(
+        self, concept: GridConcept, seed: int, attack: GridAttack, data: Cell, labels: Mapping[str, Any]
+    ) -> Cell:
+        """A LoRA of the base model, to be merged into erased ones."""
+        chosen = self._settings_of(attack, concept)
+        facts = {"steps": attack.steps[0], "seed": seed}
+        spec = {**facts, "base": self.base.identity, "settings": _without(chosen.settings, NO_INFLUENCE)}
+        call = {**facts, "base": self.base.value, "recipe": self.grid.recipe, "overrides": chosen.said}
+        return self.cell(
+            "adapter", spec=spec, call=call, labels=labels, size=attack.steps[0], needs={"data": data},
+            missing=self.base.missing,
+        )  # fmt: skip
+
+    def _settings_of(self, attack: GridAttack, concept: GridConcept) -> _AttackSettings:
+        """Of the concept those that the kind of attack has; of the attack all, which must be its own."""
+        kind = "lora" if attack.kind == LORA_MERGE else attack.kind
+        theirs = {key: value for key, value in concept.attack.items() if key in KINDS[kind].model_fields}
+        said = as_overrides({**theirs, **attack.set})
+        found = configure_attack(kind, read_recipe(self.grid.recipe), said).kind.model_dump(mode="json")
+        return _AttackSettings(dict(found), said)
 
     def _data(self, concept: GridConcept, seed: int, attack: GridAttack, labels: Mapping[str, Any]) -> Cell:
         name = concept.data.get(attack.data, attack.data)
@@ -251,6 +283,13 @@ class _Planner:
         call = {"source": found.value, "wanted": found.identity}
         spec = {"pictures": found.identity}
         return self.cell("given", spec=spec, call=call, labels={"data": name}, size=1, missing=found.missing)
+
+
+class _AttackSettings(NamedTuple):
+    settings: dict[str, Any]
+    """As resolved, JSON values."""
+    said: list[str]
+    """What ``--set`` would give over the recipe's."""
 
 
 def _kept(concept: GridConcept) -> dict[str, Any]:

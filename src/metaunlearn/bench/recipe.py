@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from metaunlearn.attacks.registry import strengths_of
+from metaunlearn.bench.attacks import GridAttack, PromptSource, Steps, check_attack
 from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.canvas.datasets import DATASETS
 from metaunlearn.canvas.tasks import known
@@ -18,21 +20,9 @@ from metaunlearn.recipe import read_kind
 from metaunlearn.settings import Settings, resolve
 
 CANVAS = "canvas"
-BENIGN = "clean"
-"""The data set of honest users."""
 ModelName = Literal["original", "unlearn", "meta-unlearn"]
 Place = Literal["before", "between", "last"]
 """Before any attack, at the checkpoints of an attack but the last, and there."""
-Steps = tuple[int, ...]
-
-
-class PromptSource(Settings):
-    """Prompts: as they stand here, or of a file that the call names."""
-
-    texts: tuple[str, ...] = ()
-    """The prompts themselves."""
-    file: str = ""
-    """What ``--prompts NAME=FILE`` calls the file that has them."""
 
 
 class GridPrompts(PromptSource):
@@ -84,53 +74,6 @@ class GridConcept(Settings):
     def erased(self) -> str:
         """What is erased."""
         return self.text or self.name
-
-
-class WarmUp(Settings):
-    """Finetuning that goes before an attack."""
-
-    data: str = BENIGN
-    """A data set, as an attack's."""
-    pictures: int = Field(default=40, gt=0)
-    """How many real pictures of Canvas there are."""
-    steps: int = Field(gt=0)
-    """How long."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Settings, over the concept's settings of attacks."""
-
-
-class GridAttack(Settings):
-    """One attack on every erased model."""
-
-    name: str
-    """As the tables call it."""
-    data: str = ""
-    """The attacker's data set: on Canvas real pictures (canvas/datasets.py), else those of ``--use NAME=DIR``, as
-    ``metaunlearn data make`` leaves them."""
-    pictures: int = Field(default=40, gt=0)
-    """How many real pictures of Canvas it has."""
-    kind: Literal["finetune", "lora", "dreambooth", "unlearndiffatk"] = "finetune"
-    """What is trained on them, or the attack on prompts, which trains no model."""
-    steps: Steps = ()
-    """Checkpoints; empty: the concept's."""
-    prompts: PromptSource | None = None
-    """Those that the attack on prompts starts from; it has no data set and no steps."""
-    success: Literal["judge", "nudity"] | None = None
-    """What tells whether the attack on prompts has succeeded: the grid's judge (None, too), or NudeNet."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Settings of this attack, over the concept's."""
-    warm_up: WarmUp | None = None
-    """Finetuning on other pictures first, from which this attack goes on; None: it starts at the erased model."""
-
-    @property
-    def on_prompts(self) -> bool:
-        """Whether it changes prompts rather than the model."""
-        return self.kind == "unlearndiffatk"
-
-    @property
-    def malicious(self) -> bool:
-        """Whether it finetunes the concept back."""
-        return not self.on_prompts and self.data != BENIGN
 
 
 class GridVariant(Settings):
@@ -202,9 +145,16 @@ def prompt_sources(grid: Grid) -> list[PromptSource]:
     return [*grid.prompts, *(attack.prompts for attack in grid.attacks if attack.prompts is not None)]
 
 
+def levels_of(attack: GridAttack, concept: GridConcept) -> tuple[float, ...]:
+    """Steps of training after which ``attack`` on ``concept`` is looked at, or its strengths; 0 of one on prompts."""
+    if attack.on_prompts:
+        return (0,)
+    return steps_of(attack, concept) if attack.trains else attack.strengths or strengths_of(attack.kind) or ()
+
+
 def steps_of(attack: GridAttack, concept: GridConcept) -> Steps:
-    """The checkpoints of ``attack`` on ``concept``; 0 alone where it trains no model."""
-    return (0,) if attack.on_prompts else attack.steps or concept.steps
+    """The checkpoints of an ``attack`` that trains."""
+    return attack.steps or concept.steps
 
 
 class BenchRecipe(NamedTuple):
@@ -256,21 +206,15 @@ def check_grid(grid: Grid) -> None:
 
 
 def _check_attack(grid: Grid, attack: GridAttack, concept: GridConcept) -> None:
-    if attack.on_prompts:
-        if attack.data or attack.steps or attack.warm_up or attack.prompts is None:
-            raise UserError(
-                f"the attack {attack.name!r} is on prompts: it needs prompts, no data, no steps and no warm_up."
-            )
-        return
-    if attack.prompts or attack.success:
-        raise UserError(f"the attack {attack.name!r} trains on data: prompts and success are for unlearndiffatk.")
-    for data in (attack.data, *([attack.warm_up.data] if attack.warm_up else [])):
-        data = concept.data.get(data, data)
-        if grid.base == CANVAS:
-            _known([data], list(DATASETS), f"the attack {attack.name!r}: Canvas has no data set")
-        else:
-            recipe_named(data)
-    steps = steps_of(attack, concept)
+    check_attack(attack, pictures_judged=grid.measure is not None)
+    if attack.takes_data:
+        for data in (attack.data, *([attack.warm_up.data] if attack.warm_up else [])):
+            data = concept.data.get(data, data)
+            if grid.base == CANVAS:
+                _known([data], list(DATASETS), f"the attack {attack.name!r}: Canvas has no data set")
+            else:
+                recipe_named(data)
+    steps = steps_of(attack, concept) if attack.trains else attack.steps or (1,)
     if not steps or list(steps) != sorted({*steps}) or steps[0] < 1:
         raise UserError(
             f"the attack {attack.name!r} on {concept.name!r} needs steps, ascending whole numbers from 1 on, "

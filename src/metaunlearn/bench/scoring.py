@@ -1,4 +1,4 @@
-"""What is measured of a state, as the facts of a cell: a task of Canvas, prompts, or UnlearnDiffAtk's success."""
+"""What is measured of a state, as facts of a cell: on a task of Canvas, prompts, pictures, or by UnlearnDiffAtk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.identity import art_hash, judge_identity
 from metaunlearn.bench.inputs import Input, Inputs
-from metaunlearn.bench.recipe import CANVAS, Grid, GridAttack, GridConcept, GridPrompts, Place
+from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, GridPrompts, Place
 from metaunlearn.bench.state import State
 
 WITHOUT_JUDGE = ("nudity", "unsafe")
@@ -32,9 +33,17 @@ class Scoring:
     def __init__(self, grid: Grid, inputs: Inputs, base: Input) -> None:
         self.grid, self.inputs, self.base = grid, inputs, base
 
-    def work(self, state: State, concept: GridConcept, place: Place) -> Work:
-        """What is measured of ``state``."""
-        return self._task(state, place) if self.grid.measure is not None else self._prompts(state, concept, place)
+    def work(self, state: State, concept: GridConcept, place: Place, word: str = "") -> Work:
+        """What is measured of ``state``; ``word`` stands in prompts where the concept's name was, if there is one."""
+        if self.grid.measure is not None:
+            return self._task(state, place, word)
+        return self._prompts(state, concept, place, word)
+
+    def pictures(self, state: State, attack: GridAttack) -> Work:
+        """What is seen in the pictures that ``attack`` leaves."""
+        assert self.grid.measure is not None  # read_bench() lets nothing else pass.
+        facts = {"concept": state.concept, "shown": self.grid.measure.shown}
+        return Work(kind="judge", spec={**facts, "judge": judge_identity(CANVAS)}, call=facts, size=attack.pictures)
 
     def adversarial(
         self, state: State, concept: GridConcept, attack: GridAttack, settings: Mapping[str, Any], said: Sequence[str]
@@ -55,10 +64,13 @@ class Scoring:
             missing=(*self.base.missing, *prompts.missing, *judge.missing),
         )
 
-    def _task(self, state: State, place: Place) -> Work:
+    def _task(self, state: State, place: Place, word: str) -> Work:
         assert self.grid.measure is not None
         counts = getattr(self.grid.measure, place).model_dump()
-        facts = {"concept": state.concept, "seed": state.seed, "counts": counts, "shown": self.grid.measure.shown}
+        facts = {
+            "concept": state.concept, "seed": state.seed, "counts": counts, "shown": self.grid.measure.shown,
+            "word": word,
+        }  # fmt: skip
         return Work(
             kind="measure",
             spec={**facts, "base": self.base.identity, "art": art_hash(), "judge": judge_identity(CANVAS)},
@@ -66,10 +78,10 @@ class Scoring:
             size=sum(counts.values()),
         )
 
-    def _prompts(self, state: State, concept: GridConcept, place: Place) -> Work:
+    def _prompts(self, state: State, concept: GridConcept, place: Place, word: str) -> Work:
         asked = [_Asked.of(one, concept, self.inputs) for one in self.grid.prompts if place in one.at]
         judge = self._judge(needed=any(one.asks_judge for one in asked))
-        facts = {**_looked_for(concept), "seed": state.seed}
+        facts = {**_looked_for(concept), "seed": state.seed, "word": word}
         missing = [*self.base.missing, *judge.missing, *(text for one in asked for text in one.missing)]
         return Work(
             kind="evaluate",

@@ -23,7 +23,8 @@ class State:
     model: ModelName
     attack: str
     """``before`` when there was none."""
-    step: int
+    step: float
+    """Steps of training that the attack took, or its strength."""
 
     def labels(self) -> dict[str, Any]:
         """What ``--only`` can ask for."""

@@ -7,15 +7,17 @@ from statistics import mean
 
 from metaunlearn.bench.beside import BESIDE, beside_tables
 from metaunlearn.bench.entries import at, entry_of
-from metaunlearn.bench.formats import Entry, Table, slug, to_markdown
+from metaunlearn.bench.formats import Entry, Table, slug, to_markdown, turned
 from metaunlearn.bench.lines import by_line, names_of, ratios
 from metaunlearn.bench.published import differs, published_tables
-from metaunlearn.bench.recipe import Grid, GridConcept, steps_of
+from metaunlearn.bench.recipe import Grid, GridConcept, levels_of
 from metaunlearn.bench.results import SCORES, Found, Measured, Pooled, other_scores, pooled
 from metaunlearn.bench.state import BEFORE
 
-Columns = list[tuple[str, int]]
-"""(attack, step) of each column."""
+LONGER = 2
+"""A table with so many times as many columns as lines is turned."""
+Columns = list[tuple[str, float]]
+"""(attack, steps or strength) of each column."""
 
 NOTE = (
     "Percentages: pictures in which the judge sees what the column says, of all pictures of all seeds together, with "
@@ -68,10 +70,10 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     on_prompts = {attack.name for attack in found.grid.attacks if attack.on_prompts}
     columns = [place for place in every if place[0] not in on_prompts]
     names = [_column(*place) for place in columns]
-    attacked = [place for place in columns[1:] if place[1] == max(s for a, s in columns[1:] if a == place[0])]
+    attacked = list(dict(columns[1:]).items())
     seeds = ", ".join(map(str, concept.seeds))
 
-    def entry(mine: list[Measured], place: tuple[str, int], name: str, digits: int = 1) -> Entry:
+    def entry(mine: list[Measured], place: tuple[str, float], name: str, digits: int = 1) -> Entry:
         return entry_of(pooled(at(mine, place), name), len(concept.seeds), digits)
 
     def seen(mine: list[Measured]) -> list[Entry]:
@@ -85,20 +87,26 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
         entries += [entry(mine, columns[0], name, digits=3) for name in ("clip_score", "fid")]
         return entries + [entry(mine, place, name) for place in attacked for name in ("related", "unrelated")]
 
+    # A survey of attacks on a few models is read downwards.
+    many = len(columns) > LONGER * len(by_line(rows))
+
+    def upright(table: Table) -> Table:
+        return turned(table, "attack") if many else table
+
     heads = ["related", "unrelated", "CLIP score", "FID"]
     heads += [f"{name}, {_column(*place)}" for place in attacked for name in ("related", "unrelated")]
     title, name = concept.name, slug(concept.name)
     there = {score for measured in rows for score in measured.scores}
     tables = []
     if "concept" in there:
-        tables.append(_table(f"{name}-seen", f"{title}: how often it is seen (%)", rows, names, seen))
+        tables.append(upright(_table(f"{name}-seen", f"{title}: how often it is seen (%)", rows, names, seen)))
     if there & {*SCORES} - {"concept"}:
         what = f"{title}: what is kept, before any attack and after its last step"
-        tables.append(_table(f"{name}-kept", what, rows, heads, kept))
+        tables.append(upright(_table(f"{name}-kept", what, rows, heads, kept)))
     tables += [_other_table(rows, every, concept, score) for score in other_scores(rows)]
     if len(concept.seeds) > 1 and "concept" in there:
         again = f"{title}: the same as the first table, by seed ({seeds})"
-        tables.append(_table(f"{name}-by-seed", again, rows, names, by_seed))
+        tables.append(upright(_table(f"{name}-by-seed", again, rows, names, by_seed)))
     return tables
 
 
@@ -133,11 +141,11 @@ def ratio_tables(found: Found) -> list[Table]:
 
 def columns_of(grid: Grid, concept: GridConcept) -> Columns:
     """Before any attack, then each attack's checkpoints."""
-    return [(BEFORE, 0)] + [(attack.name, step) for attack in grid.attacks for step in steps_of(attack, concept)]
+    return [(BEFORE, 0)] + [(attack.name, step) for attack in grid.attacks for step in levels_of(attack, concept)]
 
 
-def _column(attack: str, step: int) -> str:
-    return f"{attack} {step}" if step else attack
+def _column(attack: str, level: float) -> str:
+    return f"{attack} {level:g}" if level else attack
 
 
 def _table(

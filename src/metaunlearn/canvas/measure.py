@@ -14,6 +14,7 @@ from metaunlearn.canvas import scenes
 from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.canvas.tasks import CanvasTask, LabelledPrompt
 from metaunlearn.config import Counts
+from metaunlearn.data.imagefolder import ImageText
 from metaunlearn.generation import generate_images
 from metaunlearn.metrics.clip_score import clip_score
 from metaunlearn.metrics.concept import concept_score, label_accuracy
@@ -114,6 +115,14 @@ def measure(
         else None,
         shown=[part for part in shown.values() if part.prompts],
     )
+
+
+def concept_seen(pictures: ImageText, task: CanvasTask, judge: Judge) -> tuple[Score, Shown]:
+    """The task's concept in given ``pictures``; their place in the folder stands where a generated one's seed does."""
+    images = (pictures.images + 1) / 2
+    alternatives = [name for name in task.choices if name != task.concept]
+    shown = Shown("concept", pictures.texts, [*range(len(images))], images)
+    return concept_score(judge, images, task.concept, alternatives), shown
 
 
 def save_shown(folder: Path, parts: Sequence[Shown], count: int) -> list[dict[str, Any]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metaunlearn.canvas.catalog import NAMES, STYLES, caption, related_to
+from metaunlearn.data.concepts import said_as
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ def known(concept: str) -> bool:
     return concept in NAMES or concept in STYLES
 
 
-def task_for(concept: str) -> CanvasTask:
-    """The task of erasing ``concept``, the name of an object or of a style."""
-    return _object_task(concept) if concept in NAMES else _style_task(concept)
+def task_for(concept: str, word: str = "") -> CanvasTask:
+    """The task of erasing ``concept``, an object's or a style's name; prompts call it ``word`` if that is given."""
+    task = _object_task(concept) if concept in NAMES else _style_task(concept)
+    return replace(task, concept_prompts=tuple(said_as(prompt, concept, word) for prompt in task.concept_prompts))
 
 
 def with_styles(names: Sequence[str], styles: Sequence[str] = STYLES) -> tuple[LabelledPrompt, ...]:

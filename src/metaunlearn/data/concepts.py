@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,14 @@ def synonyms(concept: str) -> list[str]:
             "(concepts=[...], --concept TEXT, --alternative TEXT)."
         )
     return texts
+
+
+def said_as(prompt: str, concept: str, word: str) -> str:
+    """``prompt`` with ``word`` wherever it names ``concept``, by any synonym; as it is if ``word`` is empty."""
+    if not word:
+        return prompt
+    names = sorted(synonyms(concept), key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, names)), lambda found: word, prompt, flags=re.IGNORECASE)
 
 
 def prompts_for(

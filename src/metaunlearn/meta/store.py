@@ -1,15 +1,21 @@
-"""Where the adjoint keeps the M parameter sets of the inner loop: on the device, or in host memory.
+"""Where the adjoint keeps the M parameter sets of the inner loop: on the device, in host memory, or on disk.
 
 The way back reads them last in, first out, one at a time. At M = 5 they are five times the denoiser's parameters, 17 GB
-of float32 for Stable Diffusion 1.4; in host memory they cost the device one set at most.
+of float32 for Stable Diffusion 1.4; elsewhere they cost the device one set at most.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from metaunlearn.parameters import Params
@@ -46,31 +52,29 @@ def on_device(_: Params) -> Stack:
     return []
 
 
-class HostMemory:
-    """A stack whose newest set stays on its device, while those below lie in host memory.
+Move = Callable[[Params], Callable[[], Params]]
+"""Takes a set off the device. What it returns brings the same bits back to where they were, as often as wanted."""
+
+
+class Elsewhere:
+    """A stack whose newest set stays on its device, while those below lie where ``move`` puts them.
 
     The newest is what the inner loop stands on (theta_m) or has just computed (g_m); moving it out would only bring it
     back. Tensors of ``alive`` are on the device anyway: where a set shares them (theta_0, and what P freezes) nothing
-    is moved. Host memory is pinned where there is CUDA, so that copies run at full speed and in the stream's order.
-    The values are the same bits either way.
+    is moved.
     """
 
-    def __init__(self, alive: Params) -> None:
-        self._alive = alive
+    def __init__(self, alive: Params, move: Move) -> None:
+        self._alive, self._move = alive, move
         self._newest: Params | None = None
-        self._below: list[dict[str, tuple[Tensor, torch.device]]] = []
-        """Each set's own tensors, and where they came from; the others are those of ``alive``."""
+        self._below: list[Callable[[], Params]] = []
+        """What brings back each set's own tensors; the others are those of ``alive``."""
 
     def append(self, params: Params) -> None:
         """Keep ``params`` where they are, and move what was the newest set out."""
         if self._newest is not None:
-            self._below.append(
-                {
-                    name: (self._moved_out(p), p.device)
-                    for name, p in self._newest.items()
-                    if p is not self._alive.get(name)
-                }
-            )
+            own = {name: p for name, p in self._newest.items() if p is not self._alive.get(name)}
+            self._below.append(self._move(own))
         self._newest = params
 
     def pop(self) -> Params:
@@ -87,24 +91,58 @@ class HostMemory:
         position = range(len(self))[index]
         if self._newest is not None and position == len(self._below):
             return self._newest
-        return self._alive | {
-            name: self._brought_back(p, device) for name, (p, device) in self._below[position].items()
-        }
+        return self._alive | self._below[position]()
 
     def __len__(self) -> int:
         return len(self._below) + (self._newest is not None)
 
-    def _moved_out(self, p: Tensor) -> Tensor:
-        """A tensor on the host. On a CPU that is where it is."""
-        if p.device.type != "cuda":
-            return p.to("cpu")
-        host = torch.empty_like(p, device="cpu", pin_memory=True)
-        return host.copy_(p, non_blocking=True)
 
-    def _brought_back(self, p: Tensor, device: torch.device) -> Tensor:
-        # Ordered behind the copy out: both are on the device's current stream.
-        return p.to(device, non_blocking=True)
+def to_host(params: Params) -> Callable[[], Params]:
+    """Into host memory, pinned where there is CUDA, so that copies run at full speed and in the stream's order."""
+    moved = {name: (_on_host(p), p.device) for name, p in params.items()}
+    # Ordered behind the copy out: both are on the device's current stream.
+    return lambda: {name: p.to(device, non_blocking=True) for name, (p, device) in moved.items()}
 
 
-STORES: dict[Literal["device", "host"], Store] = {"device": on_device, "host": HostMemory}
+def _on_host(p: Tensor) -> Tensor:
+    """A tensor on the host. On a CPU that is where it is."""
+    if p.device.type != "cuda":
+        return p.to("cpu")
+    host = torch.empty_like(p, device="cpu", pin_memory=True)
+    return host.copy_(p, non_blocking=True)
+
+
+class ToDisk:
+    """Into files of a temporary folder (``TMPDIR``), which goes when nobody needs them any more."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="metaunlearn-"))
+        self._count = 0
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    def __call__(self, params: Params) -> Callable[[], Params]:
+        """Into one file."""
+        file, self._count = self._folder / f"{self._count}.safetensors", self._count + 1
+        save_file({name: p.detach().contiguous() for name, p in params.items()}, file)
+        devices = {name: p.device for name, p in params.items()}
+
+        def back() -> Params:
+            # The folder stays as long as this function does.
+            with safe_open(self._folder / file.name, framework="pt") as handle:
+                return {name: handle.get_tensor(name).to(device) for name, device in devices.items()}
+
+        return back
+
+
+def host_memory(alive: Params) -> Stack:
+    """All sets but the newest in host memory."""
+    return Elsewhere(alive, to_host)
+
+
+def on_disk(alive: Params) -> Stack:
+    """All sets but the newest on disk."""
+    return Elsewhere(alive, ToDisk())
+
+
+STORES: dict[Literal["device", "host", "disk"], Store] = {"device": on_device, "host": host_memory, "disk": on_disk}
 """What ``inner_store`` may be named."""

@@ -42,6 +42,13 @@ LOSS = Frame(height=130, right=16)
 LABEL_GAP = 9.0
 """Least distance of two labels at the end of curves, in percent of the vertical axis of ``WHOLE``."""
 
+ROW = 26
+"""Pixels of one name in ``intervals_chart``."""
+
+_LIGHT = {
+    "--ink": "#17181c", "--soft": "#5b5e66", "--grid": "#e9e9e4", "--original": "#60646c", "--unlearn": "#b8460e",
+    "--meta": "#0b6b86",
+}  # fmt: skip
 _COLOURS = {"original": "var(--original)", "unlearn": "var(--unlearn)", "meta-unlearn": "var(--meta)"}
 _SHAPES = {"original": "square", "unlearn": "circle", "meta-unlearn": "diamond"}
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
@@ -227,6 +234,51 @@ def trend_chart(points: Sequence[tuple[int, float]], line: tuple[float, float]) 
         {"data": {"values": ends}, "mark": {"type": "line", "strokeWidth": 2.5, "color": "var(--meta)"}},
     ]
     return draw({"layer": [{**layer, "encoding": {"x": x, "y": y}} for layer in layers]}, LOSS)
+
+
+def intervals_chart(scores: Sequence[tuple[str, ModelName, Score]]) -> Markup:
+    """A row for each name: the scores of the models in percent, with their intervals, plain above meta."""
+    names = list(dict.fromkeys(name for name, _, _ in scores))
+    models = [model for model in _COLOURS if any(model == other for _, other, _ in scores)]
+    values = [
+        {"name": name, "model": model, "value": score.value, "low": score.low, "high": score.high}
+        for name, model, score in scores
+    ]
+    frame = Frame(width=560, height=ROW * len(names), left=190, right=24, top=8)
+    x = {
+        "type": "quantitative",
+        "title": None,
+        "scale": {"domain": [0, 100]},
+        "axis": {"values": [0, 25, 50, 75, 100], "labelExpr": "datum.value + ' %'", "orient": "bottom"},
+    }
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": names},
+        "axis": {"labelLimit": frame.left, "labelColor": "var(--ink)"},
+    }
+    beside = {"field": "model", "type": "nominal", "scale": {"domain": models}}
+    colour = {**beside, "legend": None, "scale": {"domain": models, "range": [_COLOURS[model] for model in models]}}
+    shape = {**beside, "legend": None, "scale": {"domain": models, "range": [_SHAPES[model] for model in models]}}
+    place = {"y": y, "yOffset": beside, "color": colour}
+    layers = [
+        {
+            "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.45},
+            "encoding": {**place, "x": {**x, "field": "low"}, "x2": {"field": "high"}},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 52, "opacity": 1},
+            "encoding": {**place, "x": {**x, "field": "value"}, "shape": shape},
+        },
+    ]
+    return draw({"data": {"values": values}, "layer": layers}, frame)
+
+
+def as_file(drawing: Markup) -> str:
+    """A drawing as a whole SVG file, in the light page's colours: a file has no style sheet to take them from."""
+    text = re.sub(r"var\((--\w+)\)", lambda match: _LIGHT[match[1]], str(drawing))
+    return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
 def draw(spec: dict[str, Any], frame: Frame) -> Markup:

@@ -32,7 +32,8 @@ class Series:
     model: str
     attack: str
     """``before`` or the attack's name."""
-    steps: int
+    level: str
+    """After so many steps, or at what strength; empty before any attack."""
     words: str
     """The state for a reader who cannot see the pictures."""
     shown: list[Shown]
@@ -56,7 +57,8 @@ class Strip:
     model: str
     attack: str
     """``before`` or the attack's name."""
-    steps: int
+    level: str
+    """After so many steps, or at what strength; empty before any attack."""
     first: bool
     """Whether it is the first strip of its model."""
     shots: list[Shot]
@@ -96,7 +98,7 @@ def arrange(title: str, series: Sequence[Series], pictures: Mapping[Path, Pictur
         ]
         leads = not index or one.model != series[index - 1].model
         strips.append(
-            Strip(model=one.model, attack=one.attack, steps=one.steps, first=leads, shots=shots, place=index + 1)
+            Strip(model=one.model, attack=one.attack, level=one.level, first=leads, shots=shots, place=index + 1)
         )
     captions = [f"{prompt}, seed {seed}" for prompt, seed in keys]
     return Grid(title=title, strips=strips, captions=captions, left_out=max(total - len(keys), 0))
@@ -128,7 +130,13 @@ def _series(samples: list[Sample], folder: Path) -> Series:
         Shown(path=folder / sample.file, prompt=sample.prompt, seed=sample.seed, sensitive=sample.sensitive)
         for sample in samples
     ]
-    return Series(model=first.model, attack=first.attack, steps=first.steps, words=words, shown=shown)
+    return Series(
+        model=first.model,
+        attack=first.attack,
+        level=f"{first.steps} steps" if first.steps else "",
+        words=words,
+        shown=shown,
+    )
 
 
 def _states(samples: Sequence[Sample], role: str) -> list[list[Sample]]:

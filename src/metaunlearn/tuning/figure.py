@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from metaunlearn.report.charts import Frame, draw
+from metaunlearn.report.charts import Frame, as_file, draw
 from metaunlearn.tuning.records import BASELINES, Record, frontier
 
 FRAME = Frame(width=560, height=300, left=56, right=24, top=24)
-COLOURS = {
-    "--ink": "#17181c", "--soft": "#5b5e66", "--grid": "#e9e9e4", "--original": "#60646c", "--unlearn": "#b8460e",
-    "--meta": "#0b6b86",
-}  # fmt: skip
-"""The light page's; a drawing in a file has no style sheet to take them from."""
 LABELS = {"plain": "plain", "default": "default"}
 
 
@@ -61,9 +55,7 @@ def figure(records: Sequence[Record]) -> str:
         ),
         _layer(marked, _text("var(--unlearn)", -13), {**place, "text": {"field": "label"}}),
     ]
-    drawing = str(draw({"layer": layers}, FRAME))
-    drawing = re.sub(r"var\((--\w+)\)", lambda match: COLOURS[match[1]], drawing)
-    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return as_file(draw({"layer": layers}, FRAME))
 
 
 def _point(record: Record) -> dict[str, Any]:

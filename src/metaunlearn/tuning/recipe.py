@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from metaunlearn.bench.recipe import GridAttack, Steps
+from metaunlearn.bench.attacks import GridAttack, Steps
 from metaunlearn.config import Counts
 from metaunlearn.errors import UserError
 from metaunlearn.recipe import read_kind
@@ -152,8 +152,10 @@ def _check(tune: Tune) -> None:
     for name in _twice([attack.name for attack in (*tune.attacks, *tune.unseen)]):
         raise UserError(f"each attack of [tune] needs a name of its own; there are two {name!r}.")
     for attack in (*tune.attacks, *tune.unseen):
-        if attack.on_prompts:
-            raise UserError(f"the attack {attack.name!r} is on prompts; a search measures attacks that train a model.")
+        if not attack.trains:
+            raise UserError(
+                f"the attack {attack.name!r} ({attack.kind}) trains no model, and a search needs one that does."
+            )
     for attack in tune.attacks:
         if not attack.malicious:
             raise UserError(f"the attack {attack.name!r} is benign; the search minimises what attacks bring back.")

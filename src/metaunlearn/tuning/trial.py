@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
+from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.estimate import wanted
 from metaunlearn.bench.plan import Plan, Row, make_plan
-from metaunlearn.bench.recipe import Grid, GridAttack, GridConcept, GridMeasure, check_grid
+from metaunlearn.bench.recipe import Grid, GridConcept, GridMeasure, check_grid
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import make

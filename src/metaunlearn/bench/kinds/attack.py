@@ -1,44 +1,53 @@
-"""One attack on an erased model: the denoiser after each of the steps that are asked for."""
+"""One attack on an erased model: what it leaves after each of the steps, or at each strength, that is asked for."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from metaunlearn.attacking import attack
+from metaunlearn.attacks.lora import WEIGHTS_FILE as ADAPTER_FILE
+from metaunlearn.attacks.registry import strengths_of
 from metaunlearn.models.state import load_state
 from metaunlearn.runs import RUN_FILE, Progress
 
-DENOISER = "unet"
+INDEX_FILE = "model_index.json"
 
 
 def make(
     folder: Path,
     *,
     erase: Path,
-    data: Path,
     kind: str,
-    steps: Sequence[int],
+    levels: Sequence[float],
     recipe: str,
     overrides: Sequence[str],
     seed: int,
     device: str,
     progress: Progress | None,
+    data: Path | None = None,
+    base: str | None = None,
+    adapter: Path | None = None,
     warm: Path | None = None,
-    warm_step: int = 0,
+    warm_at: str = "",
 ) -> None:
-    """``folder/step-000010/unet`` and so on; everything else of the pipelines is the erased model's.
+    """``folder/step-000010`` and so on: the components that the attack changes, or pictures.
 
-    With ``warm``, another attack's cell, the attacker goes on from what that one left after ``warm_step`` steps.
+    With ``warm``, another attack's cell, the attacker goes on from what that one left in ``warm_at``. ``base`` is the
+    model before the erasing, and ``adapter`` the cell of a LoRA of it, where the kind needs one.
     """
+    trains = strengths_of(kind) is None
     result = attack(
-        load_state(str(erase), None, warm, warm_step),
+        load_state(str(erase), None, warm, warm_at),
         data,
         kind=kind,
-        steps=steps,
+        steps=[int(level) for level in levels] if trains else None,
+        strengths=None if trains else levels,
+        base=base,
         recipe=recipe,
-        overrides=overrides,
+        overrides=[*overrides, *([] if adapter is None else [f"adapter={adapter / ADAPTER_FILE}"])],
         seed=seed,
         device=device,
         out=folder,
@@ -46,12 +55,14 @@ def make(
         progress=progress,
     )
     checkpoints = {path.name for path in result.checkpoints.values()}
+    changed = json.loads((folder / RUN_FILE).read_text())["changed"]
     for entry in folder.iterdir():
         if entry.name in checkpoints:
-            _remove([part for part in entry.iterdir() if part.name != DENOISER])
+            if (entry / INDEX_FILE).exists():
+                _remove([part for part in entry.iterdir() if part.name not in changed])
         elif entry.suffix not in (".json", ".jsonl"):
             _remove([entry])
-    (folder / "model_index.json").unlink(missing_ok=True)
+    (folder / INDEX_FILE).unlink(missing_ok=True)
     (folder / "sampling.json").unlink(missing_ok=True)
 
 

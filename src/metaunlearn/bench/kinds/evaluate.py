@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaunlearn.data.concepts import said_as
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, batches, draw_batch, draws_for
 from metaunlearn.evaluation import plan
@@ -31,15 +32,19 @@ def make(
     progress: Progress | None,
     erase: Path | None = None,
     attack: Path | None = None,
-    step: int = 0,
+    at: str = "",
+    word: str = "",
 ) -> None:
-    """``folder/scores.json``, by the names in each set's ``scores``; ``folder/samples`` has its first pictures."""
-    pipeline = load_state(base, erase, attack, step).to(device)
+    """``folder/scores.json``, by the names in each set's ``scores``; ``folder/samples`` has its first pictures.
+
+    The state is what ``attack`` left in ``at``; prompts have ``word`` where the concept's name was, if there is one.
+    """
+    pipeline = load_state(base, erase, attack, at).to(device)
     loaded = load_judge(judge, device=device)
     scores: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
     for one in sets:
-        prompts = [Prompt(**record) for record in one["prompts"]]
+        prompts = [Prompt(**record | {"text": said_as(record["text"], concept, word)}) for record in one["prompts"]]
         if one["scores"]:
             scores |= _scores(
                 folder, pipeline, loaded, one, prompts, concept, alternatives, seed, device=device, progress=progress

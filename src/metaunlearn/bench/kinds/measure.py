@@ -26,12 +26,16 @@ def make(
     progress: Progress | None,
     erase: Path | None = None,
     attack: Path | None = None,
-    step: int = 0,
+    at: str = "",
+    word: str = "",
 ) -> None:
-    """``folder/scores.json``: each score with its interval, its protocol and what was seen in every picture."""
+    """``folder/scores.json``: each score with its interval, its protocol and what was seen in every picture.
+
+    The state is what ``attack`` left in ``at``; prompts have ``word`` where the concept's name was, if there is one.
+    """
     found = measure(
-        load_state(base, erase, attack, step).to(device),
-        task_for(concept),
+        load_state(base, erase, attack, at).to(device),
+        task_for(concept, word),
         load_judge("canvas"),
         Counts(**counts),
         seed=seed,

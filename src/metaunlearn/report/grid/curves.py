@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.entries import at
 from metaunlearn.bench.lines import Line, by_line, pairs_of
-from metaunlearn.bench.recipe import CANVAS, GridAttack, GridConcept, steps_of
+from metaunlearn.bench.recipe import CANVAS, GridConcept, steps_of
 from metaunlearn.bench.results import Found, Measured, pooled
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.report.charts import SMALL, Curve, relearning_chart
@@ -37,13 +38,13 @@ class AttackChart:
 
 
 def attack_charts(found: Found, concept: GridConcept) -> list[AttackChart]:
-    """A chart for each attack of which something is measured; percentages pooled over the seeds."""
+    """A chart for each attack that trains and of which something is measured; percentages pooled over the seeds."""
     rows = [measured for measured in found.rows if measured.row.concept == concept.name]
     lines = by_line(rows)
     original = next((mine for line, mine in lines.items() if line.model == "original"), [])
     level = pooled(at(original, (BEFORE, 0)), "concept")
     charts = []
-    for attack in found.grid.attacks:
+    for attack in (attack for attack in found.grid.attacks if attack.trains):
         steps = steps_of(attack, concept)
         facets = [
             facet

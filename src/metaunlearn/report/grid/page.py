@@ -18,6 +18,7 @@ from metaunlearn.report.grid.missing import missing_table
 from metaunlearn.report.grid.pictures import concept_pictures
 from metaunlearn.report.grid.settings import grid_settings, resolved
 from metaunlearn.report.grid.sheets import sheet
+from metaunlearn.report.grid.survey import surveys
 from metaunlearn.report.grid.trends import trends
 from metaunlearn.report.rendering import render
 from metaunlearn.report.runs import RESULTS_FILE
@@ -37,6 +38,7 @@ def grid_page(folder: Path) -> str:
         missing=_sheets([missing_table(found)] if len(found.rows) < found.rows_in_all else []),
         ratios=_sheets(ratio),
         curves=[(concept.name, attack_charts(found, concept)) for concept in concepts],
+        surveys=[survey for concept in concepts for survey in surveys(found, concept)],
         tables=[(concept.name, _sheets(concept_tables(found, concept))) for concept in concepts],
         note=NOTE,
         beside=_sheets(beside_tables(found)),

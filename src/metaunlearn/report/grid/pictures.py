@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from metaunlearn.bench.entries import at
 from metaunlearn.bench.lines import by_line, pairs_of
-from metaunlearn.bench.recipe import GridConcept, steps_of
+from metaunlearn.bench.recipe import GridConcept, levels_of
 from metaunlearn.bench.results import Found, Measured
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.metrics.scores_file import SCORES_FILE
@@ -60,9 +61,10 @@ def _planned(found: Found, concept: GridConcept, folder: Path, role: str) -> lis
     lines = by_line(measured for measured in rows if measured.row.seed == seed)
     original = [line for line in lines if line.model == "original"]
     every = found.grid.pictures.steps == "all"
-    places = [(BEFORE, 0)]
+    trained = {attack.name for attack in found.grid.attacks if attack.trains}
+    places: list[tuple[str, float]] = [(BEFORE, 0)]
     for attack in found.grid.attacks:
-        steps = steps_of(attack, concept)
+        steps = levels_of(attack, concept)
         places += [(attack.name, step) for step in (steps if every else steps[-1:])]
     named = "" if role == DEFAULT_ROLE else f", {role}"
     planned = []
@@ -71,7 +73,7 @@ def _planned(found: Found, concept: GridConcept, folder: Path, role: str) -> lis
             series
             for line in [*original, *pair]
             for place in places
-            if (series := _series(at(lines[line], place), folder, role)) is not None
+            if (series := _series(at(lines[line], place), folder, role, trained)) is not None
         ]
         if series:
             title = (pair or original)[-1].title
@@ -79,8 +81,11 @@ def _planned(found: Found, concept: GridConcept, folder: Path, role: str) -> lis
     return planned
 
 
-def _series(rows: list[Measured], folder: Path, role: str) -> Series | None:
-    """The pictures of ``role`` that the cell of a state keeps; ``rows`` is that state, or nothing."""
+def _series(rows: list[Measured], folder: Path, role: str, trained: Collection[str]) -> Series | None:
+    """The pictures of ``role`` that the cell of a state keeps; ``rows`` is that state, or nothing.
+
+    ``trained`` are the names of the attacks that go on step by step.
+    """
     if not rows:
         return None
     row, cell = rows[0].row, folder / "cells" / rows[0].cell
@@ -98,7 +103,8 @@ def _series(rows: list[Measured], folder: Path, role: str) -> Series | None:
         for sample in kept.samples
         if sample.role == role
     ][:PICTURES_PER_STRIP]
-    words = "before any attack" if row.attack == BEFORE else f"after {row.step} steps of {row.attack}"
     if not shown:
         return None
-    return Series(model=row.model, attack=row.attack, steps=row.step, words=words, shown=shown)
+    level = "" if not row.step else f"{row.step} steps" if row.attack in trained else f"{row.step:g}"
+    words = "before any attack" if row.attack == BEFORE else f"after {row.attack}, {level}".removesuffix(", ")
+    return Series(model=row.model, attack=row.attack, level=level, words=words, shown=shown)
