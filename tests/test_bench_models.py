@@ -232,7 +232,7 @@ def test_inputs_that_cannot_be_are_refused(tmp_path: Path, call: Call, arguments
         (("prompts", 1, "texts"), [], "prompts have either"),
         (("attacks", 0, "data"), "hrm-n", "Did you mean 'hrm-"),
         (("attacks", 1, "data"), "hrm-m", "is on prompts"),
-        (("attacks", 0, "success"), "nudity", "trains on data"),
+        (("attacks", 0, "success"), "nudity", "not on prompts"),
         (("pictures", "roles"), ["related"], "There are: concept, benign"),
         (("concepts", 0, "texts"), {"harmful": ["a"]}, "no prompts are called"),
     ],

@@ -14,8 +14,8 @@ from metaunlearn.bench.recipe import Grid, GridConcept, levels_of
 from metaunlearn.bench.results import SCORES, Found, Measured, Pooled, other_scores, pooled
 from metaunlearn.bench.state import BEFORE
 
-LONGER = 2
-"""A table with so many times as many columns as lines is turned."""
+WIDE = 24
+"""A table of more columns is turned, if it has fewer lines than columns."""
 Columns = list[tuple[str, float]]
 """(attack, steps or strength) of each column."""
 
@@ -88,7 +88,7 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
         return entries + [entry(mine, place, name) for place in attacked for name in ("related", "unrelated")]
 
     # A survey of attacks on a few models is read downwards.
-    many = len(columns) > LONGER * len(by_line(rows))
+    many = len(columns) > max(WIDE, len(by_line(rows)))
 
     def upright(table: Table) -> Table:
         return turned(table, "attack") if many else table
