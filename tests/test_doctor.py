@@ -134,7 +134,7 @@ def test_a_distilled_retain_loss_asks_a_copy_of_the_model(tiny_model: Path, mode
 
 
 def test_healing_and_weighing_take_their_time(tiny_model: Path) -> None:
-    """5 steps of 3 + 1 passes on 8 pictures; 3 passes on 16 noised latents for 2 prompts of each kind and the concept."""
+    """5 steps of 3 + 1 passes on 8 pictures; 3 passes on 16 latents for 2 prompts of each kind and the concept."""
     forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e9
     overrides = ["batch_size=8", "retain_images=2"]
 

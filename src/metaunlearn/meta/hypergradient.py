@@ -17,8 +17,8 @@ each theta_m starts an adjoint of its own. They are linear, so they travel as on
 
     v_M = grad outer(theta_M) / M,     v_m += grad outer(theta_m) / M   for m = M-1 .. 1, before it is pulled back
 
-An optimiser with a memory makes d_m of P v_m and of the adjoint of that memory, which
-travels along, and weight decay shrinks v_m (``meta/optimizers.py``).
+An optimiser with a memory makes d_m of P v_m and of the adjoint of that memory, which travels along, and weight decay
+shrinks v_m (``meta/optimizers.py``).
 
 v runs over all parameters; whoever trains only some of them restricts the result, at the very end. The objects below
 differ in one thing: how they multiply by H_m. One product is alive at a time, so memory does not grow with M beyond the
