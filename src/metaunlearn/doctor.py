@@ -233,8 +233,8 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 
 
 def gradients_per_step(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:
-    """Gradients on ``batch_size`` pictures in an outer step: L_forget and L_retain, M inner steps, two at theta_M (at each of
-    theta_1 .. theta_M, along the path), M products. All but the attacker's come once for each micro-batch.
+    """Gradients on ``batch_size`` pictures in an outer step: L_forget and L_retain, M inner steps, two at theta_M or,
+    along the path, at each theta_m, M products. All but the attacker's come once for each micro-batch.
 
     Of a mixture of attackers, the mean. A closed-form method has no L_forget, and without the meta objective no outer
     steps.
