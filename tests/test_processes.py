@@ -60,7 +60,6 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "difference": erasing(
             tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam", "retain_loss=denoising",
             "meta_loss=path", "zeta_margin=0.1", "post_attack_loss=forget", "retain_weighting=alignment",
-            "heal_steps=1",
         ),
         "double": erasing(tiny_model, "steps=2", "meta_gradient=double-backward", "diagnostics_every=1"),
         "uneven": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "batch_size=2"),
