@@ -111,7 +111,7 @@ def meta_gradient(
     generator = step_generator(0, number, "variance")
     attacker = draw_attacker(settings.simulated, generator)
     batches = draw(data, settings, attacker, generator, None, sampler=Independent(), step=number, inner_before=0)
-    found = mode(meta_problem(model, [batches], attacker, settings), theta).gradient
+    found = mode(meta_problem(model, [batches], attacker, settings, theta=theta), theta).gradient
     direct = value_and_gradient(retain_loss(model, batches.direct, zeta_weights(settings)), theta, trained).gradient
     return torch.cat([(found[name] + settings.zeta * direct[name]).flatten() for name in trained])
 

@@ -229,6 +229,7 @@ ACCUMULATED = (
     ("meta_retain=related",),
     ("meta_retain=unrelated", "common_noise=false"),
     ("retain_related=0.2", "retain_unrelated=0.9", "zeta_related=2", "zeta_unrelated=0.1"),
+    ("meta_loss=path", "post_attack_loss=forget", "zeta_margin=0.05", "zeta_related=2", "zeta_unrelated=0.1"),
 )
 
 

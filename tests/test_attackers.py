@@ -131,7 +131,7 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
     keys = settings(
         "inner_store=host", "inner_subset=x", "inner_momentum=0.5", "inner_weight_decay=0.3", "inner_eps_root=1e-6"
     )
-    inner = [meta_problem(model, batches, attacker, keys).inner for attacker in ATTACKERS]
+    inner = [meta_problem(model, batches, attacker, keys, theta={}).inner for attacker in ATTACKERS]
     assert [loop.learning_rate for loop in inner] == [1e-2, 1e-4, 1e-3]
     assert [loop.optimizer for loop in inner] == [
         SGD(),
@@ -140,7 +140,7 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
     ]
     assert all(loop.adapted == subset(model.parameters(), "x") for loop in inner)
     assert all(loop.store is host_memory for loop in inner)
-    assert meta_problem(model, batches, ATTACKERS[0], settings()).inner.store is on_device
+    assert meta_problem(model, batches, ATTACKERS[0], settings(), theta={}).inner.store is on_device
 
 
 def test_an_attacker_is_drawn_by_the_generator_alone() -> None:

@@ -74,7 +74,7 @@ def test_the_error_of_first_order(more: tuple[str, ...]) -> None:
     generator = run._generator(0)
     attacker = draw_attacker(run.settings.simulated, generator)
     batches = run._draw(0, attacker, generator)
-    problem = meta_problem(run.model, [batches], attacker, run.settings)
+    problem = meta_problem(run.model, [batches], attacker, run.settings, theta=run.theta)
     theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
     b = torch.autograd.grad(l_dm(theta, batches.direct.batch), list(theta.values()))
     direct = 0.0 if "direct_term=false" in more else PAPER["zeta"]
@@ -98,7 +98,8 @@ def test_an_exact_mode_hands_over_what_first_order_gives() -> None:
     run = toy_run(paper_settings("inner_optimizer=adamw"))
     generator = run._generator(0)
     attacker = draw_attacker(run.settings.simulated, generator)
-    problem = meta_problem(run.model, [run._draw(0, attacker, generator)], attacker, run.settings)
+    batches = run._draw(0, attacker, generator)
+    problem = meta_problem(run.model, [batches], attacker, run.settings, theta=run.theta)
     expected = FirstOrder()(problem, run.theta).gradient
     for mode in (DoubleBackward(), GradientDifference()):
         assert mode(problem, run.theta).first_order is None

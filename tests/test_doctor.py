@@ -77,6 +77,8 @@ def test_operations_of_attention() -> None:
         (("inner_steps=5", "meta_retain=both", "meta_gradient=first-order"), True, 2 + 5 + 2),
         (("inner_steps=5", "common_noise=false"), True, 2 + 1 + 5 + 2 + 10),  # the same pictures under other noise
         (("inner_steps=5", "common_noise=false", "direct_term=false"), True, 2 + 5 + 2 + 10),
+        (("inner_steps=5", "meta_loss=path"), True, 2 + 5 + 5 * 2 + 10),
+        (("inner_steps=5", "zeta_margin=0.1"), True, 2 + 1 + 5 + 2 + 10),  # the direct term waits for theta_M
         (("accumulation=3",), False, 3 * 2),
         (("inner_steps=5", "accumulation=3"), True, 3 * (2 + 2) + 5 + 10),  # the attacker's batches stay as they are
     ],
@@ -129,6 +131,21 @@ def test_a_distilled_retain_loss_asks_a_copy_of_the_model(tiny_model: Path, mode
         overrides=[*overrides, "retain_loss=distillation", "teacher_precision=bf16"],
     )  # fmt: skip
     assert half.memory_bytes - plain.memory_bytes == 4 * (plain.denoiser_parameters // 2)
+
+
+def test_healing_and_weighing_take_their_time(tiny_model: Path) -> None:
+    """5 steps of 3 + 1 passes on 8 pictures; 3 passes on 16 latents for 2 prompts of each kind and the concept."""
+    forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e9
+    overrides = ["batch_size=8", "retain_images=2"]
+
+    def seconds(*more: str) -> float:
+        return doctor.estimate(tiny_model, meta=False, overrides=[*overrides, *more], speed=1e9).seconds
+
+    plain = seconds()
+    assert seconds("heal_steps=5") - plain == pytest.approx(5 * 8 * 4 * forward)
+    assert seconds("retain_weighting=alignment") - plain == pytest.approx(3 * 16 * 5 * forward)
+    with pytest.raises(UserError, match="post_attack_loss"):
+        doctor.estimate(tiny_model, method="uce", overrides=["post_attack_loss=forget"], speed=1e9)
 
 
 def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:

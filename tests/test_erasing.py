@@ -15,7 +15,7 @@ from conftest import UNET, break_at_the_fourth_step, run_and_kill, same_weights
 from metaunlearn.config import EraseSettings
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.meta.train import learning_rate_at
+from metaunlearn.meta.phases import learning_rate_at
 from metaunlearn.models import load_pipeline
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve

@@ -58,7 +58,8 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "first-order": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "accumulation=2", *weights),
         # L_retain is the paper's: a distillation's gradient is all rounding at step 1, and AdamW makes a step of it.
         "difference": erasing(
-            tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam", "retain_loss=denoising"
+            tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam", "retain_loss=denoising",
+            "meta_loss=path", "zeta_margin=0.1", "post_attack_loss=forget", "retain_weighting=alignment",
         ),
         "double": erasing(tiny_model, "steps=2", "meta_gradient=double-backward", "diagnostics_every=1"),
         "uneven": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "batch_size=2"),

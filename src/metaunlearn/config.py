@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -61,10 +61,16 @@ class EraseSettings(Settings):
     retain_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the retained pictures whose prompt is left empty, as in training a model for classifier-free guidance,
     which asks for the empty prompt too: what is kept of it alone is kept of every guided picture."""
+    retain_weighting: Literal["none", "alignment"] = "none"
+    """alignment: L_retain's pictures weigh the more, the further the gradient of their prompt's points along the
+    concept's at theta* (Eq. 4): what unlearning harms most. Their mean weight is 1."""
     retain_related: float | None = Field(default=None, ge=0)
     """Weight of the related pictures inside L_retain, beside retain_unrelated; None: all pictures weigh the same."""
     retain_unrelated: float | None = Field(default=None, ge=0)
     """Weight of the unrelated pictures inside L_retain, beside retain_related."""
+    zeta_margin: float | None = Field(default=None, gt=0)
+    """A retained picture self-destructs until its loss at theta_M exceeds the one at theta, under the same noise and
+    timestep, by so much, and no further; None: without end, as in the paper's Eq. 3."""
     zeta_related: float | None = Field(default=None, ge=0)
     """Weight of the related pictures inside Eq. 3's D_retain, beside zeta_unrelated; None: all weigh the same."""
     zeta_unrelated: float | None = Field(default=None, ge=0)
@@ -97,8 +103,18 @@ class EraseSettings(Settings):
     inner_learning_rate and inner_steps; empty: no mixture."""
     meta_gradient: Literal["auto", "first-order", "gradient-difference", "double-backward"] = "auto"
     """How the meta-gradient is computed."""
+    meta_loss: Literal["end", "path"] = "end"
+    """Where Eq. 3's losses after the simulated finetuning are taken: at theta_M, as in the paper; or path, their mean
+    over theta_1 .. theta_M, so that an attacker who stops early is resisted, too."""
+    post_attack_loss: Literal["denoising", "forget"] = "denoising"
+    """What Eq. 3 asks of the concept at theta_M: the paper's -L_DM, which has no end; or forget, + the method's own
+    L_forget on the step's own batch, which is least where the concept is still forgotten."""
     meta_retain: Literal["related", "unrelated", "both"] = "both"
     """Which retained pictures self-destruct in the meta objective."""
+    heal_steps: int = Field(default=0, ge=0)
+    """Further outer steps, after the N of ``steps``, that lower lambda L_retain alone, without the concept; 0: none."""
+    heal_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the heal_steps' own AdamW at their beginning; it decays to 0 along a cosine. None: learning_rate."""
     stratified: bool = True
     """Timesteps one from each stratum of a batch rather than independent."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
@@ -146,9 +162,11 @@ class EraseSettings(Settings):
         "ema_decay",
         "retain_related",
         "retain_unrelated",
+        "zeta_margin",
         "zeta_related",
         "zeta_unrelated",
         "inner_max_gradient_norm",
+        "heal_learning_rate",
         mode="before",
     )
     @classmethod
@@ -170,6 +188,20 @@ class EraseSettings(Settings):
                 "leaves one: set meta_retain=both, or neither weight"
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_margin_needs_common_noise(self) -> Self:
+        if self.zeta_margin is not None and not self.common_noise:
+            raise ValueError(
+                "zeta_margin compares each retained picture's loss at theta_M with its loss at theta, which means "
+                "something under the same noise only: set common_noise=true, or zeta_margin=none"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """N and the steps of healing: how many an erasing run takes."""
+        return self.steps + self.heal_steps
 
     @property
     def simulated(self) -> tuple[Attacker, ...]:
@@ -254,11 +286,22 @@ class StorySettings(Settings):
 
 REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
 
+ASKS_NOTHING = {
+    "meta_loss": "end",
+    "post_attack_loss": "denoising",
+    "zeta_margin": "none",
+    "retain_weighting": "none",
+    "heal_steps": "0",
+    "heal_learning_rate": "none",
+}
+"""Keys that change an objective, and the value of each that changes nothing."""
+
 
 def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
-    """UserError when ``--set`` gives one attacker while a mixture is drawn from: nothing that is said goes unheard.
+    """UserError when what ``--set`` gives is left without effect by another setting: nothing that is said goes unheard.
 
-    A recipe may have both: its own one attacker gives way to a mixture that ``--set`` brings.
+    A recipe may have both: its own one attacker gives way to a mixture that ``--set`` brings, and what it says of a
+    term goes with the term that ``--set`` takes away.
     """
     said = [key for key in REPLACED_BY_ATTACKERS if key in parse_overrides(overrides)]
     if settings.attackers and said:
@@ -267,3 +310,31 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
             f"{len(settings.attackers)}, each with an optimizer, a learning_rate and steps of its own. Change them "
             "there (--set attackers=[...]), or drop the mixture (--set attackers=[])."
         )
+    without = {
+        "zeta_margin": ("zeta", settings.zeta),
+        "retain_weighting": ("retain_weight", settings.retain_weight),
+        "heal_steps": ("retain_weight", settings.retain_weight),
+        "heal_learning_rate": ("heal_steps", settings.heal_steps),
+    }
+    for key in asked_for(overrides, without):
+        needed, value = without[key]
+        if not value:
+            raise UserError(
+                f"{key} (--set {key}=...) would be ignored, because {needed} is 0. Set {needed} as well "
+                f"(--set {needed}=...), or leave {key} out."
+            )
+
+
+def refuse_without_meta(overrides: Sequence[str]) -> None:
+    """UserError when ``--set`` asks for another meta objective in a call that has none."""
+    for key in asked_for(overrides, ("meta_loss", "post_attack_loss", "zeta_margin")):
+        raise UserError(
+            f"{key} (--set {key}=...) would be ignored, because it is about the meta objective, which this call is "
+            f"without (meta=False, --no-meta). Leave {key} out, or erase with the meta objective (meta=True, --meta)."
+        )
+
+
+def asked_for(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` that ``overrides`` give another value than the one that changes nothing."""
+    given = parse_overrides(overrides)
+    return [key for key in keys if given.get(key, ASKS_NOTHING[key]) != ASKS_NOTHING[key]]

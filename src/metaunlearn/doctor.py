@@ -36,9 +36,10 @@ from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.concepts import unnamed_prompts
 from metaunlearn.erasure.interface import Method, OptimisedMethod
 from metaunlearn.erasure.prepare import own_picture_counts
-from metaunlearn.erasure.registry import configure
+from metaunlearn.erasure.registry import check_objective, configure
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
+from metaunlearn.meta.alignment import DRAWS
 from metaunlearn.models import load
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
@@ -151,6 +152,7 @@ def estimate(
     parameters = sum(p.numel() for p in unet.parameters())
     recipe = recipe or default_recipe(parameters, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
+    check_objective(chosen, meta=meta)
     settings, optimised = chosen.settings, isinstance(chosen.method, OptimisedMethod)
     names = chosen.method.trained(adapter)
     trained = sum(p.numel() for name, p in unet.named_parameters() if name in names)
@@ -169,6 +171,10 @@ def estimate(
     if gradients and settings.retain_loss == "distillation":
         copies += parameters if settings.teacher_precision == "float32" else parameters // 2
     before = _forward_passes_before(adapter, settings, bank=optimised) if gradients else 0
+    if gradients and settings.retain_weighting == "alignment":
+        before += in_a_gradient * DRAWS * _weighed_prompts(adapter, settings)
+    heal_pictures = settings.heal_steps * settings.accumulation * settings.batch_size
+    healing = heal_pictures * (in_a_gradient + (settings.retain_loss == "distillation"))
     return JobEstimate(
         model=str(model),
         method=chosen.name,
@@ -181,7 +187,7 @@ def estimate(
         gradients_per_step=gradients,
         memory_bytes=_bytes(adapter, settings, copies, kept, meta=meta),
         seconds_per_step=step,
-        seconds=(settings.steps * step if gradients else 0.0) + before * forward / pace,
+        seconds=(settings.steps * step + healing * forward / pace if gradients else 0.0) + before * forward / pace,
     )
 
 
@@ -227,8 +233,8 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 
 
 def gradients_per_step(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:
-    """Gradients on ``batch_size`` pictures in an outer step: L_forget and L_retain, M inner steps, two at theta_M, M
-    products. All but the attacker's come once for each micro-batch.
+    """Gradients on ``batch_size`` pictures in an outer step: L_forget and L_retain, M inner steps, two at theta_M or,
+    along the path, at each theta_m, M products. All but the attacker's come once for each micro-batch.
 
     Of a mixture of attackers, the mean. A closed-form method has no L_forget, and without the meta objective no outer
     steps.
@@ -236,13 +242,15 @@ def gradients_per_step(settings: EraseSettings, *, meta: bool, forget: bool = Tr
     if not meta:
         return 2 * settings.accumulation if forget else 0
     inner_steps = statistics.mean(attacker.steps for attacker in settings.simulated)
-    outside = 1 + forget + _direct_needs_a_batch(settings) + 2
+    after = 2 * (inner_steps if settings.meta_loss == "path" else 1)
+    outside = 1 + forget + _direct_needs_a_batch(settings) + after
     return round(outside * settings.accumulation + inner_steps + inner_steps * _product_cost(settings))
 
 
 def _direct_needs_a_batch(settings: EraseSettings) -> bool:
-    """Whether the direct term of Eq. 3 has pictures, noise or timesteps that L_retain has not."""
-    return settings.direct_term and (settings.meta_retain != "both" or not settings.common_noise)
+    """Whether the direct term of Eq. 3 has pictures, noise or timesteps that L_retain has not, or waits for theta_M."""
+    own = settings.meta_retain != "both" or not settings.common_noise or settings.zeta_margin is not None
+    return settings.direct_term and own
 
 
 def _product_cost(settings: EraseSettings) -> int:
@@ -261,7 +269,8 @@ def parameter_copies(settings: EraseSettings, *, meta: bool) -> int:
     if not meta:
         return 1
     if settings.meta_gradient == "first-order":
-        return 1 + 4 + max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
+        of_path = settings.meta_loss == "path"  # The sum of its terms so far.
+        return 1 + 4 + of_path + max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
     return 1 + max(attacker.steps + 4 + _optimizer_copies(attacker) for attacker in settings.simulated)
 
 
@@ -287,6 +296,12 @@ def _bytes(model: TextToImageModel, settings: EraseSettings, copies: int, kept: 
     if meta and settings.meta_gradient == "double-backward":
         batches = max(batches, DOUBLE_BACKWARD_ACTIVATIONS)
     return FLOAT32 * (own + copies) + batches * settings.batch_size * kept
+
+
+def _weighed_prompts(model: TextToImageModel, settings: EraseSettings) -> int:
+    """Retained prompts with a gradient of their own, and the concept's, of a run that names nothing to keep."""
+    prompts = unnamed_prompts(model.pipeline)
+    return 1 + sum(min(len(kind), settings.retain_images) for kind in (prompts.related, prompts.unrelated))
 
 
 def _forward_passes_before(model: TextToImageModel, settings: EraseSettings, *, bank: bool) -> int:

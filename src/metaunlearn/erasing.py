@@ -15,8 +15,9 @@ from metaunlearn.data.imagefolder import ImageText, fingerprint
 from metaunlearn.delta import DELTA_FILE, make_delta
 from metaunlearn.erasure.interface import CheckingMethod, ClosedFormMethod, ErasureTask, OptimisedMethod
 from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
-from metaunlearn.erasure.registry import Configured, configure
+from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.errors import UserError
+from metaunlearn.meta.alignment import aligned
 from metaunlearn.meta.hypergradient import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
 from metaunlearn.meta.train import Algorithm1, check_shares
@@ -101,6 +102,7 @@ def erase(
     trained = chosen.method.trained(adapter)
     for setting in ("inner_subset", "diagnostics_subset"):
         subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
+    check_objective(chosen, meta=meta)
     check_outer_optimizer(chosen.settings)
     check_shares(chosen.settings, processes, meta=meta)
     given = given_data(adapter, prompts, forget_data, retain_data)
@@ -168,6 +170,9 @@ def _erase(
         )
         teacher = model.parameters() if task.settings.retain_loss == "distillation" else None
     results: dict[str, Any] = {}
+    report: dict[str, Any] = {}
+    if data is not None and task.settings.retain_weighting == "alignment":
+        data, report = aligned(task, data, trained)
     forget = None
     if isinstance(method, ClosedFormMethod):
         edit = method.edit(task)
@@ -184,7 +189,7 @@ def _erase(
         model, data, forget, task.settings,
         trained=trained, meta=meta, seed=task.seed, teacher=teacher, processes=task.processes,
     )  # fmt: skip
-    model.load_parameters(_train(run, task, folder, results))
+    model.load_parameters(_train(run, task, folder, results | report))
     return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
 
 
@@ -203,6 +208,7 @@ def _train(run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before:
         if folder is not None:
             folder.log(record)
         if task.progress is not None:
-            task.progress("erasing", record["step"], task.settings.steps)
+            label = "healing" if record.get("phase") == "heal" else "erasing"
+            task.progress(label, record["step"], task.settings.total_steps)
 
     return run.run(state, on_step)

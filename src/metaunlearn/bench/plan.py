@@ -32,10 +32,10 @@ from metaunlearn.bench.scoring import Scoring, Work
 from metaunlearn.bench.state import BEFORE, State
 from metaunlearn.erasure.interface import OptimisedMethod
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
-from metaunlearn.erasure.registry import Configured, configure
+from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.recipe import read_recipe
 
-META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise")
+META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise", "post_attack_loss")
 """Beginnings of settings that a run without the meta objective does not read."""
 NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
 """Beginnings of settings under which the result is the same, bit for bit."""
@@ -193,6 +193,7 @@ class _Planner:
         meta = model == "meta-unlearn"
         said = [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
         chosen = _configured(method, self.grid.recipe, tuple(said))
+        check_objective(chosen, meta=meta)
         trains = meta or isinstance(chosen.method, OptimisedMethod)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
         spec = {
@@ -208,7 +209,7 @@ class _Planner:
             "base": self.base.value, "concept": concept.erased, "method": method, "meta": meta,
             "recipe": self.grid.recipe, "overrides": said, "seed": seed, **_kept(concept), "paths": paths_code(),
         }  # fmt: skip
-        size = chosen.settings.steps if trains else 1
+        size = chosen.settings.total_steps if trains else 1
         return self.cell(
             "erase", spec=spec, call=call, labels=place, size=size, needs=needs, missing=self.base.missing
         )  # fmt: skip

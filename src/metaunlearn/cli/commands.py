@@ -120,8 +120,10 @@ def erase(
     """
     with working(as_json=as_json, shared=True) as console:
         from metaunlearn.erasing import erase as run
+        from metaunlearn.erasure.registry import refuse_unheard
         from metaunlearn.processes import join
 
+        refuse_unheard(method, overrides or (), meta=meta)
         result = run(
             model,
             concept,

@@ -32,6 +32,10 @@ class LatentSet:
     """One row: what some of the pictures of a batch come with in place of their prompt; None: none of them does."""
     dropout: float = 0.0
     """How likely that is for a picture."""
+    texts: tuple[str, ...] = ()
+    """The P prompts themselves."""
+    weights: Tensor | None = None
+    """(N,) what each picture weighs in L_retain; None: all weigh the same."""
 
     @classmethod
     def encode(cls, model: TextToImageModel, images: Tensor, texts: Sequence[str]) -> LatentSet:
@@ -45,6 +49,7 @@ class LatentSet:
             cond=model.encode_prompts(distinct),
             prompt_of=torch.tensor([rows[text] for text in texts]),
             timesteps=model.schedule.timesteps,
+            texts=tuple(distinct),
         )
 
     def __len__(self) -> int:

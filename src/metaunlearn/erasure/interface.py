@@ -135,4 +135,10 @@ class CheckingMethod(Protocol):
         ...
 
 
+NO_FORGET_LOSS = (
+    "post_attack_loss = 'forget' (--set post_attack_loss=...) takes the method's own forget loss after the simulated "
+    "finetuning, and the second stage of a closed-form method, such as UCE or RECE, has none. Choose an optimised "
+    "method (method=..., --method esd-u-1), or post_attack_loss=denoising."
+)
+
 Method = OptimisedMethod | ClosedFormMethod

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import EraseSettings, refuse_ignored
+from metaunlearn.config import EraseSettings, asked_for, refuse_ignored, refuse_without_meta
 from metaunlearn.erasure.esd import Esd, Esd2025
-from metaunlearn.erasure.interface import Method
+from metaunlearn.erasure.interface import NO_FORGET_LOSS, Method, OptimisedMethod
 from metaunlearn.erasure.rece import Rece
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
@@ -154,3 +154,28 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
         method_settings=method.model_dump(mode="json"),
         settings=settings,
     )
+
+
+def check_objective(chosen: Configured, *, meta: bool) -> None:
+    """UserError when the settings ask for a loss that the method does not have."""
+    if meta and chosen.settings.post_attack_loss == "forget" and not isinstance(chosen.method, OptimisedMethod):
+        raise UserError(NO_FORGET_LOSS)
+
+
+def refuse_unheard(name: str, overrides: Sequence[str], *, meta: bool) -> None:
+    """UserError when ``--set`` changes an objective that this one call does not have.
+
+    For a call that is about one run. A grid, a demo or a search gives the same ``overrides`` to runs with the meta
+    objective and to those without, where they mean nothing.
+    """
+    if meta:
+        return
+    refuse_without_meta(overrides)
+    kind = find(name).kind
+    for key in asked_for(overrides, ("retain_weighting", "heal_steps", "heal_learning_rate")):
+        if callable(getattr(kind, "edit", None)):
+            raise UserError(
+                f"{key} (--set {key}=...) would be ignored, because a closed-form method without the meta objective "
+                f"({name}, meta=False, --no-meta) trains nothing. Leave {key} out, or take the meta objective or an "
+                "optimised method (method=..., --method esd-u-1)."
+            )

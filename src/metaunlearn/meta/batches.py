@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData, LatentSet
@@ -28,18 +29,34 @@ class RetainBatch:
     batch: Batch
     related: int
     """How many are related."""
+    weights: Tensor | None = None
+    """(B,) what each picture weighs in L_retain (``retain_weighting``); None: all weigh the same."""
+
+    def own(self, processes: Processes, count: int) -> Sequence[RetainBatch]:
+        """This process's rows, in ``count`` micro-batches."""
+        return self.parts(count * processes.count)[processes.number :: processes.count]
 
     def parts(self, count: int) -> list[RetainBatch]:
         """``count`` batches of the same size, with equal shares of either kind where both can be shared out evenly."""
         size, others = len(self.batch.t) // count, len(self.batch.t) - self.related
         if not self.related or not others or self.related % count or others % count:
-            return [
-                RetainBatch(batch, min(max(self.related - k * size, 0), size))
-                for k, batch in enumerate(_cut(self.batch, count))
-            ]
-        related = _cut(part(self.batch, 0, self.related), count)
-        unrelated = _cut(part(self.batch, self.related, len(self.batch.t)), count)
-        return [RetainBatch(joined(a, b), len(a.t)) for a, b in zip(related, unrelated, strict=True)]
+            return [self._rows(k * size, (k + 1) * size) for k in range(count)]
+        a, b = self.related // count, others // count
+        return [
+            self._rows(k * a, (k + 1) * a).followed_by(self._rows(self.related + k * b, self.related + (k + 1) * b))
+            for k in range(count)
+        ]
+
+    def followed_by(self, unrelated: RetainBatch) -> RetainBatch:
+        """These, which are related or none, and unrelated ones."""
+        weights = None
+        if self.weights is not None and unrelated.weights is not None:
+            weights = torch.cat([self.weights, unrelated.weights])
+        return RetainBatch(joined(self.batch, unrelated.batch), self.related, weights)
+
+    def _rows(self, first: int, end: int) -> RetainBatch:
+        weights = None if self.weights is None else self.weights[first:end]
+        return RetainBatch(part(self.batch, first, end), min(max(self.related - first, 0), end - first), weights)
 
 
 def _cut(batch: Batch, count: int) -> list[Batch]:
@@ -124,13 +141,7 @@ def draw(
         rows = sampler(f"{role} {use}", turn, len(chosen), count, generator)
         return chosen.batch(rows, generator, stratified=stratified)
 
-    if size == 1:  # There is no half of one: the two kinds take turns.
-        related, unrelated, turn = (parts, 0, step // 2) if step % 2 == 0 else (0, parts, step // 2)
-    else:
-        related, unrelated, turn = size // 2 * parts, (size - size // 2) * parts, step
-    retain = RetainBatch(
-        joined(batch("related", "retain", related, turn), batch("unrelated", "retain", unrelated, turn)), related
-    )
+    retain = draw_retained(data, settings, generator, sampler=sampler, step=step)
     meta_retain = retain
     if settings.meta_retain != "both":
         # As many as in ``retain``, but a stream of its own: without replacement either goes through its set.
@@ -142,6 +153,26 @@ def draw(
     if not settings.common_noise:
         direct = RetainBatch(_with_other_noise(meta_retain.batch, data, generator, stratified), meta_retain.related)
     return OuterDraw(forget=forget, retain=retain, meta_retain=meta_retain, direct=direct, inner=inner, outer=outer)
+
+
+def draw_retained(
+    data: ErasureData, settings: EraseSettings, generator: torch.Generator, *, sampler: Sampler, step: int
+) -> RetainBatch:
+    """The retained pictures of outer step ``step``: half related, half unrelated."""
+    size, parts = settings.batch_size, settings.accumulation
+
+    def kept(role: str, count: int, turn: int) -> RetainBatch:
+        chosen: LatentSet = getattr(data, role)
+        rows = sampler(f"{role} retain", turn, len(chosen), count, generator)
+        weights = None if chosen.weights is None else chosen.weights[rows]
+        batch = chosen.batch(rows, generator, stratified=settings.stratified)
+        return RetainBatch(batch, count if role == "related" else 0, weights)
+
+    if size == 1:  # There is no half of one: the two kinds take turns.
+        related, unrelated, turn = (parts, 0, step // 2) if step % 2 == 0 else (0, parts, step // 2)
+    else:
+        related, unrelated, turn = size // 2 * parts, (size - size // 2) * parts, step
+    return kept("related", related, turn).followed_by(kept("unrelated", unrelated, turn))
 
 
 def _with_other_noise(batch: Batch, data: ErasureData, generator: torch.Generator, stratified: bool) -> Batch:

@@ -47,11 +47,13 @@ def diagnose(
     mode: MetaGradientMode | None = None,
     problem: MetaProblem | None = None,
     found: MetaGradient | None = None,
+    direct: Params | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """A record for ``log.jsonl``: JSON values.
 
-    With the meta objective ``found`` is the meta-gradient that ``mode`` made of ``problem``, without its direct term.
+    With the meta objective ``found`` is the meta-gradient that ``mode`` made of ``problem``, without its direct term;
+    with a margin ``direct`` is that term's own gradient, zeta included, over what is trained.
     """
     watched = subset(theta, settings.diagnostics_subset, setting="diagnostics_subset")
     weights = zeta_weights(settings)
@@ -74,9 +76,9 @@ def diagnose(
         }
     pair = first_order_and_exact(theta, mode, problem, found, settings)
     if pair is not None:
-        direct = settings.zeta if settings.direct_term else 0.0
-        kept = scale({name: b[name] for name in trained}, direct)
-        first, exact = (add({name: v[name] for name in trained}, kept) for v in pair)
+        if direct is None:
+            direct = scale({name: b[name] for name in trained}, settings.zeta if settings.direct_term else 0.0)
+        first, exact = (add({name: v[name] for name in trained}, direct) for v in pair)
         record["first_order"] = compared(first, exact)
     return record
 

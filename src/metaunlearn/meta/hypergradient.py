@@ -12,8 +12,13 @@ the chain rule, read from the end, is the adjoint recursion
     v_{m-1} = v_m - tau H_m d_m,   H_m the Hessian at theta_{m-1} of the *same* L_m: batch, noise, timesteps
     d L_meta / d theta = v_0 + grad direct(theta)
 
-where d_m = P v_m for SGD. An optimiser with a memory makes d_m of P v_m and of the adjoint of that memory, which
-travels along, and weight decay shrinks v_m (``meta/optimizers.py``).
+where d_m = P v_m for SGD. When the first part is the mean of outer over theta_1 .. theta_M (``meta_loss = "path"``),
+each theta_m starts an adjoint of its own. They are linear, so they travel as one:
+
+    v_M = grad outer(theta_M) / M,     v_m += grad outer(theta_m) / M   for m = M-1 .. 1, before it is pulled back
+
+An optimiser with a memory makes d_m of P v_m and of the adjoint of that memory, which travels along, and weight decay
+shrinks v_m (``meta/optimizers.py``).
 
 v runs over all parameters; whoever trains only some of them restricts the result, at the very end. The objects below
 differ in one thing: how they multiply by H_m. One product is alive at a time, so memory does not grow with M beyond the
@@ -34,11 +39,13 @@ from functools import partial
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.errors import RunError, UserError, did_you_mean
 from metaunlearn.meta.inner import InnerLoop, shift
 from metaunlearn.meta.store import Stack
+from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, scale, value_and_gradient
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,10 @@ class MetaProblem:
     """How the attacker steps."""
     outer: Loss
     """The part at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
+    along_path: bool = False
+    """Whether ``outer`` is the mean over theta_1 .. theta_M rather than taken at theta_M alone."""
+    active: Callable[[Params], Tensor] | None = None
+    """How far each retained picture's term of ``outer`` counts at theta_M, (K, B): what its direct term counts, too."""
     direct: Loss | None = None
     """The part at theta itself: + zeta L_DM(theta; D_retain); None when zeta is 0."""
     with_first_order: bool = False
@@ -77,13 +88,15 @@ class MetaGradient:
     gradient: Params
     """d L_meta / d theta over all parameters."""
     outer_value: float
-    """outer(theta_M)."""
+    """outer(theta_M), or its mean over theta_1 .. theta_M."""
     direct_value: float
     """direct(theta); L_meta is the sum of both."""
     inner_losses: list[float]
     """L_m(theta_{m-1}), m = 1..M: the attacker's loss as it finetunes."""
     theta_final: Params
     """theta_M; parameters that the attacker does not tune are theta's own tensors."""
+    active: Tensor | None = None
+    """What ``MetaProblem.active`` says, the mean of it where ``outer`` is one over theta_1 .. theta_M."""
     first_order: Params | None = None
     """What ``FirstOrder`` would give, where ``MetaProblem.with_first_order`` asked an exact mode for it."""
 
@@ -99,6 +112,8 @@ class MetaGradientMode(Protocol):
 @dataclass(frozen=True)
 class FirstOrder:
     """Every H_m taken as zero, as the authors' released code does: v_0 = v_M. M + 2 gradients; wrong by O(tau M).
+
+    Along the path v_0 is the sum of the M terms, each taken as the attacker passes theta_m: no path is kept.
 
     Each g_m is then a constant, whatever the optimiser makes of it: momentum and Adam's moments carry nothing back, and
     theta_M depends on theta through theta_m = (1 - tau delta P) theta_{m-1} - (a constant) alone. With AdamW the weight
@@ -220,23 +235,33 @@ def _adjoint(
     problem: MetaProblem, theta: Params, hessian_product: HessianProduct | None, *, keep_gradients: bool = False
 ) -> MetaGradient:
     """The recursion at the top of this file; without ``hessian_product`` every H_m is zero."""
-    exact = hessian_product is not None
-    path = problem.inner.run(theta, problem.inner_losses, keep_path=exact, keep_gradients=keep_gradients)
-    theta_final = path.thetas.pop()
-    outer_value, v = value_and_gradient(problem.outer, theta_final)
-    first_order = None
+    count = len(problem.inner_losses) if problem.along_path else 1
+    terms = OuterTerms(problem.outer, count, problem.inner.decay, problem.active)
     if hessian_product is None:
-        v = _without_hessians(problem, v)
+        visit = terms.without_hessians if problem.along_path else None
+        path = problem.inner.run(theta, problem.inner_losses, keep_path=False, visit=visit)
+        theta_final, first_order = path.thetas.pop(), None
+        v = terms.without_hessians(len(problem.inner_losses), theta_final)
     else:
-        first_order = _without_hessians(problem, v) if problem.with_first_order else None
+        path = problem.inner.run(theta, problem.inner_losses, keep_gradients=keep_gradients)
+        theta_final = path.thetas.pop()
+        v = terms.gradient(theta_final)
+        first_order = v if problem.with_first_order else None
         w = problem.inner.optimizer.start(problem.inner.project(v))
-        for loss in reversed(problem.inner_losses):
+        for m, loss in reversed(list(enumerate(problem.inner_losses))):  # From theta_{m+1} to theta_m.
             gradient = path.gradients[-1] if keep_gradients else None
-            product = partial(_product_before, path.thetas, hessian_product, loss, gradient)
+            product = partial(_product_before, path.thetas, hessian_product, loss, gradient, keep=problem.along_path)
             v, w = problem.inner.pull_back(v, w, path.gradients, product)
             del gradient, product  # else g_m would stay alive while g_{m-1} comes back
             if len(path.gradients):
                 path.gradients.pop()
+            first_order = None if first_order is None else problem.inner.decay(first_order)
+            if problem.along_path and m > 0:
+                own = terms.gradient(path.thetas.pop())
+                v = add(v, own)
+                first_order = None if first_order is None else add(first_order, own)
+                del own
+    outer_value = terms.value()
     direct_value = torch.zeros_like(outer_value)
     if problem.direct is not None:
         direct_value, direct_gradient = value_and_gradient(problem.direct, theta)
@@ -250,22 +275,25 @@ def _adjoint(
         direct_value=direct,
         inner_losses=inner_losses,
         theta_final=theta_final,
+        active=terms.active(),
         first_order=first_order,
     )
 
 
-def _without_hessians(problem: MetaProblem, v: Params) -> Params:
-    """v_0 from v_M when every H_m is zero: only weight decay is left."""
-    for _ in problem.inner_losses:
-        v = problem.inner.decay(v)
-    return v
-
-
 def _product_before(
-    thetas: Stack, hessian_product: HessianProduct, loss: Loss, gradient: Params | None, direction: Params
+    thetas: Stack,
+    hessian_product: HessianProduct,
+    loss: Loss,
+    gradient: Params | None,
+    direction: Params,
+    *,
+    keep: bool = False,
 ) -> Params:
-    """H_m d_m at theta_{m-1}, which is taken from ``thetas`` only now: the optimiser's way back needs it not."""
-    return hessian_product(loss, thetas.pop(), gradient, direction)
+    """H_m d_m at theta_{m-1}, which is taken from ``thetas`` only now: the optimiser's way back needs it not.
+
+    With ``keep`` it stays there.
+    """
+    return hessian_product(loss, thetas[-1] if keep else thetas.pop(), gradient, direction)
 
 
 # --- Choosing a mode by name -----------------------------------------------------------------------------------------

@@ -71,9 +71,18 @@ class InnerLoop:
             )
 
     def run(
-        self, theta: Params, losses: Sequence[Loss], *, keep_path: bool = True, keep_gradients: bool = False
+        self,
+        theta: Params,
+        losses: Sequence[Loss],
+        *,
+        keep_path: bool = True,
+        keep_gradients: bool = False,
+        visit: Callable[[int, Params], object] | None = None,
     ) -> Trajectory:
-        """Take one step on each of ``losses``, starting at theta_0 = ``theta``."""
+        """Take one step on each of ``losses``, starting at theta_0 = ``theta``.
+
+        ``visit`` gets (m, theta_m) of every step but the last, whose theta_M is handed back.
+        """
         self._check_names(theta)
         current = {name: p.detach() for name, p in theta.items()}
         state = self.optimizer.start(self.project(current))
@@ -93,6 +102,8 @@ class InnerLoop:
             if keep_gradients or keep_tuned:
                 gradients.append(gradient)
             del gradient, direction  # else they would stay alive while the next step computes its own
+            if visit is not None and m < len(losses):
+                visit(m, current)
         return Trajectory(thetas=path, losses=torch.stack(values), gradients=gradients)
 
     def pull_back(self, v: Params, w: State, gradients: Sets, hessian_product: Callable[[Params], Params]) -> Adjoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
+from metaunlearn.erasure.interface import NO_FORGET_LOSS, ForgetBatch
+from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.margin import Margin, active_pictures, margins
 from metaunlearn.meta.optimizers import UpdateRule, update_rule
 from metaunlearn.meta.store import STORES
 from metaunlearn.models.interface import TextToImageModel
@@ -57,9 +61,50 @@ def weighted(errors: Tensor, related: int, weights: KindWeights | None) -> Tenso
     return weights.related * errors[:related].mean() + weights.unrelated * errors[related:].mean()
 
 
-def retain_loss(model: TextToImageModel, kept: RetainBatch, weights: KindWeights | None) -> Loss:
-    """L_DM(theta; D_retain), its two kinds weighted."""
-    return lambda theta: weighted(squared_errors(model, theta, kept.batch), kept.related, weights)
+def l_retain(errors: Tensor, kept: RetainBatch, weights: KindWeights | None) -> Tensor:
+    """L_retain of the pictures' ``errors`` (B,): each counts with its own weight, then with its kind's."""
+    return weighted(errors if kept.weights is None else kept.weights * errors, kept.related, weights)
+
+
+def retain_loss(
+    model: TextToImageModel, kept: RetainBatch, weights: KindWeights | None, active: Tensor | None = None
+) -> Loss:
+    """L_DM(theta; D_retain), its two kinds weighted; with ``active`` (B,) each picture counts as far as it says."""
+
+    def loss(theta: Params) -> Tensor:
+        errors = squared_errors(model, theta, kept.batch)
+        return weighted(errors if active is None else active * errors, kept.related, weights)
+
+    return loss
+
+
+def direct_loss(
+    model: TextToImageModel, parts: Sequence[OuterDraw], weights: KindWeights | None, active: Tensor
+) -> Loss:
+    """The direct term of Eq. 3, L_DM(theta; D_retain), of the pictures that are ``active``, (K, B)."""
+    return mean_of([retain_loss(model, part.direct, weights, mask) for part, mask in zip(parts, active, strict=True)])
+
+
+def l_retain_loss(
+    model: TextToImageModel, kept: RetainBatch, weights: KindWeights | None, teacher: Params | None
+) -> Loss:
+    """L_retain of Eq. 1 by itself; with a ``teacher``, the distance to its answer."""
+    x_t = model.schedule.add_noise(kept.batch.x_0, kept.batch.eps, kept.batch.t)
+
+    def loss(theta: Params) -> Tensor:
+        output = model.predict(theta, x_t, kept.batch.t, kept.batch.cond)
+        target = _retain_target(model, kept.batch, x_t, teacher)
+        return l_retain(_errors(output, target), kept, weights)
+
+    return loss
+
+
+def _retain_target(model: TextToImageModel, kept: Batch, x_t: Tensor, teacher: Params | None) -> Tensor:
+    """What L_retain holds the answers at ``x_t`` to: what the network was trained to say, or what ``teacher`` says."""
+    if teacher is None:
+        return model.schedule.target(kept.x_0, kept.eps, kept.t)
+    with torch.no_grad():
+        return teachers_answer(model.predict, teacher, x_t, kept.t, kept.cond)
 
 
 @dataclass(frozen=True)
@@ -102,17 +147,15 @@ def losses_at_theta(
         # Detached: a method may have computed its target from theta; it is a constant of L_forget.
         forget = _errors(output[: len(batches.forget.t)], batches.forget.target.detach()).mean()
         output = output[len(batches.forget.t) :]
-    noise = model.schedule.target(kept.x_0, kept.eps, kept.t)
-    target = noise[:count]
-    if teacher is not None:
-        with torch.no_grad():
-            target = teachers_answer(model.predict, teacher, kept_t[:count], kept.t[:count], batches.retain.batch.cond)
-    l_retain = weighted(_errors(output[:count], target), batches.retain.related, retain)
-    l_direct = l_retain.new_zeros(())
+    target = _retain_target(model, batches.retain.batch, kept_t[:count], teacher)
+    loss_retain = l_retain(_errors(output[:count], target), batches.retain, retain)
+    nothing = loss_retain.new_zeros(())
+    loss_direct = nothing
     if direct:
         size = len(batches.direct.batch.t)
-        l_direct = weighted(_errors(output[-size:], noise[-size:]), batches.direct.related, zeta)
-    return LossesAtTheta(forget=l_retain.new_zeros(()) if forget is None else forget, retain=l_retain, direct=l_direct)
+        noise = model.schedule.target(kept.x_0, kept.eps, kept.t)
+        loss_direct = weighted(_errors(output[-size:], noise[-size:]), batches.direct.related, zeta)
+    return LossesAtTheta(forget=nothing if forget is None else forget, retain=loss_retain, direct=loss_direct)
 
 
 def _errors(output: Tensor, target: Tensor) -> Tensor:
@@ -121,16 +164,55 @@ def _errors(output: Tensor, target: Tensor) -> Tensor:
 
 
 def outer_loss(
-    model: TextToImageModel, outer: Batch, kept: RetainBatch, zeta: float, weights: KindWeights | None = None
+    model: TextToImageModel,
+    concept: Batch | ForgetBatch,
+    kept: RetainBatch,
+    zeta: float,
+    weights: KindWeights | None = None,
+    margin: Margin | None = None,
 ) -> Loss:
-    """The part of Eq. 3 at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
-    both, count = joined(outer, kept.batch), len(outer.t)
+    """The part of Eq. 3 at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain).
+
+    On a ``ForgetBatch`` the first term is + L_forget(theta_M) instead; with a ``margin`` the second one is zeta times
+    how far the retained pictures fall short of it.
+    """
+    asked, sign = (concept, 1.0) if isinstance(concept, ForgetBatch) else (_regression(model, concept), -1.0)
+    both, count = _followed_by(asked, _regression(model, kept.batch)), len(concept.t)
 
     def loss(theta: Params) -> Tensor:
-        errors = squared_errors(model, theta, both)
-        return -errors[:count].mean() - zeta * weighted(errors[count:], kept.related, weights)
+        errors = _errors(model.predict(theta, both.x_t, both.t, both.cond), both.target)
+        of_concept, of_kept = sign * errors[:count].mean(), errors[count:]
+        if margin is None:
+            return of_concept - zeta * weighted(of_kept, kept.related, weights)
+        return of_concept + zeta * weighted(margin.shortfall(of_kept), kept.related, weights)
 
     return loss
+
+
+def _regression(model: TextToImageModel, batch: Batch) -> ForgetBatch:
+    """L_DM on ``batch`` as the regression that it is, like L_forget."""
+    schedule = model.schedule
+    x_t = schedule.add_noise(batch.x_0, batch.eps, batch.t)
+    return ForgetBatch(x_t=x_t, t=batch.t, cond=batch.cond, target=schedule.target(batch.x_0, batch.eps, batch.t))
+
+
+def _followed_by(a: ForgetBatch, b: ForgetBatch) -> ForgetBatch:
+    # Detached: a method may have computed its target from theta; it is a constant.
+    return ForgetBatch(
+        x_t=torch.cat([a.x_t, b.x_t]),
+        t=torch.cat([a.t, b.t]),
+        cond=Conditioning.cat([a.cond, b.cond]),
+        target=torch.cat([a.target.detach(), b.target]),
+    )
+
+
+def after_the_attack(draw: OuterDraw, settings: EraseSettings) -> Batch | ForgetBatch:
+    """What Eq. 3 asks of the concept at theta_M: L_DM on pictures of it, or the method's own L_forget."""
+    if settings.post_attack_loss == "denoising":
+        return draw.outer
+    if draw.forget is None:
+        raise UserError(NO_FORGET_LOSS)
+    return draw.forget
 
 
 def meta_problem(
@@ -139,8 +221,13 @@ def meta_problem(
     attacker: Attacker,
     settings: EraseSettings,
     processes: Processes = ALONE,
+    *,
+    theta: Params,
 ) -> MetaProblem:
-    """Eq. 3 after the simulated finetuning of ``attacker``, on the micro-batches; its direct term is elsewhere."""
+    """Eq. 3 after the simulated finetuning of ``attacker``, which starts at ``theta``, on the micro-batches.
+
+    Its direct term is elsewhere.
+    """
     names = model.parameter_names
     inner = InnerLoop(
         learning_rate=attacker.learning_rate,
@@ -148,14 +235,26 @@ def meta_problem(
         optimizer=_rule(attacker, settings),
         store=STORES[settings.inner_store],
     )
-    weights = zeta_weights(settings)
+    weights, width = zeta_weights(settings), settings.zeta_margin
+    hinges: Sequence[Margin | None] = [None] * len(parts)
+    active = None
+    if width is not None:
+        found = hinges = margins(model, theta, parts, width)
+        if settings.direct_term:
+            active = partial(active_pictures, model, parts=parts, hinges=found)
     return MetaProblem(
         inner_losses=tuple(processes.shared(denoising_loss_of(model, batch)) for batch in parts[0].inner),
         inner=inner,
         outer=processes.shared(
-            mean_of([outer_loss(model, part.outer, part.meta_retain, settings.zeta, weights) for part in parts])
+            mean_of(
+                [
+                    outer_loss(model, after_the_attack(part, settings), part.meta_retain, settings.zeta, weights, hinge)
+                    for part, hinge in zip(parts, hinges, strict=True)
+                ]
+            )
         ),
-        direct=None,
+        along_path=settings.meta_loss == "path",
+        active=active,
     )
 
 

@@ -1,4 +1,4 @@
-"""Algorithm 1: the outer loop of erasing, with the meta objective or without."""
+"""Algorithm 1: the outer loop of erasing, with the meta objective or without, and the healing after it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Epochs, Independent
 from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
 from metaunlearn.errors import RunError
-from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker
+from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained
 from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve
-from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_weights, zeta_weights
+from metaunlearn.meta.objective import (
+    direct_loss,
+    l_retain_loss,
+    losses_at_theta,
+    meta_problem,
+    retain_weights,
+    zeta_weights,
+)
 from metaunlearn.meta.outer import outer_optimizer
+from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision
-from metaunlearn.parameters import Params, moved_average, norm
+from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, scale, value_and_gradient
 from metaunlearn.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
@@ -87,6 +95,7 @@ class Algorithm1:
                     attacker,
                     settings,
                     processes,
+                    theta=self.theta,
                 )
                 for attacker in dict.fromkeys(settings.simulated)
             ]
@@ -94,13 +103,26 @@ class Algorithm1:
 
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
         """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return the result."""
-        while self.step < self.settings.steps:
+        while self.step < self.settings.total_steps:
             on_step(self.take_step())
             if state is not None and self.step % self.settings.checkpoint_every == 0:
                 self.save(state)
         self.processes.check_same(self._trained_theta(), self.step)
+        return self._result()
+
+    def _result(self) -> Params:
+        """What would be saved if the run ended here."""
         reached = self.theta if self.average is None else self.theta | self.average
         return reached if self.moving is None else self.moving.result(reached)
+
+    def _begin_healing(self) -> None:
+        """theta becomes what the first phase would have saved, and gets a fresh optimiser."""
+        erased = self._result()
+        with torch.no_grad():
+            for name, p in self._trained_theta().items():
+                p.copy_(erased[name])
+        self.average = self.moving = None
+        self.optimizer = outer_optimizer(list(self._trained_theta().values()), self.settings)
 
     def _generator(self, step: int) -> torch.Generator:
         return step_generator(self.seed, step, "outer")
@@ -141,21 +163,24 @@ class Algorithm1:
         every = self.settings.diagnostics_every
         diagnosed = every > 0 and self.step % every == 0
         gradient, record = self._gradient_at_theta(parts)
-        problem = meta = None
+        problem = meta = direct = None
         if self.mode is not None:
             model = self.first_order_model if isinstance(self.mode, FirstOrder) else self.model
-            problem = meta_problem(model, parts, attacker, self.settings, self.processes)
+            problem = meta_problem(model, parts, attacker, self.settings, self.processes, theta=self.theta)
             meta = self.mode(replace(problem, with_first_order=diagnosed), self.theta)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
                 gradient[name] = gradient[name] + self.settings.gamma2 * meta.gradient[name]
+            if meta.active is not None:
+                direct = self._direct_gradient(parts, meta.active)
+                gradient = add(gradient, direct, self.settings.gamma2)
         if self.meta and self.settings.attackers:
             record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
         if diagnosed:
             if problem is not None and self.first_order_model is not self.model:
                 # Its losses may be in half precision, and an exact meta-gradient to compare with wants float32.
-                problem = meta_problem(self.model, parts, attacker, self.settings, self.processes)
+                problem = meta_problem(self.model, parts, attacker, self.settings, self.processes, theta=self.theta)
             record["diagnostics"] = diagnose(
                 self.model,
                 self.settings,
@@ -165,13 +190,34 @@ class Algorithm1:
                 mode=self.mode,
                 problem=problem,
                 found=meta,
+                direct=direct,
                 processes=self.processes,
             )
         return gradient, record
 
+    def heal_gradient(self) -> tuple[dict[str, Tensor], Record]:
+        """lambda grad L_retain, restricted to what is trained, and what ``log.jsonl`` says. Nothing moves."""
+        s = self.settings
+        generator = step_generator(self.seed, self.step, "heal")
+        kept = draw_retained(self.data, s, generator, sampler=self.sampler, step=self.step)
+        loss = mean_of(
+            [
+                l_retain_loss(self.first_order_model, part, retain_weights(s), self.teacher)
+                for part in kept.own(self.processes, s.accumulation)
+            ]
+        )
+        value, gradient = value_and_gradient(self.processes.shared(loss), self.theta, self.trained)
+        record: Record = {"phase": "heal", "loss_retain": value.item()}
+        gradient = scale(gradient, s.retain_weight)
+        self._check(record, gradient)
+        return gradient, record
+
     def take_step(self) -> Record:
         """theta moves along -g."""
-        gradient, record = self.outer_gradient()
+        heals = healing(self.step, self.settings)
+        if heals and self.step == self.settings.steps:
+            self._begin_healing()
+        gradient, record = self.heal_gradient() if heals else self.outer_gradient()
         for name in self.trained:
             self.theta[name].grad = gradient[name]
         length = torch.nn.utils.clip_grad_norm_(
@@ -191,7 +237,8 @@ class Algorithm1:
     def _gradient_at_theta(self, parts: Sequence[OuterDraw]) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
         s = self.settings
-        has_direct = self.meta and s.direct_term
+        # With a margin it takes more than theta to say which pictures it has.
+        has_direct = self.meta and s.direct_term and s.zeta_margin is None
         gradient: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         for batches in parts:  # One at a time: gradients add up, while what autograd keeps does not.
@@ -216,6 +263,12 @@ class Algorithm1:
         record = {"loss_forget": forget} if parts[0].forget is not None else {}
         return averaged, record | {"loss_retain": retain}
 
+    def _direct_gradient(self, parts: Sequence[OuterDraw], active: Tensor) -> dict[str, Tensor]:
+        """zeta grad of the direct term on the pictures that are ``active``, (K, B), over what is trained."""
+        s = self.settings
+        loss = direct_loss(self.first_order_model, parts, zeta_weights(s), active)
+        return scale(value_and_gradient(self.processes.shared(loss), self.theta, self.trained).gradient, s.zeta)
+
     def _check(self, record: Record, gradient: dict[str, Tensor]) -> None:
         losses = [value for key, value in record.items() if key.startswith("loss_")]
         numbers = [x for value in losses for x in (value if isinstance(value, list) else [value])]
@@ -224,7 +277,8 @@ class Algorithm1:
             return
         raise RunError(
             f"a loss or a gradient is not finite at step {self.step + 1} ({record}); the last good state was kept. "
-            "Lower learning_rate, gamma2 or inner_learning_rate (--set learning_rate=...)."
+            "Lower learning_rate, gamma2, inner_learning_rate or, while healing, heal_learning_rate "
+            "(--set learning_rate=...)."
         )
 
     def save(self, file: Path) -> None:
@@ -239,6 +293,8 @@ class Algorithm1:
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
         self.step, more = restore_training(file, self._trained_theta(), self.optimizer)
+        if self.step > self.settings.steps:  # Healing has begun: what the first phase kept is part of theta.
+            self.average = self.moving = None
         if self.average is not None:
             self.average = {name: more.pop(f"{AVERAGE}{name}").to(p.device) for name, p in self.average.items()}
         if self.moving is not None:
@@ -256,10 +312,3 @@ def check_shares(settings: EraseSettings, processes: Processes, *, meta: bool) -
     if weights is not None:  # Two means: each kind of its own.
         processes.check_divides(size // 2, "related pictures, which have a weight of their own, in batches")
         processes.check_divides(size - size // 2, "unrelated pictures, which have a weight of their own, in batches")
-
-
-def learning_rate_at(step: int, settings: EraseSettings) -> float:
-    """omega at outer step ``step`` (from 0 to N - 1): constant, or omega (1 + cos(pi step / N)) / 2."""
-    if settings.learning_rate_schedule == "constant":
-        return settings.learning_rate
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
