@@ -145,7 +145,7 @@ def meta_problem(
     inner = InnerLoop(
         learning_rate=attacker.learning_rate,
         adapted=subset(names, settings.inner_subset, setting="inner_subset"),
-        optimizer=_rule(attacker, settings),
+        optimizer=attackers_rule(attacker, settings),
         store=STORES[settings.inner_store],
     )
     weights = zeta_weights(settings)
@@ -159,7 +159,8 @@ def meta_problem(
     )
 
 
-def _rule(attacker: Attacker, settings: EraseSettings) -> UpdateRule:
+def attackers_rule(attacker: Attacker, settings: EraseSettings) -> UpdateRule:
+    """The optimiser of ``attacker``, with the numbers that all simulated attackers share."""
     rule = update_rule(
         attacker.optimizer,
         momentum=settings.inner_momentum,

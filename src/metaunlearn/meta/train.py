@@ -16,7 +16,7 @@ from metaunlearn.checkpoint import restore_training, save_training, step_generat
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Epochs, Independent
-from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
+from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving
 from metaunlearn.errors import RunError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker
 from metaunlearn.meta.diagnostics import diagnose
@@ -42,7 +42,8 @@ class Algorithm1:
     """One erasing run: ``theta`` moves from the model's parameters to the (meta-)unlearned ones.
 
     The model's are theta* for an optimised method, whose ``forget`` is part of each step, and theta^UN for a
-    closed-form one, whose second stage has no forget loss (Algorithm 1, lines 4-7 and 11).
+    closed-form one, whose second stage has no forget loss (Algorithm 1, lines 4-7 and 11). A defended method shares the
+    loop, without the meta objective, and has a ``defence``.
     """
 
     def __init__(
@@ -56,12 +57,16 @@ class Algorithm1:
         meta: bool,
         seed: int,
         teacher: Params | None = None,
+        defence: Defence | None = None,
         processes: Processes = ALONE,
     ) -> None:
         check_shares(settings, processes, meta=meta)
         self.model, self.data, self.forget, self.settings = model, data, forget, settings
         self.processes = processes
-        self.moving = forget if isinstance(forget, MovingForgetLoss) else None
+        self.defence = defence
+        """Of a defended method, in place of a forget loss and of the meta objective."""
+        by_method = defence if forget is None else forget
+        self.moving: Moving | None = by_method if isinstance(by_method, Moving) else None
         self.meta, self.seed = meta, seed
         self.theta: Params = model.parameters()
         self.trained = sorted(trained)
@@ -133,6 +138,7 @@ class Algorithm1:
     def outer_gradient(self) -> tuple[dict[str, Tensor], Record]:
         """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to what is trained at the very end.
 
+        A defence's own loss stands in the place of L_forget in L_unlearn, and there is no L_meta.
         Also what ``log.jsonl`` says of this step. Nothing moves.
         """
         generator = self._generator(self.step)
@@ -149,6 +155,11 @@ class Algorithm1:
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
                 gradient[name] = gradient[name] + self.settings.gamma2 * meta.gradient[name]
+        if self.defence is not None:
+            found = self.defence.gradient(self.theta, self.step, parts[0].inner, [part.outer for part in parts])
+            record |= found.record
+            for name in self.trained:
+                gradient[name] = gradient[name] + self.settings.gamma1 * found.gradient[name]
         if self.meta and self.settings.attackers:
             record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
