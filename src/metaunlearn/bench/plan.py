@@ -28,9 +28,9 @@ from metaunlearn.bench.recipe import (
 )
 from metaunlearn.bench.scoring import Scoring, Work
 from metaunlearn.bench.state import BEFORE, State
-from metaunlearn.erasure.interface import takes_steps
+from metaunlearn.erasure.interface import DefendedMethod, takes_steps
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
-from metaunlearn.erasure.registry import Configured, configure, has_defence
+from metaunlearn.erasure.registry import Configured, configure, has_defence, heard_by
 from metaunlearn.recipe import read_recipe
 
 META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise")
@@ -186,7 +186,9 @@ class _Planner:
         place: Mapping[str, Any],
     ) -> Cell:
         meta = model == "meta-unlearn"
-        said = [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
+        said = heard_by(
+            method, [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
+        )
         chosen = _configured(method, self.grid.recipe, tuple(said))
         trains = takes_steps(chosen.method, meta=meta)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
@@ -269,8 +271,10 @@ def settings_that_count(chosen: Configured, *, meta: bool) -> dict[str, Any]:
     if not takes_steps(chosen.method, meta=meta):
         return {}  # A closed-form edit takes no step.
     # A mixture of attackers stays in a plain run's: drawing one of it moves the run's other draws, too.
-    unread = NO_INFLUENCE if meta or chosen.defended else NO_INFLUENCE + META_ONLY
-    return _without(chosen.settings.model_dump(mode="json"), unread)
+    unread: tuple[str, ...] = () if meta else META_ONLY
+    if isinstance(chosen.method, DefendedMethod):
+        unread = chosen.method.unread
+    return _without(chosen.settings.model_dump(mode="json"), NO_INFLUENCE + unread)
 
 
 def _base_of(chosen: Configured) -> dict[str, Any]:

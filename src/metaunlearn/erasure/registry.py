@@ -84,6 +84,12 @@ def has_defence(name: str) -> bool:
     return callable(getattr(find(name).kind, "defend", None))
 
 
+def heard_by(name: str, overrides: Sequence[str]) -> list[str]:
+    """Those ``key=value`` of ``overrides``, said to several methods at once, that the method called ``name`` reads."""
+    unread = getattr(find(name).kind, "unread", ())
+    return [said for said in overrides if said.partition("=")[0].strip() not in unread]
+
+
 def _built_in(name: str) -> Entry | None:
     if match := ESD_NAME.fullmatch(name):
         eta = float(match[2])
