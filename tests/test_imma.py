@@ -1,4 +1,4 @@
-"""IMMA's steps in float64 against a LoRA, an ascent and torch's AdamW written out; and its runs on a tiny pipeline."""
+"""IMMA's steps in float64 against a LoRA, an ascent and torch's AdamW written out."""
 
 from __future__ import annotations
 

@@ -104,8 +104,14 @@ def test_imma_goes_on_from_a_method_with_the_recipes_settings_for_it() -> None:
 def test_settings_of_the_meta_objective_are_refused_where_nothing_reads_them(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' does not read gamma2, zeta"):
         configure(name, SMALL, ["zeta=1", "gamma2=1"])
-    assert heard_by(name, ["zeta=1", "steps=5"]) == ["steps=5"]
-    assert heard_by("esd-u-1", ["zeta=1", "steps=5"]) == ["zeta=1", "steps=5"]
+    assert heard_by(name, SMALL, ["zeta=1", "steps=5"]) == ["steps=5"]
+    assert heard_by("esd-u-1", SMALL, ["zeta=1", "steps=5"]) == ["zeta=1", "steps=5"]
+
+
+def test_one_attacker_is_said_to_those_without_a_mixture_of_their_own() -> None:
+    assert heard_by("resalign", SMALL, ["inner_steps=2", "steps=5"]) == ["steps=5"]
+    assert heard_by("resalign", SMALL, ["inner_steps=2", "attackers=[]"]) == ["inner_steps=2", "attackers=[]"]
+    assert heard_by("imma", SMALL, ["inner_steps=2"]) == ["inner_steps=2"]
 
 
 def test_where_settings_come_from() -> None:

@@ -125,7 +125,7 @@ def test_one_iteration_and_first_order_are_one_and_gradient_difference_is_close(
 
 def test_a_finetuning_whose_gradient_cannot_be_had_is_left_out() -> None:
     """rho so small that no damping contracts: what is left is (1 - r) L(theta) and L_retain."""
-    run, data = started(proximity=1e-6)
+    run, _ = started(proximity=1e-6)
     found, record = run.outer_gradient()
     assert record["dampings"] == [0.0, 0.0]
     generator = run._generator(0)

@@ -186,9 +186,9 @@ class _Planner:
         place: Mapping[str, Any],
     ) -> Cell:
         meta = model == "meta-unlearn"
-        said = heard_by(
-            method, [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
-        )
+        said = [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
+        if has_defence(method):
+            said = heard_by(method, read_recipe(self.grid.recipe), said)
         chosen = _configured(method, self.grid.recipe, tuple(said))
         trains = takes_steps(chosen.method, meta=meta)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}

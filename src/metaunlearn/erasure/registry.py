@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import EraseSettings, refuse_ignored
+from metaunlearn.config import REPLACED_BY_ATTACKERS, EraseSettings, refuse_ignored
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.imma import Imma
 from metaunlearn.erasure.interface import DefendedMethod, FollowingMethod, Method
@@ -84,10 +84,16 @@ def has_defence(name: str) -> bool:
     return callable(getattr(find(name).kind, "defend", None))
 
 
-def heard_by(name: str, overrides: Sequence[str]) -> list[str]:
-    """Those ``key=value`` of ``overrides``, said to several methods at once, that the method called ``name`` reads."""
-    unread = getattr(find(name).kind, "unread", ())
-    return [said for said in overrides if said.partition("=")[0].strip() not in unread]
+def heard_by(name: str, recipe: RecipeFile, overrides: Sequence[str]) -> list[str]:
+    """Those ``key=value`` of ``overrides``, said to several methods at once, that the method called ``name`` reads.
+
+    One attacker is said to those that have no mixture in the recipe's table of their own.
+    """
+    entry, said = find(name), parse_overrides(overrides)
+    unread = set(getattr(entry.kind, "unread", ()))
+    if unread and "attackers" in recipe.methods.get(entry.name, {}) and "attackers" not in said:
+        unread |= set(REPLACED_BY_ATTACKERS)
+    return [f"{key}={value}" for key, value in said.items() if key not in unread]
 
 
 def _built_in(name: str) -> Entry | None:
