@@ -136,7 +136,7 @@ def test_micro_batches_add_up() -> None:
 
 
 def test_a_mixture_of_attackers_is_refused() -> None:
-    with pytest.raises(UserError, match="imma has one attacker.*a mixture"):
+    with pytest.raises(UserError, match=r"imma has one attacker.*a mixture"):
         started('attackers=[{optimizer = "sgd", learning_rate = 0.1, steps = 1}]')
 
 
