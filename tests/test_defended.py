@@ -132,7 +132,7 @@ def test_grids_have_them_beside_the_meta_objective() -> None:
     for method, key in (("imma", "inner_steps"), ("resalign", "batch_size")):
         assert erasing(changed("set", key, to=4, of=grid), method) != erasing(grid, method)
     alone = changed("methods", to=["imma"], of=grid)
-    assert erasing(changed("set", "base_set", to=["steps=3"], of=alone), "imma") != erasing(alone, "imma")
+    assert erasing(changed("set", "base_set", to="steps=3", of=alone), "imma") != erasing(alone, "imma")
 
 
 def test_the_demo_wants_a_plain_and_a_meta_form(tmp_path: Path) -> None:
