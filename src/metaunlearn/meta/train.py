@@ -184,7 +184,7 @@ class Algorithm1:
         """theta moves along -g."""
         gradient, record = self.outer_gradient()
         for name in self.trained:
-            self.theta[name].grad = gradient[name]
+            self.theta[name].grad = laid_out_like(self.theta[name], gradient[name])
         length = torch.nn.utils.clip_grad_norm_(
             [self.theta[name] for name in self.trained], self.settings.max_gradient_norm
         )
@@ -257,6 +257,14 @@ class Algorithm1:
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}
+
+
+def laid_out_like(p: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient`` in the memory layout of ``p``: a convolution's may come channels-last.
+
+    The fused AdamW walks through both as they lie in memory, and says nothing where they lie otherwise.
+    """
+    return gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
 
 
 def check_shares(settings: EraseSettings, processes: Processes, *, meta: bool) -> None:
