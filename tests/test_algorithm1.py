@@ -14,7 +14,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch
 from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
-from metaunlearn.meta.train import Algorithm1
+from metaunlearn.meta.train import Algorithm1, laid_out_like
 from metaunlearn.parameters import Params
 from toy_denoiser import TIMESTEPS, ToyDenoiser, toy_run, toy_settings
 
@@ -260,3 +260,15 @@ def test_parts_of_a_draw_keep_shares_and_identity() -> None:
     whole = batches.retain.batch.x_0
     assert torch.equal(torch.cat([part.retain.batch.x_0[:2] for part in parts]), whole[:4])
     assert torch.equal(torch.cat([part.retain.batch.x_0[2:] for part in parts]), whole[4:])
+
+
+def test_a_gradient_that_lies_otherwise_in_memory_moves_the_same_numbers() -> None:
+    g = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for gradient in (g, g.contiguous(memory_format=torch.channels_last)):
+        p = torch.zeros_like(g)
+        p.grad = laid_out_like(p, gradient)
+        assert p.grad.stride() == p.stride()
+        torch.optim.AdamW([p], lr=0.1, fused=True).step()
+        moved.append(p)
+    assert torch.equal(moved[0], moved[1])

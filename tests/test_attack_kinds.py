@@ -28,7 +28,7 @@ from metaunlearn.attacks import lora, textual_inversion
 from metaunlearn.attacks.dreambooth import DreamBooth
 from metaunlearn.attacks.interface import AttackTask
 from metaunlearn.attacks.loop import Loop
-from metaunlearn.attacks.lora import Lora, merged, new_factors
+from metaunlearn.attacks.lora import Lora
 from metaunlearn.attacks.registry import KINDS, configure
 from metaunlearn.attacks.textual_inversion import TextualInversion
 from metaunlearn.checkpoint import step_generator
@@ -38,6 +38,7 @@ from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.errors import UserError
 from metaunlearn.generation import generate_images
+from metaunlearn.lowrank import merged, new_factors
 from metaunlearn.models import load
 from metaunlearn.recipe import RecipeFile
 

@@ -64,6 +64,12 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "double": erasing(tiny_model, "steps=2", "meta_gradient=double-backward", "diagnostics_every=1"),
         "uneven": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "batch_size=2"),
         "sdd": erasing(tiny_model, "steps=1", "meta_gradient=first-order", "bank_trajectories=33", method="sdd"),
+        "imma": erasing(
+            tiny_model, "steps=2", "base=uce", "retain_loss=denoising", "retain_weight=0.1", method="imma"
+        ),
+        "resalign": erasing(
+            tiny_model, "steps=2", "iterations=2", "sampled=2", "retain_loss=denoising", method="resalign"
+        ),
         "uce": [*erasing(tiny_model, method="uce"), "--no-meta"],
         "finetune": [
             "attack", str(tiny_model), "--data", str(data), "--steps", "0,2", "--set", "batch_size=4",
@@ -114,7 +120,7 @@ def changed(base: Path, run: Path) -> bool:
     return any(not torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("name", ["first-order", "difference", "double", "uneven", "sdd", "uce"])
+@pytest.mark.parametrize("name", ["first-order", "difference", "double", "uneven", "sdd", "imma", "resalign", "uce"])
 def test_erasing_gives_the_weights_of_one_process(launched: Launched, tiny_model: Path, name: str) -> None:
     """Also relative to how far the steps lead, which is little."""
     one, two = launched.one / name, launched.two / name
@@ -131,7 +137,7 @@ def numbers(value: object) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
-@pytest.mark.parametrize("name", ["first-order", "double", "uneven", "finetune"])
+@pytest.mark.parametrize("name", ["first-order", "double", "uneven", "resalign", "finetune"])
 def test_logs_are_those_of_one_process(launched: Launched, name: str) -> None:
     """Losses, and Eq. 4's terms, are means over all rows; each step is logged once."""
     logs = [(folder / name / "log.jsonl").read_text().splitlines() for folder in (launched.one, launched.two)]

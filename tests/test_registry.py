@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from conftest import Call
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.esd import Esd, Esd2025
-from metaunlearn.erasure.interface import ClosedFormMethod, OptimisedMethod
+from metaunlearn.erasure.interface import ClosedFormMethod, DefendedMethod, OptimisedMethod
 from metaunlearn.erasure.rece import Rece
-from metaunlearn.erasure.registry import BUILT_IN, configure, find
+from metaunlearn.erasure.registry import BUILT_IN, configure, find, has_defence, heard_by
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.errors import UserError
@@ -69,10 +69,49 @@ def test_a_mistyped_name_is_guessed() -> None:
 
 
 @pytest.mark.parametrize("name", ["esd-u-1", *BUILT_IN])
-def test_each_is_one_of_two_kinds(name: str) -> None:
+def test_each_is_one_of_three_kinds(name: str) -> None:
     method = configure(name, SMALL).method
-    closed_form = name.startswith(("uce", "rece"))
-    assert (isinstance(method, ClosedFormMethod), isinstance(method, OptimisedMethod)) == (closed_form, not closed_form)
+    kind = ClosedFormMethod if name.startswith(("uce", "rece")) else OptimisedMethod
+    if name in ("resalign", "imma"):
+        kind = DefendedMethod
+    kinds = (ClosedFormMethod, OptimisedMethod, DefendedMethod)
+    assert [isinstance(method, other) for other in kinds] == [other is kind for other in kinds]
+    assert has_defence(name) == (kind is DefendedMethod)
+
+
+def test_the_meta_objective_is_on_unless_the_method_has_a_defence_of_its_own() -> None:
+    assert [configure("esd-u-1", SMALL).with_meta(meta) for meta in (None, True, False)] == [True, True, False]
+    assert [configure("imma", SMALL).with_meta(meta) for meta in (None, False)] == [False, False]
+    with pytest.raises(UserError, match=r"'imma' brings a defence of its own.*--meta"):
+        configure("imma", SMALL).with_meta(True)
+
+
+def test_imma_goes_on_from_a_method_with_the_recipes_settings_for_it() -> None:
+    recipe = RecipeFile(erase={**SMALL.erase, "steps": 70}, methods={"esd-x-1": {"steps": 8}, "imma": {"steps": 9}})
+    found = configure("imma", recipe, ["learning_rate=0.5"])
+    assert found.base is not None
+    assert (found.base.name, found.base.settings.steps, found.settings.steps) == ("esd-x-1", 8, 9)
+    assert found.base.settings.learning_rate == SMALL.erase["learning_rate"]
+    assert found.stages == (found.base, found)
+    said = ["base=uce", "base_set=erase_scale=0.5,anchor_scale=2"]
+    assert configure("imma", recipe, said).record()["base"]["method_settings"]["anchor_scale"] == 2
+    assert configure("imma", recipe, ["base=none"]).base is None
+    with pytest.raises(UserError, match=r"without a defence of its own; got 'resalign' \(base"):
+        configure("imma", recipe, ["base=resalign"])
+
+
+@pytest.mark.parametrize("name", ["resalign", "imma"])
+def test_settings_of_the_meta_objective_are_refused_where_nothing_reads_them(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' does not read gamma2, zeta"):
+        configure(name, SMALL, ["zeta=1", "gamma2=1"])
+    assert heard_by(name, SMALL, ["zeta=1", "steps=5"]) == ["steps=5"]
+    assert heard_by("esd-u-1", SMALL, ["zeta=1", "steps=5"]) == ["zeta=1", "steps=5"]
+
+
+def test_one_attacker_is_said_to_those_without_a_mixture_of_their_own() -> None:
+    assert heard_by("resalign", SMALL, ["inner_steps=2", "steps=5"]) == ["steps=5"]
+    assert heard_by("resalign", SMALL, ["inner_steps=2", "attackers=[]"]) == ["inner_steps=2", "attackers=[]"]
+    assert heard_by("imma", SMALL, ["inner_steps=2"]) == ["inner_steps=2"]
 
 
 def test_where_settings_come_from() -> None:
@@ -159,7 +198,7 @@ def test_a_name_that_two_packages_bring_is_refused(packages: Path) -> None:
         ("import no_such_module", "cannot be loaded: No module named 'no_such_module'"),
         ("", "cannot be loaded"),
         ("class M: pass", r"no subclass of metaunlearn\.settings\.Settings"),
-        ("from metaunlearn.settings import Settings\nclass M(Settings): pass", "it has neither"),
+        ("from metaunlearn.settings import Settings\nclass M(Settings): pass", "it has none of them"),
         (
             "from metaunlearn.settings import Settings\n"
             "class M(Settings):\n    trained = begin = edit = lambda self: 0",

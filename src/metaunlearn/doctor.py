@@ -10,6 +10,7 @@ How it is estimated, for a denoiser of P parameters of which phi are trained, ba
 - Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments, which
   ``adamw-8bit`` keeps in a quarter), all in float32, and A for the largest batch that is alive at once; a moving
   average, as SDD's teacher is, is one more phi. ``precision`` is not counted: it lowers A by up to half.
+- A defended method says itself how many gradients a step takes; what its base method takes before it is not counted.
 - Gradient checkpointing makes A what lies between blocks, and a gradient costs 4 F.
 
 Expect the right order of magnitude, not more.
@@ -34,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.concepts import unnamed_prompts
-from metaunlearn.erasure.interface import Method, OptimisedMethod
+from metaunlearn.erasure.interface import DefendedMethod, Method, OptimisedMethod
 from metaunlearn.erasure.prepare import own_picture_counts
 from metaunlearn.erasure.registry import check_objective, configure
 from metaunlearn.erasure.sdd import Sdd
@@ -141,7 +142,7 @@ def estimate(
     model: Any,
     *,
     method: str = "esd-u-1",
-    meta: bool = True,
+    meta: bool | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     speed: float | None = None,
@@ -152,6 +153,7 @@ def estimate(
     parameters = sum(p.numel() for p in unet.parameters())
     recipe = recipe or default_recipe(parameters, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
+    meta = chosen.with_meta(meta)
     check_objective(chosen, meta=meta)
     settings, optimised = chosen.settings, isinstance(chosen.method, OptimisedMethod)
     names = chosen.method.trained(adapter)
@@ -160,11 +162,13 @@ def estimate(
         subset(adapter.parameter_names, getattr(settings, setting), setting=setting)
     forward, kept = forward_cost(adapter, gradient_checkpointing=settings.gradient_checkpointing)
     gradients = gradients_per_step(settings, meta=meta, forget=optimised)
+    if isinstance(chosen.method, DefendedMethod):
+        gradients = settings.accumulation + round(chosen.method.gradients(settings))
     pace = (speed or matrix_speed()) * EFFICIENCY
     in_a_gradient = 4 if settings.gradient_checkpointing else 3
     passes = in_a_gradient * gradients * settings.batch_size + _teachers_passes(chosen.method, settings)
     step = passes * forward / pace
-    copies = parameter_copies(settings, meta=meta) * parameters
+    copies = parameter_copies(settings, meta=meta or chosen.defended) * parameters
     averages = isinstance(chosen.method, Sdd) + (settings.ema_decay is not None)
     moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
     copies += round((1 + averages + moments) * trained)

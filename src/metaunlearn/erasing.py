@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from metaunlearn.cards import write_card
+from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
+from metaunlearn.data.latents import ErasureData
 from metaunlearn.delta import DELTA_FILE, make_delta
-from metaunlearn.erasure.interface import CheckingMethod, ClosedFormMethod, ErasureTask, OptimisedMethod
+from metaunlearn.erasure.interface import (
+    CheckingMethod,
+    ClosedFormMethod,
+    Defence,
+    ErasureTask,
+    ForgetLoss,
+    OptimisedMethod,
+    takes_steps,
+)
 from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.errors import UserError
@@ -31,6 +42,8 @@ from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import Progress, RunFolder
 from metaunlearn.tracking import check_trackers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ def erase(
     concepts: Sequence[str],
     *,
     method: str = "esd-u-1",
-    meta: bool = True,
+    meta: bool | None = None,
     retain: Sequence[str] = (),
     related: Sequence[str] = (),
     forget_data: Path | None = None,
@@ -74,11 +87,13 @@ def erase(
 
     ``model`` is a pipeline, ``"canvas"``, a diffusers folder, a ``.safetensors`` file or a hub id. Each concept is a
     text, or several synonyms separated by ``|``. ``method`` is ``esd-SUBSET-ETA``, ``esd-2025``, ``sdd``, ``uce``,
-    ``uce-2025``, ``rece``, or one that another package brings. ``forget_data`` and ``retain_data`` are imagefolders;
-    without them the model makes the pictures itself, where the method needs any. ``retain_data`` may hold the
-    imagefolders ``related`` and ``unrelated``. Runs that are given one folder ``shared`` sample the frozen teacher's
-    paths once for all of them. With ``delta`` the folder ``out`` also gets what turns ``model`` into
-    the result (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the hub.
+    ``uce-2025``, ``rece``, ``resalign``, ``imma``, or one that another package brings. ``meta`` is on unless it is said
+    otherwise, but with ``resalign`` and ``imma``, which have a defence of their own. ``forget_data`` and
+    ``retain_data`` are imagefolders; without them the model makes the pictures itself, where the method needs any.
+    ``retain_data`` may hold the imagefolders ``related`` and ``unrelated``. Runs that are given one folder ``shared``
+    sample the frozen teacher's paths once for all of them. With ``delta`` the folder ``out`` also gets what turns
+    ``model`` into the result (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the
+    hub.
     ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets. ``processes`` that
     :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
@@ -94,17 +109,21 @@ def erase(
     adapter = adapt(own_pipeline(model), processes.device(device))
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
+    if meta is None and chosen.defended:
+        logger.info("%s has a defence of its own: the meta objective is off", chosen.name)
+    meta = chosen.with_meta(meta)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
     for text in prompts.forget + prompts.edited:
         adapter.check_concept(text)
-    if isinstance(chosen.method, CheckingMethod):
-        chosen.method.check(adapter, prompts)
-    trained = chosen.method.trained(adapter)
-    for setting in ("inner_subset", "diagnostics_subset"):
-        subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
+    for stage in chosen.stages:
+        if isinstance(stage.method, CheckingMethod):
+            stage.method.check(adapter, prompts)
+        stage.method.trained(adapter)
+        for setting in ("inner_subset", "diagnostics_subset"):
+            subset(adapter.parameter_names, getattr(stage.settings, setting), setting=setting)
+        check_outer_optimizer(stage.settings)
+        check_shares(stage.settings, processes, meta=meta)
     check_objective(chosen, meta=meta)
-    check_outer_optimizer(chosen.settings)
-    check_shares(chosen.settings, processes, meta=meta)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -112,8 +131,7 @@ def erase(
         "retain": list(retain), "related": list(related),
         "forget_data": fingerprint(forget_data) if forget_data else None,
         "retain_data": {role: fingerprint(path) for role, path in retain_folders(retain_data).items()},
-        "recipe": recipe, "settings": chosen.settings.model_dump(), "method_settings": chosen.method_settings,
-        "seed": seed,
+        "recipe": recipe, "seed": seed, **chosen.record(),
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume, processes=processes) if out is not None else None
     if folder is not None and folder.complete_before:
@@ -127,7 +145,7 @@ def erase(
     )  # fmt: skip
     tracked = nullcontext() if folder is None else folder.tracked(trackers)
     with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
-        results = _erase(task, chosen, trained, given, folder, meta=meta)
+        results = _erase(task, chosen, given, folder, meta=meta)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
     summary |= results
     if folder is not None:
@@ -153,52 +171,84 @@ def publish(run: RunFolder, base: Any, *, delta: bool, push: str | None, hub: Hu
 def _erase(
     task: ErasureTask,
     chosen: Configured,
-    trained: frozenset[str],
     given: dict[str, ImageText],
     folder: RunFolder | None,
     *,
     meta: bool,
 ) -> dict[str, Any]:
     """Put the erased parameters into the task's model; return what the summary says beside the request."""
-    model, method = task.model, chosen.method
+    model = task.model
     # MODEL's own pictures are those of theta*, so they are made before any edit, and so are its own answers.
-    trains = meta or isinstance(method, OptimisedMethod)
     data = teacher = None
-    if trains:
+    if takes_steps(chosen.method, meta=meta):
         data = prepare(
             model, task.prompts, given, task.settings, task.seed, folder, task.progress, processes=task.processes
         )
-        teacher = model.parameters() if task.settings.retain_loss == "distillation" else None
-    results: dict[str, Any] = {}
+        distilled = any(stage.settings.retain_loss == "distillation" for stage in chosen.stages)
+        teacher = model.parameters() if distilled else None
     report: dict[str, Any] = {}
     if data is not None and task.settings.retain_weighting == "alignment":
-        data, report = aligned(task, data, trained)
-    forget = None
-    if isinstance(method, ClosedFormMethod):
-        edit = method.edit(task)
-        model.load_parameters(dict(task.processes.broadcast(edit.theta)))
-        results["edit"] = edit.report
-    else:
-        forget = method.begin(task)
-    if data is None:
+        data, report = aligned(task, data, chosen.method.trained(model))
+    first = {} if chosen.base is None else {"base": _erase_first(task, chosen.base, data, teacher)}
+    run, found = _begin(task, chosen, data, teacher, meta=meta)
+    results: dict[str, Any] = {**first, **found}
+    if run is None:
         if folder is not None:
             folder.truncate_log(-1)
             folder.log({"step": 0, **results})
         return results
-    run = Algorithm1(
-        model, data, forget, task.settings,
-        trained=trained, meta=meta, seed=task.seed, teacher=teacher, processes=task.processes,
-    )  # fmt: skip
     model.load_parameters(_train(run, task, folder, results | report))
     return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
+
+
+def _begin(
+    task: ErasureTask, chosen: Configured, data: ErasureData | None, teacher: Params | None, *, meta: bool
+) -> tuple[Algorithm1 | None, dict[str, Any]]:
+    """The outer loop at its start, if the method has one, and what it did before: a closed-form edit."""
+    method, found = chosen.method, {}
+    forget: ForgetLoss | None = None
+    defence: Defence | None = None
+    if isinstance(method, ClosedFormMethod):
+        edit = method.edit(task)
+        task.model.load_parameters(dict(task.processes.broadcast(edit.theta)))
+        found["edit"] = edit.report
+    elif isinstance(method, OptimisedMethod):
+        forget = method.begin(task)
+    elif data is not None:
+        defence = method.defend(task, data)
+    if data is None or not takes_steps(method, meta=meta):
+        return None, found
+    run = Algorithm1(
+        task.model, data, forget, task.settings,
+        trained=method.trained(task.model), meta=meta, seed=task.seed, teacher=teacher, defence=defence,
+        processes=task.processes,
+    )  # fmt: skip
+    return run, found
+
+
+def _erase_first(
+    task: ErasureTask, base: Configured, data: ErasureData | None, teacher: Params | None
+) -> dict[str, Any]:
+    """Put what ``base`` erases plainly into the task's model; a resumed run finds it, or goes on with it."""
+    cache, model, steps = task.cache, task.model, base.settings.total_steps
+    done = None if cache is None else cache / "base.safetensors"
+    if done is not None and task.processes.on_main(done.exists):
+        model.load_parameters(load_tensors(done)[0])
+    else:
+        run, _ = _begin(replace(task, settings=base.settings), base, data, teacher, meta=False)
+        if run is not None:
+            state = None if cache is None else cache / "base-training.safetensors"
+            _restore(run, state)
+            model.load_parameters(run.run(state, lambda record: _tell(task, "erasing first", record["step"], steps)))
+        if done is not None and task.processes.main:
+            save_tensors(done, model.parameters())
+    return {"method": base.name, "steps": steps if takes_steps(base.method, meta=False) else 0}
 
 
 def _train(run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before: dict[str, Any]) -> Params:
     """Algorithm 1 from where an earlier run was cut off, or from the start; ``before`` is logged as step 0."""
     state = folder.state / "training.safetensors" if folder else None
-    resumed = task.processes.on_main(lambda: state is not None and state.exists())
-    if state is not None and resumed:
-        run.restore(state)
+    resumed = _restore(run, state)
     if folder is not None:
         folder.truncate_log(run.step if resumed else -1)
         if before and not resumed:
@@ -207,8 +257,20 @@ def _train(run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before:
     def on_step(record: dict[str, Any]) -> None:
         if folder is not None:
             folder.log(record)
-        if task.progress is not None:
-            label = "healing" if record.get("phase") == "heal" else "erasing"
-            task.progress(label, record["step"], task.settings.total_steps)
+        label = "healing" if record.get("phase") == "heal" else "erasing"
+        _tell(task, label, record["step"], task.settings.total_steps)
 
     return run.run(state, on_step)
+
+
+def _restore(run: Algorithm1, state: Path | None) -> bool:
+    """Put ``run`` where an earlier one was cut off; whether there was one."""
+    found = run.processes.on_main(lambda: state is not None and state.exists())
+    if state is not None and found:
+        run.restore(state)
+    return found
+
+
+def _tell(task: ErasureTask, what: str, done: int, total: int) -> None:
+    if task.progress is not None:
+        task.progress(what, done, total)

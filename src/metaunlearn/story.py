@@ -18,6 +18,7 @@ from metaunlearn.canvas.tasks import known, task_for
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Counts, Regime, StorySettings
 from metaunlearn.erasing import erase
+from metaunlearn.erasure.registry import has_defence
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.files import write_json
 from metaunlearn.generation import default_sampling
@@ -79,6 +80,11 @@ def demo(
         raise UserError(
             f"Canvas has no concept {concept!r} (concept=, --concept).{did_you_mean(concept, choices)} "
             f"Known: {', '.join(choices)}."
+        )
+    if has_defence(method):
+        raise UserError(
+            f"the demo sets a method's plain form beside its meta form, and {method!r} has a defence of its own "
+            "(method=, --method): choose another one, such as esd-u-1, or set methods side by side with bench."
         )
     request = {
         "command": "demo", "concept": concept, "method": method, "seed": seed, "story": story.model_dump(mode="json"),

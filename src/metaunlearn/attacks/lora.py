@@ -1,8 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022): a low-rank change of chosen matrices is trained, the model itself stays as it is.
-
-Shapes: W (out, in) of a linear layer or (out, in, k, k) of a convolution; A (r, in) or (r, in, k, k); B (out, r) or
-(out, r, 1, 1). The trained model has W + (alpha / r) B A.
-"""
+"""LoRA (Hu et al., ICLR 2022) as an attack: only a low-rank change of chosen matrices is trained."""
 
 from __future__ import annotations
 
@@ -20,6 +16,7 @@ from metaunlearn.config import AttackSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss, part
 from metaunlearn.errors import UserError
+from metaunlearn.lowrank import merged, new_factors, target_modules
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 from metaunlearn.settings import Listed
@@ -74,34 +71,6 @@ class Lora(AttackSettings):
             save_factors(folder / WEIGHTS_FILE, factors, self.rank, self.scale * self.rank)
 
         return Training(trained=factors, loss=loss, write=write, beside=beside)
-
-
-def target_modules(theta: Params, targets: tuple[str, ...] | list[str]) -> list[str]:
-    """The layers of ``theta`` whose name is a target or ends with one, and that have a matrix, in order."""
-    layers = [name.removesuffix(".weight") for name, p in theta.items() if name.endswith(".weight") and p.ndim >= 2]
-    return [layer for layer in layers if any(f".{layer}".endswith(f".{target}") for target in targets)]
-
-
-def new_factors(theta: Params, targets: tuple[str, ...], rank: int, generator: torch.Generator) -> Params:
-    """``LAYER.lora_A`` from a Gaussian of standard deviation 1 / r, and ``LAYER.lora_B``, zero, for each target."""
-    factors: Params = {}
-    for layer in target_modules(theta, targets):
-        W = theta[f"{layer}.weight"]
-        A = torch.randn(rank, *W.shape[1:], generator=generator) / rank
-        factors[f"{layer}.lora_A"] = A.to(W)
-        factors[f"{layer}.lora_B"] = W.new_zeros(len(W), rank, *(1 for _ in W.shape[2:]))
-    return factors
-
-
-def merged(theta: Params, factors: Params, scale: float) -> Params:
-    """theta with W + ``scale`` B A for every target; differentiable in the factors."""
-    changed = dict(theta)
-    for name, A in factors.items():
-        if name.endswith(".lora_A"):
-            layer = name.removesuffix(".lora_A")
-            W, B = theta[f"{layer}.weight"], factors[f"{layer}.lora_B"]
-            changed[f"{layer}.weight"] = W + scale * (B.flatten(1) @ A.flatten(1)).view_as(W)
-    return changed
 
 
 def save_factors(file: Path, factors: Params, rank: int, alpha: float) -> None:

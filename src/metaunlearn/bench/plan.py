@@ -30,9 +30,9 @@ from metaunlearn.bench.recipe import (
 )
 from metaunlearn.bench.scoring import Scoring, Work
 from metaunlearn.bench.state import BEFORE, State
-from metaunlearn.erasure.interface import OptimisedMethod
+from metaunlearn.erasure.interface import DefendedMethod, takes_steps
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
-from metaunlearn.erasure.registry import Configured, check_objective, configure
+from metaunlearn.erasure.registry import Configured, check_objective, configure, has_defence, heard_by
 from metaunlearn.recipe import read_recipe
 
 META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise", "post_attack_loss")
@@ -92,7 +92,7 @@ def _all_states(grid: Grid) -> Iterator[State]:
                 yield State(**place, method="", variant="", model="original", attack=BEFORE, step=0)
             for variant, method in product(grid.variants, grid.methods):
                 for model in variant.models or grid.models:
-                    if model != "original":
+                    if model != "original" and not (model == "meta-unlearn" and has_defence(method)):
                         of: dict[str, Any] = {**place, "method": method, "variant": variant.name, "model": model}
                         yield State(**of, attack=BEFORE, step=0)
                         for attack in grid.attacks:
@@ -192,14 +192,17 @@ class _Planner:
     ) -> Cell:
         meta = model == "meta-unlearn"
         said = [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
+        if has_defence(method):
+            said = heard_by(method, read_recipe(self.grid.recipe), said)
         chosen = _configured(method, self.grid.recipe, tuple(said))
         check_objective(chosen, meta=meta)
-        trains = meta or isinstance(chosen.method, OptimisedMethod)
+        trains = takes_steps(chosen.method, meta=meta)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
         spec = {
             "base": self.base.identity, "concept": concept.erased, "method": chosen.name,
             "method_settings": chosen.method_settings, "settings": settings_that_count(chosen, meta=meta),
             "meta": meta, "seed": seed, **_kept(concept), **_code_elsewhere(chosen),
+            **_base_of(chosen),
         }  # fmt: skip
         if self.grid.diagnosed and trains:
             spec["diagnosed"] = {
@@ -209,7 +212,7 @@ class _Planner:
             "base": self.base.value, "concept": concept.erased, "method": method, "meta": meta,
             "recipe": self.grid.recipe, "overrides": said, "seed": seed, **_kept(concept), "paths": paths_code(),
         }  # fmt: skip
-        size = chosen.settings.total_steps if trains else 1
+        size = sum(stage.settings.total_steps for stage in chosen.stages) if trains else 1
         return self.cell(
             "erase", spec=spec, call=call, labels=place, size=size, needs=needs, missing=self.base.missing
         )  # fmt: skip
@@ -305,10 +308,22 @@ def _configured(method: str, recipe: str, overrides: tuple[str, ...]) -> Configu
 
 def settings_that_count(chosen: Configured, *, meta: bool) -> dict[str, Any]:
     """Those settings of an erasing run that its result depends on."""
-    if not meta and not isinstance(chosen.method, OptimisedMethod):
+    if not takes_steps(chosen.method, meta=meta):
         return {}  # A closed-form edit takes no step.
     # A mixture of attackers stays in a plain run's: drawing one of it moves the run's other draws, too.
-    return _without(chosen.settings.model_dump(mode="json"), NO_INFLUENCE if meta else NO_INFLUENCE + META_ONLY)
+    unread: tuple[str, ...] = () if meta else META_ONLY
+    if isinstance(chosen.method, DefendedMethod):
+        unread = chosen.method.unread
+    return _without(chosen.settings.model_dump(mode="json"), NO_INFLUENCE + unread)
+
+
+def _base_of(chosen: Configured) -> dict[str, Any]:
+    """What the result of a method depends on that goes on from another one."""
+    base = chosen.base
+    if base is None:
+        return {}
+    settings = settings_that_count(base, meta=False)
+    return {"base_method": {"method": base.name, "method_settings": base.method_settings, "settings": settings}}
 
 
 def _without(settings: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:

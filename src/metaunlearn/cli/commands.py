@@ -89,7 +89,13 @@ def erase(
     ],
     out: o.Out,
     method: o.Method = "esd-u-1",
-    meta: Annotated[bool, typer.Option("--meta/--no-meta", help="Make it hard to bring the concept back.")] = True,
+    meta: Annotated[
+        bool | None,
+        typer.Option(
+            "--meta/--no-meta",
+            help="Make it hard to bring the concept back; on, but with methods that have a defence of their own.",
+        ),
+    ] = None,
     retain: Annotated[
         list[str] | None, typer.Option("--retain", metavar="TEXT", help="Unrelated, to be kept; repeatable.")
     ] = None,
@@ -123,7 +129,7 @@ def erase(
         from metaunlearn.erasure.registry import refuse_unheard
         from metaunlearn.processes import join
 
-        refuse_unheard(method, overrides or (), meta=meta)
+        refuse_unheard(method, overrides or (), meta=meta is not False)
         result = run(
             model,
             concept,

@@ -24,7 +24,8 @@ Images = Annotated[int, typer.Option("--images", min=1, metavar="N", help="Image
 _METHOD = typer.Option(
     "--method",
     metavar="NAME",
-    help="How it is erased: esd-SUBSET-ETA (e.g. esd-x-1, esd-f-3), esd-2025, sdd, uce, uce-2025, rece.",
+    help="How it is erased: esd-SUBSET-ETA (e.g. esd-x-1, esd-f-3), esd-2025, sdd, uce, uce-2025, rece, "
+    "resalign, imma.",
 )
 Method = Annotated[str, _METHOD]
 OptionalMethod = Annotated[str | None, _METHOD]

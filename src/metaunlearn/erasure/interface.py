@@ -1,17 +1,20 @@
-"""What an unlearning method is: settings of its own, and one of two ways to work.
+"""What an unlearning method is: settings of its own, and one of three ways to work.
 
 An *optimised* method (ESD, SDD) is a forget loss inside Algorithm 1, which starts at theta*. A *closed-form* one (UCE,
-RECE) computes theta^UN at once; with the meta objective Algorithm 1 then starts at theta^UN and has no forget loss.
+RECE) computes theta^UN at once; with the meta objective Algorithm 1 then starts at theta^UN and has no forget loss. A
+*defended* one (ResAlign, IMMA) has a defence of its own: the outer loop is the same, and each step's gradient is that
+of the defence and of lambda L_retain, with neither a forget loss nor the meta objective.
 
 A method is a subclass of :class:`~metaunlearn.settings.Settings`: its fields are keys of a recipe and of ``--set``. It
-needs no other base class: :class:`OptimisedMethod` and :class:`ClosedFormMethod` say which functions it must have.
+needs no other base class: :class:`OptimisedMethod`, :class:`ClosedFormMethod` and :class:`DefendedMethod` say which
+functions it must have.
 
 Shapes: B pictures, C latent channels, h x w latent pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,6 +25,8 @@ from torch import Tensor
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
+from metaunlearn.data.latents import ErasureData
+from metaunlearn.diffusion import Batch
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
@@ -71,8 +76,8 @@ class ForgetLoss(Protocol):
 
 
 @runtime_checkable
-class MovingForgetLoss(ForgetLoss, Protocol):
-    """One that moves along with theta, as a method with a teacher does."""
+class Moving(Protocol):
+    """A forget loss or a defence that moves along with theta, as a method with a teacher does."""
 
     def after_step(self, theta: Params, step: int) -> None:
         """``theta`` is what ``step`` outer steps have led to."""
@@ -89,6 +94,11 @@ class MovingForgetLoss(ForgetLoss, Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` gave."""
         ...
+
+
+@runtime_checkable
+class MovingForgetLoss(ForgetLoss, Moving, Protocol):
+    """A forget loss that moves."""
 
 
 @runtime_checkable
@@ -141,4 +151,75 @@ NO_FORGET_LOSS = (
     "method (method=..., --method esd-u-1), or post_attack_loss=denoising."
 )
 
-Method = OptimisedMethod | ClosedFormMethod
+
+class DefenceGradient(NamedTuple):
+    """What a defence adds to an outer step."""
+
+    gradient: Params
+    """Over the names that are trained, at least: the mean over all processes, detached."""
+    record: dict[str, Any]
+    """What log.jsonl says of it: numbers or lists of them where the key begins with ``loss_``, else JSON values."""
+
+
+class Defence(Protocol):
+    """A defended method at work in one run. One that is :class:`Moving`, too, moves in ``after_step`` alone."""
+
+    def gradient(self, theta: Params, step: int, inner: Sequence[Batch], outer: Sequence[Batch]) -> DefenceGradient:
+        """Of outer step ``step`` (from 0): the gradient of what stands in the place of L_forget in Eq. 1.
+
+        ``inner`` are ``inner_steps`` batches of the concept's pictures, and ``outer`` the micro-batches of one more:
+        this process's rows of them. Whatever else is drawn comes from ``step_generator(task.seed, step, "...")``.
+        """
+        ...
+
+
+META_SETTINGS = (
+    "gamma2", "zeta", "zeta_related", "zeta_unrelated", "zeta_margin", "direct_term", "common_noise", "meta_retain",
+    "meta_loss", "post_attack_loss",
+)  # fmt: skip
+"""Settings of the meta objective that no other defence reads."""
+
+
+@runtime_checkable
+class DefendedMethod(Protocol):
+    """A method that brings its own defence against finetuning, in place of the meta objective."""
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Those settings that every method shares which this one does not read: it is an error to give one."""
+        ...
+
+    def trained(self, model: TextToImageModel) -> frozenset[str]:
+        """phi; UserError when the model has none of these parameters."""
+        ...
+
+    def defend(self, task: ErasureTask, data: ErasureData) -> Defence:
+        """Get ready for one run, from the parameters that the task's model has by now."""
+        ...
+
+    def gradients(self, settings: EraseSettings) -> float:
+        """Gradients on ``batch_size`` pictures in one outer step, beside L_retain's: for the doctor's estimate."""
+        ...
+
+
+@runtime_checkable
+class FollowingMethod(Protocol):
+    """A defended method that goes on from what another method has erased plainly."""
+
+    @property
+    def base(self) -> str | None:
+        """That method's name; None: it starts at MODEL itself."""
+        ...
+
+    @property
+    def base_set(self) -> tuple[str, ...]:
+        """``key=value`` settings of that method, over the recipe's."""
+        ...
+
+
+Method = OptimisedMethod | ClosedFormMethod | DefendedMethod
+
+
+def takes_steps(method: Method, *, meta: bool) -> bool:
+    """Whether Algorithm 1 runs: a closed-form method needs it for the meta objective only."""
+    return meta or not isinstance(method, ClosedFormMethod)

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import EraseSettings, asked_for, refuse_ignored, refuse_without_meta
+from metaunlearn.config import REPLACED_BY_ATTACKERS, EraseSettings, asked_for, refuse_ignored, refuse_without_meta
 from metaunlearn.erasure.esd import Esd, Esd2025
-from metaunlearn.erasure.interface import NO_FORGET_LOSS, Method, OptimisedMethod
+from metaunlearn.erasure.imma import Imma
+from metaunlearn.erasure.interface import (
+    NO_FORGET_LOSS,
+    DefendedMethod,
+    FollowingMethod,
+    Method,
+    OptimisedMethod,
+)
 from metaunlearn.erasure.rece import Rece
+from metaunlearn.erasure.resalign import ResAlign
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.errors import UserError, did_you_mean
@@ -46,6 +54,8 @@ BUILT_IN: dict[str, tuple[type[Settings], dict[str, Any]]] = {
     "uce-2023": (Uce, {}),
     "uce-2025": (Uce, {"tokens": "last", "guide": "", "keep_empty": False, "preserve_scale": 1.0}),
     "rece": (Rece, {}),
+    "resalign": (ResAlign, {}),
+    "imma": (Imma, {}),
 }
 """Class and preset; the presets of uce-2023 are the defaults of its class."""
 
@@ -75,6 +85,23 @@ def find(name: str) -> Entry:
     )
 
 
+def has_defence(name: str) -> bool:
+    """Whether the method called ``name`` has a defence of its own, in place of the meta objective."""
+    return callable(getattr(find(name).kind, "defend", None))
+
+
+def heard_by(name: str, recipe: RecipeFile, overrides: Sequence[str]) -> list[str]:
+    """Those ``key=value`` of ``overrides``, said to several methods at once, that the method called ``name`` reads.
+
+    One attacker is said to those that have no mixture in the recipe's table of their own.
+    """
+    entry, said = find(name), parse_overrides(overrides)
+    unread = set(getattr(entry.kind, "unread", ()))
+    if unread and "attackers" in recipe.methods.get(entry.name, {}) and "attackers" not in said:
+        unread |= set(REPLACED_BY_ATTACKERS)
+    return [f"{key}={value}" for key, value in said.items() if key not in unread]
+
+
 def _built_in(name: str) -> Entry | None:
     if match := ESD_NAME.fullmatch(name):
         eta = float(match[2])
@@ -99,11 +126,11 @@ def _loaded(point: EntryPoint) -> type[Settings]:
         raise UserError(f"{where} cannot be loaded: {error}. Install it again, or choose another --method.") from error
     if not (isinstance(kind, type) and issubclass(kind, Settings)):
         raise UserError(f"{where} is no subclass of metaunlearn.settings.Settings.")
-    ways = [word for word in ("begin", "edit") if callable(getattr(kind, word, None))]
+    ways = [word for word in ("begin", "edit", "defend") if callable(getattr(kind, word, None))]
     if len(ways) != 1 or not callable(getattr(kind, "trained", None)):
         raise UserError(
-            f"{where} must have trained() and one of begin() (optimised) and edit() (closed form); "
-            f"it has {' and '.join(ways) or 'neither'}."
+            f"{where} must have trained() and one of begin() (optimised), edit() (closed form) and defend() (with a "
+            f"defence of its own); it has {' and '.join(ways) or 'none of them'}."
         )
     taken = sorted(kind.model_fields.keys() & EraseSettings.model_fields.keys())
     if taken:
@@ -121,6 +148,32 @@ class Configured:
     """The method's own settings, as JSON values."""
     settings: EraseSettings
     """Those that every method has."""
+    base: Configured | None = None
+    """What erases first, plainly, where the method goes on from another one."""
+
+    @property
+    def defended(self) -> bool:
+        """Whether the method has a defence of its own, in place of the meta objective."""
+        return isinstance(self.method, DefendedMethod)
+
+    def with_meta(self, meta: bool | None) -> bool:
+        """Whether the meta objective is on when ``meta`` is asked for; None: where it can be."""
+        if meta and self.defended:
+            raise UserError(
+                f"the method {self.name!r} brings a defence of its own, which the meta objective (meta=True, --meta) "
+                "would replace: leave that out, or choose another method (method=..., --method esd-u-1)."
+            )
+        return not self.defended if meta is None else meta
+
+    @property
+    def stages(self) -> tuple[Configured, ...]:
+        """What erases first, if anything does, and this."""
+        return (self,) if self.base is None else (self.base, self)
+
+    def record(self) -> dict[str, Any]:
+        """As a run's request has it, beside the name: JSON values."""
+        mine = {"settings": self.settings.model_dump(), "method_settings": self.method_settings}
+        return mine if self.base is None else {**mine, "base": {"method": self.base.name, **self.base.record()}}
 
 
 def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> Configured:
@@ -148,11 +201,14 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     settings = resolve(EraseSettings, shared, keys_elsewhere=settable)
     refuse_ignored(settings, overrides)
     method = resolve(entry.kind, mine)
+    if isinstance(method, DefendedMethod):
+        _refuse_unread(entry.name, method, given)
     return Configured(
         name=entry.name,
         method=cast(Method, method),  # find() has looked at what its class has
         method_settings=method.model_dump(mode="json"),
         settings=settings,
+        base=_base_of(entry.name, method, recipe) if isinstance(method, FollowingMethod) else None,
     )
 
 
@@ -179,3 +235,26 @@ def refuse_unheard(name: str, overrides: Sequence[str], *, meta: bool) -> None:
                 f"({name}, meta=False, --no-meta) trains nothing. Leave {key} out, or take the meta objective or an "
                 "optimised method (method=..., --method esd-u-1)."
             )
+
+
+def _refuse_unread(name: str, method: DefendedMethod, given: Sequence[Mapping[str, Any]]) -> None:
+    """UserError when what is ``given`` for this method holds a setting that it would not hear."""
+    said = sorted(key for key in method.unread if any(key in values for values in given))
+    if said:
+        raise UserError(
+            f"the method {name!r} does not read {', '.join(said)} (--set {said[0]}=..., [methods.{name}]), which would "
+            "be ignored: leave it out."
+        )
+
+
+def _base_of(name: str, method: FollowingMethod, recipe: RecipeFile) -> Configured | None:
+    """The base method, with the recipe's settings for it and ``base_set`` on top."""
+    if method.base is None:
+        return None
+    base = configure(method.base, recipe, method.base_set)
+    if base.defended:
+        raise UserError(
+            f"{name} goes on from a method without a defence of its own; got {base.name!r} "
+            "(base, --set base=...): choose e.g. esd-x-1, or none."
+        )
+    return base

@@ -159,6 +159,11 @@ class GradientDifference:
         with _full_float32():
             return _adjoint(problem, theta, hessian_product=self._product, keep_gradients=self.one_sided)
 
+    def product(self, loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+        """One product, for whoever needs it outside the recursion; a ``HessianProduct``."""
+        with _full_float32():
+            return self._product(loss, theta, gradient, direction)
+
     def _product(self, loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
         length = norm(direction)
         if length == 0:
@@ -326,6 +331,20 @@ def resolve(name: str, theta: Params, *probes: MetaProblem) -> MetaGradientMode:
             + did_you_mean(name, [*MODES, "auto"])
         )
     return MODES[name]()
+
+
+def product_named(name: str, theta: Params) -> HessianProduct | None:
+    """How the mode called ``name`` multiplies by a Hessian, None where it is taken as zero.
+
+    ``auto`` is the gradient difference at its usual step, unless ``theta``'s precision is too low for it.
+    """
+    if name == "auto":
+        name = "double-backward" if low_precision(theta) else "gradient-difference"
+    return {
+        "first-order": None,
+        "double-backward": _double_backward_product,
+        "gradient-difference": GradientDifference().product,
+    }[name]
 
 
 def mode_name(mode: MetaGradientMode) -> str:

@@ -232,7 +232,7 @@ def meta_problem(
     inner = InnerLoop(
         learning_rate=attacker.learning_rate,
         adapted=subset(names, settings.inner_subset, setting="inner_subset"),
-        optimizer=_rule(attacker, settings),
+        optimizer=attackers_rule(attacker, settings),
         store=STORES[settings.inner_store],
     )
     weights, width = zeta_weights(settings), settings.zeta_margin
@@ -258,7 +258,8 @@ def meta_problem(
     )
 
 
-def _rule(attacker: Attacker, settings: EraseSettings) -> UpdateRule:
+def attackers_rule(attacker: Attacker, settings: EraseSettings) -> UpdateRule:
+    """The optimiser of ``attacker``, with the numbers that all simulated attackers share."""
     rule = update_rule(
         attacker.optimizer,
         momentum=settings.inner_momentum,

@@ -16,7 +16,7 @@ from metaunlearn.checkpoint import restore_training, save_training, step_generat
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Epochs, Independent
-from metaunlearn.erasure.interface import ForgetLoss, MovingForgetLoss
+from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving
 from metaunlearn.errors import RunError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained
 from metaunlearn.meta.diagnostics import diagnose
@@ -50,7 +50,8 @@ class Algorithm1:
     """One erasing run: ``theta`` moves from the model's parameters to the (meta-)unlearned ones.
 
     The model's are theta* for an optimised method, whose ``forget`` is part of each step, and theta^UN for a
-    closed-form one, whose second stage has no forget loss (Algorithm 1, lines 4-7 and 11).
+    closed-form one, whose second stage has no forget loss (Algorithm 1, lines 4-7 and 11). A defended method shares the
+    loop, without the meta objective, and has a ``defence``.
     """
 
     def __init__(
@@ -64,12 +65,16 @@ class Algorithm1:
         meta: bool,
         seed: int,
         teacher: Params | None = None,
+        defence: Defence | None = None,
         processes: Processes = ALONE,
     ) -> None:
         check_shares(settings, processes, meta=meta)
         self.model, self.data, self.forget, self.settings = model, data, forget, settings
         self.processes = processes
-        self.moving = forget if isinstance(forget, MovingForgetLoss) else None
+        self.defence = defence
+        """Of a defended method, in place of a forget loss and of the meta objective."""
+        by_method = defence if forget is None else forget
+        self.moving: Moving | None = by_method if isinstance(by_method, Moving) else None
         self.meta, self.seed = meta, seed
         self.theta: Params = model.parameters()
         self.trained = sorted(trained)
@@ -155,6 +160,7 @@ class Algorithm1:
     def outer_gradient(self) -> tuple[dict[str, Tensor], Record]:
         """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to what is trained at the very end.
 
+        A defence's own loss stands in the place of L_forget in L_unlearn, and there is no L_meta.
         Also what ``log.jsonl`` says of this step. Nothing moves.
         """
         generator = self._generator(self.step)
@@ -174,6 +180,11 @@ class Algorithm1:
             if meta.active is not None:
                 direct = self._direct_gradient(parts, meta.active)
                 gradient = add(gradient, direct, self.settings.gamma2)
+        if self.defence is not None:
+            found = self.defence.gradient(self.theta, self.step, parts[0].inner, [part.outer for part in parts])
+            record |= found.record
+            for name in self.trained:
+                gradient[name] = gradient[name] + self.settings.gamma1 * found.gradient[name]
         if self.meta and self.settings.attackers:
             record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
@@ -219,7 +230,7 @@ class Algorithm1:
             self._begin_healing()
         gradient, record = self.heal_gradient() if heals else self.outer_gradient()
         for name in self.trained:
-            self.theta[name].grad = gradient[name]
+            self.theta[name].grad = laid_out_like(self.theta[name], gradient[name])
         length = torch.nn.utils.clip_grad_norm_(
             [self.theta[name] for name in self.trained], self.settings.max_gradient_norm
         )
@@ -302,6 +313,14 @@ class Algorithm1:
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}
+
+
+def laid_out_like(p: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient`` in the memory layout of ``p``: a convolution's may come channels-last.
+
+    The fused AdamW walks through both as they lie in memory, and says nothing where they lie otherwise.
+    """
+    return gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
 
 
 def check_shares(settings: EraseSettings, processes: Processes, *, meta: bool) -> None:

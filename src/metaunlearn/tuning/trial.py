@@ -17,6 +17,7 @@ from metaunlearn.bench.recipe import Grid, GridConcept, GridMeasure, check_grid
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import make
+from metaunlearn.erasure.registry import has_defence
 from metaunlearn.errors import RunError
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.metrics.scores_file import SCORES_FILE
@@ -87,7 +88,7 @@ def grid_of(tune: Tune, proposal: Proposal, attacks: Sequence[GridAttack], seeds
         base=tune.base,
         recipe=tune.recipe,
         methods=(proposal.method,),
-        models=("original", "meta-unlearn" if proposal.meta else "unlearn"),
+        models=("original", "meta-unlearn" if proposal.meta and not has_defence(proposal.method) else "unlearn"),
         concepts=(
             GridConcept(
                 name=tune.concept, seeds=tuple(seeds), steps=tune.steps, attack=tune.attack, set=proposal.settings
