@@ -10,7 +10,7 @@ import pytest
 from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
 from metaunlearn.bench import cells, sources
 from metaunlearn.bench.plan import Plan
-from metaunlearn.bench.recipe import as_overrides, read_bench
+from metaunlearn.bench.recipe import Grid, as_overrides, check_grid, read_bench
 from metaunlearn.bench.select import select
 from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
@@ -63,6 +63,16 @@ def test_a_plain_run_does_not_depend_on_the_meta_objective() -> None:
     for key, value in {"gamma2": 0.7, "zeta": 0.1, "inner_steps": 2, "inner_learning_rate": 1.0}.items():
         assert kinds_changed(plain, changed("set", key, to=value, of=plain)) == set(), key
     assert "erase" in kinds_changed(plain, changed("set", "retain_weight", to=0.7, of=plain))
+
+
+def test_a_concepts_settings_may_be_of_one_method_alone() -> None:
+    both = changed("methods", to=["esd-x-1", "sdd"])
+    mine = changed("concepts", 0, "by_method", to={"esd-x-1": {"guide": "fork"}}, of=both)
+    before, after = (names(plan_of(grid), "erase") for grid in (both, mine))
+    assert len(before & after) == 1
+    assert all("guide=fork" in plan_of(mine).cells[name].call["overrides"] for name in after - before)
+    with pytest.raises(UserError, match="has no method 'esd-u-1'"):
+        check_grid(resolve(Grid, changed("concepts", 0, "by_method", to={"esd-u-1": {}}, of=both)))
 
 
 def test_a_closed_form_edit_needs_no_pictures() -> None:

@@ -191,7 +191,8 @@ class _Planner:
         place: Mapping[str, Any],
     ) -> Cell:
         meta = model == "meta-unlearn"
-        said = [*as_overrides({**self.grid.set, **concept.set, **variant.set}), *self.overrides]
+        of_method = concept.by_method.get(method, {})
+        said = [*as_overrides({**self.grid.set, **concept.set, **of_method, **variant.set}), *self.overrides]
         if has_defence(method):
             said = heard_by(method, read_recipe(self.grid.recipe), said)
         chosen = _configured(method, self.grid.recipe, tuple(said))

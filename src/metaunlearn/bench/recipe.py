@@ -69,6 +69,8 @@ class GridConcept(Settings):
     """By name of ``prompts``, this concept's own; then every concept has some."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of erasing this concept, over the grid's."""
+    by_method: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Those of single methods, over ``set``, by the method's name in the grid."""
 
     @property
     def erased(self) -> str:
@@ -189,6 +191,7 @@ def check_grid(grid: Grid) -> None:
             raise UserError(f"Canvas has no concept {concept.name!r}.{meant}")
         for attack in grid.attacks:
             _check_attack(grid, attack, concept)
+        _known(concept.by_method, grid.methods, f"{concept.name!r}, by_method: the grid has no method")
         _known(concept.texts, [prompts.name for prompts in grid.prompts], f"{concept.name!r}: no prompts are called")
     of_concepts = {prompts.name for prompts in grid.prompts if all(prompts.name in c.texts for c in grid.concepts)}
     for prompts in prompt_sources(grid):
