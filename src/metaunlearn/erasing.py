@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.errors import UserError
 from metaunlearn.meta.hypergradient import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
-from metaunlearn.meta.train import Algorithm1, check_shares
+from metaunlearn.meta.train import Algorithm1, check_sharded, check_shares
 from metaunlearn.models import adapt, load_pipeline, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Params, subset
@@ -29,6 +29,7 @@ from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.shards import piece
 from metaunlearn.tracking import check_trackers
 
 
@@ -103,6 +104,9 @@ def erase(
         subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
     check_outer_optimizer(chosen.settings)
     check_shares(chosen.settings, processes, meta=meta)
+    sharded = chosen.settings.sharded and processes.count > 1
+    if sharded:
+        check_sharded(chosen.settings, meta=meta)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -125,7 +129,7 @@ def erase(
     )  # fmt: skip
     tracked = nullcontext() if folder is None else folder.tracked(trackers)
     with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
-        results = _erase(task, chosen, trained, given, folder, meta=meta)
+        results = _erase(task, chosen, trained, given, folder, meta=meta, sharded=sharded)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
     summary |= results
     if folder is not None:
@@ -156,6 +160,7 @@ def _erase(
     folder: RunFolder | None,
     *,
     meta: bool,
+    sharded: bool,
 ) -> dict[str, Any]:
     """Put the erased parameters into the task's model; return what the summary says beside the request."""
     model, method = task.model, chosen.method
@@ -166,14 +171,21 @@ def _erase(
         data = prepare(
             model, task.prompts, given, task.settings, task.seed, folder, task.progress, processes=task.processes
         )
-        teacher = model.parameters() if task.settings.retain_loss == "distillation" else None
+        distils = task.settings.retain_loss == "distillation"
+        teacher = model.parameters() if distils and isinstance(method, ClosedFormMethod) else None
     results: dict[str, Any] = {}
     forget = None
     if isinstance(method, ClosedFormMethod):
         edit = method.edit(task)
         model.load_parameters(dict(task.processes.broadcast(edit.theta)))
         results["edit"] = edit.report
-    else:
+    if sharded and trains:
+        # Pictures were made with the whole model, while nothing else of its size was there.
+        task = replace(task, model=model.sharded(checkpointed=task.settings.gradient_checkpointing))
+        theta = task.model.parameters()
+        teacher = None if teacher is None else {name: piece(p, theta[name]) for name, p in teacher.items()}
+        del theta
+    if isinstance(method, OptimisedMethod):
         forget = method.begin(task)
     if data is None:
         if folder is not None:
@@ -181,10 +193,11 @@ def _erase(
             folder.log({"step": 0, **results})
         return results
     run = Algorithm1(
-        model, data, forget, task.settings,
+        task.model, data, forget, task.settings,
         trained=trained, meta=meta, seed=task.seed, teacher=teacher, processes=task.processes,
     )  # fmt: skip
     model.load_parameters(_train(run, task, folder, results))
+    model.unet.to(model.device)
     return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
 
 
