@@ -31,7 +31,7 @@ TWO = [Processes(number=number, count=2) for number in (0, 1)]
 FAST = (
     "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4", "checkpoint_every=2",
 )  # fmt: skip
-SHARDED = [f"sharded {name}" for name in ("plain", "first-order", "difference", "adamw", "sdd")]
+SHARDED = [f"sharded {name}" for name in ("plain", "difference", "adamw", "sdd")]
 RELATIVE = 1e-5
 """How far two processes' weights may be from one's: their sums have another order."""
 
@@ -59,26 +59,25 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
     weights = ("retain_related=0.7", "retain_unrelated=0.3", "zeta_related=1.0", "zeta_unrelated=0.2")
     calls = {
         "first-order": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "accumulation=2", *weights),
-        "difference": erasing(tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam"),
+        # Two processes' differences through Adam are 2e-4 apart, one process's being inexact by as much, and AdamW's first
+        # step is nearly a sign: it makes 1e-2 of the way of that, 2e-5 of the weights, beside a distillation, whose
+        # gradient is zero there. The paper's L_retain has a gradient from the start, so that fewer signs are doubtful.
+        "difference": erasing(
+            tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam", "retain_loss=denoising"
+        ),
         "double": erasing(tiny_model, "steps=2", "meta_gradient=double-backward", "diagnostics_every=1"),
         "uneven": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "batch_size=2"),
         "sdd": erasing(tiny_model, "steps=1", "meta_gradient=first-order", "bank_trajectories=33", method="sdd"),
-        "sharded plain": [
-            *erasing(tiny_model, "steps=2", "sharded=true", "gradient_checkpointing=true"), "--no-meta",
-        ],
-        "sharded first-order": erasing(
-            tiny_model, "steps=2", "sharded=true", "meta_gradient=first-order", "accumulation=2", method="rece"
-        ),
         "sharded difference": erasing(
-            tiny_model, "steps=2", "sharded=true", "meta_gradient=gradient-difference", "inner_steps=1",
-            "diagnostics_every=1",
+            tiny_model, "steps=2", "sharded=true", "meta_gradient=gradient-difference", "inner_optimizer=sgd",
+            "inner_steps=1", "accumulation=2", "diagnostics_every=1", method="rece",
         ),
         "sharded adamw": erasing(
-            tiny_model, "steps=2", "sharded=true", "meta_gradient=gradient-difference", "inner_steps=3",
-            "inner_optimizer=adamw", "inner_max_gradient_norm=0.5",
+            tiny_model, "steps=2", "sharded=true", "meta_gradient=gradient-difference", "inner_optimizer=adamw",
+            "inner_steps=3", "inner_max_gradient_norm=0.5", "gradient_checkpointing=true", "retain_loss=denoising",
         ),
         "sharded sdd": erasing(tiny_model, "steps=1", "sharded=true", "bank_trajectories=33", method="sdd"),
-        "whole": [*erasing(tiny_model, "steps=4", "sharded=true", "ema_decay=0.5"), "--no-meta"],
+        "sharded plain": [*erasing(tiny_model, "steps=4", "sharded=true", "ema_decay=0.5"), "--no-meta"],
         "uce": [*erasing(tiny_model, method="uce"), "--no-meta"],
         "finetune": [
             "attack", str(tiny_model), "--data", str(data), "--steps", "0,2", "--set", "batch_size=4",
@@ -87,7 +86,7 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "lora": ["attack", str(tiny_model), "--data", str(data), "--kind", "lora", "--steps", "2"],
         "dreambooth": [
             "attack", str(tiny_model), "--data", str(data), "--kind", "dreambooth", "--steps", "2",
-            "--set", "batch_size=4", "--set", "class_prompt=a dog", "--set", "prior_images=40",
+            "--set", "batch_size=4", "--set", "class_prompt=a dog", "--set", "prior_images=4",
         ],
         "textual-inversion": [
             "attack", str(tiny_model), "--data", str(data), "--kind", "textual-inversion", "--steps", "2",
@@ -110,7 +109,7 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         break_at_the_fourth_step(patch)
         assert main([*calls["resumed"][:-1], "--out", str(two / "resumed")]) == 1
     for name, call in calls.items():
-        if name not in {"refused", "refused sharded", "whole", "broken"}:
+        if name not in {"refused", "refused sharded", "broken"}:
             assert main([*call, "--out", str(one / name)]) == 0, name
     todo = folder / "calls.json"
     todo.write_text(json.dumps([[*call, "--out", str(two / name)] for name, call in calls.items()]))
@@ -216,8 +215,8 @@ def test_each_process_holds_half_of_everything(launched: Launched) -> None:
 def test_broken_sharded_run_goes_on_bit_for_bit(launched: Launched) -> None:
     """Broken off at step 4, it went on from step 2; moments and the moving average too."""
     assert launched.err.count("a loss or a gradient is not finite at step 4") == 2
-    assert same_weights(launched.two / "whole", launched.two / "broken")
-    for name in ("whole", "broken"):
+    assert same_weights(launched.two / "sharded plain", launched.two / "broken")
+    for name in ("sharded plain", "broken"):
         assert len((launched.two / name / "log.jsonl").read_text().splitlines()) == 4
 
 
