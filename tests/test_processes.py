@@ -59,8 +59,8 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
     weights = ("retain_related=0.7", "retain_unrelated=0.3", "zeta_related=1.0", "zeta_unrelated=0.2")
     calls = {
         "first-order": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "accumulation=2", *weights),
-        # Two processes' differences through Adam are 2e-4 apart, as one's is inexact by rounding, and AdamW's first step
-        # is nearly a sign: 1e-2 of the way, 2e-5 of the weights, beside a distillation, whose gradient is zero there.
+        # Two processes' differences through Adam are 2e-4 apart, by rounding, and AdamW's first step is
+        # nearly a sign: 1e-2 of the way, 2e-5 of the weights, beside a distillation, whose gradient is zero there.
         # The paper's L_retain has a gradient from the start, so that fewer signs are doubtful.
         "difference": erasing(
             tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam", "retain_loss=denoising"

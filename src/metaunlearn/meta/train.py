@@ -22,7 +22,7 @@ from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker
 from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve
 from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_weights, zeta_weights
-from metaunlearn.meta.outer import outer_optimizer
+from metaunlearn.meta.outer import laid_out_like, outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision
 from metaunlearn.parameters import Params, moved_average, norm
@@ -174,7 +174,7 @@ class Algorithm1:
         """theta moves along -g."""
         gradient, record = self.outer_gradient()
         for name in self.trained:
-            self.theta[name].grad = gradient[name]
+            self.theta[name].grad = laid_out_like(self.theta[name], gradient[name])
         length = torch.nn.utils.clip_grad_norm_(
             [self.theta[name] for name in self.trained], self.settings.max_gradient_norm
         )
