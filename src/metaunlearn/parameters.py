@@ -185,6 +185,13 @@ def digest(a: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def same(a: Params, b: Params) -> bool:
+    """Whether both hold the same numbers, in the same precision."""
+    pairs = zip(a.values(), _aligned(a, b), strict=True)
+    differ = torch.tensor(float(any(x.dtype != y.dtype or not torch.equal(own(x), own(y)) for x, y in pairs)))
+    return not summed(differ.to(own(next(iter(a.values()))).device), a.values())
+
+
 # --- Arithmetic ------------------------------------------------------------------------------------------------------
 
 

@@ -83,11 +83,12 @@ def losses_at_theta(
     retain: KindWeights | None = None,
     zeta: KindWeights | None = None,
     teacher: Params | None = None,
+    at_teacher: bool = False,
 ) -> LossesAtTheta:
     """L_forget, L_retain and, with ``direct``, the direct term of Eq. 3, from one forward pass.
 
     ``retain`` and ``zeta`` are the weights inside L_retain and inside the direct term. With a ``teacher``, L_retain is
-    the distance to its answer on the retained pictures in place of L_DM.
+    the distance to its answer on the retained pictures in place of L_DM; ``at_teacher`` says that theta is the teacher.
     """
     separate = direct and batches.direct is not batches.retain
     kept = joined(batches.retain.batch, batches.direct.batch) if separate else batches.retain.batch
@@ -104,7 +105,10 @@ def losses_at_theta(
         output = output[len(batches.forget.t) :]
     noise = model.schedule.target(kept.x_0, kept.eps, kept.t)
     target = noise[:count]
-    if teacher is not None:
+    if teacher is not None and at_teacher:
+        # A pass of its own, with other rows, would differ by rounding, of which AdamW makes whole steps.
+        target = output[:count].detach()
+    elif teacher is not None:
         with torch.no_grad():
             target = teachers_answer(model.predict, teacher, kept_t[:count], kept.t[:count], batches.retain.batch.cond)
     l_retain = weighted(_errors(output[:count], target), batches.retain.related, retain)

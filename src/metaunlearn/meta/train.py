@@ -25,7 +25,7 @@ from metaunlearn.meta.objective import losses_at_theta, meta_problem, retain_wei
 from metaunlearn.meta.outer import laid_out_like, outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision
-from metaunlearn.parameters import Params, moved_average, norm
+from metaunlearn.parameters import Params, moved_average, norm, same
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.shards import are_pieces, piece, whole
 
@@ -193,6 +193,7 @@ class Algorithm1:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
         s = self.settings
         has_direct = self.meta and s.direct_term
+        at_teacher = self.step == 0 and self.teacher is not None and same(self.theta, self.teacher)
         gradient: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         for batches in parts:  # One at a time: gradients add up, while what autograd keeps does not.
@@ -205,6 +206,7 @@ class Algorithm1:
                 retain=retain_weights(s),
                 zeta=zeta_weights(s),
                 teacher=self.teacher,
+                at_teacher=at_teacher,
             )
             total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
             if has_direct:
