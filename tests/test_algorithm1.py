@@ -14,7 +14,8 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch
 from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
-from metaunlearn.meta.train import Algorithm1, laid_out_like
+from metaunlearn.meta.outer import laid_out_like
+from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
 from toy_denoiser import TIMESTEPS, ToyDenoiser, toy_run, toy_settings
 
@@ -250,6 +251,19 @@ def test_micro_batches_add_up_to_the_whole_batch(
     for key in ("loss_forget", "loss_retain", *(["loss_meta_at_theta_m"] if meta else [])):
         assert record[key] == pytest.approx(of_whole[key], rel=1e-12)
     assert error(found, toy_run(paper_settings("batch_size=5", *more), meta=meta).outer_gradient()[0]) > 1e-3
+
+
+def test_a_gradients_layout_in_memory_is_of_no_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Column by column or row by row: the step is the same bits."""
+    settings = toy_settings("batch_size=4")
+    expected, run = toy_run(settings, meta=False), toy_run(settings, meta=False)
+    expected.take_step()
+    gradient, record = run.outer_gradient()
+    turned = {name: g.mT.contiguous().mT if g.dim() == 2 else g for name, g in gradient.items()}
+    assert any(turned[name].stride() != g.stride() for name, g in gradient.items())
+    monkeypatch.setattr(run, "outer_gradient", lambda: (turned, record))
+    run.take_step()
+    assert all(torch.equal(p, expected.theta[name]) for name, p in run.theta.items())
 
 
 def test_parts_of_a_draw_keep_shares_and_identity() -> None:

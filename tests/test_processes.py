@@ -17,18 +17,21 @@ import torch
 from safetensors.torch import load_file
 
 from attack_fixtures import write_pictures
-from conftest import UNET, Call, break_at_the_fourth_step, process_environment
+from conftest import UNET, Call, break_at_the_fourth_step, process_environment, same_weights
 from metaunlearn.cli import main
 from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
-from metaunlearn.meta.train import check_shares
+from metaunlearn.meta.train import check_sharded, check_shares
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.recipe import read_recipe
+from metaunlearn.settings import resolve
 
 TWO = [Processes(number=number, count=2) for number in (0, 1)]
 FAST = (
     "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4", "checkpoint_every=2",
 )  # fmt: skip
+SHARDED = [f"sharded {name}" for name in ("plain", "difference", "adamw", "sdd")]
 RELATIVE = 1e-5
 """How far two processes' weights may be from one's: their sums have another order."""
 
@@ -56,7 +59,9 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
     weights = ("retain_related=0.7", "retain_unrelated=0.3", "zeta_related=1.0", "zeta_unrelated=0.2")
     calls = {
         "first-order": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "accumulation=2", *weights),
-        # L_retain is the paper's: a distillation's gradient is all rounding at step 1, and AdamW makes a step of it.
+        # Two processes' differences through Adam are 2e-4 apart, by rounding, and AdamW's first step is
+        # nearly a sign: 1e-2 of the way, 2e-5 of the weights, beside a distillation, whose gradient is zero there.
+        # The paper's L_retain has a gradient from the start, so that fewer signs are doubtful.
         "difference": erasing(
             tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam", "retain_loss=denoising",
             "meta_loss=path", "zeta_margin=0.1", "post_attack_loss=forget", "retain_weighting=alignment",
@@ -70,12 +75,30 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "resalign": erasing(
             tiny_model, "steps=2", "iterations=2", "sampled=2", "retain_loss=denoising", method="resalign"
         ),
+        "sharded difference": erasing(
+            tiny_model, "steps=2", "sharded=true", "meta_gradient=gradient-difference", "inner_optimizer=sgd",
+            "inner_steps=1", "accumulation=2", "diagnostics_every=1", method="rece",
+        ),
+        "sharded adamw": erasing(
+            tiny_model, "steps=2", "sharded=true", "meta_gradient=gradient-difference", "inner_optimizer=adamw",
+            "inner_steps=3", "inner_max_gradient_norm=0.5", "gradient_checkpointing=true", "retain_loss=denoising",
+        ),
+        "sharded sdd": erasing(tiny_model, "steps=1", "sharded=true", "bank_trajectories=33", method="sdd"),
+        "sharded plain": [*erasing(tiny_model, "steps=4", "sharded=true", "ema_decay=0.5"), "--no-meta"],
         "uce": [*erasing(tiny_model, method="uce"), "--no-meta"],
         "finetune": [
             "attack", str(tiny_model), "--data", str(data), "--steps", "0,2", "--set", "batch_size=4",
             "--set", "text_encoder=true", "--strip", "a zebra",
         ],
         "lora": ["attack", str(tiny_model), "--data", str(data), "--kind", "lora", "--steps", "2"],
+        "dreambooth": [
+            "attack", str(tiny_model), "--data", str(data), "--kind", "dreambooth", "--steps", "2",
+            "--set", "batch_size=4", "--set", "class_prompt=a dog", "--set", "prior_images=4",
+        ],
+        "textual-inversion": [
+            "attack", str(tiny_model), "--data", str(data), "--kind", "textual-inversion", "--steps", "2",
+            "--set", "initial_token=a", "--set", "accumulation=2",
+        ],
         "quantize": ["attack", str(tiny_model), "--kind", "quantize", "--strengths", "8"],
         "generate": ["generate", str(tiny_model), "--prompts", str(prompts)],
         "evaluate": [
@@ -83,15 +106,17 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
             "--alternative", "a fork", "--reference", str(data),
         ],
         "refused": erasing(tiny_model, "steps=2", "batch_size=3"),
+        "refused sharded": erasing(tiny_model, "steps=2", "sharded=true", "meta_gradient=double-backward"),
+        "broken": [*erasing(tiny_model, "steps=4", "sharded=true", "ema_decay=0.5"), "--no-meta"],
         "resumed": [*erasing(tiny_model, "steps=5", "meta_gradient=first-order"), "--resume"],
-        "killed": erasing(tiny_model, "steps=5", "meta_gradient=first-order"),
+        "killed": erasing(tiny_model, "steps=5", "meta_gradient=first-order", "sharded=true"),
     }  # fmt: skip
     one, two = folder / "one", folder / "two"
     with pytest.MonkeyPatch.context() as patch:  # Cut off after step 2 in one process, to be resumed by two.
         break_at_the_fourth_step(patch)
-        assert main([*calls["killed"], "--out", str(two / "resumed")]) == 1
+        assert main([*calls["resumed"][:-1], "--out", str(two / "resumed")]) == 1
     for name, call in calls.items():
-        if name != "refused":
+        if name not in {"refused", "refused sharded", "broken"}:
             assert main([*call, "--out", str(one / name)]) == 0, name
     todo = folder / "calls.json"
     todo.write_text(json.dumps([[*call, "--out", str(two / name)] for name, call in calls.items()]))
@@ -120,7 +145,9 @@ def changed(base: Path, run: Path) -> bool:
     return any(not torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("name", ["first-order", "difference", "double", "uneven", "sdd", "imma", "resalign", "uce"])
+@pytest.mark.parametrize(
+    "name", ["first-order", "difference", "double", "uneven", "sdd", "imma", "resalign", "uce", *SHARDED]
+)
 def test_erasing_gives_the_weights_of_one_process(launched: Launched, tiny_model: Path, name: str) -> None:
     """Also relative to how far the steps lead, which is little."""
     one, two = launched.one / name, launched.two / name
@@ -137,7 +164,7 @@ def numbers(value: object) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
-@pytest.mark.parametrize("name", ["first-order", "double", "uneven", "resalign", "finetune"])
+@pytest.mark.parametrize("name", ["first-order", "double", "uneven", "resalign", "finetune", "sharded difference"])
 def test_logs_are_those_of_one_process(launched: Launched, name: str) -> None:
     """Losses, and Eq. 4's terms, are means over all rows; each step is logged once."""
     logs = [(folder / name / "log.jsonl").read_text().splitlines() for folder in (launched.one, launched.two)]
@@ -153,7 +180,8 @@ def test_attacks_give_the_weights_of_one_process(launched: Launched, tiny_model:
         launched.one / "finetune" / step, launched.two / "finetune" / step, "text_encoder/model.safetensors"
     )
     assert changed(tiny_model, launched.two / "finetune" / step)
-    assert_same_weights(launched.one / "lora" / step, launched.two / "lora" / step)
+    for name, file in (("lora", UNET), ("dreambooth", UNET), ("textual-inversion", "learned_embeds.safetensors")):
+        assert_same_weights(launched.one / name / step, launched.two / name / step, file)
     assert (launched.two / "finetune" / "strip.png").exists()
     assert not changed(launched.one / "quantize" / "bits-8", launched.two / "quantize" / "bits-8")
 
@@ -173,6 +201,34 @@ def test_batch_that_cannot_be_shared_is_refused_once(launched: Launched) -> None
     assert launched.err.count("2 processes cannot share batches of 3 evenly") == 1
 
 
+def test_sharded_parameters_have_no_double_backward(launched: Launched) -> None:
+    """Asked for it they refuse, once; left the choice they take the gradient difference."""
+    assert not (launched.two / "refused sharded").exists()
+    assert launched.err.count("Choose meta_gradient=gradient-difference") == 1
+    assert json.loads((launched.two / "sharded sdd" / "run.json").read_text())["meta_gradient"] == "gradient-difference"
+
+
+def test_each_process_holds_half_of_everything(launched: Launched) -> None:
+    """Bytes of theta, of the denoiser's own parameters, of AdamW's moments and of theta_0 .. theta_M, in pieces.
+
+    Odd tensors are cut unevenly, so that one process has a little more.
+    """
+    held = [json.loads(line.removeprefix("held: ")) for line in launched.err.splitlines() if line.startswith("held: ")]
+    assert len(held) == 2
+    for what in ("theta", "denoiser", "moments", "path"):
+        pieces, total = [process[what] for process in held], held[0][f"all of {what}"]
+        assert sum(pieces) == total
+        assert max(pieces) < 0.51 * total, what
+
+
+def test_broken_sharded_run_goes_on_bit_for_bit(launched: Launched) -> None:
+    """Broken off at step 4, it went on from step 2; moments and the moving average too."""
+    assert launched.err.count("a loss or a gradient is not finite at step 4") == 2
+    assert same_weights(launched.two / "sharded plain", launched.two / "broken")
+    for name in ("sharded plain", "broken"):
+        assert len((launched.two / name / "log.jsonl").read_text().splitlines()) == 4
+
+
 def test_different_weights_end_the_run_everywhere(launched: Launched) -> None:
     """One bit of one of five numbers is another in process 1."""
     for number in (0, 1):
@@ -186,7 +242,7 @@ def test_killed_process_ends_the_run_with_a_message(launched: Launched) -> None:
 
 
 def test_run_goes_on_after_a_kill_with_any_number_of_processes(launched: Launched, call: Call) -> None:
-    """Two processes finished what one began; one finishes what two began."""
+    """Two processes finished what one began; one finishes what two began, whose parameters were sharded."""
     assert_same_weights(launched.one / "resumed", launched.two / "resumed")
     folder = launched.two / "killed"
     assert (folder / "state" / "training.safetensors").exists()
@@ -228,6 +284,16 @@ def test_kinds_with_weights_of_their_own_must_be_shared_evenly() -> None:
     check_shares(weighted, ALONE, meta=True)
     with pytest.raises(UserError, match="batch_size"):
         check_shares(weighted, TWO[0], meta=True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["teacher_precision=bf16", "outer_optimizer=adamw-8bit", "inner_store=host", "diagnostics_exact=double-backward"],
+)
+def test_what_shards_cannot_do_is_refused(setting: str) -> None:
+    settings = resolve(EraseSettings, read_recipe("small").erase, [setting])
+    with pytest.raises(UserError, match=setting.split("=")[0]):
+        check_sharded(settings, meta=True)
 
 
 def test_commands_of_one_process_say_so(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

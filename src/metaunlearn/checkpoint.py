@@ -16,6 +16,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from metaunlearn.files import write_atomic
+from metaunlearn.shards import are_pieces, piece, whole
 
 MORE = "more."
 """Prefix of what a training state holds beside parameters and optimiser."""
@@ -48,11 +49,13 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer."
 ) -> None:
     """Put back what :func:`optimizer_tensors` took; hyperparameters stay as they are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             index, key = name.removeprefix(prefix).split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
+            p = parameters[int(index)]
+            state.setdefault(int(index), {})[key] = piece(tensor, p) if tensor.shape == p.shape else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -62,11 +65,26 @@ def save_training(
     optimizer: torch.optim.Optimizer,
     step: int,
     more: Mapping[str, Tensor] | None = None,
+    *,
+    writes: bool = True,
 ) -> None:
-    """Keep what a resumed run needs: the trained parameters, the optimiser's state, the steps done, and ``more``."""
+    """Keep what a resumed run needs: the trained parameters, the optimiser's state, the steps done, and ``more``.
+
+    Of several processes that hold pieces of these all call this, and the one that ``writes`` keeps whole tensors.
+    """
     tensors = {f"theta.{name}": p for name, p in theta.items()}
     tensors |= {f"{MORE}{name}": tensor for name, tensor in (more or {}).items()}
-    save_tensors(file, tensors | optimizer_tensors(optimizer), {"step": str(step)})
+    tensors |= optimizer_tensors(optimizer)
+    if are_pieces(tensors.values()):
+        # One at a time: the card holds no more than one of them whole.
+        tensors = {name: kept for name, x in tensors.items() if (kept := _on_host(x, writes)) is not None}
+    if writes:
+        save_tensors(file, tensors, {"step": str(step)})
+
+
+def _on_host(x: Tensor, kept: bool) -> Tensor | None:
+    everything = whole(x)
+    return everything.cpu() if kept else None
 
 
 def restore_training(
@@ -76,7 +94,7 @@ def restore_training(
     tensors, metadata = load_tensors(file)
     with torch.no_grad():
         for name, p in theta.items():
-            p.copy_(tensors[f"theta.{name}"])
+            p.copy_(piece(tensors[f"theta.{name}"], p))
     restore_optimizer(optimizer, tensors)
     more = {name.removeprefix(MORE): tensor for name, tensor in tensors.items() if name.startswith(MORE)}
     return int(metadata["step"]), more

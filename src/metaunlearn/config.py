@@ -151,6 +151,9 @@ class EraseSettings(Settings):
     """Of the parameters that sampling paths and ESD's targets come from."""
     outer_optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """adamw-8bit (bitsandbytes, on a GPU) keeps AdamW's moments in a quarter of the memory."""
+    sharded: bool = False
+    """Several processes share out the denoiser's parameters and all that has their shape (FSDP2), so that each holds
+    its part only; no double backward then. One process holds everything either way."""
 
     @field_validator("attackers", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from metaunlearn.erasure.interface import (
     CheckingMethod,
     ClosedFormMethod,
     Defence,
+    DefendedMethod,
     ErasureTask,
     ForgetLoss,
     OptimisedMethod,
@@ -31,7 +32,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.meta.alignment import aligned
 from metaunlearn.meta.hypergradient import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
-from metaunlearn.meta.train import Algorithm1, check_shares
+from metaunlearn.meta.train import Algorithm1, check_sharded, check_shares
 from metaunlearn.models import adapt, load_pipeline, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Params, subset
@@ -41,6 +42,7 @@ from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.shards import piece
 from metaunlearn.tracking import check_trackers
 
 logger = logging.getLogger(__name__)
@@ -124,6 +126,9 @@ def erase(
         check_outer_optimizer(stage.settings)
         check_shares(stage.settings, processes, meta=meta)
     check_objective(chosen, meta=meta)
+    sharded = chosen.settings.sharded and processes.count > 1
+    if sharded:
+        check_sharded(chosen.settings, meta=meta, defended=chosen.defended)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -145,7 +150,7 @@ def erase(
     )  # fmt: skip
     tracked = nullcontext() if folder is None else folder.tracked(trackers)
     with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
-        results = _erase(task, chosen, given, folder, meta=meta)
+        results = _erase(task, chosen, given, folder, meta=meta, sharded=sharded)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
     summary |= results
     if folder is not None:
@@ -175,6 +180,7 @@ def _erase(
     folder: RunFolder | None,
     *,
     meta: bool,
+    sharded: bool,
 ) -> dict[str, Any]:
     """Put the erased parameters into the task's model; return what the summary says beside the request."""
     model = task.model
@@ -185,12 +191,13 @@ def _erase(
             model, task.prompts, given, task.settings, task.seed, folder, task.progress, processes=task.processes
         )
         distilled = any(stage.settings.retain_loss == "distillation" for stage in chosen.stages)
-        teacher = model.parameters() if distilled else None
+        moves_first = isinstance(chosen.method, ClosedFormMethod) or chosen.base is not None
+        teacher = model.parameters() if distilled and moves_first else None
     report: dict[str, Any] = {}
     if data is not None and task.settings.retain_weighting == "alignment":
         data, report = aligned(task, data, chosen.method.trained(model))
     first = {} if chosen.base is None else {"base": _erase_first(task, chosen.base, data, teacher)}
-    run, found = _begin(task, chosen, data, teacher, meta=meta)
+    run, found = _begin(task, chosen, data, teacher, meta=meta, sharded=sharded)
     results: dict[str, Any] = {**first, **found}
     if run is None:
         if folder is not None:
@@ -198,32 +205,52 @@ def _erase(
             folder.log({"step": 0, **results})
         return results
     model.load_parameters(_train(run, task, folder, results | report))
+    model.unet.to(model.device)
     return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
 
 
 def _begin(
-    task: ErasureTask, chosen: Configured, data: ErasureData | None, teacher: Params | None, *, meta: bool
+    task: ErasureTask,
+    chosen: Configured,
+    data: ErasureData | None,
+    teacher: Params | None,
+    *,
+    meta: bool,
+    sharded: bool = False,
 ) -> tuple[Algorithm1 | None, dict[str, Any]]:
     """The outer loop at its start, if the method has one, and what it did before: a closed-form edit."""
     method, found = chosen.method, {}
+    trained = method.trained(task.model)
     forget: ForgetLoss | None = None
     defence: Defence | None = None
     if isinstance(method, ClosedFormMethod):
         edit = method.edit(task)
         task.model.load_parameters(dict(task.processes.broadcast(edit.theta)))
         found["edit"] = edit.report
-    elif isinstance(method, OptimisedMethod):
-        forget = method.begin(task)
-    elif data is not None:
-        defence = method.defend(task, data)
     if data is None or not takes_steps(method, meta=meta):
         return None, found
+    if sharded:
+        # Pictures were made, and matrices edited, with the whole model, while nothing else of its size was there.
+        task, teacher = _shared_out(task, teacher)
+    if isinstance(method, OptimisedMethod):
+        forget = method.begin(task)
+    elif isinstance(method, DefendedMethod):
+        defence = method.defend(task, data)
     run = Algorithm1(
         task.model, data, forget, task.settings,
-        trained=method.trained(task.model), meta=meta, seed=task.seed, teacher=teacher, defence=defence,
+        trained=trained, meta=meta, seed=task.seed, teacher=teacher, defence=defence,
         processes=task.processes,
     )  # fmt: skip
     return run, found
+
+
+def _shared_out(task: ErasureTask, teacher: Params | None) -> tuple[ErasureTask, Params | None]:
+    """The task with its model's denoiser in pieces, and the teacher cut alike."""
+    model = task.model.sharded(checkpointed=task.settings.gradient_checkpointing)
+    if teacher is not None:
+        theta = model.parameters()
+        teacher = {name: piece(p, theta[name]) for name, p in teacher.items()}
+    return replace(task, model=model), teacher
 
 
 def _erase_first(

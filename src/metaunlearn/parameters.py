@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.errors import RunError, UserError, did_you_mean
+from metaunlearn.shards import are_pieces, own, summed
 
 Params = dict[str, Tensor]
 """Parameters by name; also gradients and directions, which live in the same space."""
@@ -184,6 +185,13 @@ def digest(a: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def same(a: Params, b: Params) -> bool:
+    """Whether both hold the same numbers, in the same precision."""
+    pairs = zip(a.values(), _aligned(a, b), strict=True)
+    differ = torch.tensor(float(any(x.dtype != y.dtype or not torch.equal(own(x), own(y)) for x, y in pairs)))
+    return not summed(differ.to(own(next(iter(a.values()))).device), a.values())
+
+
 # --- Arithmetic ------------------------------------------------------------------------------------------------------
 
 
@@ -199,13 +207,17 @@ def scale(a: Params, s: float) -> Params:
 
 def dot(a: Params, b: Params) -> float:
     """<a, b>, summed over parameters in float64."""
-    products = [torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in zip(a.values(), _aligned(a, b), strict=True)]
-    return float(torch.stack([p.double() for p in products]).sum())
+    pairs = zip(map(own, a.values()), map(own, _aligned(a, b)), strict=True)
+    products = [torch.linalg.vecdot(x.flatten(), y.flatten()) for x, y in pairs]
+    return float(summed(torch.stack([p.double() for p in products]).sum(), a.values()))
 
 
 def norm(a: Params) -> float:
     """||a||, accumulated in float64: a float32 direction of norm 1e-30 is not zero."""
-    return math.hypot(*torch.stack(torch._foreach_norm(list(a.values()), 2, dtype=torch.float64)).tolist())
+    lengths = torch.stack(torch._foreach_norm([own(p) for p in a.values()], 2, dtype=torch.float64))
+    if are_pieces(a.values()):
+        return math.sqrt(float(summed(lengths.square().sum(), a.values())))
+    return math.hypot(*lengths.tolist())
 
 
 def moved_average(average: Params, theta: Mapping[str, Tensor], decay: float) -> Params:

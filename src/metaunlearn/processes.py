@@ -11,7 +11,7 @@ The processes are started by ``accelerate launch`` or ``torchrun``; accelerate c
 from __future__ import annotations
 
 import atexit
-import contextlib
+import math
 import os
 import signal
 import threading
@@ -26,6 +26,7 @@ from torch import distributed as dist
 
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
 from metaunlearn.parameters import Loss, Params, SharedLoss
+from metaunlearn.shards import AGAIN, answered, are_pieces
 
 T = TypeVar("T")
 
@@ -33,7 +34,6 @@ PATIENCE = timedelta(hours=1)
 """How long a process waits for another one that neither answers nor is known to be dead."""
 BUCKET = 2**24
 """Numbers that are averaged at once."""
-AGAIN = "What is complete was kept: run the same command again with --resume (resume=True)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,16 @@ class Processes:
             )
 
     def average(self, a: Params) -> Params:
-        """The mean of every process's ``a``: the same bits everywhere."""
+        """The mean of every process's ``a``: the same bits everywhere.
+
+        What each holds a piece of is a sharded model's gradient, which came into being as the mean.
+        """
         if self.count == 1:
             return a
-        averaged: Params = {}
-        for names in _buckets(a):
+        averaged = {name: p for name, p in a.items() if are_pieces([p])}
+        for names in _buckets({name: p for name, p in a.items() if name not in averaged}):
             flat = torch.cat([a[name].detach().reshape(-1) for name in names])
-            with _answered():
+            with answered():
                 dist.all_reduce(flat)
             pieces = (flat / self.count).split([a[name].numel() for name in names])
             averaged |= {name: piece.view_as(a[name]) for name, piece in zip(names, pieces, strict=True)}
@@ -114,11 +117,18 @@ class Processes:
         made: T = answer
         return made
 
-    def each(self, count: int, make: Callable[[int], Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
-        """``[make(0), ..., make(count - 1)]``: each is made by one process, and all processes get all of them."""
+    def each(
+        self, count: int, make: Callable[[int], Mapping[str, Tensor]], *, together: bool = False
+    ) -> list[Mapping[str, Tensor]]:
+        """``[make(0), ..., make(count - 1)]``: each is made by one process, and all processes get all of them.
+
+        ``together``: making one takes all processes, each at its own, since the model that is asked is sharded.
+        """
         if self.count == 1:
             return [make(index) for index in range(count)]
         mine = {index: make(index) for index in self.turns(count)}
+        if together and len(mine) < math.ceil(count / self.count):
+            make(count - 1)  # For the sake of the others, who have one more.
         return [self.broadcast(mine.get(index), index % self.count) for index in range(count)]
 
     def broadcast(self, tensors: Mapping[str, Tensor] | None, source: int = 0) -> Mapping[str, Tensor]:
@@ -131,7 +141,7 @@ class Processes:
         for name, (shape, dtype, kind) in self._object(shapes, source).items():
             sent = tensors[name].to(self._channel) if mine and tensors is not None else None
             whole = torch.empty(shape, dtype=dtype, device=self._channel) if sent is None else sent.contiguous()
-            with _answered():
+            with answered():
                 dist.broadcast(whole, source)
             found[name] = whole.cpu() if kind == "cpu" else whole
         return found
@@ -141,7 +151,7 @@ class Processes:
         if self.count == 1:
             return []
         made: list[Any] = [None] * self.count
-        with _answered():
+        with answered():
             dist.all_gather_object(made, make())
         return [thing for number, thing in enumerate(made) if number != self.number]
 
@@ -150,12 +160,15 @@ class Processes:
         self._object(None, 0)
 
     def check_same(self, theta: Mapping[str, Tensor], step: int) -> None:
-        """RunError unless theta is the same everywhere after ``step`` steps, as far as a checksum can tell."""
-        if self.count == 1:
+        """RunError unless theta is the same everywhere after ``step`` steps, as far as a checksum can tell.
+
+        Pieces are held once, so there is nothing to compare.
+        """
+        if self.count == 1 or are_pieces(theta.values()):
             return
         sums = torch.stack([p.detach().reshape(-1).view(torch.int32).sum(dtype=torch.int64) for p in theta.values()])
         extremes = torch.cat([sums, -sums])
-        with _answered():
+        with answered():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         highest, lowest = extremes[: len(sums)], -extremes[len(sums) :]
         if not torch.equal(highest, lowest):
@@ -173,7 +186,7 @@ class Processes:
         if self.count == 1:
             return value
         told = [value]
-        with _answered():
+        with answered():
             dist.broadcast_object_list(told, source)
         return told[0]
 
@@ -191,7 +204,7 @@ def join(device: str) -> Processes:
         return ALONE
     from accelerate import PartialState
 
-    with _answered():
+    with answered():
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _ended)
@@ -203,16 +216,6 @@ def _ended(number: int, frame: Any) -> None:
     """The launcher sends SIGTERM to those that are left when a process has died."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise RunError(f"another process of this run died, or the run was ended. {AGAIN}")
-
-
-@contextlib.contextmanager
-def _answered() -> Iterator[None]:
-    """Around whatever needs the other processes: one that is gone ends the run with a message."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RunError(f"another process of this run died or does not answer ({reason}). {AGAIN}") from error
 
 
 def _buckets(a: Params) -> Iterator[list[str]]:

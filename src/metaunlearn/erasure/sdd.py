@@ -23,6 +23,7 @@ from metaunlearn.erasure.trajectories import MovingLatents
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, moved_average, subset
 from metaunlearn.settings import Settings
+from metaunlearn.shards import piece
 
 
 class Sdd(Settings):
@@ -95,4 +96,4 @@ class SddForgetLoss:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back the teacher and its paths."""
         self.latents.restore(state)
-        self.average = {name: state[f"average.{name}"].to(p.device) for name, p in self.average.items()}
+        self.average = {name: piece(state[f"average.{name}"], p) for name, p in self.average.items()}

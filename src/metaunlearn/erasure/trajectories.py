@@ -24,6 +24,7 @@ from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.shards import are_pieces
 
 BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision")
 """Keys of :class:`~metaunlearn.config.EraseSettings` that the frozen teacher's paths depend on."""
@@ -107,7 +108,7 @@ def sample_trajectories(
             progress(first + size, count)
         return {name: torch.cat(values) for name, values in rows.items()}
 
-    batches = processes.each(len(sizes), batch)
+    batches = processes.each(len(sizes), batch, together=are_pieces(theta.values()))
     return TrajectoryBank(cond=cond, **{name: torch.cat([rows[name] for rows in batches]) for name in batches[0]})
 
 

@@ -47,6 +47,7 @@ from metaunlearn.meta.inner import InnerLoop, shift
 from metaunlearn.meta.store import Stack
 from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, scale, value_and_gradient
+from metaunlearn.shards import are_pieces
 
 log = logging.getLogger(__name__)
 
@@ -323,6 +324,11 @@ def resolve(name: str, theta: Params, *probes: MetaProblem) -> MetaGradientMode:
     ``probes`` are meta problems like those to come, one for each kind of attacker, on a small batch, since a double
     backward of each is taken once; ``auto`` compares the difference at several step lengths with it and keeps the best.
     """
+    if name == "auto" and are_pieces(theta.values()):
+        log.info(
+            "meta_gradient auto: gradient-difference, unchecked, because sharded parameters have no double backward"
+        )
+        return GradientDifference()
     if name == "auto":
         return _checked_mode(theta, probes)
     if name not in MODES:

@@ -128,11 +128,12 @@ def losses_at_theta(
     retain: KindWeights | None = None,
     zeta: KindWeights | None = None,
     teacher: Params | None = None,
+    at_teacher: bool = False,
 ) -> LossesAtTheta:
     """L_forget, L_retain and, with ``direct``, the direct term of Eq. 3, from one forward pass.
 
     ``retain`` and ``zeta`` are the weights inside L_retain and inside the direct term. With a ``teacher``, L_retain is
-    the distance to its answer on the retained pictures in place of L_DM.
+    the distance to its answer on the retained pictures in place of L_DM; ``at_teacher`` says that theta is the teacher.
     """
     separate = direct and batches.direct is not batches.retain
     kept = joined(batches.retain.batch, batches.direct.batch) if separate else batches.retain.batch
@@ -147,7 +148,10 @@ def losses_at_theta(
         # Detached: a method may have computed its target from theta; it is a constant of L_forget.
         forget = _errors(output[: len(batches.forget.t)], batches.forget.target.detach()).mean()
         output = output[len(batches.forget.t) :]
-    target = _retain_target(model, batches.retain.batch, kept_t[:count], teacher)
+    target = _retain_target(model, batches.retain.batch, kept_t[:count], None if at_teacher else teacher)
+    if teacher is not None and at_teacher:
+        # A pass of its own, with other rows, would differ by rounding, of which AdamW makes whole steps.
+        target = output[:count].detach()
     loss_retain = l_retain(_errors(output[:count], target), batches.retain, retain)
     nothing = loss_retain.new_zeros(())
     loss_direct = nothing

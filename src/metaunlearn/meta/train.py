@@ -17,7 +17,7 @@ from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Epochs, Independent
 from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving
-from metaunlearn.errors import RunError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained
 from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve
@@ -29,12 +29,13 @@ from metaunlearn.meta.objective import (
     retain_weights,
     zeta_weights,
 )
-from metaunlearn.meta.outer import outer_optimizer
+from metaunlearn.meta.outer import laid_out_like, outer_optimizer
 from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision
-from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, scale, value_and_gradient
+from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, same, scale, value_and_gradient
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.shards import are_pieces, piece, whole
 
 logger = logging.getLogger(__name__)
 
@@ -243,13 +244,14 @@ class Algorithm1:
             self.average = moved_average(self.average, self.theta, self.settings.ema_decay)
         if self.moving is not None:
             self.moving.after_step(self.theta, self.step)
-        return {"step": self.step, **record, "gradient_norm": length.item()}
+        return {"step": self.step, **record, "gradient_norm": whole(length).item()}
 
     def _gradient_at_theta(self, parts: Sequence[OuterDraw]) -> tuple[dict[str, Tensor], Record]:
         """Everything that is evaluated at theta: gamma_1 (L_forget + lambda L_retain) + gamma_2 zeta L_DM(D_retain)."""
         s = self.settings
         # With a margin it takes more than theta to say which pictures it has.
         has_direct = self.meta and s.direct_term and s.zeta_margin is None
+        at_teacher = self.step == 0 and self.teacher is not None and same(self.theta, self.teacher)
         gradient: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         for batches in parts:  # One at a time: gradients add up, while what autograd keeps does not.
@@ -262,6 +264,7 @@ class Algorithm1:
                 retain=retain_weights(s),
                 zeta=zeta_weights(s),
                 teacher=self.teacher,
+                at_teacher=at_teacher,
             )
             total = s.gamma1 * (losses.forget + s.retain_weight * losses.retain)
             if has_direct:
@@ -295,11 +298,11 @@ class Algorithm1:
     def save(self, file: Path) -> None:
         """Keep what a resumed run needs, in the main process, if all agree on it."""
         self.processes.check_same(self._trained_theta(), self.step)
-        if not self.processes.main:
+        if not self.processes.main and not are_pieces(self.theta.values()):
             return
         more = {} if self.moving is None else self.moving.state()
         more |= {f"{AVERAGE}{name}": p for name, p in (self.average or {}).items()}
-        save_training(file, self._trained_theta(), self.optimizer, self.step, more)
+        save_training(file, self._trained_theta(), self.optimizer, self.step, more, writes=self.processes.main)
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
@@ -307,20 +310,12 @@ class Algorithm1:
         if self.step > self.settings.steps:  # Healing has begun: what the first phase kept is part of theta.
             self.average = self.moving = None
         if self.average is not None:
-            self.average = {name: more.pop(f"{AVERAGE}{name}").to(p.device) for name, p in self.average.items()}
+            self.average = {name: piece(more.pop(f"{AVERAGE}{name}"), p) for name, p in self.average.items()}
         if self.moving is not None:
             self.moving.restore(more)
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}
-
-
-def laid_out_like(p: Tensor, gradient: Tensor) -> Tensor:
-    """``gradient`` in the memory layout of ``p``: a convolution's may come channels-last.
-
-    The fused AdamW walks through both as they lie in memory, and says nothing where they lie otherwise.
-    """
-    return gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
 
 
 def check_shares(settings: EraseSettings, processes: Processes, *, meta: bool) -> None:
@@ -331,3 +326,31 @@ def check_shares(settings: EraseSettings, processes: Processes, *, meta: bool) -
     if weights is not None:  # Two means: each kind of its own.
         processes.check_divides(size // 2, "related pictures, which have a weight of their own, in batches")
         processes.check_divides(size - size // 2, "unrelated pictures, which have a weight of their own, in batches")
+
+
+def check_sharded(settings: EraseSettings, *, meta: bool, defended: bool = False) -> None:
+    """UserError for what cannot be had of parameters that are shared out over processes."""
+    if defended:
+        raise UserError(
+            "a method with a defence of its own does not work with parameters that are shared out over processes "
+            "(sharded=true): choose another (method=..., --method esd-u-1), or sharded=false (--set sharded=false)."
+        )
+    refused = {
+        "teacher_precision": settings.teacher_precision != "float32",
+        "outer_optimizer": settings.outer_optimizer == "adamw-8bit",
+        "inner_store": settings.inner_store != "device",
+        "meta_gradient": meta and settings.meta_gradient == "double-backward",
+        "diagnostics_exact": meta and settings.diagnostics_exact == "double-backward",
+    }
+    instead = {
+        "teacher_precision": "float32",
+        "outer_optimizer": "adamw",
+        "inner_store": "device",
+        "meta_gradient": "gradient-difference",
+        "diagnostics_exact": "gradient-difference",
+    }
+    for key in [key for key, wanted in refused.items() if wanted]:
+        raise UserError(
+            f"{key}={getattr(settings, key)} does not work with parameters that are shared out over processes "
+            f"(sharded=true). Choose {key}={instead[key]} (--set {key}=...), or sharded=false."
+        )

@@ -76,6 +76,10 @@ class TextToImageModel(Protocol):
         """Write ``theta`` into the pipeline's denoiser."""
         ...
 
+    def sharded(self, *, checkpointed: bool = False) -> TextToImageModel:
+        """The same model whose theta is in pieces, one in each process; the pipeline's denoiser goes to the host."""
+        ...
+
     def predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The denoiser's output under parameters ``theta`` for ``x_t`` (B, C, h, w) at ``t`` (B,): (B, C, h, w)."""
         ...

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.parameters import Params
+from metaunlearn.shards import are_pieces
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +52,8 @@ def autocast_predict(
     scale = GRADIENT_SCALE[dtype]
     if scale != 1.0:
         theta = {name: _scaled(p, 1 / scale) if p.requires_grad else p for name, p in theta.items()}
-    with torch.autocast(x_t.device.type, dtype):
+    # A cache of products' operands would hold on to all that a sharded model is to let go of.
+    with torch.autocast(x_t.device.type, dtype, cache_enabled=not are_pieces(theta.values())):
         output = predict(theta, x_t, t, cond)
     return _scaled(output.float(), scale)
 

@@ -16,7 +16,9 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.errors import UserError
 from metaunlearn.models.precision import DTYPES, Precision, autocast_predict
+from metaunlearn.models.sharded import ShardedDenoiser
 from metaunlearn.parameters import Params, digest
+from metaunlearn.shards import whole
 
 PROMPTS_AT_ONCE = 64
 
@@ -32,6 +34,8 @@ class UNetModel:
     """Names of its tokenizers."""
     _autocast: torch.dtype | None = None
     """Precision of the products in ``predict``; None: that of the parameters."""
+    _shards: ShardedDenoiser | None = None
+    """What stands in for the pipeline's denoiser where the parameters are shared out over processes."""
 
     def __init__(self, pipeline: Any, *, device: str | torch.device = "cpu") -> None:
         self.pipeline = pipeline.to(torch.device(device))
@@ -85,13 +89,25 @@ class UNetModel:
 
     def parameters(self) -> Params:
         """theta: a copy of every parameter of the denoiser."""
+        if self._shards is not None:
+            return self._shards.parameters()
         return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
 
     def load_parameters(self, theta: Params) -> None:
         """Write ``theta`` into the pipeline's denoiser."""
         with torch.no_grad():
             for name, parameter in self.unet.named_parameters():
-                parameter.copy_(theta[name])
+                parameter.copy_(whole(theta[name]))
+
+    def sharded(self, *, checkpointed: bool = False) -> Self:
+        """The same model whose theta is in pieces, one in each process; the pipeline's denoiser goes to the host.
+
+        ``checkpointed``: its blocks keep no activations.
+        """
+        self.pipeline.unet.to("cpu")
+        twin = copy.copy(self)
+        twin._shards = ShardedDenoiser(copy.deepcopy(self.unet), self.device, checkpointed=checkpointed)
+        return twin
 
     def in_precision(self, precision: Precision) -> Self:
         """The same model, weights shared, whose ``predict`` has its products in ``precision``; float32 is itself."""
@@ -108,6 +124,8 @@ class UNetModel:
         return self._predict(theta, x_t, t, cond)
 
     def _predict(self, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        if self._shards is not None:
+            return self._shards.predict(theta, x_t, t, cond.unet_inputs())
         output: Tensor = functional_call(self.unet, theta, (x_t, t), {**cond.unet_inputs(), "return_dict": False})[0]
         return output
 
