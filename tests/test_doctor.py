@@ -13,6 +13,7 @@ from metaunlearn import doctor
 from metaunlearn.canvas.catalog import NAMES
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
+from metaunlearn.doctor.counting import CPU_ATTENTION
 from metaunlearn.errors import UserError
 from metaunlearn.models import TextToImageModel, load
 from metaunlearn.recipe import read_recipe
@@ -45,7 +46,7 @@ def test_forward_cost_is_that_of_a_real_forward_pass(model: TextToImageModel) ->
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    counter = FlopCounterMode(display=False, custom_mapping=doctor._CPU_ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     x_t, cond = torch.zeros(1, *model.latent_shape), Conditioning(torch.zeros(1, 24, 16))
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.predict(theta, x_t, torch.zeros(1, dtype=torch.long), cond)
@@ -59,7 +60,7 @@ def test_forward_cost_is_that_of_a_real_forward_pass(model: TextToImageModel) ->
 def test_operations_of_attention() -> None:
     """Two products of (8 x 16) by (16 x 8) for each of 2 heads: 2 x 2 x (2 x 8 x 16 x 8) operations."""
     q = torch.zeros(1, 2, 8, 16)
-    (count,) = doctor._CPU_ATTENTION.values()
+    (count,) = CPU_ATTENTION.values()
     assert count(q.shape, q.shape, q.shape) == 2 * 2 * (2 * 8 * 16 * 8)
 
 
