@@ -16,6 +16,7 @@ counted as alive at once is not so in every part of a step.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.concepts import unnamed_prompts
 from metaunlearn.doctor.passes import GRADIENTS, Pass, Passes, at_theta, direct_needs_a_batch
-from metaunlearn.erasure.interface import Method, OptimisedMethod
+from metaunlearn.erasure.interface import Method, OptimisedMethod, takes_steps
 from metaunlearn.erasure.prepare import own_picture_counts
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.models.interface import TextToImageModel
@@ -183,7 +184,10 @@ def counted_memory(
     method: Method, facts: Facts, settings: EraseSettings, *, meta: bool, defended: bool, device: str = "cpu"
 ) -> int:
     """Peak of a run, in bytes on ``device``."""
-    lasting = lasting_bytes(method, facts, settings, steps=meta or defended or isinstance(method, OptimisedMethod))
+    steps = takes_steps(method, meta=meta)
+    lasting = lasting_bytes(method, facts, settings, steps=steps)
+    if not steps:
+        return lasting
     copies = (parameter_copies(settings, meta=meta or defended, device=device) - 1) * facts.parameters + facts.trained
     pictures = at_theta(settings, meta=meta, forget=True).pictures
     if meta and direct_needs_a_batch(settings):
@@ -193,14 +197,14 @@ def counted_memory(
     return lasting + FLOAT32 * copies + pictures * facts.kept
 
 
-def matrix_speed(device: str = "cpu", seconds: float = 0.1) -> float:
+def matrix_speed(device: str = "cpu", seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:
     """Operations a second when multiplying two float32 matrices: 512 x 512 on a CPU, 4096 x 4096 elsewhere."""
     size = 512 if torch.device(device).type == "cpu" else 4096
     a = torch.ones(size, size, device=device)
     product = a @ a
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    done, began = 0, clock()
+    while clock() - began < seconds:
         product = a @ a
         product[0, 0].item()  # An accelerator only queues what nobody asks for.
         done += 1
-    return 2 * size**3 * done / (time.perf_counter() - began)
+    return 2 * size**3 * done / (clock() - began)

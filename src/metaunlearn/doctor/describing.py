@@ -48,9 +48,7 @@ def _describe_job(job: JobEstimate) -> list[str]:
 def _advise(job: JobEstimate) -> list[str]:
     if not job.advice:
         return ["  Everything that saves memory is on already: take a smaller model or another device (--device)."]
-    lines = [
-        "  Switch on, in this order, until it fits (each: what it saves by itself, what is left with those above):"
-    ]
+    lines = ["  Switch on, in this order, until it fits (what each saves; what is left with those above):"]
     return lines + [_line(one, job.advice, job.available_bytes) for one in job.advice]
 
 

@@ -97,7 +97,7 @@ def estimate(
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
     passes, settings = job.passes, job.chosen.settings
-    pace = speed or matrix_speed(device)
+    pace = speed or matrix_speed(device, clock=clock)
     in_a_step = job.counted(passes, pace)
     memory = job.memory(settings)
     available = available_bytes if available_bytes is not None else memory_of(device)

@@ -5,15 +5,16 @@ and random targets, of as many pictures as it has in a step. The arithmetic betw
 back through them, the outer optimiser) is run as it is, with losses that cost nothing: their gradients are there
 already. A step's time is then the sum; a defence's own arithmetic is not in it.
 
-Its peak memory is what lasts, by count, and the largest of: the gradient at theta; the meta-gradient, that is what its
-arithmetic holds at each pass and what that pass needs beside it; the outer optimiser.
+Its peak memory is what lasts, by count, and the peak of one step's work in the order of a step: the gradients at theta,
+the meta-gradient, a diagnosis, the outer optimiser. ``auto`` checks itself by a double backward, so that counts, too;
+an exact meta-gradient for a first-order run's diagnosis (``diagnostics_exact``) does not.
 
 No parameter of the model changes, and no random number is drawn from the global state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, Passes
+from metaunlearn.meta.diagnostics import compared
 from metaunlearn.meta.hypergradient import (
     DoubleBackward,
     FirstOrder,
@@ -38,7 +40,7 @@ from metaunlearn.meta.train import laid_out_like
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
-from metaunlearn.parameters import Loss, Params, moved_average, subset, value_and_gradient
+from metaunlearn.parameters import Loss, Params, add, moved_average, norm, scale, subset, value_and_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,66 +69,33 @@ def measure(
     averages: int = 0,
 ) -> Measured:
     """Run each pass and the arithmetic; ``averages`` are the moving averages of what is ``trained``."""
-    bench = _Bench(model, settings, trained, averages)
-    wanted = dict.fromkeys([*passes, *(attackers_passes(settings) if meta else ()), *_diagnosis(settings)])
+    bench = Bench(model, settings, trained, averages)
     with checkpointing(model.unet, settings.gradient_checkpointing):
         seconds = {one: meter.seconds(bench.run_of(one)) for one in passes}
-        peaks = {one: meter.peak(bench.run_of(one)) for one in wanted} if meter.sees_memory else None
-    arithmetic = meter.seconds(bench.outer_update()) if passes else 0.0
-    if meta:
-        mode = _modes(settings)[0]
-        each = [meter.seconds(partial(bench.meta_gradient, attacker, mode)) for attacker in settings.simulated]
-        arithmetic += sum(each) / len(each)
-    peak = None if peaks is None else _peak(bench, peaks, meter, meta=meta)
+        arithmetic = meter.seconds(bench.outer_update())
+        if meta:
+            mode = _modes(settings)[0]
+            each = [
+                meter.seconds(partial(bench.meta_gradient, attacker, mode, _Free)) for attacker in settings.simulated
+            ]
+            arithmetic += sum(each) / len(each)
+        peak = _peak(bench, passes, meter, meta=meta) if meter.sees_memory else None
     return Measured(seconds=seconds, arithmetic=arithmetic, peak=peak)
 
 
-def attackers_passes(settings: EraseSettings) -> list[Pass]:
-    """Those that the meta-gradient takes, also the one by which ``auto`` checks itself at its start."""
-    first_order, size = settings.meta_gradient == "first-order", settings.batch_size
-    found = [Pass("tuned", size, first_order), Pass("all", 2 * size, first_order)]
-    if not first_order:
-        found.append(Pass("all", size))
-    if settings.meta_gradient in ("auto", "double-backward"):
-        found.append(Pass("product", size))
-    return found
+def _peak(bench: Bench, passes: Passes, meter: Meter, *, meta: bool) -> int:
+    update = bench.outer_update()
+    update()  # From now on its moments are there.
+    if not meta:
+        return meter.peak(partial(bench.rehearse, passes, update, None))
+    return max(
+        meter.peak(partial(bench.rehearse, passes, update, partial(bench.meta_gradient, attacker, mode, bench.real)))
+        for attacker in dict.fromkeys(bench.settings.simulated)
+        for mode in _modes(bench.settings)
+    )
 
 
-def _diagnosis(settings: EraseSettings) -> list[Pass]:
-    return [Pass("all", settings.batch_size)] if settings.diagnostics_every else []
-
-
-def _peak(bench: _Bench, peaks: dict[Pass, int], meter: Meter, *, meta: bool) -> int:
-    settings, gradient = bench.settings, bench.phi_bytes
-    found = [peak for one, peak in peaks.items() if one.kind in ("trained", "forward", "teacher")]
-    found.append(gradient + meter.peak(bench.outer_update()))
-    modes = _modes(settings)
-    if meta:
-        found += [
-            gradient + _meta_peak(bench, attacker, mode, peaks, meter)
-            for attacker in settings.simulated
-            for mode in modes
-        ]
-    for one in _diagnosis(settings):
-        # The meta-gradient, theta_M and what an exact mode adds; then the first of Eq. 4's two gradients.
-        sets = 1 + meta * (2 + (settings.meta_gradient != "first-order"))
-        found.append(gradient + sets * bench.theta_bytes + peaks[one])
-    return max(found)
-
-
-def _meta_peak(bench: _Bench, attacker: Attacker, mode: MetaGradientMode, peaks: dict[Pass, int], meter: Meter) -> int:
-    """The arithmetic's own peak, or what it holds at a pass and the pass beside it."""
-    before = meter.held()
-    at_passes: list[int] = []
-
-    def met(one: Pass) -> None:
-        at_passes.append(meter.held() - before + peaks[one])
-
-    own = meter.peak(partial(bench.meta_gradient, attacker, mode, met, copies=True))
-    return max(own, *at_passes)
-
-
-class _Bench:
+class Bench:
     """What the passes and the arithmetic need, made once."""
 
     def __init__(
@@ -135,13 +104,11 @@ class _Bench:
         self.model, self.settings, self.trained, self.averages = model, settings, sorted(trained), averages
         self.theta: Params = dict(model.unet.named_parameters())
         self.teacher = in_precision(self.theta, settings.teacher_precision)
-        self.theta_bytes = sum(p.nbytes for p in self.theta.values())
-        self.phi_bytes = sum(self.theta[name].nbytes for name in self.trained)
         self.tuned = subset(model.parameter_names, settings.inner_subset, setting="inner_subset")
 
     def run_of(self, one: Pass) -> Callable[[], object]:
         """One pass, ready to be run."""
-        model = self.model.in_precision(self.settings.precision) if one.first_order else self.model
+        model = self._model_of(one)
         names = {"trained": self.trained, "tuned": self.tuned}.get(one.kind)
         loss = _denoising(model, one.pictures)
         match one.kind:
@@ -155,28 +122,46 @@ class _Bench:
             case _:
                 return partial(value_and_gradient, loss, self.theta, names)
 
-    def meta_gradient(
-        self,
-        attacker: Attacker,
-        mode: MetaGradientMode,
-        met: Callable[[Pass], None] | None = None,
-        *,
-        copies: bool = False,
-    ) -> object:
-        """The arithmetic of the meta-gradient; ``met`` hears of each pass that there would be."""
+    def _model_of(self, one: Pass) -> TextToImageModel:
+        return self.model.in_precision(self.settings.precision) if one.first_order else self.model
+
+    def real(self, first: Pass, later: Pass) -> Loss:
+        """L_DM."""
+        return _denoising(self._model_of(first), first.pictures)
+
+    def meta_gradient(self, attacker: Attacker, mode: MetaGradientMode, loss: LossOf) -> object:
+        """The meta-gradient with ``loss`` in place of L_DM."""
         s = self.settings
         first_order = s.meta_gradient == "first-order"
         tuned, ends = Pass("tuned", s.batch_size, first_order), Pass("all", 2 * s.batch_size, first_order)
         product = Pass("product" if isinstance(mode, DoubleBackward) else "all", s.batch_size, first_order)
-        inner = [_Free(tuned, product, met, copies) for _ in range(attacker.steps)]
         problem = MetaProblem(
-            inner_losses=inner,
+            inner_losses=[loss(tuned, product) for _ in range(attacker.steps)],
             inner=simulated_finetuning(self.model.parameter_names, attacker, s),
-            outer=_Free(ends, ends, met, copies),
+            outer=loss(ends, ends),
             along_path=s.meta_loss == "path",
             with_first_order=not first_order and s.diagnostics_every > 0,
         )
         return mode(problem, self.theta)
+
+    def rehearse(
+        self, passes: Passes, update: Callable[[], object], meta_gradient: Callable[[], object] | None
+    ) -> None:
+        """What is alive at once in an outer step: gradients at theta, the meta-gradient, a diagnosis; the optimiser."""
+        first = [one for one in passes if one.kind == "trained" or (meta_gradient is None and one.kind == "all")]
+        gradient = None
+        for one in first:
+            gradient = self.run_of(one)()
+        held = [gradient, None if meta_gradient is None else meta_gradient()]
+        if self.settings.diagnostics_every:
+            for _ in range(2):
+                held.append(self.run_of(Pass("all", self.settings.batch_size))())
+            if meta_gradient is not None and self.settings.meta_gradient != "first-order":
+                phi = {name: self.theta[name].detach() for name in self.trained}
+                direct = scale(phi, 0.5)
+                compared(add(phi, direct), add(phi, direct))
+        del held
+        update()
 
     def outer_update(self) -> Callable[[], object]:
         """Adding up, clipping and stepping what is trained, and its moving averages; ready to be run."""
@@ -187,6 +172,7 @@ class _Bench:
         def update() -> None:
             for name, p in moved.items():
                 p.grad = laid_out_like(p, gradient[name] + self.settings.gamma2 * gradient[name])
+            norm(gradient)
             torch.nn.utils.clip_grad_norm_(list(moved.values()), self.settings.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -231,28 +217,27 @@ def _denoising(model: Any, pictures: int) -> Loss:
     return lambda theta: (model.predict(theta, x_t, t, cond) - target).square().mean()
 
 
-class _Free:
-    """A loss that costs nothing and whose gradient is theta: new tensors with ``copies``, else theta's own."""
+LossOf = Callable[[Pass, Pass], Loss]
+"""(pass of its first call, pass of each later one) -> a loss."""
 
-    def __init__(self, first: Pass, later: Pass, met: Callable[[Pass], None] | None, copies: bool) -> None:
-        self._pass, self._later, self._met, self._copies = first, later, met, copies
+
+class _Free:
+    """A loss that costs nothing: its gradient, theta itself, is there already."""
+
+    def __init__(self, first: Pass, later: Pass) -> None:
+        pass
 
     def __call__(self, theta: Params) -> Tensor:
-        if self._met is not None:
-            self._met(self._pass)
-        self._pass = self._later
-        value: Tensor = _GradientIsTheta.apply(self._copies, *theta.values())
+        value: Tensor = _GradientIsTheta.apply(*theta.values())
         return value
 
 
 class _GradientIsTheta(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, copies: bool, *theta: Tensor) -> Tensor:
-        ctx.theta, ctx.copies = theta, copies
+    def forward(ctx: Any, *theta: Tensor) -> Tensor:
+        ctx.theta = theta
         return theta[0].new_ones(())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        own: Sequence[Tensor] = [p.detach() for p in ctx.theta]
-        wanted = zip(own, ctx.needs_input_grad[1:], strict=True)
-        return None, *((p.clone() if ctx.copies else p) if needed else None for p, needed in wanted)
+        return tuple(p.detach() if needed else None for p, needed in zip(ctx.theta, ctx.needs_input_grad, strict=True))
