@@ -86,8 +86,8 @@ class Workplace:
     recipe: str
     device: str
     clock: Callable[[], float]
-    idle: int
-    """Bytes held before the model was loaded."""
+    loaded: int
+    """Bytes that the model and its data take: what other jobs have left in the process since is not this job's."""
 
     def predict(self, job: Job) -> JobEstimate:
         """What the doctor says."""
@@ -120,8 +120,7 @@ class Workplace:
 
         gc.collect()
         with checkpointing(model.unet, chosen.settings.gradient_checkpointing):
-            before = meter.held() - self.idle
-            peak = before + meter.peak(steps)
+            peak = self.loaded + meter.peak(steps)
         return statistics.median(times[DROPPED:]), peak
 
 
@@ -162,8 +161,7 @@ def canvas(device: str, clock: Callable[[], float]) -> tuple[Workplace, TextToIm
     """Canvas, and some pictures that it makes."""
     idle = idle_bytes(device)
     pipeline = load_pipeline("canvas")
-    place = Workplace(pipeline, "small", device, clock, idle)
-    return place, *_data(place, "knife")
+    return _workplace(pipeline, "small", device, clock, idle)
 
 
 def true_size(device: str, clock: Callable[[], float]) -> tuple[Workplace, TextToImageModel, ErasureData]:
@@ -176,14 +174,17 @@ def true_size(device: str, clock: Callable[[], float]) -> tuple[Workplace, TextT
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    place = Workplace(pipeline, "sd14", device, clock, idle)
-    return place, *_data(place, "knife")
+    return _workplace(pipeline, "sd14", device, clock, idle)
 
 
-def _data(place: Workplace, concept: str) -> tuple[TextToImageModel, ErasureData]:
-    model = adapt(place.pipeline, place.device)
-    settings = place.configured(Job("", "esd-u-1", False)).settings
-    return model, prepare(model, prompts_for(model.pipeline, [concept]), {}, settings, 0, None, None)
+def _workplace(
+    pipeline: Any, recipe: str, device: str, clock: Callable[[], float], idle: int
+) -> tuple[Workplace, TextToImageModel, ErasureData]:
+    model = adapt(pipeline, device)
+    settings = configure("esd-u-1", read_recipe(recipe), FEW).settings
+    data = prepare(model, prompts_for(pipeline, ["knife"]), {}, settings, 0, None, None)
+    gc.collect()
+    return Workplace(pipeline, recipe, device, clock, Meter(device).held() - idle), model, data
 
 
 def main() -> None:
