@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +17,20 @@ from metaunlearn import doctor
 from metaunlearn.canvas.catalog import NAMES
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
+from metaunlearn.doctor import estimating
+from metaunlearn.doctor.advice import advise
+from metaunlearn.doctor.counting import CPU_ATTENTION, counted_memory, facts_of
+from metaunlearn.doctor.measuring import Bench
+from metaunlearn.doctor.meter import Meter
+from metaunlearn.doctor.passes import Pass, outer_step
+from metaunlearn.erasing import erase
+from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import UserError
-from metaunlearn.models import TextToImageModel, load
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, mode_name
+from metaunlearn.meta.train import Algorithm1
+from metaunlearn.models import TextToImageModel, load, load_pipeline
+from metaunlearn.models.unet_model import UNetModel
+from metaunlearn.parameters import Loss, Params
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
 
@@ -45,7 +61,7 @@ def test_forward_cost_is_that_of_a_real_forward_pass(model: TextToImageModel) ->
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
-    counter = FlopCounterMode(display=False, custom_mapping=doctor._CPU_ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     x_t, cond = torch.zeros(1, *model.latent_shape), Conditioning(torch.zeros(1, 24, 16))
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.predict(theta, x_t, torch.zeros(1, dtype=torch.long), cond)
@@ -59,7 +75,7 @@ def test_forward_cost_is_that_of_a_real_forward_pass(model: TextToImageModel) ->
 def test_operations_of_attention() -> None:
     """Two products of (8 x 16) by (16 x 8) for each of 2 heads: 2 x 2 x (2 x 8 x 16 x 8) operations."""
     q = torch.zeros(1, 2, 8, 16)
-    (count,) = doctor._CPU_ATTENTION.values()
+    (count,) = CPU_ATTENTION.values()
     assert count(q.shape, q.shape, q.shape) == 2 * 2 * (2 * 8 * 16 * 8)
 
 
@@ -182,10 +198,213 @@ def test_estimate_refuses_what_the_job_would_refuse(tiny_model: Path) -> None:
         doctor.estimate(tiny_model, overrides=["innner_steps=2"])
 
 
-def test_lines_say_that_they_estimate_and_when_memory_is_short(tiny_model: Path) -> None:
+def test_lines_say_how_they_know_and_what_to_switch_on(tiny_model: Path) -> None:
     machine = doctor.inspect_machine()
     job = doctor.estimate(tiny_model, speed=1e9)
     text = "\n".join(doctor.describe(machine, job))
-    assert text.count("(estimate)") == 2
+    assert text.count("estimate by count") == 2
     assert "less memory" not in text
-    assert "less memory" in "\n".join(doctor.describe(replace(machine, memory_bytes=1000), job))
+    assert job.advice == ()
+    measured = "\n".join(doctor.describe(machine, replace(job, time_measured=True)))
+    assert (measured.count("estimate by count"), measured.count("measured on this machine")) == (1, 1)
+    short = "\n".join(doctor.describe(machine, doctor.estimate(tiny_model, speed=1e9, available_bytes=1000)))
+    assert "less memory" in short
+    assert "--set gradient_checkpointing=true" in short
+    nothing_left = doctor.describe(machine, replace(job, available_bytes=1000))
+    assert "another device (--device)" in nothing_left[-1]
+
+
+# --- What to switch on -----------------------------------------------------------------------------------------------
+
+
+def overrides_of(advice: tuple[doctor.Advice, ...]) -> list[str]:
+    return [override for one in advice for override in one.overrides]
+
+
+def test_advice_is_in_the_order_of_what_it_costs(tiny_model: Path) -> None:
+    """Each saves what the estimate with it says; what is left with all of them is the estimate with all of them."""
+    exact = ["batch_size=8", "meta_gradient=double-backward", "inner_optimizer=sgd", "inner_steps=4"]
+
+    def estimated(*more: str) -> doctor.JobEstimate:
+        return doctor.estimate(tiny_model, overrides=[*exact, *more], speed=1e9, available_bytes=1000)
+
+    job = estimated()
+    assert overrides_of(job.advice) == [
+        "meta_gradient=gradient-difference", "gradient_checkpointing=true", "inner_store=disk",
+        "teacher_precision=bf16", "batch_size=2", "accumulation=4", "meta_gradient=first-order",
+    ]  # fmt: skip
+    for one in job.advice:
+        assert one.saves_bytes == job.memory_bytes - estimated(*one.overrides).memory_bytes > 0
+    everything = dict(override.split("=") for override in overrides_of(job.advice))
+    with_all = estimated(*(f"{key}={value}" for key, value in everything.items()))
+    assert job.advice[-1].left_bytes == with_all.memory_bytes
+    assert with_all.advice == ()
+
+
+def test_advice_leaves_out_what_the_job_does_not_have(tiny_model: Path) -> None:
+    """A plain run has no path and no meta-gradient, and ResAlign's teacher is asked only when it is."""
+
+    def advised(**options: Any) -> list[str]:
+        return overrides_of(doctor.estimate(tiny_model, speed=1e9, available_bytes=1000, **options).advice)
+
+    denoising = ["retain_loss=denoising", "batch_size=2"]
+    assert advised(meta=False, overrides=denoising) == ["gradient_checkpointing=true"]
+    assert advised(
+        meta=False, overrides=["retain_loss=distillation", "batch_size=2", "gradient_checkpointing=true"]
+    ) == ["teacher_precision=bf16"]
+    assert advised(method="uce", meta=False) == []
+
+
+def test_advice_on_a_gpu(model: TextToImageModel) -> None:
+    """The host instead of files, and eight bits, which want one."""
+    chosen = configure("esd-u-1", read_recipe("small"), ["meta_gradient=auto", "gradient_checkpointing=true"])
+    facts = facts_of(model, 1000, chosen.settings)
+
+    def count(s: EraseSettings) -> int:
+        return counted_memory(chosen.method, facts, s, meta=True, defended=False, device="cuda")
+
+    advice = advise(chosen.settings, count, needs=count(chosen.settings), device="cuda")
+    assert overrides_of(advice)[:4] == [
+        "meta_gradient=gradient-difference", "inner_store=host", "teacher_precision=bf16", "outer_optimizer=adamw-8bit",
+    ]  # fmt: skip
+
+
+# --- What a step takes -----------------------------------------------------------------------------------------------
+
+STEP = ("steps=2", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=2", "batch_size=4",
+        "diagnostics_every=0", "retain_loss=denoising", "inner_steps=2", "inner_optimizer=sgd")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "meta", "more"),
+    [
+        ("esd-u-1", False, ["retain_loss=distillation"]),
+        ("esd-u-1", False, ["accumulation=2", "latents=edited", "bank_refresh=1"]),
+        ("esd-x-1", True, ["meta_gradient=first-order", "meta_retain=related"]),
+        ("esd-x-1", True, ["meta_gradient=gradient-difference", "meta_loss=path", "zeta_margin=0.1"]),
+        ("esd-x-1", True, ["meta_gradient=double-backward", "accumulation=2"]),
+        ("sdd", True, ["meta_gradient=first-order", "bank_refresh=1"]),
+        ("uce", True, ["meta_gradient=first-order", "common_noise=false"]),
+    ],
+)
+def test_passes_are_those_of_a_real_step(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, method: str, meta: bool, more: list[str]
+) -> None:
+    """Pictures of every call of the denoiser in one outer step, with a gradient and without."""
+    calls: Counter[tuple[int, bool]] = Counter()
+    predict, take_step = UNetModel.predict, Algorithm1.take_step
+
+    def counted(self: UNetModel, theta: Params, x_t: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls[len(x_t), torch.is_grad_enabled()] += 1
+        return predict(self, theta, x_t, *rest)
+
+    def alone(self: Algorithm1) -> Any:
+        calls.clear()
+        record = take_step(self)
+        found.update(calls if self.step == 1 else {})
+        return record
+
+    found: Counter[tuple[int, bool]] = Counter()
+    monkeypatch.setattr(UNetModel, "predict", counted)
+    monkeypatch.setattr(Algorithm1, "take_step", alone)
+    erase(tiny_model, ["zebra"], method=method, meta=meta, overrides=[*STEP, *more])
+
+    chosen = configure(method, read_recipe("small"), [*STEP, *more])
+    expected: Counter[tuple[int, bool]] = Counter()
+    for one, count in outer_step(chosen.method, chosen.settings, meta=meta).items():
+        expected[one.pictures, one.kind not in ("forward", "teacher")] += count  # type: ignore[assignment]
+    assert found == expected
+
+
+# --- Measuring -------------------------------------------------------------------------------------------------------
+
+
+def ticking(seconds: float) -> Callable[[], float]:
+    """A clock that goes on by so much whenever it is looked at, so that everything takes that long."""
+    at = itertools.count()
+    return lambda: next(at) * seconds
+
+
+def test_a_measured_time_is_made_of_what_was_measured(tiny_model: Path) -> None:
+    """When every call takes as long: one gradient at theta, 3 of the attacker, one at theta_M, the teacher's answer;
+    the arithmetic of the meta-gradient and of the outer step. And plainly: a gradient, the answer, the arithmetic."""
+    overrides = ["inner_steps=3", "meta_gradient=first-order", "retain_loss=distillation", "steps=10", "batch_size=4"]
+
+    def job(tick: float, meta: bool) -> doctor.JobEstimate:
+        return doctor.estimate(
+            tiny_model, meta=meta, overrides=overrides, speed=1e12, measured=True, clock=ticking(tick)
+        )
+
+    found = job(0.25, True)
+    assert found.time_measured
+    assert found.seconds_per_step == pytest.approx(8 * 0.25)
+    assert found.to_dict()["time_measured"] is True
+    assert job(0.5, False).seconds_per_step == pytest.approx(3 * 0.5)
+    # Pictures and paths: two passes for each of their steps, a quarter of a batch's time each.
+    counted = doctor.estimate(tiny_model, overrides=overrides, speed=1e12)
+    forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e12
+    passes_before = (counted.seconds - 10 * counted.seconds_per_step) / forward
+    assert found.seconds - 10 * found.seconds_per_step == pytest.approx(passes_before * 0.25 / 4)
+
+
+def test_what_takes_long_or_does_not_fit_is_counted(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(estimating, "measure", fail)
+    slow = doctor.estimate(tiny_model, speed=1e6, measured=True)
+    assert (slow.time_measured, slow.memory_measured) == (False, False)
+    assert slow.seconds == doctor.estimate(tiny_model, speed=1e6).seconds
+    monkeypatch.setattr(estimating, "free_memory", lambda device: slow.memory_bytes)
+    assert not doctor.estimate(tiny_model, speed=1e12, measured=True).time_measured
+    monkeypatch.setattr(estimating, "free_memory", lambda device: slow.memory_bytes + 1)
+    with pytest.raises(AssertionError):
+        doctor.estimate(tiny_model, speed=1e12, measured=True)
+
+
+@pytest.mark.parametrize("mode", ["first-order", "auto"])
+def test_measuring_leaves_no_trace(tiny_model: Path, mode: str) -> None:
+    pipeline = load_pipeline(tiny_model)
+    before = {name: p.detach().clone() for name, p in pipeline.unet.named_parameters()}
+    random = torch.get_rng_state()
+    overrides = [f"meta_gradient={mode}", "inner_optimizer=adam", "gradient_checkpointing=true", "ema_decay=0.9"]
+    job = doctor.estimate(pipeline, overrides=overrides, speed=1e12, measured=True)
+    assert job.time_measured
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, p in pipeline.unet.named_parameters():
+        assert torch.equal(p, before[name])
+        assert p.grad is None
+    assert not pipeline.unet.is_gradient_checkpointing
+
+
+def test_the_arithmetic_is_that_of_a_step(model: TextToImageModel) -> None:
+    """The passes that it would take are those of the meta-gradient in ``outer_step``."""
+    overrides = ["meta_gradient=double-backward", "inner_optimizer=adam", "inner_steps=3", "meta_loss=path"]
+    for mode in (DoubleBackward(), GradientDifference(), FirstOrder()):
+        chosen = configure("uce", read_recipe("small"), [*overrides, f"meta_gradient={mode_name(mode)}"])
+        met: Counter[Pass] = Counter()
+
+        def counting(first: Pass, later: Pass, met: Counter[Pass] = met) -> Loss:
+            turns = itertools.chain([first], itertools.repeat(later))
+
+            def loss(theta: Params) -> torch.Tensor:
+                met.update([next(turns)])
+                return torch.stack([p.square().sum() for p in theta.values()]).sum()
+
+            return loss
+
+        bench = Bench(model, chosen.settings, chosen.method.trained(model), 0)
+        bench.meta_gradient(chosen.settings.simulated[0], mode, counting)
+        passes = outer_step(chosen.method, chosen.settings, meta=True)
+        assert met == {one: count for one, count in passes.items() if one.kind not in ("trained", "teacher")}
+
+
+@pytest.mark.skipif(not Meter("cpu").sees_memory, reason="memory is measured on Linux")
+def test_peak_memory_is_what_was_there_at_once() -> None:
+    """Of 64 MiB that go again and then 32."""
+
+    def call() -> None:
+        for size in (2**24, 2**23):
+            torch.ones(size)
+
+    assert Meter("cpu").peak(call) == pytest.approx(2**26, rel=0.1)

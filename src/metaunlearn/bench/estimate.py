@@ -34,7 +34,7 @@ class Outlook:
     todo: list[dict[str, Any]]
     """Name and labels of the cells that would be made, in order."""
     memory_bytes: int | None
-    """The most that an erasing still to be made needs, by the doctor's estimate; None: none is to be made, or the base
+    """The most that an erasing still to be made needs, by the doctor's count; None: none is to be made, or the base
     model is not here."""
     missing: list[str]
     """What has to be there first, each with what to do about it."""

@@ -83,16 +83,20 @@ def doctor(
     method: o.Method = "esd-u-1",
     recipe: o.Recipe = None,
     overrides: o.Overrides = None,
+    device: o.Device = "cpu",
     as_json: o.Json = False,
 ) -> None:
     """What is installed; what a job would need.
 
-    Memory and time of erasing from MODEL are estimates; no job is started.
+    No job is started. Where it takes seconds, the model's own gradients are timed on random latents, with the memory
+    they need; else memory and time are a count. What does not fit gets a list of what to switch on.
     """
     with working(as_json=as_json) as console:
         from metaunlearn.doctor import describe, estimate, inspect_machine
 
         machine = inspect_machine()
-        job = None if model is None else estimate(model, method=method, recipe=recipe, overrides=overrides or ())
+        job = None
+        if model is not None:
+            job = estimate(model, method=method, recipe=recipe, overrides=overrides or (), device=device, measured=True)
     facts = {"machine": machine.to_dict(), "job": None if job is None else job.to_dict()}
     console.result(facts, *describe(machine, job))

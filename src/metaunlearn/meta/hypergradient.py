@@ -130,7 +130,7 @@ class DoubleBackward:
     """H v = grad <grad L, v>: exact to rounding in any precision, and several gradients' time and memory a product."""
 
     def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
-        return _adjoint(problem, theta, hessian_product=_double_backward_product)
+        return _adjoint(problem, theta, hessian_product=double_backward_product)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +221,10 @@ def _full_float32() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _double_backward_product(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+def double_backward_product(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
     """H direction = grad_theta <grad_adapted L(theta), direction>."""
     if isinstance(loss, SharedLoss):  # H is a mean over processes, and direction is the same in all of them.
-        return loss.average(_double_backward_product(loss.own, theta, gradient, direction))
+        return loss.average(double_backward_product(loss.own, theta, gradient, direction))
     at = leaves(theta)
     # Fused attention kernels have no second derivative; the plain one is made of operations that do.
     with sdpa_kernel(SDPBackend.MATH):
@@ -348,7 +348,7 @@ def product_named(name: str, theta: Params) -> HessianProduct | None:
         name = "double-backward" if low_precision(theta) else "gradient-difference"
     return {
         "first-order": None,
-        "double-backward": _double_backward_product,
+        "double-backward": double_backward_product,
         "gradient-difference": GradientDifference().product,
     }[name]
 

@@ -7,7 +7,7 @@ finetuning, is a :class:`~metaunlearn.meta.hypergradient.MetaProblem`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -232,13 +232,6 @@ def meta_problem(
 
     Its direct term is elsewhere.
     """
-    names = model.parameter_names
-    inner = InnerLoop(
-        learning_rate=attacker.learning_rate,
-        adapted=subset(names, settings.inner_subset, setting="inner_subset"),
-        optimizer=attackers_rule(attacker, settings),
-        store=STORES[settings.inner_store],
-    )
     weights, width = zeta_weights(settings), settings.zeta_margin
     hinges: Sequence[Margin | None] = [None] * len(parts)
     active = None
@@ -248,7 +241,7 @@ def meta_problem(
             active = partial(active_pictures, model, parts=parts, hinges=found)
     return MetaProblem(
         inner_losses=tuple(processes.shared(denoising_loss_of(model, batch)) for batch in parts[0].inner),
-        inner=inner,
+        inner=simulated_finetuning(model.parameter_names, attacker, settings),
         outer=processes.shared(
             mean_of(
                 [
@@ -259,6 +252,16 @@ def meta_problem(
         ),
         along_path=settings.meta_loss == "path",
         active=active,
+    )
+
+
+def simulated_finetuning(names: Iterable[str], attacker: Attacker, settings: EraseSettings) -> InnerLoop:
+    """How ``attacker`` steps, on which of the parameters ``names``."""
+    return InnerLoop(
+        learning_rate=attacker.learning_rate,
+        adapted=subset(names, settings.inner_subset, setting="inner_subset"),
+        optimizer=attackers_rule(attacker, settings),
+        store=STORES[settings.inner_store],
     )
 
 

@@ -239,7 +239,7 @@ class TrialCost:
     pictures: int
     """That are drawn and judged."""
     seconds_erasing: float
-    """The doctor's estimate for this machine, right in its order of magnitude."""
+    """The doctor's count for this machine, right in its order of magnitude."""
     seconds: float | None
     """Mean of the trials that are there already, baselines aside; None: there are none yet."""
     once: int

@@ -1,0 +1,26 @@
+"""What is installed here, and what an erasing job needs of memory and time, before any job is started.
+
+``passes`` says what an outer step asks of the denoiser. ``counting`` counts what that costs, on no device at all;
+``measuring`` runs it on the device, where that takes seconds. ``advice`` is for what does not fit.
+"""
+
+from metaunlearn.doctor.advice import Advice
+from metaunlearn.doctor.counting import EFFICIENCY, forward_cost, matrix_speed, parameter_copies
+from metaunlearn.doctor.describing import describe
+from metaunlearn.doctor.estimating import JobEstimate, estimate
+from metaunlearn.doctor.machine import Machine, inspect_machine
+from metaunlearn.doctor.passes import gradients_per_step
+
+__all__ = [
+    "EFFICIENCY",
+    "Advice",
+    "JobEstimate",
+    "Machine",
+    "describe",
+    "estimate",
+    "forward_cost",
+    "gradients_per_step",
+    "inspect_machine",
+    "matrix_speed",
+    "parameter_copies",
+]

@@ -1,0 +1,210 @@
+"""Costs by count: operations and bytes of a denoiser of P parameters, of which phi are trained. Nothing is computed.
+
+- One gradient on one picture costs 3 F, F the operations of one forward pass. F, and the bytes that autograd keeps of
+  one (A), are counted on fake tensors, which have shapes but no memory.
+- Time is operations / (the device's speed at multiplying matrices, timed for a tenth of a second, x ``EFFICIENCY``).
+- Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments, which
+  ``adamw-8bit`` keeps in a quarter), all in float32, the pictures and sampling paths that are trained on, and A for the
+  largest batch that is alive at once; a moving average, as SDD's teacher is, is one more phi. ``precision`` is not
+  counted: it lowers A by up to half.
+- Gradient checkpointing makes A what lies between blocks, and a gradient costs 4 F.
+
+Expect the right order of magnitude, not more: what an operation costs differs between sizes and devices, and what is
+counted as alive at once is not so in every part of a step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from metaunlearn.conditioning import Conditioning
+from metaunlearn.config import Attacker, EraseSettings
+from metaunlearn.data.concepts import unnamed_prompts
+from metaunlearn.doctor.passes import GRADIENTS, Pass, Passes, at_theta, direct_needs_a_batch
+from metaunlearn.erasure.interface import Method, OptimisedMethod, takes_steps
+from metaunlearn.erasure.prepare import own_picture_counts
+from metaunlearn.erasure.sdd import Sdd
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.memory import checkpointing
+
+EFFICIENCY = 0.4
+"""Share of the speed at multiplying matrices that a UNet's gradient reaches: between 0.2 and 0.6 where it was timed."""
+DOUBLE_BACKWARD_ACTIVATIONS = 16
+"""Times as much kept for backward as in a plain gradient, measured on a UNet of 4.2 M parameters."""
+FLOAT32 = 4
+OPTIMIZER_STATE = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}
+"""Copies of what the attacker tunes that its optimiser keeps."""
+BANK_TENSORS = 4
+"""Of each latent on a sampling path: itself, two predictions, the target."""
+PICTURE_TENSORS = 2
+"""Of each picture: mean and standard deviation of its latent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the counts are made of."""
+
+    forward: float
+    """F, operations of one forward pass on one picture."""
+    kept: int
+    """A, bytes that autograd keeps of it."""
+    pipeline_bytes: int
+    """Parameters of all its parts in float32."""
+    parameters: int
+    """P."""
+    trained: int
+    """phi."""
+    latent_bytes: int
+    """Of one picture."""
+    pictures: int
+    """That are trained on, of a run that names no concept of Canvas and nothing to keep."""
+
+
+def facts_of(model: TextToImageModel, trained: int, settings: EraseSettings) -> Facts:
+    """Count once for one model; ``settings`` say whether its blocks keep what is inside them."""
+    forward, kept = forward_cost(model, gradient_checkpointing=settings.gradient_checkpointing)
+    modules = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
+    return Facts(
+        forward=forward,
+        kept=kept,
+        pipeline_bytes=FLOAT32 * sum(p.numel() for module in modules for p in module.parameters()),
+        parameters=sum(p.numel() for p in model.unet.parameters()),
+        trained=trained,
+        latent_bytes=FLOAT32 * torch.Size(model.latent_shape).numel(),
+        pictures=sum(own_picture_counts(unnamed_prompts(model.pipeline), settings).values()),
+    )
+
+
+def forward_cost(model: TextToImageModel, *, gradient_checkpointing: bool = False) -> tuple[float, int]:
+    """Operations of one forward pass of the denoiser on one picture, and bytes that autograd keeps of it.
+
+    With ``gradient_checkpointing`` these are what is kept between its blocks; one block's own come to them in turn.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # By storage: views of one storage count once, and parameters are there anyway.
+        storage = tensor.untyped_storage()._cdata
+        if storage not in owned:
+            kept[storage] = tensor
+        return tensor
+
+    shapes = {name: part.shape for name, part in model.unconditional().tensors().items()}
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    with FakeTensorMode():
+        twin = type(model.unet).from_config(model.unet.config)
+        owned = {p.untyped_storage()._cdata for p in twin.parameters()}
+        x_t = torch.zeros(1, *model.latent_shape)
+        cond = Conditioning(**{name: torch.zeros(shape) for name, shape in shapes.items()})
+        with (
+            checkpointing(twin, gradient_checkpointing),
+            counter,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            # Named, so that what it keeps is alive while it is counted.
+            output = twin(x_t, torch.zeros(1, dtype=torch.long), **cond.unet_inputs())
+        kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        del output
+    return float(counter.get_total_flops()), kept_bytes
+
+
+def _attention_operations(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations}
+"""The counter has no formula of its own for the fused attention of the CPU."""
+
+
+def operations(one: Pass, facts: Facts, *, gradient_checkpointing: bool) -> float:
+    """Of one pass."""
+    in_a_gradient = 4 if gradient_checkpointing else 3
+    return facts.forward * one.pictures * (in_a_gradient * GRADIENTS[one.kind] or 1)
+
+
+def counted_seconds(passes: Passes, facts: Facts, settings: EraseSettings, speed: float) -> float:
+    """Of these passes, at ``speed`` in operations a second when multiplying matrices."""
+    checkpointed = settings.gradient_checkpointing
+    work = sum(count * operations(one, facts, gradient_checkpointing=checkpointed) for one, count in passes.items())
+    return work / (speed * EFFICIENCY)
+
+
+def parameter_copies(settings: EraseSettings, *, meta: bool, device: str = "cpu") -> int:
+    """Copies of theta beside the pipeline's own, on ``device``.
+
+    One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it, and
+    what the attacker's optimiser needs. To first order the path and its gradients are not kept. Of a mixture of
+    attackers, the most.
+    """
+    if not meta:
+        return 1
+    if settings.meta_gradient == "first-order":
+        of_path = settings.meta_loss == "path"  # The sum of its terms so far.
+        return 1 + 4 + of_path + max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
+    elsewhere = settings.inner_store == "disk" or (settings.inner_store == "host" and device != "cpu")
+    return 1 + max(
+        _kept(attacker.steps, elsewhere) + 4 + _optimizer_copies(attacker, elsewhere) for attacker in settings.simulated
+    )
+
+
+def _kept(sets: int, elsewhere: bool) -> int:
+    """Of so many parameter sets on the device: the newest, and one that was brought back, when they lie elsewhere."""
+    return min(sets, 2) if elsewhere else sets
+
+
+def _optimizer_copies(attacker: Attacker, elsewhere: bool) -> int:
+    """On the way back through momentum the adjoint of b; through Adam M gradients, two moments, their adjoints."""
+    gradients = _kept(attacker.steps, elsewhere)
+    return {"sgd": 0, "momentum": 1, "adam": gradients + 4, "adamw": gradients + 4}[attacker.optimizer]
+
+
+def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, steps: bool) -> int:
+    """What is there through all of a run: the pipeline, theta, the optimiser's moments, averages, MODEL's own answers'
+    parameters, pictures and paths. ``steps``: whether there are outer steps."""
+    averages = isinstance(method, Sdd) + (settings.ema_decay is not None)
+    moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
+    copies = facts.parameters + round((averages + moments) * facts.trained)
+    if steps and settings.retain_loss == "distillation":
+        copies += facts.parameters if settings.teacher_precision == "float32" else facts.parameters // 2
+    latents = PICTURE_TENSORS * facts.pictures if steps else 0
+    if isinstance(method, OptimisedMethod):
+        latents += BANK_TENSORS * settings.bank_trajectories * settings.bank_steps
+    return facts.pipeline_bytes + FLOAT32 * copies + latents * facts.latent_bytes
+
+
+def counted_memory(
+    method: Method, facts: Facts, settings: EraseSettings, *, meta: bool, defended: bool, device: str = "cpu"
+) -> int:
+    """Peak of a run, in bytes on ``device``."""
+    steps = takes_steps(method, meta=meta)
+    lasting = lasting_bytes(method, facts, settings, steps=steps)
+    if not steps:
+        return lasting
+    copies = (parameter_copies(settings, meta=meta or defended, device=device) - 1) * facts.parameters + facts.trained
+    pictures = at_theta(settings, meta=meta, forget=True).pictures
+    if meta and direct_needs_a_batch(settings):
+        pictures = max(pictures, 3 * settings.batch_size)
+    if meta and settings.meta_gradient in ("auto", "double-backward"):  # auto takes one to check itself.
+        pictures = max(pictures, DOUBLE_BACKWARD_ACTIVATIONS * settings.batch_size)
+    return lasting + FLOAT32 * copies + pictures * facts.kept
+
+
+def matrix_speed(device: str = "cpu", seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Operations a second when multiplying two float32 matrices: 512 x 512 on a CPU, 4096 x 4096 elsewhere."""
+    size = 512 if torch.device(device).type == "cpu" else 4096
+    a = torch.ones(size, size, device=device)
+    product = a @ a
+    done, began = 0, clock()
+    while clock() - began < seconds:
+        product = a @ a
+        product[0, 0].item()  # An accelerator only queues what nobody asks for.
+        done += 1
+    return 2 * size**3 * done / (clock() - began)

@@ -1,0 +1,65 @@
+"""Lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metaunlearn.doctor.advice import Advice
+from metaunlearn.doctor.estimating import JobEstimate
+from metaunlearn.doctor.machine import OPTIONAL, Machine
+
+MEASURED = "measured on this machine"
+COUNTED = "estimate by count, right to an order of magnitude"
+
+
+def describe(machine: Machine, job: JobEstimate | None) -> list[str]:
+    """Of the machine, and of a job."""
+    memory = "memory unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / 2**30:.1f} GiB of memory"
+    lines = [
+        f"Python {machine.python} on {machine.system}",
+        f"{machine.cores} cores, {memory}, accelerators: {', '.join(machine.accelerators) or 'none'}",
+        *(f"  {name:<18} {version or 'MISSING'}" for name, version in machine.packages.items()),
+        *(
+            f"  {name:<18} {version or f'not installed; needed for {OPTIONAL[name]}'}"
+            for name, version in machine.optional.items()
+        ),
+    ]
+    return lines if job is None else [*lines, "", *_describe_job(job)]
+
+
+def _describe_job(job: JobEstimate) -> list[str]:
+    s = job.settings
+    inner_steps = ", ".join(str(m) for m in sorted({attacker.steps for attacker in s.simulated}))
+    lines = [
+        f"erasing from {job.model} ({job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
+        f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, trained {job.trained_parameters / 1e6:.1f} M",
+        f"  its own settings   {', '.join(f'{key} = {value!r}' for key, value in job.method_settings.items())}",
+        f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {inner_steps})",
+        f"  memory on {job.device:<8} about {_size(job.memory_bytes)} ({MEASURED if job.memory_measured else COUNTED})",
+        f"  time on {job.device:<10} about {job.seconds_per_step:.2g} s a step, "
+        f"{job.seconds / 60:.0f} min for {s.steps} steps and what comes before "
+        f"({MEASURED if job.time_measured else COUNTED})",
+    ]
+    if job.available_bytes is not None and job.memory_bytes > job.available_bytes:
+        lines += [f"  {job.device} has less memory than that: {_size(job.available_bytes)}.", *_advise(job)]
+    return lines
+
+
+def _advise(job: JobEstimate) -> list[str]:
+    if not job.advice:
+        return ["  Everything that saves memory is on already: take a smaller model or another device (--device)."]
+    lines = ["  Switch on, in this order, until it fits (what each saves; what is left with those above):"]
+    return lines + [_line(one, job.advice, job.available_bytes) for one in job.advice]
+
+
+def _line(one: Advice, everything: Sequence[Advice], available: int | None) -> str:
+    options = " ".join(f"--set {override}" for override in one.overrides)
+    fits = available is not None and one.left_bytes <= available
+    return (
+        f"    {options:<52} saves {_size(one.saves_bytes)}, leaves {_size(one.left_bytes)}{', fits' if fits else ''}; "
+        f"costs: {one.costs}"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,224 @@
+"""What one erasing job needs: counted, or measured where that is cheap. No job is started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from metaunlearn.config import EraseSettings
+from metaunlearn.data.concepts import unnamed_prompts
+from metaunlearn.doctor.advice import Advice, advise
+from metaunlearn.doctor.counting import (
+    Facts,
+    counted_memory,
+    counted_seconds,
+    facts_of,
+    lasting_bytes,
+    matrix_speed,
+)
+from metaunlearn.doctor.machine import free_memory, memory_of
+from metaunlearn.doctor.measuring import Measured, measure
+from metaunlearn.doctor.meter import Meter
+from metaunlearn.doctor.passes import Pass, gradients_in, outer_step
+from metaunlearn.erasure.interface import DefendedMethod, OptimisedMethod
+from metaunlearn.erasure.registry import Configured, check_objective, configure
+from metaunlearn.erasure.sdd import Sdd
+from metaunlearn.generation import default_sampling
+from metaunlearn.meta.alignment import DRAWS
+from metaunlearn.models import adapt, load, own_pipeline
+from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.parameters import subset
+from metaunlearn.recipe import default_recipe, read_recipe
+
+CHEAP_SECONDS = 10.0
+"""By the count, of one of each pass that a step takes: what takes longer is not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEstimate:
+    """One erasing job: facts about it, and estimates."""
+
+    model: str
+    method: str
+    recipe: str
+    settings: EraseSettings
+    method_settings: dict[str, Any]
+    """Those that only this method has."""
+    denoiser_parameters: int
+    trained_parameters: int
+    image_size: int
+    """Pixels a side."""
+    gradients_per_step: int
+    """In units of one gradient of L_DM on a batch; 0 where there are no outer steps."""
+    device: str
+    """Where it would run."""
+    available_bytes: int | None
+    """Memory there is: the GPU's, or RAM; None: not known."""
+    memory_bytes: int
+    """Peak on ``device``, beside the process itself."""
+    seconds_per_step: float
+    seconds: float
+    """Of the whole job: pictures and trajectories first, then all outer steps."""
+    time_measured: bool
+    """Whether the time comes of the model's own gradients, timed here; else it is a count, right to an order of
+    magnitude."""
+    memory_measured: bool
+    """The same of the memory."""
+    advice: tuple[Advice, ...]
+    """What to switch on, in the order of what it costs, when there is less memory than that; else empty."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self) | {"settings": self.settings.model_dump(), "estimated": True}
+
+
+def estimate(
+    model: Any,
+    *,
+    method: str = "esd-u-1",
+    meta: bool | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    speed: float | None = None,
+    measured: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+    available_bytes: int | None = None,
+) -> JobEstimate:
+    """What erasing from ``model`` needs on ``device``, by count; ``measured``: by measurement where that is cheap.
+
+    ``speed`` is the device's at multiplying matrices, in operations a second; None: timed. ``available_bytes``: the
+    memory to fit into; None: what the device has.
+    """
+    adapter = adapt(own_pipeline(model)) if measured else load(model)
+    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
+    job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
+    passes, settings = job.passes, job.chosen.settings
+    pace = speed or matrix_speed(device, clock=clock)
+    in_a_step = job.counted(passes, pace)
+    memory = job.memory(settings)
+    available = available_bytes if available_bytes is not None else memory_of(device)
+    found = None
+    if measured and passes and job.is_cheap(pace, memory):
+        found = job.measure(clock)
+    one_forward = job.counted({Pass("forward", 1): 1}, pace)
+    in_a_gradient = job.counted({Pass("trained", 1): 1}, pace)
+    if found is not None:
+        in_a_step = found.step(passes)
+        one_forward = found.seconds[job.forward_pass] / job.forward_pass.pictures
+        in_a_gradient = found.seconds[job.gradient_pass] / job.gradient_pass.pictures
+        if found.peak is not None:
+            memory = job.lasting() + found.peak
+    fits = available is None or memory <= available
+    return JobEstimate(
+        model=str(model),
+        method=job.chosen.name,
+        recipe=recipe,
+        settings=settings,
+        method_settings=job.chosen.method_settings,
+        denoiser_parameters=job.facts(settings).parameters,
+        trained_parameters=job.facts(settings).trained,
+        image_size=adapter.image_size,
+        gradients_per_step=gradients_in(passes, settings.batch_size),
+        device=device,
+        available_bytes=available,
+        memory_bytes=memory,
+        seconds_per_step=in_a_step,
+        seconds=settings.steps * in_a_step * bool(passes) + job.beside_steps(one_forward, in_a_gradient),
+        time_measured=found is not None,
+        memory_measured=found is not None and found.peak is not None,
+        advice=() if fits else job.advice(memory),
+    )
+
+
+class _Job:
+    """One configured method on one model."""
+
+    def __init__(self, adapter: TextToImageModel, chosen: Configured, meta: bool | None, device: str) -> None:
+        self.adapter, self.chosen, self.device = adapter, chosen, device
+        self.meta = chosen.with_meta(meta)
+        check_objective(chosen, meta=self.meta)
+        for setting in ("inner_subset", "diagnostics_subset"):
+            subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
+        self.trained = chosen.method.trained(adapter)
+        self.passes = outer_step(chosen.method, chosen.settings, meta=self.meta)
+        size = chosen.settings.batch_size
+        self.forward_pass, self.gradient_pass = Pass("forward", size), Pass("trained", size, first_order=True)
+        self._facts = cache(self._count)
+
+    def facts(self, settings: EraseSettings) -> Facts:
+        """Counted once for the model with checkpointing and once without."""
+        return self._facts(settings.gradient_checkpointing)
+
+    def _count(self, gradient_checkpointing: bool) -> Facts:
+        phi = sum(p.numel() for name, p in self.adapter.unet.named_parameters() if name in self.trained)
+        settings = self.chosen.settings.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
+        return facts_of(self.adapter, phi, settings)
+
+    def counted(self, passes: dict[Pass, float], pace: float) -> float:
+        """Seconds of ``passes``."""
+        return counted_seconds(passes, self.facts(self.chosen.settings), self.chosen.settings, pace)
+
+    def memory(self, settings: EraseSettings) -> int:
+        """Counted bytes of the job with these ``settings``."""
+        return counted_memory(
+            self.chosen.method,
+            self.facts(settings),
+            settings,
+            meta=self.meta,
+            defended=self.chosen.defended,
+            device=self.device,
+        )
+
+    def lasting(self) -> int:
+        """Counted bytes that are there through all of the run."""
+        settings = self.chosen.settings
+        return lasting_bytes(self.chosen.method, self.facts(settings), settings, steps=bool(self.passes))
+
+    def is_cheap(self, pace: float, memory: int) -> bool:
+        """Whether measuring takes seconds, and the job fits into what is free."""
+        free = free_memory(self.device)
+        once = self.counted(dict.fromkeys(self.passes, 1.0), pace)
+        return once < CHEAP_SECONDS and (free is None or memory < free)
+
+    def measure(self, clock: Callable[[], float]) -> Measured:
+        """On the device, where the pipeline is from then on."""
+        averages = isinstance(self.chosen.method, Sdd) + (self.chosen.settings.ema_decay is not None)
+        extra = dict.fromkeys((self.forward_pass, self.gradient_pass), 0.0)
+        return measure(
+            adapt(self.adapter.pipeline, self.device),
+            self.chosen.settings,
+            extra | self.passes,
+            self.trained,
+            Meter(self.device, clock),
+            meta=self.meta,
+            averages=averages,
+        )
+
+    def beside_steps(self, forward: float, gradient: float) -> float:
+        """Seconds of MODEL's own pictures, the trajectory bank, the weighing of prompts and healing; given those of one
+        picture's forward pass and gradient."""
+        if not self.passes:
+            return 0.0
+        s, pipeline = self.chosen.settings, self.adapter.pipeline
+        sampling = self.facts(s).pictures * default_sampling(pipeline).steps
+        if isinstance(self.chosen.method, OptimisedMethod):
+            sampling += s.bank_trajectories * s.bank_steps
+        seconds = 2 * sampling * forward  # Guided: two passes a step.
+        if s.retain_weighting == "alignment":
+            prompts = unnamed_prompts(pipeline)
+            weighed = 1 + sum(min(len(kind), s.retain_images) for kind in (prompts.related, prompts.unrelated))
+            seconds += DRAWS * weighed * gradient
+        healed = s.heal_steps * s.accumulation * s.batch_size
+        return seconds + healed * (gradient + (s.retain_loss == "distillation") * forward)
+
+    def advice(self, needs: int) -> tuple[Advice, ...]:
+        """What to switch on."""
+        method = self.chosen.method
+        skip = list(method.unread) if isinstance(method, DefendedMethod) else []
+        if not (self.meta or self.chosen.defended):
+            skip += ["meta_gradient", "inner_store"]
+        return advise(self.chosen.settings, self.memory, needs=needs, device=self.device, skip=skip)
