@@ -35,8 +35,7 @@ from metaunlearn.meta.hypergradient import (
     double_backward_product,
 )
 from metaunlearn.meta.objective import simulated_finetuning
-from metaunlearn.meta.outer import outer_optimizer
-from metaunlearn.meta.train import laid_out_like
+from metaunlearn.meta.outer import laid_out_like, outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
