@@ -301,9 +301,11 @@ def test_passes_are_those_of_a_real_step(
     def alone(self: Algorithm1) -> Any:
         calls.clear()
         record = take_step(self)
-        found.update(calls if self.step == 1 else {})
+        found.update(calls if self.step == looked_at else {})
         return record
 
+    # At the first step theta still is where a distillation's teacher is, and needs no answer of it.
+    looked_at = 2 if "retain_loss=distillation" in more else 1
     found: Counter[tuple[int, bool]] = Counter()
     monkeypatch.setattr(UNetModel, "predict", counted)
     monkeypatch.setattr(Algorithm1, "take_step", alone)
