@@ -6,10 +6,12 @@ one process runs the same command lines in this one. Last, one of the two is kil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +46,15 @@ class Launched(NamedTuple):
     """What two made of it."""
     code: int
     err: str
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As each of the two has: more would sum in another order, and two times more would wait for the same cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def erasing(model: Path, *settings: str, method: str = "esd-u-1") -> list[str]:
@@ -117,18 +128,21 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "killed": erasing(tiny_model, "steps=5", "meta_gradient=first-order", "sharded=true"),
     }  # fmt: skip
     one, two = folder / "one", folder / "two"
-    with pytest.MonkeyPatch.context() as patch:  # Cut off after step 2 in one process, to be resumed by two.
+    with (
+        one_thread(),
+        pytest.MonkeyPatch.context() as patch,
+    ):  # Cut off after step 2 in one process, to be resumed by two.
         break_at_the_fourth_step(patch)
         assert main([*calls["resumed"][:-1], "--out", str(two / "resumed")]) == 1
-    for name, call in calls.items():
-        if name not in {"refused", "refused sharded", "broken"}:
-            assert main([*call, "--out", str(one / name)]) == 0, name
+    with one_thread():
+        for name, call in calls.items():
+            if name not in {"refused", "refused sharded", "broken"}:
+                assert main([*call, "--out", str(one / name)]) == 0, name
     todo = folder / "calls.json"
     todo.write_text(json.dumps([[*call, "--out", str(two / name)] for name, call in calls.items()]))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).with_name("two_processes.py")
-    # As many threads as here: the launcher's one a process would sum in another order.
-    environment = process_environment() | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = process_environment() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, script, todo], env=environment, capture_output=True, text=True)
     return Launched(one, two, done.returncode, done.stderr)
 
