@@ -11,9 +11,7 @@ the unrolled double backward of the same problem in float64.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
-import gc
 import platform
 import statistics
 import time
@@ -28,6 +26,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metaunlearn.doctor.meter import Meter
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.store import on_disk
@@ -150,27 +149,6 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """Peak memory of one call above what was held before it: of the GPU, or resident (Linux only)."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc holds back would hide what the call needs
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-    before = _resident("VmRSS")
-    call()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
-
-
 def relative_error(found: Params, exact: Params) -> float:
     """||found - exact|| / ||exact|| in the precision of ``exact``."""
     found = {name: found[name].to(p.dtype) for name, p in exact.items()}
@@ -181,7 +159,8 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
     """The rows of the table of time, memory and error."""
     cells: dict[str, list[str]] = {name: [] for name in VARIANTS}
     work.gradient()
-    unit_memory = peak_bytes(work.gradient, device)
+    meter = Meter(device)
+    unit_memory = meter.peak(work.gradient)
     for inner_steps in INNER_STEPS:
         problem = work.problem(inner_steps, tau)
         exact = unrolled(reference.problem(inner_steps, tau), reference.theta)
@@ -191,7 +170,7 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
             for name, variant in VARIANTS.items():
                 ratios[name].append(seconds(functools.partial(variant, problem, work.theta), device) / unit)
         for name, variant in VARIANTS.items():
-            memory = peak_bytes(functools.partial(variant, problem, work.theta), device) / unit_memory
+            memory = meter.peak(functools.partial(variant, problem, work.theta)) / unit_memory
             error = relative_error(variant(problem, work.theta), exact)
             cells[name] += [f"{statistics.median(ratios[name]):.1f}", f"{memory:.1f}", f"{error:.1e}"]
     header = [f"{what} M={m}" for m in INNER_STEPS for what in ("time", "memory", "error")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
 from metaunlearn.attacks.loop import Loop
-from metaunlearn.attacks.registry import KINDS, configure, folder_name, known
+from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, needs
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
@@ -75,20 +75,19 @@ def attack(
     if not isinstance(chosen, TrainingKind | EditKind):
         raise UserError(f"the attack {kind!r} is one on prompts: use attack_prompts(), or --prompts FILE.")
     trains = isinstance(chosen, TrainingKind)
-    needs = ("data",) if isinstance(chosen, TrainingKind) else chosen.needs
     levels = _levels(kind, chosen, steps, strengths, default_steps=read.attack_steps or STEPS)
-    _check_inputs(kind, needs, data=data, base=base)
+    _check_inputs(kind, data=data, base=base)
     if strip is not None and not trains:
         raise UserError(f"a strip shows steps, and the attack {kind!r} has none (strip=, --strip PROMPT).")
     if trackers and not trains:
         raise UserError(f"trackers follow a training, and the attack {kind!r} has none (trackers=, --tracker NAME).")
-    base_adapter = load(base, processes.device(device)) if "base" in needs else None
+    base_adapter = load(base, processes.device(device)) if "base" in needs(kind) else None
     if isinstance(chosen, EditKind):
         chosen.check(adapter, base_adapter, levels)
     else:
         chosen.check(adapter)
         processes.check_divides(chosen.settings.batch_size, "batches")
-    pictures = read_imagefolder(data, size=adapter.image_size) if data is not None and "data" in needs else None
+    pictures = read_imagefolder(data, size=adapter.image_size) if data is not None and "data" in needs(kind) else None
     request = {
         "command": "attack", "kind": kind,
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
@@ -203,15 +202,15 @@ def _levels(
     return tuple(strengths)
 
 
-def _check_inputs(kind: str, needs: Sequence[str], *, data: Path | None, base: Any) -> None:
+def _check_inputs(kind: str, *, data: Path | None, base: Any) -> None:
     """What is needed must be there; what would be ignored is refused."""
     wanted = {
         "data": (data, "folder of pictures (data=, --data DIR)"),
         "base": (base, "model before the erasing (base=, --base MODEL)"),
     }
     for name, (value, words) in wanted.items():
-        if (value is not None) != (name in needs):
-            raise UserError(f"the attack {kind!r} needs {'a ' if name in needs else 'no '}{words}.")
+        if (value is not None) != (name in needs(kind)):
+            raise UserError(f"the attack {kind!r} needs {'a ' if name in needs(kind) else 'no '}{words}.")
 
 
 def _hashes(kind: Any) -> dict[str, str]:

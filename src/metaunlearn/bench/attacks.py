@@ -79,6 +79,12 @@ class GridAttack(Settings):
         """Whether somebody trains on pictures, or starts from them."""
         return "data" in needs(self.kind) or self.kind == LORA_MERGE
 
+    def words(self, level: float) -> str:
+        """``60 steps``, ``0.5``; nothing for the one level of an attack on prompts."""
+        if self.on_prompts:
+            return ""
+        return f"{level:g} steps" if self.trains else f"{level:g}"
+
     @property
     def malicious(self) -> bool:
         """Whether it finetunes the concept back."""

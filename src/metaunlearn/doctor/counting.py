@@ -166,12 +166,16 @@ def _optimizer_copies(attacker: Attacker, elsewhere: bool) -> int:
     return {"sgd": 0, "momentum": 1, "adam": gradients + 4, "adamw": gradients + 4}[attacker.optimizer]
 
 
+def moving_averages(method: Method, settings: EraseSettings) -> int:
+    """How many of what is trained a run keeps."""
+    return isinstance(method, Sdd) + (settings.ema_decay is not None)
+
+
 def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, steps: bool) -> int:
     """What is there through all of a run: the pipeline, theta, the optimiser's moments, averages, MODEL's own answers'
     parameters, pictures and paths. ``steps``: whether there are outer steps."""
-    averages = isinstance(method, Sdd) + (settings.ema_decay is not None)
     moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
-    copies = facts.parameters + round((averages + moments) * facts.trained)
+    copies = facts.parameters + round((moving_averages(method, settings) + moments) * facts.trained)
     if steps and settings.retain_loss == "distillation":
         copies += facts.parameters if settings.teacher_precision == "float32" else facts.parameters // 2
     latents = PICTURE_TENSORS * facts.pictures if steps else 0

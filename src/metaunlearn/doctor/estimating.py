@@ -18,6 +18,7 @@ from metaunlearn.doctor.counting import (
     facts_of,
     lasting_bytes,
     matrix_speed,
+    moving_averages,
 )
 from metaunlearn.doctor.machine import free_memory, memory_of
 from metaunlearn.doctor.measuring import Measured, measure
@@ -25,7 +26,6 @@ from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, gradients_in, outer_step
 from metaunlearn.erasure.interface import DefendedMethod, OptimisedMethod
 from metaunlearn.erasure.registry import Configured, check_objective, configure
-from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.generation import default_sampling
 from metaunlearn.meta.alignment import DRAWS
 from metaunlearn.models import adapt, load, own_pipeline
@@ -186,7 +186,6 @@ class _Job:
 
     def measure(self, clock: Callable[[], float]) -> Measured:
         """On the device, where the pipeline is from then on."""
-        averages = isinstance(self.chosen.method, Sdd) + (self.chosen.settings.ema_decay is not None)
         extra = dict.fromkeys((self.forward_pass, self.gradient_pass), 0.0)
         return measure(
             adapt(self.adapter.pipeline, self.device),
@@ -195,7 +194,7 @@ class _Job:
             self.trained,
             Meter(self.device, clock),
             meta=self.meta,
-            averages=averages,
+            averages=moving_averages(self.chosen.method, self.chosen.settings),
         )
 
     def beside_steps(self, forward: float, gradient: float) -> float:

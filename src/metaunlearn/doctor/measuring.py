@@ -27,8 +27,8 @@ from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, Passes
 from metaunlearn.meta.diagnostics import compared
 from metaunlearn.meta.hypergradient import (
+    MODES,
     DoubleBackward,
-    FirstOrder,
     GradientDifference,
     MetaGradientMode,
     MetaProblem,
@@ -183,14 +183,9 @@ class Bench:
 
 def _modes(settings: EraseSettings) -> list[MetaGradientMode]:
     """What a step takes, then what else a run does: ``auto`` is the difference, checked by a double backward."""
-    match settings.meta_gradient:
-        case "first-order":
-            return [FirstOrder()]
-        case "double-backward":
-            return [DoubleBackward()]
-        case "gradient-difference":
-            return [GradientDifference()]
-    return [GradientDifference(), DoubleBackward()]
+    if settings.meta_gradient == "auto":
+        return [GradientDifference(), DoubleBackward()]
+    return [MODES[settings.meta_gradient]()]
 
 
 class _Teacher:

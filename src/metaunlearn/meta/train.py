@@ -335,22 +335,13 @@ def check_sharded(settings: EraseSettings, *, meta: bool, defended: bool = False
             "a method with a defence of its own does not work with parameters that are shared out over processes "
             "(sharded=true): choose another (method=..., --method esd-u-1), or sharded=false (--set sharded=false)."
         )
-    refused = {
-        "teacher_precision": settings.teacher_precision != "float32",
-        "outer_optimizer": settings.outer_optimizer == "adamw-8bit",
-        "inner_store": settings.inner_store != "device",
-        "meta_gradient": meta and settings.meta_gradient == "double-backward",
-        "diagnostics_exact": meta and settings.diagnostics_exact == "double-backward",
-    }
-    instead = {
-        "teacher_precision": "float32",
-        "outer_optimizer": "adamw",
-        "inner_store": "device",
-        "meta_gradient": "gradient-difference",
-        "diagnostics_exact": "gradient-difference",
-    }
-    for key in [key for key, wanted in refused.items() if wanted]:
-        raise UserError(
-            f"{key}={getattr(settings, key)} does not work with parameters that are shared out over processes "
-            f"(sharded=true). Choose {key}={instead[key]} (--set {key}=...), or sharded=false."
-        )
+    wanted = {"teacher_precision": "float32", "outer_optimizer": "adamw", "inner_store": "device"}
+    for key in ("meta_gradient", "diagnostics_exact") if meta else ():
+        if getattr(settings, key) == "double-backward":
+            wanted[key] = "gradient-difference"
+    for key, value in wanted.items():
+        if getattr(settings, key) != value:
+            raise UserError(
+                f"{key}={getattr(settings, key)} does not work with parameters that are shared out over processes "
+                f"(sharded=true). Choose {key}={value} (--set {key}=...), or sharded=false."
+            )

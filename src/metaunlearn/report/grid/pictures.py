@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,19 +60,18 @@ def _planned(found: Found, concept: GridConcept, folder: Path, role: str) -> lis
     lines = by_line(measured for measured in rows if measured.row.seed == seed)
     original = [line for line in lines if line.model == "original"]
     every = found.grid.pictures.steps == "all"
-    trained = {attack.name for attack in found.grid.attacks if attack.trains}
-    places: list[tuple[str, float]] = [(BEFORE, 0)]
+    places: list[tuple[str, float, str]] = [(BEFORE, 0, "")]
     for attack in found.grid.attacks:
         steps = levels_of(attack, concept)
-        places += [(attack.name, step) for step in (steps if every else steps[-1:])]
+        places += [(attack.name, step, attack.words(step)) for step in (steps if every else steps[-1:])]
     named = "" if role == DEFAULT_ROLE else f", {role}"
     planned = []
     for pair in pairs_of(list(lines)) or [[]]:
         series = [
             series
             for line in [*original, *pair]
-            for place in places
-            if (series := _series(at(lines[line], place), folder, role, trained)) is not None
+            for attacked_by, step, level in places
+            if (series := _series(at(lines[line], (attacked_by, step)), folder, role, level)) is not None
         ]
         if series:
             title = (pair or original)[-1].title
@@ -81,11 +79,8 @@ def _planned(found: Found, concept: GridConcept, folder: Path, role: str) -> lis
     return planned
 
 
-def _series(rows: list[Measured], folder: Path, role: str, trained: Collection[str]) -> Series | None:
-    """The pictures of ``role`` that the cell of a state keeps; ``rows`` is that state, or nothing.
-
-    ``trained`` are the names of the attacks that go on step by step.
-    """
+def _series(rows: list[Measured], folder: Path, role: str, level: str) -> Series | None:
+    """The pictures of ``role`` that the cell of a state keeps; ``rows`` is that state, or nothing."""
     if not rows:
         return None
     row, cell = rows[0].row, folder / "cells" / rows[0].cell
@@ -105,6 +100,5 @@ def _series(rows: list[Measured], folder: Path, role: str, trained: Collection[s
     ][:PICTURES_PER_STRIP]
     if not shown:
         return None
-    level = "" if not row.step else f"{row.step} steps" if row.attack in trained else f"{row.step:g}"
     words = "before any attack" if row.attack == BEFORE else f"after {row.attack}, {level}".removesuffix(", ")
     return Series(model=row.model, attack=row.attack, level=level, words=words, shown=shown)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.entries import at
 from metaunlearn.bench.lines import Line, by_line, pairs_of
 from metaunlearn.bench.recipe import GridConcept, levels_of
@@ -42,7 +41,8 @@ def _survey(found: Found, concept: GridConcept, pair: list[Line], lines: dict[Li
     places = [("before any attack", (BEFORE, 0.0))]
     for attack in found.grid.attacks:
         level = levels_of(attack, concept)[-1]
-        places.append((_words(attack, level), (attack.name, level)))
+        name = ", ".join(filter(None, (attack.name, attack.words(level))))
+        places.append((name, (attack.name, level)))
     scores: list[tuple[str, ModelName, Score]] = []
     for name, place in places:
         for line in pair:
@@ -54,12 +54,6 @@ def _survey(found: Found, concept: GridConcept, pair: list[Line], lines: dict[Li
     title = f"{concept.name}: {pair[-1].title}"
     said = [f"{name}, {MODEL_TITLES[model].lower()}: {score.value:.0f} %" for name, model, score in scores]
     return Survey(title=title, svg=intervals_chart(scores), description=f"{title}. {'; '.join(said)}.")
-
-
-def _words(attack: GridAttack, level: float) -> str:
-    if attack.on_prompts:
-        return attack.name
-    return f"{attack.name}, {level:g} steps" if attack.trains else f"{attack.name}, {level:g}"
 
 
 def _score(rows: list[Measured]) -> Score | None:
