@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+# Several processes run the tests at once; with a thread for each core in each they would wait for one another. Before
+# torch is imported, which reads it; processes that tests start inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image

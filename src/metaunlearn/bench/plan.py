@@ -127,6 +127,7 @@ class _Planner:
     """Erased models and attacks, by where they stand."""
 
     def __post_init__(self) -> None:
+        self.recipe = read_recipe(self.grid.recipe)
         self.base = self.inputs.base()
         self.scoring = Scoring(self.grid, self.inputs, self.base)
 
@@ -194,7 +195,7 @@ class _Planner:
         of_method = concept.by_method.get(method, {})
         said = [*as_overrides({**self.grid.set, **concept.set, **of_method, **variant.set}), *self.overrides]
         if has_defence(method):
-            said = heard_by(method, read_recipe(self.grid.recipe), said)
+            said = heard_by(method, self.recipe, said)
         chosen = _configured(method, self.grid.recipe, tuple(said))
         check_objective(chosen, meta=meta)
         trains = takes_steps(chosen.method, meta=meta)
@@ -275,7 +276,7 @@ class _Planner:
         kind = "lora" if attack.kind == LORA_MERGE else attack.kind
         theirs = {key: value for key, value in concept.attack.items() if key in KINDS[kind].model_fields}
         said = as_overrides({**theirs, **attack.set})
-        found = configure_attack(kind, read_recipe(self.grid.recipe), said).kind.model_dump(mode="json")
+        found = configure_attack(kind, self.recipe, said).kind.model_dump(mode="json")
         return _AttackSettings(dict(found), said)
 
     def _data(self, concept: GridConcept, seed: int, attack: GridAttack, labels: Mapping[str, Any]) -> Cell:

@@ -15,9 +15,11 @@ counted as alive at once is not so in every part of a step.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,6 +90,21 @@ def forward_cost(model: TextToImageModel, *, gradient_checkpointing: bool = Fals
 
     With ``gradient_checkpointing`` these are what is kept between its blocks; one block's own come to them in turn.
     """
+    shapes = tuple((name, tuple(part.shape)) for name, part in model.unconditional().tensors().items())
+    denoiser: Any = type(model.unet)
+    config = json.dumps(dict(model.unet.config))
+    return _cost_of(denoiser, config, tuple(model.latent_shape), shapes, gradient_checkpointing)
+
+
+@cache
+def _cost_of(
+    denoiser: Any,
+    config: str,
+    latent_shape: tuple[int, ...],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    gradient_checkpointing: bool,
+) -> tuple[float, int]:
+    """Once for an architecture, of which a grid asks for every method. ``config``: JSON; ``shapes``: conditioning."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -97,13 +114,12 @@ def forward_cost(model: TextToImageModel, *, gradient_checkpointing: bool = Fals
             kept[storage] = tensor
         return tensor
 
-    shapes = {name: part.shape for name, part in model.unconditional().tensors().items()}
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with FakeTensorMode():
-        twin = type(model.unet).from_config(model.unet.config)
+        twin = denoiser.from_config(json.loads(config))
         owned = {p.untyped_storage()._cdata for p in twin.parameters()}
-        x_t = torch.zeros(1, *model.latent_shape)
-        cond = Conditioning(**{name: torch.zeros(shape) for name, shape in shapes.items()})
+        x_t = torch.zeros(1, *latent_shape)
+        cond = Conditioning(**{name: torch.zeros(shape) for name, shape in shapes})
         with (
             checkpointing(twin, gradient_checkpointing),
             counter,
