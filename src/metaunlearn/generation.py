@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.files import write_json
+from metaunlearn.models.memory_format import channels_last
 from metaunlearn.processes import ALONE, Processes
 
 BATCH = 32
@@ -80,5 +81,6 @@ def generate_images(
             progress(min(first + batch_size, len(prompts)), len(prompts))
         return {"images": output.images.float().cpu()}
 
-    batches = processes.each(-(-len(prompts) // batch_size), batch)
+    with channels_last([pipeline.unet, pipeline.vae]):
+        batches = processes.each(-(-len(prompts) // batch_size), batch)
     return torch.cat([made["images"] for made in batches])

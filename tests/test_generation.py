@@ -1,0 +1,49 @@
+"""Pictures are diffusers' own, and making them leaves the pipeline as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.generation import generate_images
+from metaunlearn.models import load
+
+
+@torch.no_grad()
+def test_pictures_are_those_of_diffusers(tiny_model: Path) -> None:
+    pipeline = load(tiny_model).pipeline
+    wanted = pipeline(
+        ["a dog", "a cat"],
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)],
+        output_type="pt",
+    ).images
+    found = generate_images(pipeline, ["a dog", "a cat"], [3, 4])
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert (to_uint8(found).int() - to_uint8(wanted).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_kernels_lie_channels_last_only_while_it_draws(tiny_model: Path, fails: bool) -> None:
+    pipeline = load(tiny_model).pipeline
+    kernels = [p for part in (pipeline.unet, pipeline.vae) for p in part.parameters() if p.dim() == 4]
+    spread = [p for p in kernels if p.shape[1] > 1 and p.shape[2] > 1]
+    before = [p.clone() for p in kernels]
+
+    def look(done: int, total: int) -> None:
+        assert all(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in spread)
+        if fails:
+            raise InterruptedError
+
+    if fails:
+        with pytest.raises(InterruptedError):
+            generate_images(pipeline, ["a dog"], [3], progress=look)
+    else:
+        generate_images(pipeline, ["a dog"], [3], progress=look)
+    assert spread
+    assert all(p.is_contiguous() for p in kernels)
+    assert all(torch.equal(p, q) for p, q in zip(kernels, before, strict=True))
