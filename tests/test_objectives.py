@@ -105,11 +105,14 @@ def test_the_path_stores_no_more_sets_than_the_end(mode: FirstOrder | DoubleBack
 # --- The outer gradient of Algorithm 1 -------------------------------------------------------------------------------
 
 
-def written_out(run: Algorithm1) -> Params:
-    """g = gamma_1 grad [L_forget + lambda L_retain] + gamma_2 grad L_meta by definition, unrolled in one graph."""
+def written_out(run: Algorithm1, displacement: Params | None = None) -> Params:
+    """g = gamma_1 grad [L_forget + lambda L_retain] + gamma_2 grad L_meta by definition, unrolled in one graph.
+
+    The attacker starts at theta + ``displacement``, a constant.
+    """
     s, batches = run.settings, drawn(run)
     theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
-    thetas = [theta]
+    thetas = [add(theta, displacement) if displacement else theta]
     for batch in batches.inner:
         at = thetas[-1]
         steps = torch.autograd.grad(l_dm(at, batch), list(at.values()), create_graph=True)
@@ -322,7 +325,7 @@ def test_a_margin_without_common_noise_is_refused() -> None:
 def test_a_call_without_the_meta_objective_refuses_what_is_about_it(
     tiny_model: Path, tmp_path: Path, call: Call
 ) -> None:
-    for key in ("meta_loss=path", "post_attack_loss=forget", "zeta_margin=1"):
+    for key in ("meta_loss=path", "post_attack_loss=forget", "zeta_margin=1", "inner_horizon=9"):
         with pytest.raises(UserError, match="--no-meta"):
             refuse_unheard("esd-u-1", [key], meta=False)
         refuse_unheard("esd-u-1", [key], meta=True)
@@ -346,5 +349,6 @@ def test_the_paper_is_the_default() -> None:
     """What ``papers_gradient`` of test_algorithm1 is compared with has none of these."""
     settings = paper_settings()
     assert (settings.meta_loss, settings.post_attack_loss, settings.zeta_margin) == ("end", "denoising", None)
+    assert settings.inner_horizon is None
     assert (settings.retain_weighting, settings.heal_steps, settings.total_steps) == ("none", 0, settings.steps)
     assert PAPER["zeta"] == settings.zeta

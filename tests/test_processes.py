@@ -124,8 +124,8 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "refused": erasing(tiny_model, "steps=2", "batch_size=3"),
         "refused sharded": erasing(tiny_model, "steps=2", "sharded=true", "meta_gradient=double-backward"),
         "broken": [*erasing(tiny_model, "steps=4", "sharded=true", "ema_decay=0.5"), "--no-meta"],
-        "resumed": [*erasing(tiny_model, "steps=5", "meta_gradient=first-order"), "--resume"],
-        "killed": erasing(tiny_model, "steps=5", "meta_gradient=first-order", "sharded=true"),
+        "resumed": [*erasing(tiny_model, "steps=5", "meta_gradient=first-order", "inner_horizon=9"), "--resume"],
+        "killed": erasing(tiny_model, "steps=5", "meta_gradient=first-order", "sharded=true", "inner_horizon=9"),
     }  # fmt: skip
     one, two = folder / "one", folder / "two"
     with (

@@ -93,6 +93,9 @@ class EraseSettings(Settings):
     """Inside Adam's square root, so that it can be differentiated; lower is truer to Adam and harder on float32."""
     inner_max_gradient_norm: float | None = Field(default=None, gt=0)
     """The simulated attacker clips its gradients to this norm; None: it does not."""
+    inner_horizon: int | None = Field(default=None, gt=0)
+    """Every second outer step has an attacker that goes on from where its last turn ended, until it has taken so many
+    steps and starts afresh: a long attack, a few steps at a time. None: all start at theta, as in the paper."""
     inner_subset: str = "f"
     """Denoiser parameters that the simulated attacker tunes: x, x-strict, first-xattn, u, selfattn or f (all)."""
     inner_store: Literal["device", "host", "disk"] = "device"
@@ -169,6 +172,7 @@ class EraseSettings(Settings):
         "zeta_related",
         "zeta_unrelated",
         "inner_max_gradient_norm",
+        "inner_horizon",
         "heal_learning_rate",
         mode="before",
     )
@@ -198,6 +202,16 @@ class EraseSettings(Settings):
             raise ValueError(
                 "zeta_margin compares each retained picture's loss at theta_M with its loss at theta, which means "
                 "something under the same noise only: set common_noise=true, or zeta_margin=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_horizon_lies_beyond_one_turn(self) -> Self:
+        longest = max(attacker.steps for attacker in self.simulated)
+        if self.inner_horizon is not None and self.inner_horizon <= longest:
+            raise ValueError(
+                f"inner_horizon = {self.inner_horizon} is reached in one turn of {longest} steps, after which the "
+                "attacker starts afresh anyway: set inner_horizon to more than inner_steps, or inner_horizon=none"
             )
         return self
 
@@ -293,6 +307,7 @@ ASKS_NOTHING = {
     "meta_loss": "end",
     "post_attack_loss": "denoising",
     "zeta_margin": "none",
+    "inner_horizon": "none",
     "retain_weighting": "none",
     "heal_steps": "0",
     "heal_learning_rate": "none",
@@ -330,7 +345,7 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
 
 def refuse_without_meta(overrides: Sequence[str]) -> None:
     """UserError when ``--set`` asks for another meta objective in a call that has none."""
-    for key in asked_for(overrides, ("meta_loss", "post_attack_loss", "zeta_margin")):
+    for key in asked_for(overrides, ("meta_loss", "post_attack_loss", "zeta_margin", "inner_horizon")):
         raise UserError(
             f"{key} (--set {key}=...) would be ignored, because it is about the meta objective, which this call is "
             f"without (meta=False, --no-meta). Leave {key} out, or erase with the meta objective (meta=True, --meta)."

@@ -162,13 +162,16 @@ def parameter_copies(settings: EraseSettings, *, meta: bool, device: str = "cpu"
     """
     if not meta:
         return 1
+    of_horizon = 0 if settings.inner_horizon is None else 2  # Delta and theta + Delta.
     if settings.meta_gradient == "first-order":
         of_path = settings.meta_loss == "path"  # The sum of its terms so far.
-        return 1 + 4 + of_path + max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
+        of_optimizer = max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
+        return 1 + 4 + of_path + of_horizon + of_optimizer
     elsewhere = settings.inner_store == "disk" or (settings.inner_store == "host" and device != "cpu")
-    return 1 + max(
+    of_turn = max(
         _kept(attacker.steps, elsewhere) + 4 + _optimizer_copies(attacker, elsewhere) for attacker in settings.simulated
     )
+    return 1 + of_horizon + of_turn
 
 
 def _kept(sets: int, elsewhere: bool) -> int:

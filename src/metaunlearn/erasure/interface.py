@@ -175,7 +175,7 @@ class Defence(Protocol):
 
 META_SETTINGS = (
     "gamma2", "zeta", "zeta_related", "zeta_unrelated", "zeta_margin", "direct_term", "common_noise", "meta_retain",
-    "meta_loss", "post_attack_loss",
+    "meta_loss", "post_attack_loss", "inner_horizon",
 )  # fmt: skip
 """Settings of the meta objective that no other defence reads."""
 

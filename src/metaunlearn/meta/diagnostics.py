@@ -48,12 +48,14 @@ def diagnose(
     problem: MetaProblem | None = None,
     found: MetaGradient | None = None,
     direct: Params | None = None,
+    start: Params | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """A record for ``log.jsonl``: JSON values.
 
     With the meta objective ``found`` is the meta-gradient that ``mode`` made of ``problem``, without its direct term;
-    with a margin ``direct`` is that term's own gradient, zeta included, over what is trained.
+    with a margin ``direct`` is that term's own gradient, zeta included, over what is trained. ``start`` is where the
+    simulated attacker started, theta unless it went on from an earlier step.
     """
     watched = subset(theta, settings.diagnostics_subset, setting="diagnostics_subset")
     weights = zeta_weights(settings)
@@ -74,7 +76,7 @@ def diagnose(
             "loss_ft_at_theta_m": ft(found.theta_final).item(),
             "loss_retain_at_theta_m": after(found.theta_final).item(),
         }
-    pair = first_order_and_exact(theta, mode, problem, found, settings)
+    pair = first_order_and_exact(theta if start is None else start, mode, problem, found, settings)
     if pair is not None:
         if direct is None:
             direct = scale({name: b[name] for name in trained}, settings.zeta if settings.direct_term else 0.0)
@@ -101,7 +103,7 @@ def equation_4(a: Params, b: Params) -> dict[str, float]:
 def first_order_and_exact(
     theta: Params, mode: MetaGradientMode, problem: MetaProblem, found: MetaGradient, settings: EraseSettings
 ) -> tuple[Params, Params] | None:
-    """Both meta-gradients over all parameters; None where the exact one was not asked for.
+    """Both meta-gradients at ``theta``, where the attacker started; None where the exact one was not asked for.
 
     An exact mode passes the first-order one on its way; the other way round a second meta-gradient is needed.
     """

@@ -30,6 +30,7 @@ from metaunlearn.meta.objective import (
     zeta_weights,
 )
 from metaunlearn.meta.outer import laid_out_like, outer_optimizer
+from metaunlearn.meta.persistent import PersistentAttack, has_a_turn
 from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision
@@ -90,6 +91,9 @@ class Algorithm1:
         """The moving average of what is trained, when ``ema_decay`` asks for one."""
         if settings.ema_decay is not None:
             self.average = {name: self.theta[name].clone() for name in self.trained}
+        self.attack = self._attack_next = self._new_attack()
+        """The simulated attacker that goes on from turn to turn, when ``inner_horizon`` asks for one; and where it is
+        once theta has moved."""
         self.sampler = Independent() if settings.replacement else Epochs(seed)
         self.step = 0
         self.mode: MetaGradientMode | None = None
@@ -121,13 +125,17 @@ class Algorithm1:
         reached = self.theta if self.average is None else self.theta | self.average
         return reached if self.moving is None else self.moving.result(reached)
 
+    def _new_attack(self) -> PersistentAttack | None:
+        horizon = self.settings.inner_horizon
+        return PersistentAttack(horizon=horizon) if self.meta and horizon is not None else None
+
     def _begin_healing(self) -> None:
         """theta becomes what the first phase would have saved, and gets a fresh optimiser."""
         erased = self._result()
         with torch.no_grad():
             for name, p in self._trained_theta().items():
                 p.copy_(erased[name])
-        self.average = self.moving = None
+        self.average = self.moving = self.attack = self._attack_next = None
         self.optimizer = outer_optimizer(list(self._trained_theta().values()), self.settings)
 
     def _generator(self, step: int) -> torch.Generator:
@@ -171,10 +179,17 @@ class Algorithm1:
         diagnosed = every > 0 and self.step % every == 0
         gradient, record = self._gradient_at_theta(parts)
         problem = meta = direct = None
+        start = self.theta
         if self.mode is not None:
             model = self.first_order_model if isinstance(self.mode, FirstOrder) else self.model
             problem = meta_problem(model, parts, attacker, self.settings, self.processes, theta=self.theta)
-            meta = self.mode(replace(problem, with_first_order=diagnosed), self.theta)
+            turn = self.attack if has_a_turn(self.step) else None
+            if turn is not None:
+                start = turn.start(self.theta)
+                record["attack_steps_before"] = turn.steps
+            meta = self.mode(replace(problem, with_first_order=diagnosed), start)
+            if turn is not None:
+                self._attack_next = turn.after(self.theta, meta.theta_final, problem.inner, attacker.steps)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
             for name in self.trained:
                 gradient[name] = gradient[name] + self.settings.gamma2 * meta.gradient[name]
@@ -203,6 +218,7 @@ class Algorithm1:
                 problem=problem,
                 found=meta,
                 direct=direct,
+                start=start,
                 processes=self.processes,
             )
         return gradient, record
@@ -239,6 +255,7 @@ class Algorithm1:
             group["lr"] = learning_rate_at(self.step, self.settings)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.attack = self._attack_next
         self.step += 1
         if self.average is not None and self.settings.ema_decay is not None:
             self.average = moved_average(self.average, self.theta, self.settings.ema_decay)
@@ -302,13 +319,17 @@ class Algorithm1:
             return
         more = {} if self.moving is None else self.moving.state()
         more |= {f"{AVERAGE}{name}": p for name, p in (self.average or {}).items()}
+        more |= {} if self.attack is None else self.attack.state()
         save_training(file, self._trained_theta(), self.optimizer, self.step, more, writes=self.processes.main)
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
         self.step, more = restore_training(file, self._trained_theta(), self.optimizer)
         if self.step > self.settings.steps:  # Healing has begun: what the first phase kept is part of theta.
-            self.average = self.moving = None
+            self.average = self.moving = self.attack = None
+        if self.attack is not None:
+            self.attack = self.attack.restored(more, self.theta)
+        self._attack_next = self.attack
         if self.average is not None:
             self.average = {name: piece(more.pop(f"{AVERAGE}{name}"), p) for name, p in self.average.items()}
         if self.moving is not None:
