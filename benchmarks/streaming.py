@@ -1,0 +1,82 @@
+"""How much host memory does an evaluation of many large pictures need, beyond the model?
+
+    python benchmarks/streaming.py --images 10000 --size 512
+
+Pictures are painted rather than generated, one ramp in one tint a seed, since only what happens to them afterwards is
+measured: they are written as PNG, judged by Canvas's judge (concept, CLIP score) and kept as features (FID, KID).
+Counted is the peak of resident memory above what the process holds once the judge is loaded. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaunlearn import draws
+from metaunlearn.data import Prompt, write_imagefolder
+from metaunlearn.doctor.meter import Meter
+from metaunlearn.evaluation import plan
+from metaunlearn.metrics import load_judge
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Print a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--size", type=int, default=512)
+    options = parser.parse_args()
+
+    draws.generate_images = painted(options.size)
+    unet = SimpleNamespace(config=SimpleNamespace(sample_size=options.size // 8))
+    pipeline = SimpleNamespace(config={}, unet=unet, vae_scale_factor=8)
+    with tempfile.TemporaryDirectory() as folder:
+        noise = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        write_imagefolder(Path(folder) / "real", noise, ["a knife"] * len(noise))
+        evaluation = plan(
+            pipeline,
+            [Prompt("a knife")],
+            metrics=["concept", "clip-score", "fid", "kid"],
+            judge=load_judge("canvas"),
+            concept="knife",
+            alternatives=["key", "hammer"],
+            reference=Path(folder) / "real",
+            images_per_prompt=options.images,
+        )
+        out, state = Path(folder) / "out", Path(folder) / "state"
+        began = time.perf_counter()
+        peak = Meter("cpu").peak(lambda: evaluation.run(pipeline, out=out, kept=state, progress=told))
+        seconds = time.perf_counter() - began
+    held = options.images * 3 * options.size**2 * 4 / MIB
+    print("\n| pictures | pixels a side | peak above the idle process | all of them as floats | seconds |")
+    print("|---|---|---|---|---|")
+    print(f"| {options.images} | {options.size} | {peak / MIB:.0f} MiB | {held:.0f} MiB | {seconds:.0f} |")
+
+
+def painted(size: int) -> Any:
+    """Stands in for ``generate_images``."""
+    ramp = torch.linspace(0, 0.5, size).expand(3, size, size)
+
+    def paint(pipeline: object, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> Tensor:
+        tints = torch.stack([torch.rand(3, 1, 1, generator=torch.Generator().manual_seed(seed)) / 2 for seed in seeds])
+        return ramp + tints
+
+    return paint
+
+
+def told(done: int, total: int) -> None:
+    """Progress."""
+    print(f"\r{done}/{total}", end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()
