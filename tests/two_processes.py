@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ from metaunlearn.processes import join
 from metaunlearn.shards import own
 
 
-def die_at_the_third_step() -> None:
-    """From now on."""
-    take_step = Algorithm1.take_step
+def die_at_the_third_step(out: Path) -> None:
+    """From now on, once the other process has written down in ``out`` what both had after the second."""
+    take_step, state = Algorithm1.take_step, out / "state" / "training.safetensors"
 
     def mortal(self: Algorithm1) -> dict[str, Any]:
         if self.step == 2 and self.processes.number == 1:
+            deadline = time.monotonic() + 60
+            while not state.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return take_step(self)
 
@@ -83,7 +87,7 @@ notice_different_weights()
 calls = json.loads(Path(sys.argv[1]).read_text())
 for number, arguments in enumerate(calls):
     if number == len(calls) - 1:
-        die_at_the_third_step()
+        die_at_the_third_step(Path(arguments[-1]))
     with pytest.MonkeyPatch.context() as patch:
         if arguments[-1].endswith("sharded adamw"):
             say_what_is_held(patch)
