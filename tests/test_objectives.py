@@ -143,15 +143,19 @@ def written_out(run: Algorithm1, displacement: Params | None = None) -> Params:
     return dict(zip(theta, torch.autograd.grad(g, list(theta.values())), strict=True))
 
 
-def differences(run: Algorithm1) -> Tensor:
-    """l_i(theta_M) - l_i(theta) of the retained pictures of the next step."""
-    batches = drawn(run)
-    at = run.theta
-    for batch in batches.inner:
+def attacked_from(run: Algorithm1, start: Params) -> Params:
+    """theta_M of the run's next step, by hand."""
+    at = start
+    for batch in drawn(run).inner:
         leaves = {name: p.clone().requires_grad_() for name, p in at.items()}
         steps = torch.autograd.grad(l_dm(leaves, batch), list(leaves.values()))
         at = {n: p - run.settings.inner_learning_rate * g for (n, p), g in zip(at.items(), steps, strict=True)}
-    kept = batches.meta_retain.batch
+    return at
+
+
+def differences(run: Algorithm1) -> Tensor:
+    """l_i(theta_M) - l_i(theta) of the retained pictures of the next step."""
+    at, kept = attacked_from(run, run.theta), drawn(run).meta_retain.batch
     rows = [slice(i, i + 1) for i in range(len(kept.t))]
     return torch.stack([l_dm(at, kept, row) - l_dm(run.theta, kept, row) for row in rows])
 
