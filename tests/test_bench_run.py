@@ -165,9 +165,14 @@ def test_two_processes_share_the_work(tiny_grid: Path, tmp_path: Path) -> None:
     assert results(out) == results(tiny_grid / "out")
 
 
-def test_one_cell_that_fails_does_not_stop_the_others(bench: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+@pytest.mark.parametrize("error", [RunError("the loss is not finite"), RuntimeError("the loss is not finite")])
+def test_one_cell_that_fails_does_not_stop_the_others(
+    error: Exception, bench: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    """Nor does one that runs out of memory, or into a mistake of ours; where that happened, a file says."""
+
     def breaks(*_: object, **__: object) -> None:
-        raise RunError("the loss is not finite")
+        raise error
 
     monkeypatch.setattr("metaunlearn.bench.kinds.erase.make", breaks)
     write_recipe(Path("grid.toml"), changed("models", to=["original", "unlearn", "meta-unlearn"]))
@@ -175,6 +180,9 @@ def test_one_cell_that_fails_does_not_stop_the_others(bench: Path, monkeypatch: 
     assert outcome.code == 1
     assert "1 cells failed" in outcome.err
     assert "the loss is not finite" in outcome.err
+    tracebacks = [file.read_text() for file in Path("out", "errors").glob("erase-*.txt")]
+    assert len(tracebacks) == (not isinstance(error, RunError))
+    assert all("in breaks" in text for text in tracebacks)
     assert {row["model"] for row in results(Path("out"))["rows"]} == {"original", "meta-unlearn"}  # type: ignore[attr-defined]
 
 

@@ -150,9 +150,12 @@ def test_a_bank_comes_back_from_its_file(tmp_path: Path) -> None:
         model, model.parameters(), ["a fox", "an owl"], count=2, steps=2, guidance_scale=2.0, generator=generator
     )
     save_tensors(tmp_path / "bank.safetensors", bank.tensors())
-    again = TrajectoryBank.of_tensors(load_tensors(tmp_path / "bank.safetensors")[0])
+    kept = load_tensors(tmp_path / "bank.safetensors")[0]
+    again = TrajectoryBank.of_tensors(kept, "cpu")
     assert again.tensors().keys() == bank.tensors().keys()
     assert all(torch.equal(part, again.tensors()[name]) for name, part in bank.tensors().items())
+    elsewhere = TrajectoryBank.of_tensors(kept, "meta").tensors()
+    assert {name for name, part in elsewhere.items() if part.device.type == "cpu"} == {"prompt_of"}
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

@@ -62,6 +62,13 @@ class Store:
         self.folder(name).rename(waste)
         shutil.rmtree(waste)
 
+    def complain(self, name: str, traceback: str) -> Path:
+        """Keep where the making of the cell ``name`` broke; the file that says it."""
+        file = self.out / "errors" / f"{name}.txt"
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, traceback)
+        return file
+
     def records(self) -> list[dict[str, Any]]:
         """``cell.json`` of every whole cell."""
         files = sorted(self.cells.glob(f"*/{CELL_FILE}")) if self.cells.is_dir() else []

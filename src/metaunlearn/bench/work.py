@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import traceback
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
@@ -38,6 +39,9 @@ def make(store: Store, cell: Cell, *, device: str = "cpu", progress: Progress | 
             _fill(store, cell, device, progress)
         except MetaunlearnError as error:
             return Outcome(cell, "failed", str(error))
+        except Exception as error:  # Memory that ran out, a mistake of ours: the other cells are none the worse for it.
+            file = store.complain(cell.name, traceback.format_exc())
+            return Outcome(cell, "failed", f"{type(error).__name__}: {error} ({file} says where)")
         seconds = time.monotonic() - began
         store.finish(cell, seconds=seconds, device=device)
         return Outcome(cell, "made", seconds=seconds)

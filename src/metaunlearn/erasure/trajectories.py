@@ -56,10 +56,11 @@ class TrajectoryBank:
         return rows | self.cond.tensors("cond.")
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> TrajectoryBank:
-        """From what :meth:`tensors` gave."""
-        rows = {name: value for name, value in tensors.items() if not name.startswith("cond.")}
-        return cls(cond=Conditioning.of_tensors(tensors, "cond."), **rows)
+    def of_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> TrajectoryBank:
+        """From what :meth:`tensors` gave, for a model on ``device``; row numbers stay on the host."""
+        rows = {name: value.to(device) for name, value in tensors.items() if not name.startswith("cond.")}
+        rows["prompt_of"] = tensors["prompt_of"]
+        return cls(cond=Conditioning.of_tensors(tensors, "cond.").to(device), **rows)
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
     """Paths of theta* for every prompt to forget, sampled once and kept in the task's shared folder, or its cache."""
     file = _bank_file(task)
     if file is not None and task.processes.on_main(file.exists):
-        return TrajectoryBank.of_tensors(load_tensors(file)[0])
+        return TrajectoryBank.of_tensors(load_tensors(file)[0], task.model.device)
     bank = sample_for(task, task.model.parameters(), task.prompts.forget, step_generator(task.seed, 0, "bank"))
     if file is not None and task.processes.main:
         own = file.with_name(f"{os.getpid()}-{file.name}")  # Another run may be writing the same file.
