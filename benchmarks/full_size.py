@@ -4,9 +4,10 @@
 
 The architectures are the published ones, the weights random: time and memory do not depend on what a network has
 learned. A step is Algorithm 1's own, on ESD's subset u with AdamW: plain, and with the meta objective at M = 1, the
-meta-gradient to first order, by gradient difference and by double backward. Each row is the median over rounds after
-one warm-up; what does not fit is said to run out of memory. Without a GPU everything is reduced, which says nothing of
-the true size and only shows that the script runs.
+meta-gradient to first order, by gradient difference and by double backward; --set precision=bf16 and the like change
+its settings. Each row is the median over rounds after one warm-up; what does not fit is said to run out of memory.
+With --generate it is pictures that are timed. Without a GPU everything is reduced, which says nothing of the true size
+and only shows that the script runs.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 
+from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.erasure.esd import BankedForgetLoss, esd_target
 from metaunlearn.erasure.trajectories import TrajectoryBank
+from metaunlearn.generation import generate_images
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.memory import checkpointing
+from metaunlearn.models.precision import DTYPES
 from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import read_recipe
@@ -138,7 +142,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(model: RandomModel, step: str, batch: int, rounds: int, precision: str) -> tuple[float | None, int | None]:
+def measure(
+    model: RandomModel, step: str, batch: int, rounds: int, more: Sequence[str] = ()
+) -> tuple[float | None, int | None]:
     """Median seconds of a step, and the peak of the accelerator's memory, weights included."""
     on_gpu = model.device.type == "cuda"
     mode = STEPS[step] or "first-order"
@@ -146,9 +152,9 @@ def measure(model: RandomModel, step: str, batch: int, rounds: int, precision: s
         f"steps={rounds + 1}",
         f"batch_size={batch}",
         f"meta_gradient={mode}",
-        f"precision={precision}",
         "inner_steps=1",
         "diagnostics_every=0",
+        *more,
     ]
     settings = resolve(EraseSettings, read_recipe("sd14").erase, overrides)
     if on_gpu:
@@ -165,16 +171,26 @@ def measure(model: RandomModel, step: str, batch: int, rounds: int, precision: s
 
 
 def table(
-    names: Sequence[str], batches: Sequence[int], steps: Sequence[str], rounds: int, precision: str, device: str
+    names: Sequence[str],
+    batches: Sequence[int],
+    steps: Sequence[str],
+    rounds: int,
+    device: str,
+    *,
+    checkpointed: Sequence[bool] = (False, True),
+    channels_last: bool = False,
+    more: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Every combination, one after the other."""
     reduced = device == "cpu"
     for name in names:
         model = RandomModel(name, device=device, reduced=reduced)
+        if channels_last:
+            model.unet.to(memory_format=torch.channels_last)
         pixels = model.latent_shape[1] * PIXELS_PER_LATENT
-        for on, batch, step in itertools.product((False, True), batches, steps):
+        for on, batch, step in itertools.product(checkpointed, batches, steps):
             with checkpointing(model.unet, on):
-                seconds, peak = measure(model, step, batch, rounds, precision)
+                seconds, peak = measure(model, step, batch, rounds, more)
             gc.collect()
             yield Row(
                 model=name, pixels=pixels, batch=batch, checkpointing=on, step=step, seconds=seconds, peak_bytes=peak
@@ -182,12 +198,37 @@ def table(
         del model
 
 
-def header(device: str, precision: str, rounds: int) -> str:
+def generation(prompts: int, precision: str, device: str) -> str:
+    """How long ``prompts`` pictures by Stable Diffusion 1.4 take, one a prompt, guided, after one batch to warm up."""
+    shape, reduced = ARCHITECTURES["sd14"], device == "cpu"
+    unet = shape.build_unet(device, **(REDUCED | {"cross_attention_dim": 768} if reduced else {}))
+    pipeline = StableDiffusionPipeline(
+        vae=shape.build_vae(device), unet=unet, text_encoder=shape.build_text_encoders(device)[0],
+        tokenizer=build_tokenizer(), scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).to(DTYPES[precision])  # fmt: skip
+    steps = 2 if reduced else 50
+
+    def pictures(count: int) -> float:
+        began = now(torch.device(device))
+        generate_images(pipeline, ["a knife"] * count, range(count), steps=steps, batch_size=PICTURES)
+        return now(torch.device(device)) - began
+
+    pictures(PICTURES)
+    seconds = pictures(prompts)
+    return (
+        f"sd14, {precision}: {prompts} pictures of {unet.config.sample_size * PIXELS_PER_LATENT} pixels, {steps} steps "
+        f"each, in batches of {PICTURES}: {seconds:.3g} s, {prompts / seconds:.3g} a second."
+    )
+
+
+def header(device: str, rounds: int, *, channels_last: bool = False, more: Sequence[str] = ()) -> str:
     """Where, when and how the figures came about."""
     hardware = platform.processor() or platform.machine()
     hardware = f"CPU ({hardware}), REDUCED SIZE" if device == "cpu" else torch.cuda.get_device_name(device)
+    settings = ", ".join([*more, *(["kernels channels last"] if channels_last else [])]) or "float32"
     return (
-        f"{hardware}, torch {torch.__version__}, {datetime.date.today().isoformat()}; precision {precision}, M = 1, "
+        f"{hardware}, torch {torch.__version__}, {datetime.date.today().isoformat()}; {settings}; M = 1, "
         f"median of {rounds} steps; random weights.\n\n"
         "| model | pixels | batch | checkpointing | step | seconds | peak GiB |\n|---|---|---|---|---|---|---|"
     )
@@ -199,13 +240,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", default="float32", choices=["float32", "bf16", "fp16"])
+    parser.add_argument("--generate", type=int, metavar="PROMPTS", help="make pictures instead, as many as I2P's 142")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="beside the recipe sd14")
+    parser.add_argument("--checkpointing", choices=["off", "on", "both"], default="both")
+    parser.add_argument("--channels-last", action="store_true", help="lay the denoiser's kernels so")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     given = parser.parse_args(arguments)
-    lines = [header(given.device, given.precision, given.rounds)]
+    if given.generate is not None:
+        asked = [precision for precision in DTYPES if f"precision={precision}" in given.set]
+        lines = [generation(given.generate, precision, given.device) for precision in asked or DTYPES]
+        print(*lines, sep="\n")
+        if given.out is not None:
+            given.out.write_text("\n".join(lines) + "\n")
+        return
+    lines = [header(given.device, given.rounds, channels_last=given.channels_last, more=given.set)]
     print(lines[0], flush=True)
-    for row in table(given.models, given.batches, given.steps, given.rounds, given.precision, given.device):
+    for row in table(
+        given.models, given.batches, given.steps, given.rounds, given.device,
+        checkpointed={"off": (False,), "on": (True,), "both": (False, True)}[given.checkpointing],
+        channels_last=given.channels_last, more=given.set,
+    ):  # fmt: skip
         lines.append(row.text())
         print(lines[-1], flush=True)
         if given.out is not None:  # After every row: a run that is killed leaves what it has.

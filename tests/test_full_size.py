@@ -26,7 +26,9 @@ def benchmark() -> ModuleType:
 
 def test_table(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "table.md"
-    benchmark.main(["--batches", "1", "--rounds", "1", "--device", "cpu", "--out", str(out)])
+    more = ["--set", "inner_store=host", "--channels-last"]
+    benchmark.main(["--batches", "1", "--rounds", "1", "--device", "cpu", "--out", str(out), *more])
+    assert "inner_store=host, kernels channels last" in out.read_text()
     assert capsys.readouterr().out == out.read_text()
     assert "REDUCED SIZE" in out.read_text()
     rows = [line.split(" | ") for line in out.read_text().splitlines() if line.startswith("| sd")]
@@ -39,5 +41,10 @@ def test_memory_that_runs_out_is_a_row(benchmark: ModuleType, monkeypatch: pytes
         raise torch.cuda.OutOfMemoryError("full")
 
     monkeypatch.setattr(benchmark, "run_of", full)
-    row = next(benchmark.table(["sd14"], [1], ["plain ESD"], 1, "float32", "cpu"))
+    row = next(benchmark.table(["sd14"], [1], ["plain ESD"], 1, "cpu"))
     assert "out of memory" in row.text()
+
+
+def test_pictures(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["--generate", "1", "--device", "cpu", "--set", "precision=float32"])
+    assert "1 pictures of 32 pixels, 2 steps" in capsys.readouterr().out

@@ -147,9 +147,10 @@ class EraseSettings(Settings):
     """How a first-order run finds its error at a diagnosis; it takes an exact meta-gradient. An exact run knows it."""
     gradient_checkpointing: bool = False
     """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """Of the products in first-order passes: those at theta, and first-order's at theta_M; an exact meta-gradient stays
-    in float32."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    """Of the products in first-order passes: those at theta, and first-order's at theta_M."""
+    difference_precision: Literal["float32", "tf32"] = "float32"
+    """Of the products in an exact meta-gradient by gradient-difference; tf32 takes a longer step, and is the faster."""
     teacher_precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Of the parameters that sampling paths and ESD's targets come from."""
     outer_optimizer: Literal["adamw", "adamw-8bit"] = "adamw"

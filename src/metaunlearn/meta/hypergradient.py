@@ -32,8 +32,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -46,6 +45,7 @@ from metaunlearn.errors import RunError, UserError, did_you_mean
 from metaunlearn.meta.inner import InnerLoop, shift
 from metaunlearn.meta.store import Stack
 from metaunlearn.meta.terms import OuterTerms
+from metaunlearn.models.precision import Products, float32_products
 from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, scale, value_and_gradient
 from metaunlearn.shards import are_pieces
 
@@ -73,6 +73,8 @@ class MetaProblem:
     """The part at theta itself: + zeta L_DM(theta; D_retain); None when zeta is 0."""
     with_first_order: bool = False
     """Whether an exact mode also hands over the first-order meta-gradient, which it passes on its way."""
+    keep_final: bool = True
+    """Whether somebody wants theta_M; else its memory is free for the way back."""
 
     def __post_init__(self) -> None:
         if not self.inner_losses:
@@ -95,7 +97,7 @@ class MetaGradient:
     inner_losses: list[float]
     """L_m(theta_{m-1}), m = 1..M: the attacker's loss as it finetunes."""
     theta_final: Params
-    """theta_M; parameters that the attacker does not tune are theta's own tensors."""
+    """theta_M, empty without ``MetaProblem.keep_final``; what the attacker does not tune are theta's own tensors."""
     active: Tensor | None = None
     """What ``MetaProblem.active`` says, the mean of it where ``outer`` is one over theta_1 .. theta_M."""
     first_order: Params | None = None
@@ -143,6 +145,8 @@ class GradientDifference:
 
     relative_step: float | None = None
     """||eps d|| / ||P theta||; None: the measured best of the precision (``RELATIVE_STEPS``, docs/numerics.md)."""
+    precision: Products = "ieee"
+    """Of the products inside the network, all the way."""
     one_sided: bool = False
     """[grad L(theta + eps d) - grad L(theta)] / eps with the kept inner gradient: M gradients fewer, less accurate."""
 
@@ -157,12 +161,12 @@ class GradientDifference:
                 f"meta_gradient 'gradient-difference' (--set meta_gradient=...) wants float32 or float64; {reason}. "
                 "Rounding would swamp the difference. Load the model in float32, or use 'double-backward'."
             )
-        with _full_float32():
+        with float32_products(self.precision):
             return _adjoint(problem, theta, hessian_product=self._product, keep_gradients=self.one_sided)
 
     def product(self, loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
         """One product, for whoever needs it outside the recursion; a ``HessianProduct``."""
-        with _full_float32():
+        with float32_products(self.precision):
             return self._product(loss, theta, gradient, direction)
 
     def _product(self, loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
@@ -171,14 +175,15 @@ class GradientDifference:
             return {name: torch.zeros_like(p) for name, p in theta.items()}
         if not math.isfinite(length):
             raise RunError("The meta-gradient is not finite. Lower the inner learning rate (inner_learning_rate).")
-        relative_step = self.relative_step or _best_step(theta, one_sided=self.one_sided)
+        relative_step = self.relative_step or _best_step(theta, one_sided=self.one_sided, products=self.precision)
         # An all-zero theta has no length to be relative to: the step is then absolute.
         eps = relative_step * (norm({name: theta[name] for name in direction}) or 1.0) / length
         ahead = value_and_gradient(loss, shift(theta, direction, eps)).gradient
         if self.one_sided and gradient is not None:
             return scale(add(ahead, gradient, -1.0), 1 / eps)
         behind = value_and_gradient(loss, shift(theta, direction, -eps)).gradient
-        return scale(add(ahead, behind, -1.0), 1 / (2 * eps))
+        # One parameter at a time, so that there are never more than these two sets.
+        return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
 
 
 RELATIVE_STEPS: dict[torch.dtype, tuple[float, float]] = {
@@ -188,8 +193,14 @@ RELATIVE_STEPS: dict[torch.dtype, tuple[float, float]] = {
 """The measured best ``relative_step`` of each precision: (two-sided, one-sided)."""
 
 
-def _best_step(theta: Params, *, one_sided: bool) -> float:
+TF32_STEPS = (1e-3, 3e-4)
+"""The same where float32's products are in TF32."""
+
+
+def _best_step(theta: Params, *, one_sided: bool, products: Products = "ieee") -> float:
     """The step for the coarsest precision among the parameters."""
+    if products == "tf32":
+        return TF32_STEPS[one_sided]
     return max(RELATIVE_STEPS[dtype][one_sided] for dtype in {p.dtype for p in theta.values()})
 
 
@@ -200,25 +211,6 @@ def low_precision(theta: Params) -> str | None:
             return f"parameter {name!r} is {p.dtype}"
     device = next(iter(theta.values())).device.type
     return f"autocast is on for {device}" if torch.is_autocast_enabled(device) else None
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """TF32 and bfloat16 products off, so that float32 gradients have float32's 24 bits; restored afterwards."""
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
-    )
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 def double_backward_product(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
@@ -252,6 +244,8 @@ def _adjoint(
         path = problem.inner.run(theta, problem.inner_losses, keep_gradients=keep_gradients)
         theta_final = path.thetas.pop()
         v = terms.gradient(theta_final)
+        if not problem.keep_final:
+            theta_final = {}
         first_order = v if problem.with_first_order else None
         w = problem.inner.optimizer.start(problem.inner.project(v))
         for m, loss in reversed(list(enumerate(problem.inner_losses))):  # From theta_{m+1} to theta_m.
@@ -311,32 +305,34 @@ MODES: dict[str, Callable[[], MetaGradientMode]] = {
 }
 """What ``meta_gradient`` may be named, besides ``auto``."""
 
-AUTO_TOLERANCE = 1e-3
-"""``auto`` takes the gradient difference when its relative error on the probe is at most this."""
+AUTO_TOLERANCE: dict[Products, float] = {"ieee": 1e-3, "tf32": 3e-2}
+"""``auto`` takes the gradient difference when its relative error on the probe is at most this. TF32's first-order
+gradients are off by 1e-3 themselves."""
 
 AUTO_STEPS = (1.0, 0.3, 0.1)
 """``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models."""
 
 
-def resolve(name: str, theta: Params, *probes: MetaProblem) -> MetaGradientMode:
+def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products = "ieee") -> MetaGradientMode:
     """The mode called ``name``; ``auto`` tries the gradient difference on ``probes`` and says in the log what it chose.
 
     ``probes`` are meta problems like those to come, one for each kind of attacker, on a small batch, since a double
     backward of each is taken once; ``auto`` compares the difference at several step lengths with it and keeps the best.
+    ``products`` is what a gradient difference computes in.
     """
     if name == "auto" and are_pieces(theta.values()):
         log.info(
             "meta_gradient auto: gradient-difference, unchecked, because sharded parameters have no double backward"
         )
-        return GradientDifference()
+        return GradientDifference(precision=products)
     if name == "auto":
-        return _checked_mode(theta, probes)
+        return _checked_mode(theta, probes, products)
     if name not in MODES:
         raise UserError(
             f"Unknown meta_gradient {name!r} (--set meta_gradient=...); known: {', '.join(MODES)}, auto."
             + did_you_mean(name, [*MODES, "auto"])
         )
-    return MODES[name]()
+    return GradientDifference(precision=products) if name == "gradient-difference" else MODES[name]()
 
 
 def product_named(name: str, theta: Params) -> HessianProduct | None:
@@ -358,20 +354,21 @@ def mode_name(mode: MetaGradientMode) -> str:
     return next(name for name, kind in MODES.items() if type(mode) is kind)
 
 
-def _checked_mode(theta: Params, probes: Sequence[MetaProblem]) -> MetaGradientMode:
+def _checked_mode(theta: Params, probes: Sequence[MetaProblem], products: Products) -> MetaGradientMode:
     reason = low_precision(theta)
     if reason:
         log.info("meta_gradient auto: double-backward, because %s", reason)
         return DoubleBackward()
-    usual = _best_step(theta, one_sided=False)
-    modes = [GradientDifference(relative_step=factor * usual) for factor in AUTO_STEPS]
+    usual = _best_step(theta, one_sided=False, products=products)
+    modes = [GradientDifference(relative_step=factor * usual, precision=products) for factor in AUTO_STEPS]
     errors = [0.0] * len(modes)
     for probe in probes:
         expected = DoubleBackward()(probe, theta).gradient
         found = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
         errors = [max(pair) for pair in zip(errors, found, strict=True)]
     error, best = min(zip(errors, modes, strict=True), key=lambda pair: pair[0])
-    if error <= AUTO_TOLERANCE:
+    limit = AUTO_TOLERANCE[products]
+    if error <= limit:
         log.info(
             "meta_gradient auto: gradient-difference with step %.0e, relative error %.1e against double-backward",
             best.relative_step,
@@ -381,7 +378,7 @@ def _checked_mode(theta: Params, probes: Sequence[MetaProblem]) -> MetaGradientM
     log.warning(
         "meta_gradient auto: double-backward, because gradient-difference has relative error %.1e (limit %.0e)",
         error,
-        AUTO_TOLERANCE,
+        limit,
     )
     return DoubleBackward()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from metaunlearn.meta.outer import laid_out_like, outer_optimizer
 from metaunlearn.meta.persistent import PersistentAttack, has_a_turn
 from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.models.interface import TextToImageModel
-from metaunlearn.models.precision import in_precision
+from metaunlearn.models.precision import Products, float32_products, in_precision
 from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, same, scale, value_and_gradient
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.shards import are_pieces, piece, whole
@@ -109,7 +110,8 @@ class Algorithm1:
                 )
                 for attacker in dict.fromkeys(settings.simulated)
             ]
-            self.mode = resolve(settings.meta_gradient, self.theta, *probes)
+            products: Products = "tf32" if settings.difference_precision == "tf32" else "ieee"
+            self.mode = resolve(settings.meta_gradient, self.theta, *probes, products=products)
 
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
         """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return the result."""
@@ -187,7 +189,8 @@ class Algorithm1:
             if turn is not None:
                 start = turn.start(self.theta)
                 record["attack_steps_before"] = turn.steps
-            meta = self.mode(replace(problem, with_first_order=diagnosed), start)
+            keep_final = diagnosed or turn is not None
+            meta = self.mode(replace(problem, with_first_order=diagnosed, keep_final=keep_final), start)
             if turn is not None:
                 self._attack_next = turn.after(self.theta, meta.theta_final, problem.inner, attacker.steps)
             record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
@@ -245,7 +248,9 @@ class Algorithm1:
         heals = healing(self.step, self.settings)
         if heals and self.step == self.settings.steps:
             self._begin_healing()
-        gradient, record = self.heal_gradient() if heals else self.outer_gradient()
+        in_tf32 = self.settings.precision == "tf32"
+        with float32_products("tf32") if in_tf32 else nullcontext():
+            gradient, record = self.heal_gradient() if heals else self.outer_gradient()
         for name in self.trained:
             self.theta[name].grad = laid_out_like(self.theta[name], gradient[name])
         length = torch.nn.utils.clip_grad_norm_(

@@ -85,7 +85,10 @@ class TextToImageModel(Protocol):
         ...
 
     def in_precision(self, precision: Precision) -> TextToImageModel:
-        """The same model, weights shared, whose ``predict`` has its products in ``precision``; float32 is itself."""
+        """The same model, weights shared, whose ``predict`` has its products in ``precision``.
+
+        In float32 it is itself, and in tf32, which whoever takes the gradient switches on (``float32_products``).
+        """
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

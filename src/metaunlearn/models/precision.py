@@ -1,4 +1,4 @@
-"""Half precision: of a forward and backward pass (autocast), and of a teacher's parameters.
+"""Reduced precision: of a forward and backward pass (TF32, autocast), and of a teacher's parameters.
 
 In float16 a gradient below 6e-8 is zero, and L_DM's is, being a mean over many latent values. So the gradient is scaled
 on its way into the network and scaled back as it reaches each parameter, in float32: whoever calls ``predict`` sees
@@ -8,7 +8,8 @@ first-order step and not for a difference of gradients: ``docs/numerics.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.parameters import Params
 from metaunlearn.shards import are_pieces
 
-Precision = Literal["float32", "bf16", "fp16"]
+Precision = Literal["float32", "tf32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 GRADIENT_SCALE = {torch.bfloat16: 1.0, torch.float16: 2.0**10}
@@ -56,6 +57,27 @@ def autocast_predict(
     with torch.autocast(x_t.device.type, dtype, cache_enabled=not are_pieces(theta.values())):
         output = predict(theta, x_t, t, cond)
     return _scaled(output.float(), scale)
+
+
+Products = Literal["ieee", "tf32"]
+"""How float32 numbers are multiplied where there is a choice: with 24 bits, or by tensor cores with 11."""
+
+
+@contextmanager
+def float32_products(kind: Products) -> Iterator[None]:
+    """Float32's products as ``kind`` says, in cuBLAS, cuDNN and oneDNN; afterwards as before."""
+    # oneDNN on a CPU knows no TF32; what it can do instead, bfloat16, is coarser.
+    on_cpu = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]  # type: ignore[attr-defined]
+    on_gpu = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+    wanted = [*((backend, kind) for backend in on_gpu), *((backend, "ieee") for backend in on_cpu)]
+    before = [backend.fp32_precision for backend, _ in wanted]
+    try:
+        for backend, precision in wanted:
+            backend.fp32_precision = precision
+        yield
+    finally:
+        for (backend, _), precision in zip(wanted, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def in_precision(theta: Params, precision: Precision) -> Params:

@@ -110,8 +110,11 @@ class UNetModel:
         return twin
 
     def in_precision(self, precision: Precision) -> Self:
-        """The same model, weights shared, whose ``predict`` has its products in ``precision``; float32 is itself."""
-        if precision == "float32":
+        """The same model, weights shared, whose ``predict`` has its products in ``precision``.
+
+        In float32 it is itself, and in tf32, which whoever takes the gradient switches on (``float32_products``).
+        """
+        if precision in ("float32", "tf32"):
             return self
         twin = copy.copy(self)
         twin._autocast = DTYPES[precision]
