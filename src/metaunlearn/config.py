@@ -286,8 +286,10 @@ class StorySettings(Settings):
     """An object or a style of Canvas, unless the call names another."""
     method: str = "esd-u-1"
     """How it is erased, unless the call names another."""
+    recipe: str = "small"
+    """Whose settings erase and attack."""
     erase: dict[str, Any] = Field(default_factory=dict)
-    """Keys of :class:`EraseSettings` that the story wants otherwise than the default recipe has them."""
+    """Keys of :class:`EraseSettings` that the story wants otherwise than that recipe has them."""
     malicious: Regime
     """Real pictures of the concept, until the plainly unlearned model is half-way back."""
     strong: Regime

@@ -100,7 +100,7 @@ def demo(
     regimes: dict[str, Regime] = {"malicious": story.malicious, "strong": story.strong, "benign": story.benign}
     data = {regime: _real_pictures(out, concept, regime, settings, seed) for regime, settings in regimes.items()}
     wanted = [*(f"{key}={value}" for key, value in story.erase.items()), *overrides]
-    settings = _erase_both(out, concept, method, wanted, seed, progress)
+    settings = _erase_both(out, concept, method, story.recipe, wanted, seed, progress)
     states = [State("original", "before", 0, "canvas", story.full, True)]
     for model in ERASED:
         states.append(State(model, "before", 0, out / model, story.full, True))
@@ -109,7 +109,7 @@ def demo(
                 out / model,
                 data[regime],
                 steps=plan.steps,
-                recipe="small",
+                recipe=story.recipe,
                 overrides=[f"learning_rate={plan.learning_rate}"],
                 seed=seed,
                 out=out / "attacks" / f"{model}-{regime}",
@@ -137,7 +137,7 @@ def _real_pictures(out: Path, concept: str, regime: str, plan: Regime, seed: int
 
 
 def _erase_both(
-    out: Path, concept: str, method: str, overrides: Sequence[str], seed: int, progress: Progress | None
+    out: Path, concept: str, method: str, recipe: str, overrides: Sequence[str], seed: int, progress: Progress | None
 ) -> dict[str, Any]:
     """Both erased models, from the same pictures; the plain run makes them, unless its method needs none."""
     settings: dict[str, Any] = {}
@@ -151,6 +151,7 @@ def _erase_both(
             meta=meta,
             forget_data=shared / "forget" if share else None,
             retain_data=shared if share else None,
+            recipe=recipe,
             overrides=overrides,
             seed=seed,
             out=out / model,
