@@ -64,7 +64,7 @@ def paper_settings(*more: str, **changed: float) -> EraseSettings:
     numbers = PAPER | changed
     return toy_settings(
         "batch_size=4", "inner_optimizer=sgd", "inner_steps=2", "meta_gradient=double-backward",
-        "retain_loss=denoising",
+        "retain_loss=denoising", "inner_horizon=none",
         *(f"{key}={value}" for key, value in numbers.items()), *more,
     )  # fmt: skip
 

@@ -187,7 +187,7 @@ class GradientDifference:
 
 
 RELATIVE_STEPS: dict[torch.dtype, tuple[float, float]] = {
-    torch.float32: (3e-5, 5e-6),
+    torch.float32: (1e-5, 5e-6),
     torch.float64: (1e-7, 1e-8),
 }
 """The measured best ``relative_step`` of each precision: (two-sided, one-sided)."""
@@ -309,7 +309,7 @@ AUTO_TOLERANCE: dict[Products, float] = {"ieee": 1e-3, "tf32": 3e-2}
 """``auto`` takes the gradient difference when its relative error on the probe is at most this. TF32's first-order
 gradients are off by 1e-3 themselves."""
 
-AUTO_STEPS = (1.0, 0.3, 0.1)
+AUTO_STEPS = (3.0, 1.0, 0.3)
 """``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models."""
 
 
