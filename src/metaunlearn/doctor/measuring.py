@@ -146,12 +146,13 @@ class Bench:
     def rehearse(
         self, passes: Passes, update: Callable[[], object], meta_gradient: Callable[[], object] | None
     ) -> None:
-        """What is alive at once in an outer step: gradients at theta, the meta-gradient, a diagnosis; the optimiser."""
-        first = [one for one in passes if one.kind == "trained" or (meta_gradient is None and one.kind == "all")]
+        """What is alive at once in an outer step: the meta-gradient, gradients at theta, a diagnosis; the optimiser."""
+        held = [None if meta_gradient is None else meta_gradient()]
         gradient = None
-        for one in first:
-            gradient = self.run_of(one)()
-        held = [gradient, None if meta_gradient is None else meta_gradient()]
+        for one in passes:
+            if one.kind == "trained" or (meta_gradient is None and one.kind == "all"):
+                gradient = self.run_of(one)()
+        held.append(gradient)
         if self.settings.diagnostics_every:
             for _ in range(2):
                 held.append(self.run_of(Pass("all", self.settings.batch_size))())

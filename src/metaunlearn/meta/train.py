@@ -179,21 +179,25 @@ class Algorithm1:
         parts = self._draw(self.step, attacker, generator).own(self.processes, self.settings.accumulation)
         every = self.settings.diagnostics_every
         diagnosed = every > 0 and self.step % every == 0
-        gradient, record = self._gradient_at_theta(parts)
         problem = meta = direct = None
         start = self.theta
+        of_meta: Record = {}
         if self.mode is not None:
             model = self.first_order_model if isinstance(self.mode, FirstOrder) else self.model
             problem = meta_problem(model, parts, attacker, self.settings, self.processes, theta=self.theta)
             turn = self.attack if has_a_turn(self.step) else None
             if turn is not None:
                 start = turn.start(self.theta)
-                record["attack_steps_before"] = turn.steps
+                of_meta["attack_steps_before"] = turn.steps
             keep_final = diagnosed or turn is not None
             meta = self.mode(replace(problem, with_first_order=diagnosed, keep_final=keep_final), start)
             if turn is not None:
                 self._attack_next = turn.after(self.theta, meta.theta_final, problem.inner, attacker.steps)
-            record |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
+            of_meta |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
+        # After the meta-gradient, which needs the most memory: so this one is not there yet.
+        gradient, record = self._gradient_at_theta(parts)
+        record |= of_meta
+        if meta is not None:
             for name in self.trained:
                 gradient[name] = gradient[name] + self.settings.gamma2 * meta.gradient[name]
             if meta.active is not None:

@@ -13,7 +13,7 @@ from metaunlearn.bench.lines import Line, by_line, pairs_of
 from metaunlearn.bench.recipe import CANVAS, GridConcept, steps_of
 from metaunlearn.bench.results import Found, Measured, pooled
 from metaunlearn.bench.state import BEFORE
-from metaunlearn.report.charts import SMALL, Curve, relearning_chart
+from metaunlearn.report.charts import SMALL, Curve, Frame, relearning_chart
 from metaunlearn.report.data import ModelName, Score
 from metaunlearn.report.story import MODEL_TITLES
 
@@ -37,7 +37,7 @@ class AttackChart:
     facets: list[Facet]
 
 
-def attack_charts(found: Found, concept: GridConcept) -> list[AttackChart]:
+def attack_charts(found: Found, concept: GridConcept, frame: Frame = SMALL) -> list[AttackChart]:
     """A chart for each attack that trains and of which something is measured; percentages pooled over the seeds."""
     rows = [measured for measured in found.rows if measured.row.concept == concept.name]
     lines = by_line(rows)
@@ -49,7 +49,7 @@ def attack_charts(found: Found, concept: GridConcept) -> list[AttackChart]:
         facets = [
             facet
             for pair in pairs_of(list(lines))
-            if (facet := _facet(pair, lines, attack, steps, None if level is None else level.value))
+            if (facet := _facet(pair, lines, attack, steps, None if level is None else level.value, frame))
         ]
         if facets:
             kind = "malicious" if attack.malicious else "benign"
@@ -65,6 +65,7 @@ def _facet(
     attack: GridAttack,
     steps: Sequence[int],
     level: float | None,
+    frame: Frame,
 ) -> Facet | None:
     curves = [curve for line in pair if (curve := _curve(line.model, lines[line], attack, steps))]
     if not curves:
@@ -77,7 +78,7 @@ def _facet(
     reference = [] if level is None else [f"the original is at {level:.0f} %"]
     return Facet(
         title=title,
-        svg=relearning_chart(curves, level, frame=SMALL, steps=steps),
+        svg=relearning_chart(curves, level, frame=frame, steps=steps),
         description=f"{title} under {attack.name}. {'; '.join([*said, *reference])}.",
     )
 
