@@ -26,6 +26,7 @@ from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.models import StableDiffusionXL, TextToImageModel, load
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
+from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import Params, value_and_gradient
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
@@ -172,6 +173,33 @@ def test_runs_with_it(
         assert distance <= tolerance
     else:
         assert 0 < distance < 4.1 * result.settings.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ((), {"none", "ieee"}),
+        (("precision=tf32",), {"none", "tf32", "ieee"}),
+        (("difference_precision=tf32",), {"none", "tf32"}),
+        (("precision=tf32", "difference_precision=tf32"), {"none", "tf32"}),
+    ],
+    ids=str,
+)
+def test_tf32_is_on_where_it_was_asked_for(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], seen: set[str]
+) -> None:
+    """Of the passes at theta, and of the gradient difference's; sampling paths are drawn as torch has it."""
+    found = set()
+    predict = UNetModel._predict
+
+    def noted(self: UNetModel, *inputs: Any) -> torch.Tensor:
+        found.add(torch.backends.cuda.matmul.fp32_precision)
+        return predict(self, *inputs)
+
+    monkeypatch.setattr(UNetModel, "_predict", noted)
+    erase(tiny_model, ["zebra"], out=tmp_path / "it", overrides=[*FAST, "meta_gradient=gradient-difference", *options])
+    assert found == seen
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
 
 
 def test_it_lives_with_micro_batches_averages_host_memory_and_diagnoses(tmp_path: Path) -> None:
