@@ -44,8 +44,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="results.json of a resistance grid")
     parser.add_argument("--out", type=Path, default=Path("docs/resistance.md"))
     options = parser.parse_args()
-    found = joined([found_in(json.loads(file.read_text())) for file in options.results])
-    write_atomic(options.out, page(found, options.out))
+    parts = [found_in(json.loads(file.read_text())) for file in options.results]
+    made_with = dict.fromkeys(f"torch {part.versions['torch']}" for part in parts)
+    write_atomic(options.out, page(joined(parts), options.out, " and ".join(made_with)))
 
 
 def joined(parts: Sequence[Found]) -> Found:
@@ -61,7 +62,7 @@ def joined(parts: Sequence[Found]) -> Found:
     return replace(first, rows=rows, protocols={name: one for part in parts for name, one in part.protocols.items()})
 
 
-def page(found: Found, out: Path) -> str:
+def page(found: Found, out: Path, made_with: str) -> str:
     """The page; its charts are written beside ``out``."""
     lines = [[str(cell) for cell in row] for concept in found.grid.concepts for row in summary(found, concept)]
     methods = ", ".join(found.grid.methods)
@@ -73,7 +74,7 @@ def page(found: Found, out: Path) -> str:
         "*Comes back*: the mean percentage over the first four checkpoints of the attack that the settings were chosen "
         f"on ({CHOSEN_ON}), in the meta-unlearned model over the plain one. *Unseen*: the mean of that ratio over the "
         "other attacks, each over all its checkpoints. *Steps to half* of what the original shows, plain → meta, are "
-        "interpolated between checkpoints.",
+        f"interpolated between checkpoints. Made with {made_with}.",
         "\n".join([_row(HEADS), _row(["---"] * len(HEADS)), *map(_row, lines), _row(WANTED)]),
         "## All figures", NOTE,
     ]  # fmt: skip
