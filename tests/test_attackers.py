@@ -186,7 +186,7 @@ def test_auto_probes_every_attacker_of_a_mixture(
 ) -> None:
     probed: list[MetaProblem] = []
 
-    def notes(name: str, theta: object, *probes: MetaProblem) -> FirstOrder:
+    def notes(name: str, theta: object, *probes: MetaProblem, products: str) -> FirstOrder:
         probed.extend(probes)
         return FirstOrder()
 
@@ -199,10 +199,12 @@ def test_auto_probes_every_attacker_of_a_mixture(
 
 def test_doctor_counts_the_mean_and_the_most() -> None:
     """M = 1, 3, 2: 2 + M + 2 + 2 M gradients are 10 in the mean; AdamW needs 1 + (3 + 4) + (3 + 4) copies, momentum at
-    M = 2 1 + (2 + 4) + 1, and to first order, where no path is kept, 1 + 4 + 1."""
-    found = settings(MIXTURE, "meta_gradient=gradient-difference")
+    M = 2 1 + (2 + 4) + 1, and to first order, where no path is kept, 1 + 4 + 1. One who goes on adds 2."""
+    once = "inner_horizon=none"
+    found = settings(MIXTURE, "meta_gradient=gradient-difference", once)
     assert doctor.gradients_per_step(found, meta=True) == 10
     assert doctor.parameter_copies(found, meta=True) == 15
-    momentum = ("inner_optimizer=momentum", "inner_steps=2")
+    assert doctor.parameter_copies(settings(MIXTURE, "meta_gradient=gradient-difference"), meta=True) == 17
+    momentum = ("inner_optimizer=momentum", "inner_steps=2", once)
     assert doctor.parameter_copies(settings(*momentum, "meta_gradient=auto"), meta=True) == 8
     assert doctor.parameter_copies(settings(*momentum, "meta_gradient=first-order"), meta=True) == 6
