@@ -16,23 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from variance import erased
 
 from metaunlearn.checkpoint import step_generator
-from metaunlearn.config import Attacker, EraseSettings
-from metaunlearn.data.concepts import prompts_for
+from metaunlearn.config import Attacker
 from metaunlearn.data.sampling import Independent
-from metaunlearn.erasure.interface import ErasureTask, OptimisedMethod
-from metaunlearn.erasure.prepare import prepare
-from metaunlearn.erasure.registry import configure
 from metaunlearn.files import write_atomic
 from metaunlearn.meta.batches import draw
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
 from metaunlearn.meta.objective import meta_problem
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models import adapt, own_pipeline
 from metaunlearn.models.precision import Products, float32_products
 from metaunlearn.parameters import Params, add, norm
-from metaunlearn.recipe import read_recipe
 
 STEPS = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 OVERRIDES = ["forget_images=16", "retain_images=28", "bank_trajectories=8", "inner_optimizer=sgd"]
@@ -50,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/difference_step.md"))
     options = parser.parse_args()
     kinds: list[Products] = ["ieee", "tf32"] if options.device.startswith("cuda") else ["ieee"]
-    run = erased(options.concept, options.erased, options.device)
+    run = erased(options.concept, "esd-u-1", options.erased, OVERRIDES, options.device)
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
     lines = [
         f"{where}, torch {torch.__version__}; {options.concept}, SGD at {options.tau}, {options.draws} draws", "",
@@ -66,30 +61,14 @@ def main() -> None:
     print("", *lines, sep="\n")
 
 
-def erased(concept: str, steps: int, device: str) -> Algorithm1:
-    """Canvas after ``steps`` outer steps to first order."""
-    model = adapt(own_pipeline("canvas").to(device))
-    chosen = configure("esd-u-1", read_recipe("small"), OVERRIDES)
-    assert isinstance(chosen.method, OptimisedMethod)
-    prompts = prompts_for(model.pipeline, [concept])
-    data = prepare(model, prompts, {}, chosen.settings, 0, None, None)
-    task = ErasureTask(model=model, prompts=prompts, settings=chosen.settings, seed=0)
-    run = Algorithm1(
-        model, data, chosen.method.begin(task), chosen.settings,
-        trained=chosen.method.trained(model), meta=True, seed=0,
-    )  # fmt: skip
-    for _ in range(steps):
-        run.take_step()
-    return run
-
-
 def problem(run: Algorithm1, inner_steps: int, tau: float, number: int) -> MetaProblem:
     """L_meta of draw ``number``."""
     attacker = Attacker(optimizer="sgd", learning_rate=tau, steps=inner_steps)
-    settings: EraseSettings = run.settings.model_copy(update={"inner_optimizer": "sgd"})
     generator = step_generator(0, number, "difference")
-    batches = draw(run.data, settings, attacker, generator, None, sampler=Independent(), step=number, inner_before=0)
-    return meta_problem(run.model, [batches], attacker, settings, theta=run.theta)
+    batches = draw(
+        run.data, run.settings, attacker, generator, None, sampler=Independent(), step=number, inner_before=0
+    )
+    return meta_problem(run.model, [batches], attacker, run.settings, theta=run.theta)
 
 
 def rows(problems: list[MetaProblem], theta: Params, kinds: list[Products]) -> Iterator[tuple[str, float]]:

@@ -79,9 +79,9 @@ def main() -> None:
     print("", *lines, sep="\n")
 
 
-def erased(concept: str, method: str, steps: int, overrides: list[str]) -> Algorithm1:
+def erased(concept: str, method: str, steps: int, overrides: list[str], device: str = "cpu") -> Algorithm1:
     """Canvas after ``steps`` outer steps: the run holds its parameters, data and settings."""
-    model = adapt(own_pipeline("canvas"))
+    model = adapt(own_pipeline("canvas"), device)
     chosen = configure(method, read_recipe("small"), overrides)
     if not isinstance(chosen.method, OptimisedMethod):
         raise SystemExit("--method: an optimised one (esd-..., sdd).")
