@@ -1,10 +1,10 @@
 """``docs/resistance.md``: how much an attacker gets back at the default settings, and what it costs, from a grid.
 
     metaunlearn bench resistance-canvas --out runs/table1
-    python benchmarks/resistance.py runs/table1/results.json [FILE ...]
+    python benchmarks/resistance.py runs/table1/results.json [FILE ...] --methods results-of-table1.json [FILE ...]
 
 Several files are parts of one grid that several machines made: of each concept and seed the one with most of it
-counts.
+counts. The other methods are those of ``table1-canvas``, as far as they are there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean
 
 from metaunlearn.bench.formats import slug, to_markdown
+from metaunlearn.bench.lines import ratios
 from metaunlearn.bench.recipe import GridConcept
 from metaunlearn.bench.results import Found, found_in
 from metaunlearn.bench.state import BEFORE
@@ -31,10 +32,15 @@ CHOSEN_ON = "AdamW"
 """The attack that the settings were chosen on; the others are unseen."""
 MALICIOUS = 4
 """Its first checkpoints are those of table1-canvas: what the paper calls malicious finetuning."""
+RATIO = "meta / plain"
+KEPT = ("unrelated, plain → meta", "related", "FID (change)")
 HEADS = (
-    "concept", "seed", "unrelated, plain → meta", "related", "FID (change)", "comes back, meta / plain",
-    "at its last checkpoint", "steps to half", "times", "unseen attacks, meta / plain",
+    "concept", "seed", *KEPT, f"comes back, {RATIO}",
+    "at its last checkpoint", "steps to half", "times", f"unseen attacks, {RATIO}",
 )  # fmt: skip
+UNTOUCHED = (BEFORE, 0)
+Scores = dict[tuple[str, float], dict[str, float]]
+"""Of one model, by attack and step: what was measured there, by name."""
 WANTED = ("wanted", "", "−3 points", "−5 points", "+5 %", "0.20", "0.35", "", "10", "0.35")
 
 
@@ -42,11 +48,18 @@ def main() -> None:
     """Read, join, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="results.json of a resistance grid")
+    parser.add_argument("--methods", type=Path, nargs="*", default=[], metavar="FILE", help="of a table1 grid")
     parser.add_argument("--out", type=Path, default=Path("docs/resistance.md"))
     options = parser.parse_args()
-    parts = [found_in(json.loads(file.read_text())) for file in options.results]
-    made_with = dict.fromkeys(f"torch {part.versions['torch']}" for part in parts)
-    write_atomic(options.out, page(joined(parts), options.out, " and ".join(made_with)))
+    parts, others = (read(files) for files in (options.results, options.methods))
+    made_with = sorted({f"torch {part.versions['torch']}" for part in [*parts, *others]})
+    text = page(joined(parts), joined(others) if others else None, options.out, " and ".join(made_with))
+    write_atomic(options.out, text)
+
+
+def read(files: Sequence[Path]) -> list[Found]:
+    """What grids found."""
+    return [found_in(json.loads(file.read_text())) for file in files]
 
 
 def joined(parts: Sequence[Found]) -> Found:
@@ -62,7 +75,7 @@ def joined(parts: Sequence[Found]) -> Found:
     return replace(first, rows=rows, protocols={name: one for part in parts for name, one in part.protocols.items()})
 
 
-def page(found: Found, out: Path, made_with: str) -> str:
+def page(found: Found, others: Found | None, out: Path, made_with: str) -> str:
     """The page; its charts are written beside ``out``."""
     lines = [[str(cell) for cell in row] for concept in found.grid.concepts for row in summary(found, concept)]
     methods = ", ".join(found.grid.methods)
@@ -75,7 +88,8 @@ def page(found: Found, out: Path, made_with: str) -> str:
         f"on ({CHOSEN_ON}), in the meta-unlearned model over the plain one. *Unseen*: the mean of that ratio over the "
         "other attacks, each over all its checkpoints. *Steps to half* of what the original shows, plain → meta, are "
         f"interpolated between checkpoints. Made with {made_with}.",
-        "\n".join([_row(HEADS), _row(["---"] * len(HEADS)), *map(_row, lines), _row(WANTED)]),
+        in_markdown(HEADS, [*lines, WANTED]),
+        *([] if others is None else other_methods(others)),
         "## All figures", NOTE,
     ]  # fmt: skip
     for concept in found.grid.concepts:
@@ -89,51 +103,86 @@ def page(found: Found, out: Path, made_with: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def scores_of(found: Found, concept: str, seed: int, *, method: str, variant: str = "") -> dict[str, Scores]:
+    """By model, the original among them."""
+    scores: dict[str, Scores] = {}
+    for measured in found.rows:
+        row = measured.row
+        mine = row.model == "original" or (row.method, row.variant) == (method, variant)
+        if (row.concept, row.seed) == (concept, seed) and mine:
+            values = {name: score["value"] for name, score in measured.scores.items()}
+            scores.setdefault(row.model, {})[row.attack, row.step] = values
+    return scores
+
+
+def seen(model: Scores, attack: str) -> list[float]:
+    """How often the concept is, at the checkpoints of ``attack``."""
+    return [values["concept"] for (name, _), values in sorted(model.items()) if name == attack]
+
+
+def curve(model: Scores) -> Curve:
+    """The same as a curve, from before the attack that the settings were chosen on."""
+    points = {0: model[UNTOUCHED]["concept"]}
+    points |= {int(step): values["concept"] for (name, step), values in sorted(model.items()) if name == CHOSEN_ON}
+    return Curve(tuple(points), tuple(points.values()))
+
+
 def summary(found: Found, concept: GridConcept) -> list[list[str]]:
     """A line for each seed that has both models under every attack."""
     return [line for seed in concept.seeds if (line := _line(found, concept.name, seed)) is not None]
 
 
 def _line(found: Found, concept: str, seed: int) -> list[str] | None:
-    scores: dict[str, dict[tuple[str, float], dict[str, float]]] = {}
-    for measured in found.rows:
-        row = measured.row
-        if (row.concept, row.seed) == (concept, seed):
-            values = {name: score["value"] for name, score in measured.scores.items()}
-            scores.setdefault(row.model, {})[row.attack, row.step] = values
+    (method,) = found.grid.methods
+    scores = scores_of(found, concept, seed, method=method)
     plain, meta = scores.get("unlearn", {}), scores.get("meta-unlearn", {})
     if not meta or plain.keys() != meta.keys():
         return None
-    before = (BEFORE, 0)
-
-    def seen(model: dict[tuple[str, float], dict[str, float]], attack: str) -> list[float]:
-        return [values["concept"] for (name, _), values in sorted(model.items()) if name == attack]
-
-    def half(model: dict[tuple[str, float], dict[str, float]]) -> float | None:
-        points = {0: model[before]["concept"]}
-        points |= {int(step): values["concept"] for (name, step), values in sorted(model.items()) if name == CHOSEN_ON}
-        return Curve(tuple(points), tuple(points.values())).steps_to(scores["original"][before]["concept"] / 2)
-
-    def kept(name: str) -> str:
-        return f"{plain[before][name]:.1f} → {meta[before][name]:.1f}"
-
-    fids = plain[before]["fid"], meta[before]["fid"]
     malicious = [seen(model, CHOSEN_ON)[:MALICIOUS] for model in (meta, plain)]
-    halves = half(plain), half(meta)
+    level = scores["original"][UNTOUCHED]["concept"] / 2
+    half_plain, half_meta = curve(plain).steps_to(level), curve(meta).steps_to(level)
     attacks = {name for name, _ in plain} - {BEFORE, CHOSEN_ON}
     unseen = mean(mean(seen(meta, name)) / mean(seen(plain, name)) for name in attacks)
     return [
-        concept, str(seed), kept("unrelated"), kept("related"),
-        f"{fids[0]:.2f} → {fids[1]:.2f} ({100 * (fids[1] / fids[0] - 1):+.1f} %)",
+        concept, str(seed), *kept(plain[UNTOUCHED], meta[UNTOUCHED]),
         f"{mean(malicious[0]) / mean(malicious[1]):.2f}", f"{malicious[0][-1] / malicious[1][-1]:.2f}",
-        " → ".join("not reached" if steps is None else f"{steps:.0f}" for steps in halves),
-        "" if None in halves else f"{halves[1] / halves[0]:.1f}",
+        " → ".join("not reached" if steps is None else f"{steps:.0f}" for steps in (half_plain, half_meta)),
+        f"{half_meta / half_plain:.1f}" if half_plain and half_meta else "",
         f"{unseen:.2f}",
     ]  # fmt: skip
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def other_methods(found: Found) -> list[str]:
+    """The same of all methods of a table 1, in the parts of a page."""
+    lines = []
+    for ratio in sorted(ratios(found), key=lambda ratio: found.grid.methods.index(ratio.line.method)):
+        scores = scores_of(found, ratio.concept, ratio.seed, method=ratio.line.method)
+        plain, meta = (scores[model][UNTOUCHED] for model in ("unlearn", "meta-unlearn"))
+        lines.append([
+            ratio.line.method, ratio.concept, str(ratio.seed), f"{plain['concept']:.0f} → {meta['concept']:.0f}",
+            *kept(plain, meta), f"{ratio.plain:.0f}", f"{ratio.meta:.0f}",
+            ("–" if ratio.value is None else f"{ratio.value:.2f}") + ("" if ratio.whole else " (part)"),
+        ])  # fmt: skip
+    heads = ["method", "concept", "seed", "seen before, plain → meta", *KEPT, "comes back, plain", "meta", RATIO]
+    return [
+        "## Other methods",
+        f"`metaunlearn bench {found.bench} --out runs/table1`: the mean percentage over all checkpoints of the "
+        "malicious attacks that both models of a line have; *part*: not all of them are measured. At most 0.40 is "
+        "wanted.",
+        in_markdown(heads, lines),
+    ]
+
+
+def kept(plain: dict[str, float], meta: dict[str, float]) -> list[str]:
+    """Unrelated, related and FID, plain → meta."""
+    percent = [f"{plain[name]:.1f} → {meta[name]:.1f}" for name in ("unrelated", "related")]
+    change = 100 * (meta["fid"] / plain["fid"] - 1)
+    return [*percent, f"{plain['fid']:.2f} → {meta['fid']:.2f} ({change:+.1f} %)"]
+
+
+def in_markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *lines])
 
 
 if __name__ == "__main__":
