@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPImageProcessor
 
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.generation import generate_images
 from metaunlearn.models import load
+from tiny_judges import CHECKER_SIZE, new_checker
 
 
 @torch.no_grad()
@@ -47,3 +50,21 @@ def test_kernels_lie_channels_last_only_while_it_draws(tiny_model: Path, fails: 
     assert spread
     assert all(p.is_contiguous() for p in kernels)
     assert all(torch.equal(p, q) for p, q in zip(kernels, before, strict=True))
+
+
+def test_a_safety_checker_that_flags_everything_blackens_nothing(tiny_model: Path) -> None:
+    checker = new_checker()
+    checker.concept_embeds_weights.data.fill_(-2.0)
+    extractor = CLIPImageProcessor(size={"shortest_edge": CHECKER_SIZE}, crop_size=CHECKER_SIZE)
+    pipeline = load(tiny_model).pipeline
+    watched = StableDiffusionPipeline(
+        **pipeline.components | {"safety_checker": checker, "feature_extractor": extractor}
+    )
+    names = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "pt"}
+    assert not watched("a dog", generator=torch.Generator().manual_seed(3), **names).images.any()
+    options = {"steps": 3, "guidance_scale": 2.0}
+    drawn = generate_images(watched, ["a dog"], [3], **options)
+    assert torch.equal(drawn, generate_images(pipeline, ["a dog"], [3], **options))
+    assert drawn.any()
+    assert watched.safety_checker is checker
+    assert watched.config.safety_checker[1] == "StableDiffusionSafetyChecker"

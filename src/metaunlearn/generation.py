@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaunlearn.files import write_json
 from metaunlearn.models.memory_format import channels_last
+from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.processes import ALONE, Processes
 
 BATCH = 32
@@ -59,7 +60,7 @@ def generate_images(
     progress: Callable[[int, int], None] | None = None,
     processes: Processes = ALONE,
 ) -> Tensor:
-    """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU.
+    """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU, past the pipeline's safety checker.
 
     Of several ``processes`` each makes its share of the batches, and all get all of them.
     """
@@ -81,6 +82,6 @@ def generate_images(
             progress(min(first + batch_size, len(prompts)), len(prompts))
         return {"images": output.images.float().cpu()}
 
-    with channels_last([pipeline.unet, pipeline.vae]):
+    with unfiltered(pipeline), channels_last([pipeline.unet, pipeline.vae]):
         batches = processes.each(-(-len(prompts) // batch_size), batch)
     return torch.cat([made["images"] for made in batches])

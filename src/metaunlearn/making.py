@@ -22,6 +22,7 @@ from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, default_sampling
+from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
 from metaunlearn.runs import RunFolder
 from metaunlearn.settings import resolve
@@ -110,7 +111,7 @@ def _load(generator: Any, dtype: str) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
+        return DiffusionPipeline.from_pretrained(
             generator, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
@@ -119,9 +120,6 @@ def _load(generator: Any, dtype: str) -> Any:
             "Expected a folder that diffusers saved, a hub id in the cache, or 'canvas'. Fetch one where there is a "
             "network: hf download ID --local-dir DIR."
         ) from error
-    if getattr(pipeline, "safety_checker", None) is not None:
-        pipeline.safety_checker = None  # It would blacken what a set of the concept is to show.
-    return pipeline
 
 
 def _texts(name: str, recipe: SetRecipe, prompts: Path | Sequence[str] | None) -> list[str]:
@@ -173,7 +171,8 @@ def _draw(pipeline: Any, rows: Sequence[tuple[str, int]], options: dict[str, Any
     if "negative_prompt" in options:
         options = options | {"negative_prompt": [options["negative_prompt"]] * len(rows)}
     generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
-    output = pipeline([text for text, _ in rows], generator=generators, output_type="pt", **options)
+    with unfiltered(pipeline):
+        output = pipeline([text for text, _ in rows], generator=generators, output_type="pt", **options)
     images: Tensor = output.images.float().cpu()
     if not bool(images.isfinite().all()):
         raise RunError("The generator (generator=, --generator) made pictures that are not finite numbers.")

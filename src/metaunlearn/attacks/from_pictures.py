@@ -25,6 +25,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import rebuilt
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.settings import Settings
 
 IMG2IMG = {"sd": StableDiffusionImg2ImgPipeline, "sdxl": StableDiffusionXLImg2ImgPipeline}
@@ -124,15 +125,16 @@ def repainted(
     sampling = default_sampling(model.pipeline)
     pipeline = rebuilt(model.pipeline, IMG2IMG[model.family])
     pipeline.set_progress_bar_config(disable=True)
-    output = pipeline(
-        list(texts),
-        image=starts,
-        strength=strength,
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance_scale,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        output_type="pt",
-        callback_on_step_end=after,
-    )
+    with unfiltered(pipeline):
+        output = pipeline(
+            list(texts),
+            image=starts,
+            strength=strength,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+            callback_on_step_end=after,
+        )
     images: Tensor = output.images.float().cpu()
     return images

@@ -16,6 +16,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Pipeline classes with an adapter, and the components that each must have."""
 
+TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+"""Who reads a prompt, and who is told."""
+
 HANDLED = "Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) and XL (StableDiffusionXLPipeline)"
 REFINER = (
     "MODEL is the refiner of Stable Diffusion XL: it only polishes what the base model drew and does not see most of a "
@@ -46,8 +49,21 @@ def check_pipeline(pipeline: Any) -> str:
         raise UserError(
             f"MODEL, a {name}, has no {' and no '.join(missing)}; load it with all of {', '.join(FAMILIES[name])}."
         )
+    for tokenizer, encoder in TEXT:
+        _check_text(pipeline, tokenizer, encoder)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
     return name
+
+
+def _check_text(pipeline: Any, tokenizer: str, encoder: str) -> None:
+    if getattr(pipeline, tokenizer, None) is None:
+        return
+    tokens = len(getattr(pipeline, tokenizer))
+    known = getattr(pipeline, encoder).get_input_embeddings().num_embeddings
+    if tokens > known:
+        raise UserError(
+            f"MODEL's {tokenizer} has {tokens} tokens and its {encoder} knows {known}: they are not of one model."
+        )
 
 
 def _check_denoiser(unet: Any, latent_channels: int) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 
 from metaunlearn.errors import UserError
 from metaunlearn.models.checks import REFINER, check_class
+from metaunlearn.models.components import networks
 
 CANVAS = "canvas"
 HUB_SECONDS = 10
@@ -50,10 +51,11 @@ def load_folder(path: Path) -> Any:
             "give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'."
         )
     try:
-        options = _options(json.loads(index.read_text()))
+        named = json.loads(index.read_text())
+        options = _options(named)
         files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-        variant = choose_variant(files, str(path))
-        return DiffusionPipeline.from_pretrained(path, variant=variant, local_files_only=True, **options)
+        parts = networks(path, named, choose_variant(files, str(path)))
+        return DiffusionPipeline.from_pretrained(path, local_files_only=True, **options, **parts)
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
         raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {error}") from error
 
@@ -87,7 +89,8 @@ def _options(index: Mapping[str, Any]) -> dict[str, Any]:
     check_class(name)
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     # A component that is given, as None, is neither read nor downloaded.
-    return options | ({"safety_checker": None} if "safety_checker" in index else {})
+    without = {"safety_checker": None, "requires_safety_checker": False}
+    return options | (without if "safety_checker" in index else {})
 
 
 def _load_single_file(path: Path) -> Any:

@@ -1,0 +1,64 @@
+"""A pipeline's folder that is damaged is refused by the component's name, before anything is drawn with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from conftest import Call
+from metaunlearn.errors import UserError
+from metaunlearn.models import adapt, load_pipeline
+from tiny_models import new_sd1
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
+def test_a_tensor_that_is_missing_is_not_made_up(folder: Path, call: Call, tmp_path: Path, component: str) -> None:
+    (file,) = (folder / component).glob("*.safetensors")
+    tensors = load_file(file)
+    lost = sorted(tensors)[3]
+    del tensors[lost]
+    save_file(tensors, file, {"format": "pt"})
+    found = call("generate", folder, "--prompt", "a fox", "--out", tmp_path / "out")
+    assert found.code == 2
+    assert f"the weights of its {component} lack {lost}. Copy or download it again" in found.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("component", ["scheduler", "text_encoder", "tokenizer", "unet", "vae"])
+def test_a_component_that_is_missing_is_named(folder: Path, component: str) -> None:
+    kept = (folder / "unet").rename(folder / "elsewhere") if component == "unet" else folder / component
+    shutil.rmtree(kept)
+    says = "no weights of a denoiser" if component == "unet" else f"has a {component}, its folder has none"
+    with pytest.raises(UserError, match=says):
+        load_pipeline(folder)
+
+
+def test_a_tokenizer_without_a_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    says = "its tokenizer has no vocabulary, neither tokenizer.json nor vocab.json and merges.txt"
+    with pytest.raises(UserError, match=says):
+        load_pipeline(folder)
+
+
+def test_weights_of_another_shape(folder: Path) -> None:
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps({**config, "block_out_channels": [16, 8]}))
+    with pytest.raises(UserError, match="its vae cannot be loaded"):
+        load_pipeline(folder)
+
+
+def test_a_tokenizer_of_another_model() -> None:
+    pipeline: Any = new_sd1()
+    pipeline.tokenizer.add_tokens(["<more>"])
+    with pytest.raises(UserError, match=r"tokenizer has \d+ tokens and its text_encoder knows \d+"):
+        adapt(pipeline)
