@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor
 
 from conftest import Call
 from metaunlearn.errors import UserError
-from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models import adapt, load, load_pipeline
+from metaunlearn.pipelines import save_pipeline
+from tiny_judges import CHECKER_SIZE, new_checker
 from tiny_models import new_sd1
 
 
@@ -62,3 +66,21 @@ def test_a_tokenizer_of_another_model() -> None:
     pipeline.tokenizer.add_tokens(["<more>"])
     with pytest.raises(UserError, match=r"tokenizer has \d+ tokens and its text_encoder knows \d+"):
         adapt(pipeline)
+
+
+def test_what_is_saved_names_what_every_version_has(tmp_path: Path) -> None:
+    """The feature extractor stays as it was named; the checker, which is not loaded, is not asked for."""
+    source = new_sd1()
+    extractor = CLIPImageProcessor(size={"shortest_edge": CHECKER_SIZE}, crop_size=CHECKER_SIZE)
+    source.register_modules(feature_extractor=extractor, safety_checker=new_checker())
+    source.register_to_config(requires_safety_checker=True)
+    source.save_pretrained(tmp_path / "model")
+    named = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    named["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(named))
+    save_pipeline(load(tmp_path / "model"), tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    without = {"safety_checker": [None, None], "requires_safety_checker": False}
+    assert saved | {"_name_or_path": ""} == named | without | {"_name_or_path": ""}
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert again.feature_extractor.size == {"shortest_edge": CHECKER_SIZE}

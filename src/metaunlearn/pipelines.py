@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.files import write_json
 from metaunlearn.generation import default_sampling, write_sampling
 from metaunlearn.models.interface import TextToImageModel
 
@@ -27,6 +29,7 @@ def save_pipeline(
     shutil.rmtree(staging, ignore_errors=True)
     if twin is None:
         model.pipeline.save_pretrained(staging, safe_serialization=True)
+        _name_processors_for_all(staging / "model_index.json")
         write_sampling(staging, default_sampling(model.pipeline))
     else:
         _link_all_but(changed, twin, staging)
@@ -41,6 +44,15 @@ def save_pipeline(
             target.unlink(missing_ok=True)
         entry.replace(target)
     staging.rmdir()
+
+
+def _name_processors_for_all(index: Path) -> None:
+    """Where torchvision is missing transformers stands in a class of its own, which other versions do not have."""
+    named = json.loads(index.read_text())
+    for kind in named.values():
+        if isinstance(kind, list) and kind[0] == "transformers" and kind[1].endswith("ImageProcessorPil"):
+            kind[1] = kind[1].removesuffix("Pil")
+    write_json(index, named)
 
 
 def _link_all_but(changed: Sequence[str], twin: Path, staging: Path) -> None:
