@@ -34,6 +34,7 @@ from tiny_models import NEW
 
 SD: dict[str, Any] = {
     "base": "nobody/no-such-model",
+    "judge": "canvas",
     "methods": ["esd-x-1"],
     "models": ["original", "meta-unlearn"],
     "set": TINY["set"],

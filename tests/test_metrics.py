@@ -14,15 +14,7 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import CLIPModel, CLIPTokenizer, ViTConfig, ViTForImageClassification
 
 from colours import COLOURS, ColourJudge
 from metaunlearn import canvas
@@ -42,7 +34,9 @@ from metaunlearn.metrics import (
 )
 from metaunlearn.metrics.concept import default_choices
 from metaunlearn.metrics.fid import gaussian_distance
-from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, Preprocessing, canvas_phrase, weights_hash
+from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, weights_hash
+from metaunlearn.metrics.preprocessing import Preprocessing, read_preprocessor
+from tiny_judges import new_clip, save_clip, write_preprocessor
 
 
 def coloured(*names: str) -> Tensor:
@@ -247,34 +241,12 @@ def tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture(scope="module")
 def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained CLIPModel for 32 x 32 images."""
-    shared = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
-    text = CLIPTextConfig(
-        **shared,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(**shared, image_size=32, patch_size=16)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
+    return new_clip(tokenizer)
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory, clip: CLIPModel, tokenizer: CLIPTokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    clip.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_preprocessor(folder, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return folder
-
-
-def write_preprocessor(folder: Path, **keys: object) -> None:
-    config = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2], "resample": 3, **keys}
-    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_a_saved_clip_judges_as_the_one_in_memory(clip_folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -338,8 +310,6 @@ def test_preprocessor_configurations(config: dict[str, object], expected: Prepro
 
 
 def test_a_preprocessor_within_a_processor_is_found(clip_folder: Path, tmp_path: Path) -> None:
-    from metaunlearn.metrics.judge import read_preprocessor
-
     assert read_preprocessor(tmp_path) is None
     (tmp_path / "processor_config.json").write_text('{"image_processor": {"size": {"shortest_edge": 7}}}')
     assert read_preprocessor(tmp_path) == {"size": {"shortest_edge": 7}}
@@ -389,12 +359,7 @@ def test_canvas_judge_words_its_labels(
     monkeypatch.setattr(canvas, "load_judge", lambda: (clip, SimpleNamespace(tokenizer=tokenizer)))
     judge = load_judge("canvas")
     assert judge.preprocessing == Preprocessing(resize=32, crop=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert [canvas_phrase(label) for label in ("axe", "scissors", "noto", "a thing")] == [
-        "an axe",
-        "scissors",
-        "noto style",
-        "a thing",
-    ]
+    assert [canvas_phrase(label) for label in ("axe", "scissors", "noto")] == ["an axe", "scissors", "noto style"]
     assert default_choices(judge, ["knife"]) == ["knife", *(name for name in NAMES if name != "knife")]
     assert default_choices(judge, ["twemoji"]) == ["twemoji", *(name for name in STYLES if name != "twemoji")]
 

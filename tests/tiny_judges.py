@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor
-from transformers import CLIPConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from metaunlearn.canvas.build.tokenizer import build_tokenizer
 
 CHECKER_SIZE = 16
 MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
@@ -46,6 +48,38 @@ def save_checker(folder: Path) -> Path:
     size = {"size": {"shortest_edge": CHECKER_SIZE}, "crop_size": CHECKER_SIZE, "image_mean": MEAN, "image_std": STD}
     (extractor / "preprocessor_config.json").write_text(json.dumps(size))
     return folder
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """An untrained CLIPModel for 32 x 32 images."""
+    shared = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = CLIPTextConfig(
+        **shared,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(**shared, image_size=32, patch_size=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
+
+
+def save_clip(folder: Path) -> Path:
+    """A judge's folder: that CLIPModel, Canvas's tokenizer, and how images are scaled."""
+    tokenizer = build_tokenizer()
+    new_clip(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_preprocessor(folder, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return folder
+
+
+def write_preprocessor(folder: Path, **keys: object) -> None:
+    """``preprocessor_config.json`` with these keys beside the usual ones."""
+    config = {"image_mean": MEAN, "image_std": STD, "resample": 3, **keys}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
 
 
 def head_tensors(width: int = 3) -> dict[str, Tensor]:

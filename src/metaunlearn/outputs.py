@@ -88,7 +88,7 @@ def evaluate_into(
     out: Path,
     *,
     metrics: Sequence[str],
-    judge: str = "canvas",
+    judge: str | None = None,
     concept: str | None = None,
     alternatives: Sequence[str] = (),
     reference: Path | None = None,
@@ -101,11 +101,13 @@ def evaluate_into(
 ) -> dict[str, Any]:
     """Score ``model`` on the prompts of a file; ``out`` gets ``results.json``, the pictures and ``run.json``.
 
+    Without ``judge`` Canvas and what descends from it is seen by Canvas's own; another model has none.
+
     Returns ``results.json``'s content under ``"results"``. ``processes`` share the pictures as for
     :func:`generate_into`.
     """
     from metaunlearn.evaluation import RESULTS, check_metrics, plan
-    from metaunlearn.metrics.judge import load_judge
+    from metaunlearn.metrics.default_judge import judge_for
 
     check_metrics(metrics)
     rows = read_prompts(prompts)
@@ -116,7 +118,7 @@ def evaluate_into(
         adapter.pipeline,
         rows,
         metrics=metrics,
-        judge=load_judge(judge, labels=labels, device=device),
+        judge=judge_for(adapter.pipeline, judge, labels=labels, device=device),
         concept=concept,
         alternatives=alternatives,
         reference=reference,

@@ -14,6 +14,7 @@ from metaunlearn.bench.entries import at, entry_of
 from metaunlearn.bench.formats import Entry, Table, slug
 from metaunlearn.bench.lines import by_line
 from metaunlearn.bench.published import PAPERS_CONCEPT, PAPERS_MODEL_TITLE, published_rows
+from metaunlearn.bench.recipe import CANVAS
 from metaunlearn.bench.results import Found, Measured, pooled
 
 BESIDE = (
@@ -103,7 +104,7 @@ def _judge(column: Column, found: Found, rows: Sequence[Measured]) -> str:
     digests = (measured.scores[score]["protocol"] for measured in rows if score in measured.scores)
     judge = found.protocols.get(next(digests, ""), {}).get("judge")
     own = column.ours.same and column.quantity.like is None
-    return str(judge or (column.quantity.judge if own else found.grid.judge))
+    return str(judge or (column.quantity.judge if own else found.grid.judge or CANVAS))
 
 
 def _no_error(layout: Layout, unlike: set[str]) -> list[str]:

@@ -9,6 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from metaunlearn.bench import sources
 from metaunlearn.bench.recipe import CANVAS
+from metaunlearn.metrics.hub import Repository
 from metaunlearn.models.loading import VARIANTS
 
 
@@ -18,7 +19,9 @@ def pipeline_identity(model: str) -> str | None:
     if model == CANVAS:
         return sources.files_hash(_canvas() / "pipeline")
     weights = ["unet/diffusion_pytorch_model" + (f".{variant}" if variant else "") for variant in VARIANTS]
-    return _identity(model, "model_index.json", [f"{name}.safetensors" for name in weights])
+    if Path(model).exists():
+        return sources.files_hash(Path(model))
+    return _cached(model, None, "model_index.json", [f"{name}.safetensors" for name in weights])
 
 
 @functools.cache
@@ -26,7 +29,9 @@ def judge_identity(judge: str) -> str | None:
     """Of a judge; None when it is neither here nor in the hub's cache."""
     if judge == CANVAS:
         return sources.files_hash(_canvas() / "judge")
-    return _identity(judge, "config.json", ["model.safetensors"])
+    if Path(judge).exists():
+        return sources.files_hash(Path(judge))
+    return _cached(*Repository.parse(judge), "config.json", ["model.safetensors"])
 
 
 @functools.cache
@@ -41,11 +46,8 @@ def _canvas() -> Path:
     return weights_folder()
 
 
-def _identity(model: str, index: str, weights: list[str]) -> str | None:
-    path = Path(model)
-    if path.exists():
-        return sources.files_hash(path)
-    found = try_to_load_from_cache(model, index) if model.count("/") == 1 else None
+def _cached(model: str, revision: str | None, index: str, weights: list[str]) -> str | None:
+    found = try_to_load_from_cache(model, index, revision=revision) if model.count("/") == 1 else None
     # The cache keeps each revision in a folder named by its commit.
     there = isinstance(found, str) and any((Path(found).parent / name).is_file() for name in weights)
     return f"{model}@{Path(str(found)).parent.name}" if there else None

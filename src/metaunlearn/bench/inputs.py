@@ -19,6 +19,7 @@ from metaunlearn.data.imagefolder import fingerprint
 from metaunlearn.data.prompt_sets import PROMPT_SETS
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.metrics.hub import Repository
 from metaunlearn.metrics.safety import CHECKER, FETCH, REPOSITORY, REVISION
 
 BASE, JUDGE = "base", "judge"
@@ -67,7 +68,7 @@ class Inputs:
 
     def base(self) -> Input:
         """The model from which concepts are erased."""
-        model = self.paths.get(BASE, self.grid.base)
+        model = str(self.paths.get(BASE, self.grid.base))
         return _model(
             model,
             pipeline_identity(model),
@@ -76,13 +77,17 @@ class Inputs:
         )
 
     def judge(self) -> Input:
-        """The judge of the grid's prompts."""
-        judge = self.paths.get(JUDGE, self.grid.judge)
+        """The judge of the grid's prompts; UserError where there is none, as on any model but Canvas by default."""
+        judge = str(self.paths.get(JUDGE, self.grid.judge or (CANVAS if self.grid.base == CANVAS else "")))
+        if not judge:
+            raise UserError(
+                f"the grid asks a judge, and {self.grid.base} has none of its own: name one in [grid], "
+                f'judge = "openai/clip-vit-base-patch32", or with --use {JUDGE}=DIR.'
+            )
         return _model(
             judge,
             judge_identity(judge),
-            f'the judge {judge} is not in the cache: hf download {judge} --include "*.json" "*.txt" '
-            f'"model.safetensors", or --use {JUDGE}=DIR',
+            f"the judge {judge} is not in the cache: {Repository.parse(judge).download}, or --use {JUDGE}=DIR",
         )
 
     def prompts(self, source: PromptSource, texts: Sequence[str] = ()) -> Prompts:

@@ -131,8 +131,8 @@ class Grid(Settings):
     """What is measured on Canvas; it or ``prompts``."""
     prompts: tuple[GridPrompts, ...] = ()
     """What is measured on any model."""
-    judge: str = CANVAS
-    """Of the scores of ``prompts``; another may stand in (``--use judge=MODEL``)."""
+    judge: str | None = None
+    """Of the scores of ``prompts``; another may stand in (``--use judge=MODEL``). None: on Canvas its own."""
     pictures: GridPictures = GridPictures()
     diagnosed: bool = False
     """Whether what erasing says of itself (``diagnostics_every`` and so on) is part of the result, and on the page."""

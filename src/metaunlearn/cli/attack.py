@@ -55,7 +55,7 @@ def attack(
         Path | None,
         typer.Option("--prompts", metavar="FILE", help="For unlearndiffatk and --search: .txt, .csv or .jsonl."),
     ] = None,
-    judge: o.Judge = "canvas",
+    judge: o.Judge = None,
     concept: o.Concept = None,
     alternative: o.Alternatives = None,
     shard: Annotated[
@@ -120,19 +120,22 @@ class _Question:
     """What is drawn, and what the judge is asked about it."""
 
     prompts: Path | None
-    judge: str
+    judge: str | None
     concept: str | None
     alternatives: list[str]
 
-    def read(self, device: str) -> tuple[list[Prompt], Judge, str, list[str]]:
+    def read(self, model: str, device: str) -> tuple[list[Prompt], Judge, str, list[str]]:
         """Prompts, judge, concept and alternatives; UserError when they are not given."""
         from metaunlearn.data.prompts import read_prompts
-        from metaunlearn.metrics.judge import load_judge
+        from metaunlearn.metrics.default_judge import judge_for
+        from metaunlearn.models import load
 
         if self.prompts is None or self.concept is None:
             raise UserError("give the prompts (--prompts FILE) and what the judge looks for (--concept TEXT).")
         rows = read_prompts(self.prompts)
-        judge = load_judge(self.judge, labels=[self.concept, *self.alternatives], device=device)
+        # Which model it is only matters where no judge is named, which for other models than Canvas ends here.
+        pipeline = load(model).pipeline if self.judge is None else None
+        judge = judge_for(pipeline, self.judge, labels=[self.concept, *self.alternatives], device=device)
         return rows, judge, self.concept, self.alternatives
 
 
@@ -141,7 +144,7 @@ def _attack_prompts(console: Console, model: str, question: _Question, **options
     from metaunlearn.attacks.success import judge_sees
     from metaunlearn.cli.tables import scores_table
 
-    rows, judge, concept, alternatives = question.read(options["device"])
+    rows, judge, concept, alternatives = question.read(model, options["device"])
     summary = attack_prompts(model, rows, judge_sees(judge, concept, alternatives), **options)
     if "results" in summary:
         console.result(summary, scores_table(summary["results"]), f"results: {options['out'] / 'results.json'}")
@@ -163,7 +166,7 @@ def _search(
 
     if data is None or checkpoints is None or len(checkpoints) != 1:
         raise UserError("a search needs pictures (--data DIR) and one number of steps (--steps N), its budget.")
-    rows, judge, concept, alternatives = question.read(options["device"])
+    rows, judge, concept, alternatives = question.read(model, options["device"])
     summary = search_attacks(
         model,
         data,

@@ -208,7 +208,7 @@ def evaluate(
         ),
     ],
     out: o.Out,
-    judge: o.Judge = "canvas",
+    judge: o.Judge = None,
     concept: o.Concept = None,
     alternative: o.Alternatives = None,
     reference: Annotated[

@@ -30,7 +30,12 @@ _METHOD = typer.Option(
 Method = Annotated[str, _METHOD]
 OptionalMethod = Annotated[str | None, _METHOD]
 Judge = Annotated[
-    str, typer.Option("--judge", metavar="J", help="canvas, or a CLIPModel or image classifier (folder or hub id).")
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="J",
+        help="A CLIPModel or image classifier: a folder, or ID[@REVISION] on the hub. Canvas has its own, canvas.",
+    ),
 ]
 Concept = Annotated[str | None, typer.Option("--concept", metavar="TEXT", help="What the judge looks for.")]
 Alternatives = Annotated[

@@ -6,12 +6,10 @@ B images, (B, 3, H, W) in [0, 1], of any size: a judge resizes and normalises th
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,14 +19,11 @@ from torch.nn import functional as F
 
 from metaunlearn.data.concepts import synonyms
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.metrics.hub import judge_files
+from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, read_preprocessor
 
 BATCH = 64
 PHOTO = "a photo of a {}"
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-BILINEAR = 2
-"""Pillow's number for it, which preprocessor configurations use."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,50 +52,6 @@ class Judge(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """From images in [0, 1] to what a vision model was trained on."""
-
-    resize: int | tuple[int, int] | None
-    """The shorter side, or (height, width); ``None``: as they come."""
-    crop: tuple[int, int] | None = None
-    """(height, width) of the centre."""
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    mode: str = "bicubic"
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Preprocessing:
-        """Read the keys of transformers' ``preprocessor_config.json``."""
-        resize = _size(config.get("size")) if config.get("do_resize", True) else None
-        crop = _size(config.get("crop_size")) if config.get("do_center_crop", "crop_size" in config) else None
-        normalise = config.get("do_normalize", True)
-        return cls(
-            resize=resize,
-            crop=(crop, crop) if isinstance(crop, int) else crop,
-            mean=tuple(config.get("image_mean") or CLIP_MEAN) if normalise else cls.mean,
-            std=tuple(config.get("image_std") or CLIP_STD) if normalise else cls.std,
-            mode="bilinear" if config.get("resample") == BILINEAR else "bicubic",
-        )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to (B, 3, h, w), normalised."""
-        height, width = images.shape[-2:]
-        if isinstance(self.resize, int):
-            scale = self.resize / min(height, width)
-            target = (max(round(height * scale), self.resize), max(round(width * scale), self.resize))
-        else:
-            target = self.resize or (height, width)
-        if target != (height, width):
-            # Clamped: bicubic weights overshoot at edges, where Pillow's 8-bit result cannot.
-            images = F.interpolate(images, size=target, mode=self.mode, antialias=True).clamp(0, 1)
-        if self.crop is not None:
-            top, left = ((have - want) // 2 for have, want in zip(target, self.crop, strict=True))
-            images = images[..., max(top, 0) : max(top, 0) + self.crop[0], max(left, 0) : max(left, 0) + self.crop[1]]
-        shape = (1, 3, 1, 1)
-        return (images - images.new_tensor(self.mean).view(shape)) / images.new_tensor(self.std).view(shape)
-
-
 class ClipJudge:
     """Zero-shot labels, image features and text features of one CLIPModel."""
 
@@ -127,19 +78,19 @@ class ClipJudge:
         self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     @classmethod
-    def from_folder(cls, path_or_id: str | Path, *, device: str | torch.device = "cpu") -> ClipJudge:
-        """Load a CLIPModel with its tokenizer from a folder or the hub's cache."""
+    def from_folder(cls, folder: Path, *, name: str, device: str | torch.device = "cpu") -> ClipJudge:
+        """Load a CLIPModel with its tokenizer."""
         from transformers import AutoTokenizer, CLIPModel
 
-        with _explaining(path_or_id):
-            model: Any = CLIPModel.from_pretrained(path_or_id, use_safetensors=True, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(path_or_id)
-            config = read_preprocessor(path_or_id)
+        with _explaining(name):
+            model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            config = read_preprocessor(folder)
         if config is None:
             size = vision_size(model)
-            logger.warning("The judge %s has no %s: CLIP's own at %d pixels is used", path_or_id, PREPROCESSOR, size)
+            logger.warning("The judge %s has no %s: CLIP's own at %d pixels is used", name, PREPROCESSOR, size)
             config = {"size": {"shortest_edge": size}, "crop_size": size}
-        return cls(model.to(device), tokenizer, Preprocessing.from_config(config), name=str(path_or_id))
+        return cls(model.to(device), tokenizer, Preprocessing.from_config(config), name=name)
 
     @torch.no_grad()
     def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
@@ -195,21 +146,19 @@ class ClassifierJudge:
         self.fingerprint = weights_hash(model)
 
     @classmethod
-    def from_folder(cls, path_or_id: str | Path, *, device: str | torch.device = "cpu") -> ClassifierJudge:
-        """Load an AutoModelForImageClassification from a folder or the hub's cache."""
+    def from_folder(cls, folder: Path, *, name: str, device: str | torch.device = "cpu") -> ClassifierJudge:
+        """Load an AutoModelForImageClassification."""
         from transformers import AutoModelForImageClassification
 
-        with _explaining(path_or_id):
-            model = AutoModelForImageClassification.from_pretrained(
-                path_or_id, use_safetensors=True, dtype=torch.float32
-            )
-            config = read_preprocessor(path_or_id)
+        with _explaining(name):
+            model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+            config = read_preprocessor(folder)
         if config is None:
             raise UserError(
-                f"The judge {path_or_id} (--judge) has no {PREPROCESSOR}, so how to scale its images is unknown. "
+                f"The judge {name} (--judge) has no {PREPROCESSOR}, so how to scale its images is unknown. "
                 "Save its image processor beside the weights."
             )
-        return cls(model.to(device), Preprocessing.from_config(config), name=str(path_or_id))
+        return cls(model.to(device), Preprocessing.from_config(config), name=name)
 
     @torch.no_grad()
     def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
@@ -246,6 +195,8 @@ class ClassifierJudge:
 def load_judge(spec: str, *, labels: Sequence[str] = (), device: str | torch.device = "cpu") -> Judge:
     """The judge that ``--judge`` names: ``canvas``, or a CLIPModel or image classifier in a folder or on the hub.
 
+    Of a hub id, ``ID`` or ``ID@REVISION``, the cache is asked first.
+
     ``labels``, synonyms ``a|b`` among them, that the judge does not know are refused at once.
     """
     judge = _load(spec, device)
@@ -258,19 +209,18 @@ def load_judge(spec: str, *, labels: Sequence[str] = (), device: str | torch.dev
 def _load(spec: str, device: str | torch.device) -> Judge:
     if spec == "canvas":
         return _canvas_judge(device)
-    if not Path(spec).is_dir() and (spec.startswith((".", "/", "~")) or spec.count("/") > 1):
-        raise UserError(f"The judge folder {spec} (--judge) does not exist.")
     from transformers import AutoConfig
 
-    with _explaining(spec):
-        config = AutoConfig.from_pretrained(spec)
+    folder, name = judge_files(spec)
+    with _explaining(name):
+        config = AutoConfig.from_pretrained(folder)
     architectures = list(config.architectures or [])
-    if any(name.endswith("ForImageClassification") for name in architectures):
-        return ClassifierJudge.from_folder(spec, device=device)
+    if any(architecture.endswith("ForImageClassification") for architecture in architectures):
+        return ClassifierJudge.from_folder(folder, name=name, device=device)
     if config.model_type == "clip":
-        return ClipJudge.from_folder(spec, device=device)
+        return ClipJudge.from_folder(folder, name=name, device=device)
     raise UserError(
-        f"The judge {spec} (--judge) is a {config.model_type} model ({', '.join(architectures) or 'class not named'}). "
+        f"The judge {name} (--judge) is a {config.model_type} model ({', '.join(architectures) or 'class not named'}). "
         "Expected 'canvas', a CLIPModel, or a model for image classification."
     )
 
@@ -295,12 +245,19 @@ def _canvas_judge(device: str | torch.device) -> ClipJudge:
 
 
 def canvas_phrase(label: str) -> str:
-    """A label in the words of Canvas's captions; what is neither object nor style stays as it is."""
+    """A label in the words of Canvas's captions; UserError for what Canvas does not draw, which its judge never saw."""
     from metaunlearn.canvas.catalog import NAMES, STYLES, caption
 
     if label in STYLES:
         return f"{label} style"
-    return caption(label) if label in NAMES else label
+    if label not in NAMES:
+        known = [*NAMES, *STYLES]
+        raise UserError(
+            f"Canvas's judge (--judge canvas) does not know {label!r} (--concept, --alternative, or a label of "
+            f"--prompts).{did_you_mean(label, known)} It knows what Canvas draws: {', '.join(known[:5])} ... and the "
+            f"styles {', '.join(STYLES)}. For anything else name a CLIPModel or an image classifier."
+        )
+    return caption(label)
 
 
 def vision_size(model: Any) -> int:
@@ -317,51 +274,17 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_preprocessor(path_or_id: str | Path) -> dict[str, Any] | None:
-    """The image processor's configuration of a folder or hub id as plain JSON; ``None`` when it has none.
-
-    Read as a file, because building transformers' own image processors may need torchvision.
-    """
-    from transformers.utils.hub import cached_file
-
-    for file_name in (PREPROCESSOR, PROCESSOR):
-        found = cached_file(str(path_or_id), file_name, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
-            config: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
-            config = config.get("image_processor", config)
-            if "size" in config or "image_mean" in config:
-                return config
-    return None
-
-
 @contextmanager
-def _explaining(path_or_id: str | Path) -> Iterator[None]:
-    """Turn the many ways in which a model is not found into one message."""
+def _explaining(name: str) -> Iterator[None]:
+    """Turn the many ways in which files are not a model into one message."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = (
-            ""
-            if Path(path_or_id).is_dir()
-            else (
-                " Without a network, fetch it where there is one "
-                f"(hf download {path_or_id} --local-dir DIR) and give the folder."
-            )
-        )
         raise UserError(
-            f"The judge {path_or_id} (--judge) cannot be loaded: {reason}{did_you_mean(str(path_or_id), ['canvas'])} "
-            f"Expected 'canvas', a folder with config.json and model.safetensors, or a hub id.{remedy}"
+            f"The judge {name} (--judge) cannot be loaded: {reason} "
+            "Expected 'canvas', a folder with config.json and model.safetensors, or a hub id."
         ) from error
-
-
-def _size(size: Any) -> int | tuple[int, int] | None:
-    """transformers writes sizes as 224, {"shortest_edge": 224} or {"height": 224, "width": 224}."""
-    if isinstance(size, Mapping):
-        if "shortest_edge" in size:
-            return int(size["shortest_edge"])
-        return (int(size["height"]), int(size["width"]))
-    return None if size is None else int(size)
 
 
 def _projected(output: Any) -> Tensor:

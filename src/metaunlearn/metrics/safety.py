@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from metaunlearn.errors import UserError
+from metaunlearn.metrics.hub import Repository, snapshot
 from metaunlearn.metrics.intervals import Score, require_data, score, wilson
-from metaunlearn.metrics.judge import BATCH, PREPROCESSOR, Preprocessing, read_preprocessor, weights_hash
+from metaunlearn.metrics.judge import BATCH, weights_hash
+from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, read_preprocessor
 
 REPOSITORY = "CompVis/stable-diffusion-v1-4"
 REVISION = "133a221b8aa7292a167afc5127cb63fb5005638b"
+OPTIONS = "--metrics unsafe:DIR, --success unsafe:DIR"
 CHECKER, EXTRACTOR = "safety_checker", "feature_extractor"
 FETCH = (
     f'hf download {REPOSITORY} --revision {REVISION} --include "{CHECKER}/*.json" '
     f'"{CHECKER}/model.safetensors" "{EXTRACTOR}/*" --local-dir DIR'
 )
-HUB_SECONDS = 10
 
 
 class SafetyChecker:
@@ -52,14 +54,14 @@ class SafetyChecker:
             )
         except (OSError, ValueError) as error:
             raise UserError(
-                f"The safety checker {folder} (--metrics unsafe:DIR) cannot be loaded: {str(error).splitlines()[0]} "
+                f"The safety checker {folder} ({OPTIONS}) cannot be loaded: {str(error).splitlines()[0]} "
                 f"Expected config.json, model.safetensors and {PREPROCESSOR}. Fetch it with: {FETCH}"
             ) from error
         config = read_preprocessor(settings)
         if config is None:
             raise UserError(
-                f"The safety checker {folder} (--metrics unsafe:DIR) has no {PREPROCESSOR}, so how to scale its images "
-                f"is unknown. It belongs beside the weights or in {EXTRACTOR}."
+                f"The safety checker {folder} ({OPTIONS}) has no {PREPROCESSOR}, so how to scale its images is "
+                f"unknown. It belongs beside the weights or in {EXTRACTOR}."
             )
         name = f"{REPOSITORY}@{REVISION[:7]}" if source is None else str(source)
         return cls(model.to(device), Preprocessing.from_config(config), name=name)
@@ -97,24 +99,16 @@ def unsafe_score(flags: Sequence[bool], checker: SafetyChecker) -> Score:
 
 def _from_hub() -> Path:
     """The pinned checker, from the cache, else from the hub."""
-    from huggingface_hub import HfApi, snapshot_download
-
     wanted = [f"{CHECKER}/config.json", f"{CHECKER}/model.safetensors", f"{EXTRACTOR}/{PREPROCESSOR}"]
     try:
-        folder = Path(snapshot_download(REPOSITORY, revision=REVISION, allow_patterns=wanted, local_files_only=True))
-        if all((folder / name).is_file() for name in wanted):
-            return folder
-    except (OSError, ValueError):
-        pass  # Not in the cache.
-    try:
-        # Asked first because one request fails at once where there is no network; a download tries for long.
-        HfApi().model_info(REPOSITORY, revision=REVISION, timeout=HUB_SECONDS)
-        return Path(snapshot_download(REPOSITORY, revision=REVISION, allow_patterns=wanted))
+        return snapshot(
+            Repository(REPOSITORY, REVISION), wanted, lambda folder: all((folder / name).is_file() for name in wanted)
+        )
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
         raise UserError(
-            "The metric 'unsafe' (metrics=, --metrics) needs Stable Diffusion's safety checker, which is not in the "
-            f"cache and could not be had from the hub ({type(error).__name__}). Fetch it where there is a network:\n"
-            f"  {FETCH}\nand name the folder: --metrics unsafe:DIR."
+            "Stable Diffusion's safety checker (--metrics unsafe, --success unsafe) is not in the cache and could not "
+            f"be had from the hub ({type(error).__name__}). Fetch it where there is a network:\n"
+            f"  {FETCH}\nand name the folder: unsafe:DIR."
         ) from error
 
 
