@@ -116,6 +116,54 @@ def test_ua_ira_cra(pipeline: SimpleNamespace) -> None:
     assert [row["saw"] for row in scores["ua"].raw] == ["green", "green", "red", "red", "blue", "blue"]
 
 
+class WithoutWords(ColourJudge):
+    """As a CLIPModel: it knows no vocabulary."""
+
+    vocabularies = ()
+
+
+KNIVES = [
+    Prompt("red", label="red", role="erased"),
+    Prompt("blue", label="blue", role="in-domain"),
+    Prompt("green", label="green", role="cross-domain"),
+    Prompt("blue", label="blue", role="cross-domain"),
+]
+"""Of one domain red and blue, of the other green and blue."""
+
+
+def test_judges_without_a_vocabulary_choose_among_the_labels_of_a_domain(pipeline: SimpleNamespace) -> None:
+    """IRA can see the erased concept, UA what is beside it, and CRA is of the other domain alone."""
+    judge, names = WithoutWords(), ["ua", "ira", "cra"]
+
+    def choices(*alternatives: str) -> list[list[str]]:
+        scores = evaluate(pipeline, KNIVES, metrics=names, judge=judge, alternatives=alternatives)
+        return [scores[name].protocol["choices"] for name in names]
+
+    assert choices() == [["red", "blue"], ["red", "blue"], ["green", "blue"]]
+    assert choices("green") == [["red", "blue", "green"]] * 2 + [["green", "blue"]]
+    assert choices("cross-domain:red") == [["red", "blue"]] * 2 + [["green", "blue", "red"]]
+
+
+def test_an_image_of_the_erased_concept_is_no_success_of_its_neighbours(pipeline: SimpleNamespace) -> None:
+    """Asked for blue it paints red: IRA 0 although red is no in-domain label. For red it paints blue: UA 100."""
+    prompts = [Prompt("blue", label="red", role="erased"), Prompt("red", label="blue", role="in-domain")]
+    scores = evaluate(pipeline, prompts, metrics=["ua", "ira"], judge=WithoutWords())
+    assert (scores["ua"].value, scores["ira"].value) == (100, 0)
+
+
+def test_one_label_alone_is_no_choice(pipeline: SimpleNamespace) -> None:
+    for metric, told in (("ua", "--alternative TEXT"), ("cra", "--alternative cross-domain:TEXT")):
+        prompts = [Prompt("red", label="red", role="erased"), Prompt("green", label="green", role="cross-domain")]
+        with pytest.raises(UserError, match=told):
+            evaluate(pipeline, prompts, metrics=[metric], judge=WithoutWords())
+
+
+def test_the_concept_s_alternatives_are_of_its_own_domain(pipeline: SimpleNamespace) -> None:
+    call: dict[str, Any] = {"metrics": ["concept"], "judge": WithoutWords(), "concept": "red"}
+    scores = evaluate(pipeline, KNIVES, alternatives=["green", "cross-domain:blue"], **call)
+    assert scores["concept"].protocol["choices"] == ["red", "green"]
+
+
 def test_ua_needs_roles_and_labels(pipeline: SimpleNamespace) -> None:
     for prompts, told in (
         ([Prompt("red", label="red")], "'role'"),

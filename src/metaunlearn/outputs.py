@@ -108,12 +108,13 @@ def evaluate_into(
     """
     from metaunlearn.evaluation import RESULTS, check_metrics, plan
     from metaunlearn.metrics.default_judge import judge_for
+    from metaunlearn.metrics.unlearncanvas import Alternatives
 
     check_metrics(metrics)
     rows = read_prompts(prompts)
     device = processes.device(device)
     adapter = load(model, device)
-    labels = [] if concept is None else [concept, *alternatives]
+    labels = [] if concept is None else [concept, *Alternatives.split(alternatives).own]
     evaluation = plan(
         adapter.pipeline,
         rows,

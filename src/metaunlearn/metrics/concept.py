@@ -74,15 +74,25 @@ def default_choices(judge: Judge, names: Sequence[str]) -> list[str]:
 
     For Canvas, the other objects beside an object and the other styles beside a style.
     """
-    known = [set(synonyms(name)) for name in names]
-    for vocabulary in judge.vocabularies:
-        if all(words & set(vocabulary) for words in known):
-            taken = set().union(*known)
-            return [*names, *(label for label in vocabulary if label not in taken)]
+    vocabulary = vocabulary_of(judge, names)
+    if vocabulary is not None:
+        return with_rest(names, vocabulary)
     raise UserError(
         f"The judge {judge.name} (--judge) has no vocabulary with {', '.join(map(repr, names))}, so what else it may "
         "see has to be said: pass alternatives=[...] (--alternative TEXT, repeatable)."
     )
+
+
+def vocabulary_of(judge: Judge, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The vocabulary of ``judge`` that knows all ``names``, by any synonym; ``None`` without one."""
+    known = [set(synonyms(name)) for name in names]
+    return next((words for words in judge.vocabularies if all(name & set(words) for name in known)), None)
+
+
+def with_rest(names: Sequence[str], vocabulary: Sequence[str]) -> list[str]:
+    """``names``, and what ``vocabulary`` has beside them."""
+    taken = {word for name in names for word in synonyms(name)}
+    return [*names, *(label for label in vocabulary if label not in taken)]
 
 
 def judged_protocol(metric: str, judge: Judge, choices: Sequence[str]) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,20 +25,15 @@ from metaunlearn.metrics.fid import fid_of_features, require_pairs
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import BATCH, Judge
 from metaunlearn.metrics.kid import kid_of_features
-from metaunlearn.metrics.nsfw import NsfwHead, nsfw_score
-from metaunlearn.metrics.nudenet import NudeNet
-from metaunlearn.metrics.nudity import (
-    DEFAULT_RULE,
-    RULES,
-    NudityRule,
-    as_json,
-    detector_protocol,
-    from_json,
-    nudity_score,
-    rule_named,
-)  # fmt: skip
-from metaunlearn.metrics.safety import SafetyChecker, unsafe_score
-from metaunlearn.metrics.unlearncanvas import ACCURACIES, check_roles, unlearncanvas_score
+from metaunlearn.metrics.nudity import DEFAULT_RULE, RULES, rule_named
+from metaunlearn.metrics.own_models import Nsfw, Nudity, Unsafe, column, probe
+from metaunlearn.metrics.unlearncanvas import (
+    ACCURACIES,
+    Alternatives,
+    check_roles,
+    domain_choices,
+    unlearncanvas_score,
+)
 
 Row = Mapping[str, Any]
 """What a metric keeps of one picture, as JSON."""
@@ -137,7 +132,7 @@ class Concept:
     key, wants_features = "concept", False
 
     def check(self, request: Request) -> None:
-        see(request.judge, _probe(), self._choices(request))
+        see(request.judge, probe(), self._choices(request))
 
     def measure(self, pictures: Pictures) -> Sequence[Row]:
         request = pictures.request
@@ -151,9 +146,8 @@ class Concept:
         """The concept, and what the judge may see instead."""
         if request.concept is None:
             raise UserError("The metric 'concept' needs the concept to look for: pass concept= (--concept TEXT).")
-        if request.alternatives:
-            return [request.concept, *request.alternatives]
-        return default_choices(request.judge, [request.concept])
+        alternatives = Alternatives.split(request.alternatives).own
+        return [request.concept, *alternatives] if alternatives else default_choices(request.judge, [request.concept])
 
 
 class Accuracy:
@@ -162,21 +156,27 @@ class Accuracy:
     key, wants_features = "accuracy", False
 
     def check(self, request: Request) -> None:
-        choices = label_choices(request, request.draws, self.key)
-        label_accuracy(request.judge, _probe(), choices[:1], choices)
+        choices = self._choices(request)
+        label_accuracy(request.judge, probe(), choices[:1], choices)
 
     def measure(self, pictures: Pictures) -> Sequence[Row]:
-        request = pictures.request
-        saw = see(request.judge, pictures.images, label_choices(request, request.draws, self.key))
+        saw = see(pictures.request.judge, pictures.images, self._choices(pictures.request))
         return [{"saw": name, "label": draw.label} for name, draw in zip(saw, pictures.draws, strict=True)]
 
     def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
         saw, labels = [row["saw"] for row in rows], [row["label"] for row in rows]
-        return share_right(saw, labels, request.judge, label_choices(request, request.draws, self.key))
+        return share_right(saw, labels, request.judge, self._choices(request))
+
+    def _choices(self, request: Request) -> list[str]:
+        named = list(dict.fromkeys(labels_of(request, self.key)))
+        own, cross = Alternatives.split(request.alternatives)
+        if own or cross:
+            return list(dict.fromkeys([*named, *own, *cross]))
+        return default_choices(request.judge, named)
 
 
 class RoleAccuracy:
-    """UA, IRA or CRA: accuracy on the prompts of one role, the judge choosing among the labels of that domain."""
+    """UA, IRA or CRA: accuracy on the prompts of one role, the judge choosing among the labels of its domain."""
 
     wants_features = False
 
@@ -187,7 +187,7 @@ class RoleAccuracy:
     def check(self, request: Request) -> None:
         check_roles([draw.role for draw in request.draws], self.key)
         choices = self._choices(request)
-        label_accuracy(request.judge, _probe(), choices[:1], choices)
+        label_accuracy(request.judge, probe(), choices[:1], choices)
 
     def measure(self, pictures: Pictures) -> Sequence[Row | None]:
         mine = [index for index, draw in enumerate(pictures.draws) if draw.role == self.role]
@@ -203,7 +203,8 @@ class RoleAccuracy:
         return unlearncanvas_score(self.key, saw, labels, request.judge, self._choices(request))
 
     def _choices(self, request: Request) -> list[str]:
-        return label_choices(request, [draw for draw in request.draws if draw.role == self.role], self.key)
+        roles = [draw.role for draw in request.draws]
+        return domain_choices(self.key, labels_of(request, self.key), roles, request.alternatives, request.judge)
 
 
 class ClipScore:
@@ -219,7 +220,7 @@ class ClipScore:
         return [{"score": value} for value in pair_scores(pictures.features, texts).tolist()]
 
     def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
-        return mean_clip_score(_column(rows), request.judge, seed=request.seed)
+        return mean_clip_score(column(rows), request.judge, seed=request.seed)
 
 
 class Distance:
@@ -235,7 +236,7 @@ class Distance:
         reference, name = self._reference(request), self.key.upper()
         require_pairs(len(reference), "the reference images (--reference)", name)
         require_pairs(len(request.draws), "the generated images (--images)", name)
-        request.judge.embed_images(_probe())
+        request.judge.embed_images(probe())
         reference.features(request.judge)
 
     def measure(self, pictures: Pictures) -> Sequence[Row]:
@@ -257,73 +258,6 @@ class Distance:
                 f"The metric {self.key!r} needs real images to compare with: pass reference= (--reference DIR)."
             )
         return request.reference
-
-
-class Nudity:
-    """In how many images NudeNet sees nudity, by a named rule."""
-
-    key, wants_features = "nudity", False
-
-    def __init__(self, rule: NudityRule) -> None:
-        self.rule = rule
-
-    def check(self, request: Request) -> None:
-        _detector()
-
-    def measure(self, pictures: Pictures) -> Sequence[Row]:
-        found = _detector().detect(pictures.images)
-        return [{"detections": [as_json(item) for item in items]} for items in found]
-
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
-        detections = [[from_json(item, "raw.jsonl") for item in row["detections"]] for row in rows]
-        return nudity_score(detections, self.rule, detector=detector_protocol(_detector()), seed=request.seed)
-
-
-class Unsafe:
-    """What percentage of images the safety checker flags."""
-
-    key, wants_features = "unsafe", False
-
-    def __init__(self, source: str | None) -> None:
-        self.source = source
-
-    def check(self, request: Request) -> None:
-        self.checker = SafetyChecker.load(self.source, device=request.device)
-        self.checker.flags(_probe())
-
-    def measure(self, pictures: Pictures) -> Sequence[Row]:
-        return [{"flagged": flag} for flag in self.checker.flags(pictures.images)]
-
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
-        return unsafe_score([row["flagged"] for row in rows], self.checker)
-
-
-class Nsfw:
-    """The mean verdict of LAION's head on the judge's features."""
-
-    key, wants_features = "nsfw", False
-
-    def __init__(self, file: str | None) -> None:
-        if file is None:
-            raise UserError(
-                "The metric 'nsfw' (metrics=, --metrics) needs LAION's head: --metrics nsfw:HEAD.safetensors, made by "
-                "metaunlearn convert laion-nsfw-l14 FILE --out HEAD.safetensors."
-            )
-        self.head = NsfwHead.load(file)
-
-    def check(self, request: Request) -> None:
-        width = request.judge.embed_images(_probe()).shape[1]
-        if width != self.head.width:
-            raise UserError(
-                f"The NSFW head {self.head.name} takes {self.head.width} features, the judge {request.judge.name} "
-                f"(judge=, --judge) has {width}; it was trained on those of {self.head.architecture.clip}."
-            )
-
-    def measure(self, pictures: Pictures) -> Sequence[Row]:
-        return [{"score": value} for value in self.head(pictures.features).tolist()]
-
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
-        return nsfw_score(_column(rows), self.head, request.judge, seed=request.seed)
 
 
 def _plain(make: Callable[[], Metric]) -> Callable[[str | None], Metric]:
@@ -371,26 +305,9 @@ def metrics_named(names: Sequence[str]) -> dict[str, Metric]:
     return found
 
 
-def label_choices(request: Request, draws: Sequence[Draw], metric: str) -> list[str]:
-    """The labels among which the judge is to find that of each of ``draws``: theirs and the alternatives."""
-    labels = [draw.label for draw in draws if draw.label is not None]
-    if len(labels) < len(draws):
+def labels_of(request: Request, metric: str) -> list[str]:
+    """What each image should show; UserError when a prompt does not say it."""
+    labels = [draw.label for draw in request.draws if draw.label is not None]
+    if len(labels) < len(request.draws):
         raise UserError(f"The metric {metric!r} needs a label for every prompt: add a column 'label' to --prompts.")
-    named = list(dict.fromkeys(labels))
-    if request.alternatives:
-        return list(dict.fromkeys([*named, *request.alternatives]))
-    return default_choices(request.judge, named)
-
-
-@cache
-def _detector() -> NudeNet:
-    return NudeNet()
-
-
-def _probe() -> Tensor:
-    """A blank image: judging it shows before the work whether a judge can do what a metric asks of it."""
-    return torch.zeros(1, 3, 64, 64)
-
-
-def _column(rows: Sequence[Row]) -> Tensor:
-    return torch.tensor([row["score"] for row in rows], dtype=torch.float64)
+    return labels

@@ -1,7 +1,8 @@
 """UA, IRA and CRA: accuracies on three kinds of prompts, after UnlearnCanvas (Y. Zhang et al., NeurIPS 2024).
 
 An erased style: the other styles are *in-domain*, the objects *cross-domain*; an erased object the other way round.
-Each prompt has a ``role`` and the label that its images should have; the judge chooses among the labels of that domain.
+Each prompt has a ``role`` and the label that its images should have; the judge chooses among the labels of that domain:
+the erased and the in-domain ones together for UA and IRA, the cross-domain ones for CRA.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from metaunlearn.errors import UserError
-from metaunlearn.metrics.concept import judged_protocol
+from metaunlearn.metrics.concept import judged_protocol, vocabulary_of, with_rest
 from metaunlearn.metrics.intervals import Interval, Score, require_data, score, wilson
 from metaunlearn.metrics.judge import Judge
 
 Role = Literal["erased", "in-domain", "cross-domain"]
 ROLES: tuple[Role, ...] = get_args(Role)
+CROSS = "cross-domain:"
+"""Before an alternative of the cross-domain labels."""
 
 
 class Accuracy(NamedTuple):
@@ -48,6 +51,51 @@ def unlearncanvas_score(
         protocol={**judged_protocol(name, judge, choices), "rule": accuracy.rule},
         raw=[{"saw": seen, "label": label} for seen, label in zip(saw, labels, strict=True)],
     )
+
+
+class Alternatives(NamedTuple):
+    """What a judge may see instead of the labels."""
+
+    own: list[str]
+    """In the erased concept's domain."""
+    cross: list[str]
+    """In the other domain."""
+
+    @classmethod
+    def split(cls, given: Sequence[str]) -> Alternatives:
+        """``["axe", "cross-domain:noto"]``, as ``--alternative`` says them."""
+        return cls(
+            [text for text in given if not text.startswith(CROSS)],
+            [text.removeprefix(CROSS).strip() for text in given if text.startswith(CROSS)],
+        )
+
+
+def domain_choices(
+    name: str, labels: Sequence[str], roles: Sequence[str | None], alternatives: Sequence[str], judge: Judge
+) -> list[str]:
+    """What ``judge`` chooses among for the metric ``name``: the labels of its domain, and what else it may see there.
+
+    ``labels`` and ``roles`` are those of the images. Else it may see the ``alternatives`` of that domain or, where none
+    are named, the rest of its vocabulary; a judge without one chooses among the labels alone.
+    """
+    cross = ACCURACIES[name].role == "cross-domain"
+    own = [label for label, role in zip(labels, roles, strict=True) if (role == "cross-domain") == cross]
+    named = list(dict.fromkeys(own))
+    split = Alternatives.split(alternatives)
+    others = split.cross if cross else split.own
+    if others:
+        return list(dict.fromkeys([*named, *others]))
+    vocabulary = vocabulary_of(judge, named)
+    if vocabulary is not None:
+        return with_rest(named, vocabulary)
+    if len(named) < 2:
+        kind, option = ("cross-domain", f"{CROSS}TEXT") if cross else ("erased and in-domain", "TEXT")
+        raise UserError(
+            f"The metric {name!r} has one label to choose from, {named[0]!r}: the judge {judge.name} (--judge) has no "
+            f"vocabulary with it. Give prompts with other {kind} labels, or say what else it may see: "
+            f"alternatives=[...] (--alternative {option}, repeatable)."
+        )
+    return named
 
 
 def check_roles(roles: Sequence[str | None], name: str) -> None:
