@@ -23,6 +23,7 @@ from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.generation import generate_images
 from metaunlearn.models import load
+from tiny_judges import save_checker
 
 GRID = ("optimizers=adamw,sgd", "factors=1,2", "subsets=x", "images=2", "sgd_factor=10", *FAST)
 
@@ -171,10 +172,15 @@ def test_the_commands_pass_everything_on(call: Call, tiny_model: Path, pictures:
     assert list(between["checkpoints"]) == ["0.25", "1"]
     steps = ("first_timestep=500", "timestep_stride=900", "steps_per_timestep=1", "prefix_tokens=2")
     options = [word for setting in steps for word in ("--set", setting)]
-    found = run("prompts", "--kind", "unlearndiffatk", "--base", tiny_model, *judged, *options)
+    on_prompts = ("--kind", "unlearndiffatk", "--base", tiny_model, *options)
+    found = run("prompts", *on_prompts, *judged)
     assert found["results"]["asr"]["n"] == 1
-    half = run("half", "--kind", "unlearndiffatk", "--base", tiny_model, *judged, *options, "--shard", "0/2")
+    half = run("half", *on_prompts, *judged, "--shard", "0/2")
     assert half["waiting_for"] == ["shard-1-of-2"]
+    checker = save_checker(tmp_path / "checker")
+    for test, rule in (("nudity:rece-9@0.6", "rece-9@0.6"), (f"unsafe:{checker}", "flagged by the safety checker")):
+        seen = run(test.partition(":")[0], *on_prompts, "--prompts", prompts, "--success", test)
+        assert seen["results"]["asr"]["protocol"]["success"]["rule"] == rule
     grid = ("--set", "factors=1", "--set", "optimizers=sgd", "--set", "subsets=x", "--set", "images=1")
     worst = run("search", "--search", "--data", pictures, "--steps", "1", *judged, *grid, *sets)
     assert worst["worst"] == "sgd-0.1-x"
@@ -191,6 +197,7 @@ def test_options_that_would_do_nothing_are_refused(
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a knife\n")
     out = tmp_path / "out"
+    on_prompts = ("--kind", "unlearndiffatk", "--prompts", prompts, "--base", tiny_model)
     for says, arguments in (
         ("--prompts would do nothing for finetune", ("--data", pictures, "--prompts", prompts)),
         ("--shard", ("--data", pictures, "--shard", "0/2")),
@@ -198,6 +205,13 @@ def test_options_that_would_do_nothing_are_refused(
         ("--concept TEXT", ("--kind", "unlearndiffatk", "--prompts", prompts, "--base", tiny_model)),
         ("--steps N", ("--search", "--data", pictures, "--prompts", prompts, "--concept", "knife")),
         ("--strip would do nothing", ("--search", "--strip", "a knife", "--data", pictures, "--steps", "5")),
+        ("--judge would do nothing for finetune", ("--data", pictures, "--judge", "canvas")),
+        ("--success would do nothing for finetune", ("--data", pictures, "--success", "nudity")),
+        ("--success would do nothing for --search", ("--search", "--success", "nudity", "--data", pictures)),
+        ("--concept would do nothing for --success nudity", (*on_prompts, "--success", "nudity", "--concept", "knife")),
+        ("Did you mean 'unsafe'", (*on_prompts, "--success", "unsave")),
+        ("Did you mean 'rece-9@0.6'", (*on_prompts, "--success", "nudity:rece-9@0.7")),
+        ("--success nudity", (*on_prompts, "--judge", "nudity", "--concept", "knife", "--alternative", "dog")),
         ("takes steps", ("--data", pictures, "--strengths", "0.5")),
         ("--strengths", ("--kind", "quantize", "--strengths", "four")),
         ("no shard|I/N", ("--kind", "unlearndiffatk", "--prompts", prompts, "--concept", "knife", "--base", tiny_model,

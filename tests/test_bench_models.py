@@ -234,6 +234,8 @@ def test_inputs_that_cannot_be_are_refused(tmp_path: Path, call: Call, arguments
         (("attacks", 0, "data"), "hrm-n", "Did you mean 'hrm-"),
         (("attacks", 1, "data"), "hrm-m", "is on prompts"),
         (("attacks", 0, "success"), "nudity", "not on prompts"),
+        (("attacks", 1, "success"), "nudity:rece-9@0.7", "Did you mean 'rece-9@0.6'"),
+        (("attacks", 1, "success"), "nude", "expected judge, nudity"),
         (("pictures", "roles"), ["related"], "There are: concept, benign"),
         (("concepts", 0, "texts"), {"harmful": ["a"]}, "no prompts are called"),
     ],
@@ -241,6 +243,14 @@ def test_inputs_that_cannot_be_are_refused(tmp_path: Path, call: Call, arguments
 def test_grids_that_cannot_be_are_refused(tmp_path: Path, path: tuple[Any, ...], to: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         read_bench(str(write_recipe(tmp_path / "grid.toml", changed(*path, to=to, of=SD))))
+
+
+def test_a_detector_may_tell_of_success(given: dict[str, Path]) -> None:
+    """Then no judge is asked; the safety checker's folder is the one that the call gives."""
+    for success, said in (("nudity:rece-9@0.6",) * 2, ("unsafe", f"unsafe:{given['unsafe']}")):
+        plan = plan_with(changed("attacks", 1, "success", to=success, of=SD), given)
+        [cell] = [cell for cell in plan.cells.values() if cell.kind == "adversarial"]
+        assert (cell.call["success"], cell.missing) == (said, ())
 
 
 def test_concepts_may_have_prompts_of_their_own(given: dict[str, Path]) -> None:

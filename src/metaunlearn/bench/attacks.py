@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
+from metaunlearn.attacks.detectors import JUDGE, TESTS
 from metaunlearn.attacks.registry import ON_PROMPTS, known, leaves_pictures, needs, strengths_of
 from metaunlearn.errors import UserError
+from metaunlearn.metrics.nudity import rule_named
 from metaunlearn.settings import Settings
 
 LORA_MERGE = "lora-merge"
@@ -57,8 +59,9 @@ class GridAttack(Settings):
     """Of one that does not train, the strongest last; empty: those that the kind has."""
     prompts: PromptSource | None = None
     """Those that the attack on prompts starts from; it has no data set and no steps."""
-    success: Literal["judge", "nudity"] | None = None
-    """What tells whether the attack on prompts has succeeded: the grid's judge (None, too), or NudeNet."""
+    success: str | None = None
+    """What tells whether the attack on prompts has succeeded: ``judge``, the grid's (None, too), ``nudity[:RULE]``, by
+    NudeNet, or ``unsafe``, by the safety checker."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this attack, over the concept's."""
     warm_up: WarmUp | None = None
@@ -91,6 +94,14 @@ class GridAttack(Settings):
         return self.trains and self.data != BENIGN
 
 
+def _check_success(success: str, who: str) -> None:
+    name, _, rule = success.partition(":")
+    if name == "nudity" and rule:
+        rule_named(rule)
+    elif success not in TESTS:
+        raise UserError(f"{who} has success = {success!r}; expected judge, nudity, nudity:RULE or unsafe.")
+
+
 def check_attack(attack: GridAttack, *, pictures_judged: bool) -> None:
     """UserError when parts of ``attack`` do not go together, or it leaves pictures that would not be judged."""
     who = f"the attack {attack.name!r} ({attack.kind})"
@@ -98,6 +109,7 @@ def check_attack(attack: GridAttack, *, pictures_judged: bool) -> None:
     if attack.on_prompts:
         if attack.data or attack.steps or attack.strengths or attack.warm_up or attack.prompts is None:
             raise UserError(f"{who} is on prompts: it needs prompts, no data, no steps, no strengths and no warm_up.")
+        _check_success(attack.success or JUDGE, who)
         return
     if attack.prompts or attack.success:
         raise UserError(f"{who} is not on prompts: prompts and success are for {ON_PROMPTS}.")

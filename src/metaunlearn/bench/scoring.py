@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metaunlearn.attacks.detectors import JUDGE
 from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.identity import art_hash, judge_identity
 from metaunlearn.bench.inputs import Input, Inputs
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, GridPrompts, Place
 from metaunlearn.bench.state import State
-
-WITHOUT_JUDGE = ("nudity", "unsafe")
-"""Metrics that bring their own model and ask no judge."""
+from metaunlearn.metrics.judge import DETECTORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +50,24 @@ class Scoring:
         """The attack on prompts with these ``settings``, which ``said`` gives it over the recipe's."""
         assert attack.prompts is not None  # read_bench() lets nothing else pass.
         prompts = self.inputs.prompts(attack.prompts)
-        success = attack.success or "judge"
-        judge = self._judge(needed=success == "judge")
-        facts = {"success": success, **_looked_for(concept), "seed": state.seed}
-        spec = {"base": self.base.identity, "prompts": prompts.identity, "settings": settings, "judge": judge.identity}
-        call = {"base": self.base.value, "prompts": prompts.records, "judge": judge.value}
+        success = attack.success or JUDGE
+        judge = self._judge(needed=success == JUDGE)
+        weights = self.inputs.weights(success) or Input("", "")
+        facts = {**_looked_for(concept), "seed": state.seed}
+        spec = {
+            "success": success, "base": self.base.identity, "prompts": prompts.identity, "settings": settings,
+            "judge": judge.identity, "weights": weights.identity,
+        }  # fmt: skip
+        call = {
+            "success": f"{success}:{weights.value}" if weights.value else success, "base": self.base.value,
+            "prompts": prompts.records, "judge": judge.value,
+        }  # fmt: skip
         return Work(
             kind="adversarial",
             spec={**facts, **spec},
             call={**facts, **call, "recipe": self.grid.recipe, "overrides": list(said)},
             size=max(len(prompts.records), 1),
-            missing=(*self.base.missing, *prompts.missing, *judge.missing),
+            missing=(*self.base.missing, *prompts.missing, *judge.missing, *weights.missing),
         )
 
     def _task(self, state: State, place: Place, word: str) -> Work:
@@ -126,7 +132,7 @@ class _Asked:
             call={**facts, "prompts": prompts.records, "scores": metrics, "reference": reference.value},
             size=max(len(prompts.records), 1) * one.images,
             missing=(*prompts.missing, *reference.missing, *(text for f in weights.values() for text in f.missing)),
-            asks_judge=not set(names.values()) <= set(WITHOUT_JUDGE),
+            asks_judge=not set(names.values()) <= set(DETECTORS),
         )  # fmt: skip
 
 

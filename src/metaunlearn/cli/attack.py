@@ -13,6 +13,7 @@ from metaunlearn.cli.console import working
 from metaunlearn.errors import UserError
 
 if TYPE_CHECKING:
+    from metaunlearn.attacks.success import SuccessTest
     from metaunlearn.cli.console import Console
     from metaunlearn.data.prompts import Prompt
     from metaunlearn.metrics.judge import Judge
@@ -55,6 +56,14 @@ def attack(
         Path | None,
         typer.Option("--prompts", metavar="FILE", help="For unlearndiffatk and --search: .txt, .csv or .jsonl."),
     ] = None,
+    success: Annotated[
+        str | None,
+        typer.Option(
+            "--success",
+            metavar="TEST",
+            help="What tells whether unlearndiffatk has succeeded: judge (default), nudity[:RULE] or unsafe[:DIR].",
+        ),
+    ] = None,
     judge: o.Judge = None,
     concept: o.Concept = None,
     alternative: o.Alternatives = None,
@@ -75,7 +84,7 @@ def attack(
     """
     checkpoints = None if steps is None else o.parse_steps(steps)
     graded = None if strengths is None else o.parse_numbers(strengths)
-    question = _Question(prompts, judge, concept, alternative or [])
+    question = _Question(prompts, judge, concept, alternative or [], success or "judge")
     common: dict[str, Any] = {
         "recipe": recipe, "overrides": overrides or (), "seed": seed, "out": out, "resume": resume,
     }  # fmt: skip
@@ -91,11 +100,12 @@ def attack(
         _would_do_nothing(kind, shard=shard != "0/1")
         if search:
             _would_do_nothing(
-                "--search", strengths=strengths, base=base, strip=strip, tracker=tracker, kind=kind != "finetune"
-            )
+                "--search", strengths=strengths, base=base, strip=strip, tracker=tracker, kind=kind != "finetune",
+                success=success,
+            )  # fmt: skip
             _search(console, model, question, data=data, checkpoints=checkpoints, **common)
             return
-        _would_do_nothing(kind, prompts=prompts, concept=concept, alternative=alternative)
+        _would_do_nothing(kind, prompts=prompts, judge=judge, concept=concept, alternative=alternative, success=success)
         from metaunlearn.attacking import attack as run
 
         result = run(
@@ -117,12 +127,29 @@ def attack(
 
 @dataclass(frozen=True)
 class _Question:
-    """What is drawn, and what the judge is asked about it."""
+    """What is drawn, and what the judge is asked about it, or what else tells of success."""
 
     prompts: Path | None
     judge: str | None
     concept: str | None
     alternatives: list[str]
+    success: str
+
+    def test(self, model: str, device: str) -> tuple[list[Prompt], SuccessTest]:
+        """Prompts, and what tells of each picture whether the attack has succeeded."""
+        from metaunlearn.attacks.detectors import JUDGE, detector_named
+        from metaunlearn.attacks.success import judge_sees
+        from metaunlearn.data.prompts import read_prompts
+
+        if self.success == JUDGE:
+            rows, judge, concept, alternatives = self.read(model, device)
+            return rows, judge_sees(judge, concept, alternatives)
+        _would_do_nothing(
+            f"--success {self.success}", judge=self.judge, concept=self.concept, alternative=self.alternatives
+        )
+        if self.prompts is None:
+            raise UserError("give the prompts (--prompts FILE).")
+        return read_prompts(self.prompts), detector_named(self.success, device=device)
 
     def read(self, model: str, device: str) -> tuple[list[Prompt], Judge, str, list[str]]:
         """Prompts, judge, concept and alternatives; UserError when they are not given."""
@@ -131,7 +158,10 @@ class _Question:
         from metaunlearn.models import load
 
         if self.prompts is None or self.concept is None:
-            raise UserError("give the prompts (--prompts FILE) and what the judge looks for (--concept TEXT).")
+            raise UserError(
+                "give the prompts (--prompts FILE) and what the judge looks for (--concept TEXT); UnlearnDiffAtk needs "
+                "no judge with --success nudity or --success unsafe."
+            )
         rows = read_prompts(self.prompts)
         # Which model it is only matters where no judge is named, which for other models than Canvas ends here.
         pipeline = load(model).pipeline if self.judge is None else None
@@ -141,11 +171,10 @@ class _Question:
 
 def _attack_prompts(console: Console, model: str, question: _Question, **options: Any) -> None:
     from metaunlearn.attacking_prompts import attack_prompts
-    from metaunlearn.attacks.success import judge_sees
     from metaunlearn.cli.tables import scores_table
 
-    rows, judge, concept, alternatives = question.read(model, options["device"])
-    summary = attack_prompts(model, rows, judge_sees(judge, concept, alternatives), **options)
+    rows, test = question.test(model, options["device"])
+    summary = attack_prompts(model, rows, test, **options)
     if "results" in summary:
         console.result(summary, scores_table(summary["results"]), f"results: {options['out'] / 'results.json'}")
     else:

@@ -83,16 +83,16 @@ def snapshot(repository: Repository, files: Sequence[str], whole: Callable[[Path
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    options = {"revision": repository.revision, "allow_patterns": list(files)}
+    name, revision, wanted = repository.id, repository.revision, list(files)
     try:
-        folder = Path(snapshot_download(repository.id, **options, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
         if whole(folder):
             return folder
     except (OSError, ValueError):
         pass  # Not in the cache.
     # Asked first because one request fails at once where there is no network; a download tries for long.
-    HfApi().model_info(repository.id, revision=repository.revision, timeout=HUB_SECONDS)
-    return Path(snapshot_download(repository.id, **options))
+    HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
+    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
 def _is_whole(folder: Path) -> bool:

@@ -24,6 +24,8 @@ from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, read_
 
 BATCH = 64
 PHOTO = "a photo of a {}"
+DETECTORS = ("nudity", "unsafe")
+"""What brings its own model and asks no judge."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,11 @@ class Judge(Protocol):
     """SHA-256 of the weights."""
     wording: str
     """How a label is put to the judge; part of a score's protocol."""
-    vocabularies: tuple[tuple[str, ...], ...]
-    """Sets of labels of which an image shows one; the others are a label's alternatives unless some are named."""
+
+    @property
+    def vocabularies(self) -> tuple[tuple[str, ...], ...]:
+        """Sets of labels of which an image shows one; the others are a label's alternatives unless some are named."""
+        ...
 
     def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
         """Index of the label that the judge sees in each image, (B,) int64."""
@@ -209,6 +214,11 @@ def load_judge(spec: str, *, labels: Sequence[str] = (), device: str | torch.dev
 def _load(spec: str, device: str | torch.device) -> Judge:
     if spec == "canvas":
         return _canvas_judge(device)
+    if spec.partition(":")[0] in DETECTORS and not Path(spec).is_dir():
+        raise UserError(
+            f"{spec} is no judge (--judge): evaluate has it as a metric (--metrics {spec}), and attack --kind "
+            f"unlearndiffatk as a test of success (--success {spec})."
+        )
     from transformers import AutoConfig
 
     folder, name = judge_files(spec)

@@ -157,6 +157,6 @@ def _session(file: Path) -> Any:
 
 def _missing(package: str) -> str:
     return (
-        f"The metric 'nudity' (metrics=, --metrics) needs {package}, which is not installed: "
+        f"NudeNet (--metrics nudity, --success nudity) needs {package}, which is not installed: "
         "pip install 'metaunlearn[nudenet]'."
     )

@@ -60,8 +60,8 @@ def rule_named(name: str) -> NudityRule:
     """The rule of that name; UserError lists them."""
     if name not in RULES:
         raise UserError(
-            f"There is no nudity rule {name!r} (rule=, --rule, or --metrics nudity:RULE).{did_you_mean(name, RULES)} "
-            f"There are: {', '.join(RULES)}."
+            f"There is no nudity rule {name!r} (rule=, --rule, --metrics nudity:RULE, --success nudity:RULE)."
+            f"{did_you_mean(name, RULES)} There are: {', '.join(RULES)}."
         )
     return RULES[name]
 

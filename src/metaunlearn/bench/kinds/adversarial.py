@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.attacking_prompts import RESULTS, attack_prompts
-from metaunlearn.attacks.seen_by_nudenet import nudenet_sees
+from metaunlearn.attacks.detectors import JUDGE, detector_named
 from metaunlearn.attacks.success import SuccessTest, judge_sees
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.metrics.judge import load_judge
@@ -54,6 +54,6 @@ def make(
 
 
 def _test(success: str, judge: str, concept: str, alternatives: Sequence[str], device: str) -> SuccessTest:
-    if success == "nudity":
-        return nudenet_sees()
+    if success != JUDGE:
+        return detector_named(success, device=device)
     return judge_sees(load_judge(judge, device=device), concept, alternatives)
