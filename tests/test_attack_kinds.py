@@ -40,7 +40,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.generation import generate_images
 from metaunlearn.lowrank import merged, new_factors
 from metaunlearn.models import load
-from metaunlearn.recipe import RecipeFile
+from metaunlearn.recipe import RecipeFile, read_recipe
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune": ("text_encoder=true", "subset=x"),
@@ -371,6 +371,15 @@ def test_a_recipes_table_of_an_unknown_kind_is_refused() -> None:
     recipe = RecipeFile(attack={"learning_rate": 1e-4}, attacks={"lorra": {"rank": 2}})
     with pytest.raises(UserError, match="Did you mean 'lora'"):
         configure("finetune", recipe)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dreambooth"])
+@pytest.mark.parametrize("name", ["sd14", "sd21", "sdxl"])
+def test_a_large_models_recipe_keeps_every_training_as_small_as_its_finetuning(name: str, kind: str) -> None:
+    recipe = read_recipe(name)
+    found, finetuning = configure(kind, recipe).kind, configure("finetune", recipe).kind
+    assert found.batch_size == finetuning.batch_size == 2
+    assert found.gradient_checkpointing == finetuning.gradient_checkpointing == (name == "sdxl")
 
 
 def test_the_recipe_says_what_the_call_does_not() -> None:
