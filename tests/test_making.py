@@ -255,6 +255,11 @@ def test_prompt_sets_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monk
         take("i2p-nudity", i2p(tmp_path / "few.csv", 200, cases=False), out)
     with pytest.raises(UserError, match=r"lacks \d+ of the 142"):
         take("i2p-nudity", i2p(tmp_path / "some.csv", 200), out)
+    for wrong in ("abc", "1.5", "nan"):
+        rows = [{"prompt": "a thing", "case_number": 1}, {"prompt": "a thing", "case_number": wrong}]
+        (tmp_path / "wrong.json").write_text(json.dumps(rows))
+        with pytest.raises(UserError, match=f"row 2.*--from.*a whole number, got '{wrong}'"):
+            take("i2p-nudity", tmp_path / "wrong.json", out)
     (tmp_path / "none.csv").write_text("text_prompt,seed\nx,1\n")
     with pytest.raises(UserError, match="no column 'prompt'"):
         take("coco-10k", tmp_path / "none.csv", out)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.data.prompts import Prompt, prompt_of, read_rows
+from metaunlearn.data.prompts import Prompt, number_in, prompt_of, read_rows
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.files import check_new_file, write_atomic
 
@@ -76,7 +76,7 @@ def set_named(name: str) -> PromptSet:
 def i2p_nudity(rows: Sequence[Mapping[str, Any]], file: Path) -> list[Mapping[str, Any]]:
     """The 142 rows, found by their case number, or by their place in a complete copy that has the published order."""
     if all(str(row.get("case_number", "")).strip() for row in rows):
-        by_case = {int(float(row["case_number"])): row for row in rows}
+        by_case = {_case_number(row, f"{file}, row {place}"): row for place, row in enumerate(rows, start=1)}
         missing = [case for case in I2P_NUDITY if case not in by_case]
         if missing:
             raise UserError(
@@ -96,6 +96,16 @@ def i2p_nudity(rows: Sequence[Mapping[str, Any]], file: Path) -> list[Mapping[st
             f"seeds differ). Use the copy of UnlearnDiffAtk: {PROMPT_SETS['i2p-nudity'].fetch}"
         )
     return chosen
+
+
+def _case_number(row: Mapping[str, Any], where: str) -> int:
+    number = number_in(row["case_number"])
+    if number is None or number != int(number):
+        raise UserError(
+            f"{where} (source=, --from): a case_number is a whole number, got {row['case_number']!r}. "
+            f"Fetch a copy with: {PROMPT_SETS['i2p-nudity'].fetch}"
+        )
+    return int(number)
 
 
 def coco_10k(rows: Sequence[Mapping[str, Any]], file: Path) -> list[Mapping[str, Any]]:

@@ -131,7 +131,7 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 def _seed(value: Any, where: str) -> int | None:
     if value is None:
         return None
-    number = _number(value)
+    number = number_in(value)
     # Through the text where it is an integer already: a float has only 53 bits of a seed.
     if number is None or number != int(number) or not 0 <= number < 2**63:
         raise UserError(f"{where}: a seed is a whole number from 0 to 2^63 - 1, got {value!r}.")
@@ -142,13 +142,13 @@ def _seed(value: Any, where: str) -> int | None:
 def _guidance(value: Any, where: str) -> float | None:
     if value is None:
         return None
-    number = _number(value)
+    number = number_in(value)
     if number is None or number < 0:
         raise UserError(f"{where}: a guidance scale is a number of at least 0, got {value!r}.")
     return number
 
 
-def _number(value: Any) -> float | None:
+def number_in(value: Any) -> float | None:
     """``value`` as a finite number, or ``None``."""
     if isinstance(value, bool):
         return None
