@@ -167,9 +167,10 @@ def test_what_convert_refuses(tmp_path: Path) -> None:
     torch.save(Harmful(), head)
     with pytest.raises(UserError, match="weights alone"):
         convert("laion-nsfw-l14", head, out)
-    head.write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="weights alone"):
-        convert("laion-nsfw-l14", head, out)
+    for junk in (b"nonsense", b"", b"\x8a", b"M", b"b", b"X\x01"):  # Each makes the reader raise another exception.
+        head.write_bytes(junk)
+        with pytest.raises(UserError, match="weights alone"):
+            convert("laion-nsfw-l14", head, out)
     assert not out.exists()
     out.write_bytes(b"")
     with pytest.raises(UserError, match="exists already"):

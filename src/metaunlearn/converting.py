@@ -5,7 +5,6 @@ It is read with ``weights_only=True``, which builds tensors and plain containers
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,11 @@ def convert(name: str, file: Path | str, out: Path | str) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # What is no pickle makes its reader stumble in any way.
+        # torch's own words are left out: they advise to let the file run its code.
         raise UserError(
-            f"{file} (file=, FILE) cannot be read as weights alone: {str(error).splitlines()[0]} Files that hold code "
-            "are refused."
+            f"{file} (file=, FILE) cannot be read as weights alone ({type(error).__name__}): it is damaged, or no file "
+            "of weights, or holds code, which is refused. Give the file as LAION publishes it."
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{file} (file=, FILE) holds a {type(found).__name__}; expected tensors by name.")

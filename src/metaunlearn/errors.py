@@ -1,4 +1,4 @@
-"""The exceptions of this package, and the hint that goes with a mistyped name."""
+"""The exceptions of this package, and what their messages are made of."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the closest known name, or an empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's ``error`` says, without its full stop; its class if it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".")

@@ -19,7 +19,7 @@ from metaunlearn.data.duplicates import find_duplicates
 from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
-from metaunlearn.errors import RunError, UserError
+from metaunlearn.errors import RunError, UserError, first_line
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, default_sampling
 from metaunlearn.models.unfiltered import unfiltered
@@ -116,7 +116,7 @@ def _load(generator: Any, dtype: str) -> Any:
         )
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
         raise UserError(
-            f"The generator {generator} (generator=, --generator) cannot be loaded: {str(error).splitlines()[0]} "
+            f"The generator {generator} (generator=, --generator) cannot be loaded: {first_line(error)}. "
             "Expected a folder that diffusers saved, a hub id in the cache, or 'canvas'. Fetch one where there is a "
             "network: hf download ID --local-dir DIR."
         ) from error

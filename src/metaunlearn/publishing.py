@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
-from metaunlearn.errors import RunError, UserError
+from metaunlearn.errors import RunError, UserError, first_line
 
 LEFT_OUT = ("state/*", "data/*", "trackers/*", ".*")
 """Not uploaded: resumable state, pictures of what was erased, and what trackers noted of this machine."""
@@ -41,7 +41,7 @@ def sign_in(repository: str, hub: Hub | None = None) -> Hub:
         hub.whoami()
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
         raise UserError(
-            f"cannot push to {repository} (push=..., --push REPO): {_first_line(error)}. "
+            f"cannot push to {repository} (push=..., --push REPO): {first_line(error)}. "
             "Sign in with: hf auth login, or leave --push out and push later with: metaunlearn card DIR --push REPO"
         ) from error
     return hub
@@ -59,11 +59,7 @@ def push(folder: Path, repository: str, hub: Hub) -> str:
         )
     except Exception as error:
         raise RunError(
-            f"pushing to {repository} failed: {_first_line(error)}. The folder {folder} is complete; try again with: "
+            f"pushing to {repository} failed: {first_line(error)}. The folder {folder} is complete; try again with: "
             f"metaunlearn card {folder} --push {repository}"
         ) from error
     return repository
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

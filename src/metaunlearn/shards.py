@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, Shard
 
-from metaunlearn.errors import RunError
+from metaunlearn.errors import RunError, first_line
 
 AGAIN = "What is complete was kept: run the same command again with --resume (resume=True)."
 
@@ -73,5 +73,5 @@ def answered(*, computing: bool = False) -> Iterator[None]:
     except RuntimeError as error:
         if computing and not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RunError(f"another process of this run died or does not answer ({reason}). {AGAIN}") from error
+        said = first_line(error)
+        raise RunError(f"another process of this run died or does not answer ({said}). {AGAIN}") from error

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from safetensors import SafetensorError, safe_open
 
 from metaunlearn.attacks.interface import AttackTask, Input
-from metaunlearn.errors import UserError
+from metaunlearn.errors import UserError, first_line
 from metaunlearn.models import adapt, with_own_denoiser
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.pipelines import save_pipeline
@@ -46,7 +46,7 @@ class LoraMerge(Settings):
         try:
             self._fused(model, 1.0)
         except (ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"{where} does not fit MODEL: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{where} does not fit MODEL: {first_line(error)}.") from error
 
     def make(self, task: AttackTask, strength: float, folder: Path, twin: Path | None) -> Mapping[str, Any]:
         """Save the merged pipeline."""

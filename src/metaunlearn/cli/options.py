@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metaunlearn.errors import UserError
+from metaunlearn.errors import UserError, first_line
 
 Model = Annotated[
     str,
@@ -93,8 +93,8 @@ def check_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"there is no device {name!r} here: {reason} Try cpu (device=..., --device).") from error
+        said = first_line(error)
+        raise UserError(f"there is no device {name!r} here: {said}. Try cpu (device=..., --device).") from error
     return name
 
 

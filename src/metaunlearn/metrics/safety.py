@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaunlearn.errors import UserError
+from metaunlearn.errors import UserError, first_line
 from metaunlearn.metrics.hub import Repository, snapshot
 from metaunlearn.metrics.intervals import Score, require_data, score, wilson
 from metaunlearn.metrics.judge import BATCH, weights_hash
@@ -54,7 +54,7 @@ class SafetyChecker:
             )
         except (OSError, ValueError) as error:
             raise UserError(
-                f"The safety checker {folder} ({OPTIONS}) cannot be loaded: {str(error).splitlines()[0]} "
+                f"The safety checker {folder} ({OPTIONS}) cannot be loaded: {first_line(error)}. "
                 f"Expected config.json, model.safetensors and {PREPROCESSOR}. Fetch it with: {FETCH}"
             ) from error
         config = read_preprocessor(settings)
