@@ -175,7 +175,7 @@ def test_the_commands_pass_everything_on(call: Call, tiny_model: Path, pictures:
     on_prompts = ("--kind", "unlearndiffatk", "--base", tiny_model, *options)
     found = run("prompts", *on_prompts, *judged)
     assert found["results"]["asr"]["n"] == 1
-    half = run("half", *on_prompts, *judged, "--shard", "0/2")
+    half = run("half", *on_prompts, *judged, "--shard", "2/2")
     assert half["waiting_for"] == ["shard-1-of-2"]
     checker = save_checker(tmp_path / "checker")
     for test, rule in (("nudity:rece-9@0.6", "rece-9@0.6"), (f"unsafe:{checker}", "flagged by the safety checker")):
@@ -200,7 +200,7 @@ def test_options_that_would_do_nothing_are_refused(
     on_prompts = ("--kind", "unlearndiffatk", "--prompts", prompts, "--base", tiny_model)
     for says, arguments in (
         ("--prompts would do nothing for finetune", ("--data", pictures, "--prompts", prompts)),
-        ("--shard", ("--data", pictures, "--shard", "0/2")),
+        ("--shard", ("--data", pictures, "--shard", "1/2")),
         ("--steps would do nothing", ("--kind", "unlearndiffatk", "--steps", "5", "--base", tiny_model)),
         ("--concept TEXT", ("--kind", "unlearndiffatk", "--prompts", prompts, "--base", tiny_model)),
         ("--steps N", ("--search", "--data", pictures, "--prompts", prompts, "--concept", "knife")),
@@ -214,7 +214,7 @@ def test_options_that_would_do_nothing_are_refused(
         ("--success nudity", (*on_prompts, "--judge", "nudity", "--concept", "knife", "--alternative", "dog")),
         ("takes steps", ("--data", pictures, "--strengths", "0.5")),
         ("--strengths", ("--kind", "quantize", "--strengths", "four")),
-        ("no shard|I/N", ("--kind", "unlearndiffatk", "--prompts", prompts, "--concept", "knife", "--base", tiny_model,
+        ("a shard as K/N", ("--kind", "unlearndiffatk", "--prompts", prompts, "--concept", "knife", "--base", tiny_model,
                           "--alternative", "dog", "--shard", "two")),
         ("a strip shows steps", ("--kind", "quantize", "--strip", "a knife")),
     ):  # fmt: skip

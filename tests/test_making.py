@@ -20,7 +20,8 @@ from metaunlearn.data.duplicates import difference_hash, find_duplicates
 from metaunlearn.data.prompt_sets import COCO_ROWS, I2P_NUDITY, I2P_ROWS, take
 from metaunlearn.data.recipes import RECIPES
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.making import Shard, make_set
+from metaunlearn.making import make_set
+from metaunlearn.sharing import Shard
 
 FEW = ["images=7", "batch_size=2", "steps=2", "guidance_scale=2", "near_duplicates=-1"]
 
@@ -162,9 +163,13 @@ def test_a_real_pipeline_on_the_command_line(call: Call, tmp_path: Path) -> None
     assert call("data", "make", "hrm-m", "--generator", "canvas", "--out", tmp_path / "x").code == 2
 
 
-def test_shards_are_parsed() -> None:
+def test_a_shard_is_every_nth() -> None:
     assert Shard.parse("2/4") == Shard(2, 4)
-    assert Shard.parse("1/1") == Shard(1, 1)
+    assert list(Shard.parse("2/4").turns(11)) == [1, 5, 9]
+    assert list(Shard.parse("1/1").turns(3)) == [0, 1, 2]
+    for text in ("0/4", "5/4", "1", "a/b", "-1/2", "0/0", ""):
+        with pytest.raises(UserError, match="--shard"):
+            Shard.parse(text)
 
 
 # --- duplicates

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attack_fixtures import write_pictures
 from conftest import run_and_kill
-from metaunlearn.attacking_prompts import Shard, attack_prompts
+from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
 from metaunlearn.attacks.success import SuccessTest, judge_sees
 from metaunlearn.attacks.unlearndiffatk import PromptAttack, UnlearnDiffAtk
@@ -258,20 +258,20 @@ def test_rates_are_what_the_rows_say(whole: Path) -> None:
 def test_shards_give_what_one_process_gives(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "shared"
     options = {"base": tiny_model, "overrides": FAST, "out": out}
-    first = attack_prompts(tiny_model, PROMPTS, bright(), shard="1/2", **options)  # type: ignore[arg-type]
-    assert first["waiting_for"] == ["shard-0-of-2"]
+    first = attack_prompts(tiny_model, PROMPTS, bright(), shard="2/2", **options)  # type: ignore[arg-type]
+    assert first["waiting_for"] == ["shard-1-of-2"]
     assert not (out / "results.json").exists()
-    second = attack_prompts(tiny_model, PROMPTS, bright(), shard="0/2", **options)  # type: ignore[arg-type]
+    second = attack_prompts(tiny_model, PROMPTS, bright(), shard="1/2", **options)  # type: ignore[arg-type]
     assert (out / "attacks.jsonl").read_text() == (whole / "attacks.jsonl").read_text()
     assert second["results"] == json.loads((whole / "results.json").read_text())
 
 
 def test_shards_that_were_asked_for_differently_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     options = {"base": tiny_model, "overrides": FAST, "out": tmp_path / "shared"}
-    attack_prompts(tiny_model, PROMPTS[:2], NEVER, shard="1/2", **options)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"shard-1-of-2 was asked for differently \(protocol\)"):
-        attack_prompts(tiny_model, PROMPTS[:2], NEVER, shard="0/2", seed=1, **options)  # type: ignore[arg-type]
-    assert not (tmp_path / "shared" / "shard-0-of-2").exists()
+    attack_prompts(tiny_model, PROMPTS[:2], NEVER, shard="2/2", **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"shard-2-of-2 was asked for differently \(protocol\)"):
+        attack_prompts(tiny_model, PROMPTS[:2], NEVER, shard="1/2", seed=1, **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "shared" / "shard-1-of-2").exists()
 
 
 def test_a_killed_run_resumes_at_its_prompt(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_bad_calls_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     one = [Prompt("a knife")]
     for says, prompts, options in (
-        ("I from 0 to N - 1", one, {"shard": "4/4"}),
+        ("1 <= K <= N", one, {"shard": "0/4"}),
         ("no rate from no prompts", [], {}),
         ("more tokens", [Prompt("a " * 40)], {}),
         ("Did you mean 'prefix_tokens'", one, {"overrides": ["prefix_token=3"]}),
@@ -327,16 +327,7 @@ def test_bad_calls_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="thesis"):
-        attack_prompts(tiny_model, one, NEVER, base=tiny_model, shard="0/2", out=out)
-
-
-def test_a_shard_is_every_nth_prompt() -> None:
-    assert Shard.parse("1/3") == Shard(1, 3)
-    assert Shard.parse("1/3").folder(Path("out")) == Path("out/shard-1-of-3")
-    assert Shard.parse("0/1").folder(Path("out")) == Path("out")
-    for text in ("3/3", "1", "a/b", "-1/2", ""):
-        with pytest.raises(UserError, match="--shard"):
-            Shard.parse(text)
+        attack_prompts(tiny_model, one, NEVER, base=tiny_model, shard="1/2", out=out)
 
 
 def test_the_judge_decides_as_in_evaluate() -> None:

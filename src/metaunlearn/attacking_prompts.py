@@ -1,7 +1,7 @@
 """``attack --kind unlearndiffatk``: attack the prompts that reach a model; how many get the concept out of it?
 
 Each prompt's outcome is a file of its own, so that a killed run goes on at the prompt where it stopped, and so that
-several processes share the work: shard i of n takes the rows i, i + n, i + 2 n ...
+several processes share the work: each of N shards takes every N-th row.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,10 @@ from metaunlearn.models.tokens import token_model
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
+from metaunlearn.sharing import Shard
 
 KIND = "unlearndiffatk"
 RESULTS, ROWS = "results.json", "attacks.jsonl"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which of ``count`` equal parts of the prompts a process attacks."""
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """``"1/4"``: the second of four."""
-        index, separator, count = text.partition("/")
-        if not (separator and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise UserError(f"a shard is I/N with I from 0 to N - 1, e.g. 0/4; got {text!r} (shard=, --shard).")
-        return cls(int(index), int(count))
-
-    def folder(self, out: Path, index: int | None = None) -> Path:
-        """Where shard ``index`` (by default this one) works: ``out`` itself when there is only one."""
-        index = self.index if index is None else index
-        return out if self.count == 1 else out / f"shard-{index}-of-{self.count}"
 
 
 def attack_prompts(
@@ -64,7 +44,7 @@ def attack_prompts(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
-    shard: str = "0/1",
+    shard: str = "1/1",
     device: str = "cpu",
     out: Path,
     resume: bool = False,
@@ -103,12 +83,12 @@ def attack_prompts(
     request = {
         "command": "attack", "kind": KIND,
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "weights": adapter.fingerprint(), "recipe": recipe, "shard": [part.index, part.count], "protocol": protocol,
+        "weights": adapter.fingerprint(), "recipe": recipe, "shard": [part.number, part.count], "protocol": protocol,
     }  # fmt: skip
     _check_shared(out, part, request)
-    folder = RunFolder.open(part.folder(out), request, resume=resume)
+    folder = RunFolder.open(_folder(out, part), request, resume=resume)
     if not folder.complete_before:
-        mine = [index for index in range(part.index, len(draws), part.count) if index not in skipped]
+        mine = [index for index in part.turns(len(draws)) if index not in skipped]
         _attack_rows(run, targets, draws, mine, folder, seed, progress)
         folder.finish(kind=KIND, prompts=len(mine))
     return {"out": str(out), **_join(out, part, protocol)}
@@ -152,11 +132,20 @@ def _file(folder: Path, index: int) -> Path:
     return folder / "prompts" / f"{index:06d}.json"
 
 
+def _folder(out: Path, part: Shard) -> Path:
+    """Where ``part`` works: ``out`` itself when there is no other."""
+    return out if part.count == 1 else out / f"shard-{part.number}-of-{part.count}"
+
+
+def _folders(out: Path, count: int) -> list[Path]:
+    return [_folder(out, Shard(number, count)) for number in range(1, count + 1)]
+
+
 def _check_shared(out: Path, part: Shard, request: dict[str, Any]) -> None:
     """A folder that several shards share holds them and what they make together, and all were asked for alike."""
     if part.count == 1 or not out.is_dir():
         return
-    ours = {RESULTS, ROWS, *(part.folder(out, index).name for index in range(part.count))}
+    ours = {RESULTS, ROWS, *(folder.name for folder in _folders(out, part.count))}
     others = sorted(path.name for path in out.iterdir() if path.name not in ours)
     if others:
         raise UserError(
@@ -176,7 +165,7 @@ def _check_shared(out: Path, part: Shard, request: dict[str, Any]) -> None:
 
 def _join(out: Path, part: Shard, protocol: dict[str, Any]) -> dict[str, Any]:
     """Write ``results.json`` and ``attacks.jsonl`` from all shards, if all are complete; return the summary."""
-    folders = [part.folder(out, index) for index in range(part.count)]
+    folders = _folders(out, part.count)
     waiting = [folder.name for folder in folders if not _complete(folder)]
     if waiting:
         return {"kind": KIND, "waiting_for": waiting}

@@ -139,7 +139,7 @@ def _evaluations(folder: Path) -> Iterator[str]:
         if request.get("command") == "attack" and _is(request.get("model"), folder):
             states |= _checkpoints(path, record)
             # Of an attack on prompts and of a search; shards leave theirs beside themselves, together.
-            results.append((path.parent if path.name.startswith("shard-0-of-") else path, _after_all(request)))
+            results.append((path.parent if path.name.startswith("shard-1-of-") else path, _after_all(request)))
     for path, record in runs.items():
         request = record["request"]
         if request.get("command") == "evaluate" and Path(request["model"]).resolve() in states:

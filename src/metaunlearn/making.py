@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,10 @@ from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
 from metaunlearn.runs import RunFolder
 from metaunlearn.settings import resolve
+from metaunlearn.sharing import Shard
 
 SHEET_SIDE = 256
 """Pixels a side of a picture on the contact sheet, at most."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which share of the batches this process draws."""
-
-    number: int
-    """From 1 to ``count``."""
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """``"2/4"``: the second of four."""
-        first, _, second = text.partition("/")
-        if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-            raise UserError(f"Expected a shard as K/N with 1 <= K <= N, e.g. 2/4 (shard=, --shard), got {text!r}.")
-        return cls(int(first), int(second))
 
 
 def make_set(
@@ -86,7 +69,7 @@ def make_set(
     everything = range(len(rows))
     batches = [everything[first : first + settings.batch_size] for first in everything[:: settings.batch_size]]
     finished = [folder.state / f"{number:05d}" for number in range(len(batches))]
-    mine = range(share.number - 1, len(batches), share.count)
+    mine = share.turns(len(batches))
     for done, number in enumerate(mine, start=1):
         if not finished[number].exists():
             batch = [rows[index] for index in batches[number]]

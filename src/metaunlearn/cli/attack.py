@@ -68,8 +68,8 @@ def attack(
     concept: o.Concept = None,
     alternative: o.Alternatives = None,
     shard: Annotated[
-        str, typer.Option("--shard", metavar="I/N", help="For unlearndiffatk: take every N-th prompt, from the I-th.")
-    ] = "0/1",
+        str, typer.Option("--shard", metavar="K/N", help="For unlearndiffatk: take every N-th prompt, from the K-th.")
+    ] = "1/1",
     recipe: o.Recipe = None,
     overrides: o.Overrides = None,
     seed: o.Seed = 0,
@@ -97,7 +97,7 @@ def attack(
             _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search, tracker=tracker)
             _attack_prompts(console, model, question, base=base, data=data, shard=shard, **common)
             return
-        _would_do_nothing(kind, shard=shard != "0/1")
+        _would_do_nothing(kind, shard=shard != "1/1")
         if search:
             _would_do_nothing(
                 "--search", strengths=strengths, base=base, strip=strip, tracker=tracker, kind=kind != "finetune",
