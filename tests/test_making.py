@@ -21,7 +21,9 @@ from metaunlearn.data.prompt_sets import COCO_ROWS, I2P_NUDITY, I2P_ROWS, take
 from metaunlearn.data.recipes import RECIPES
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.making import make_set
+from metaunlearn.models.singlefile import save_single_file
 from metaunlearn.sharing import Shard
+from tiny_models import NEW
 
 FEW = ["images=7", "batch_size=2", "steps=2", "guidance_scale=2", "near_duplicates=-1"]
 
@@ -161,6 +163,20 @@ def test_a_real_pipeline_on_the_command_line(call: Call, tmp_path: Path) -> None
         assert picture.size == (32, 32)
     assert "kelly-mckernan" in call("data", "list").out
     assert call("data", "make", "hrm-m", "--generator", "canvas", "--out", tmp_path / "x").code == 2
+
+
+def test_a_checkpoint_of_one_file_draws_what_its_folder_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = NEW["sd1"]()
+    pipeline.save_pretrained(tmp_path / "folder")
+    save_single_file(pipeline, tmp_path / "model.safetensors")
+    index = str(tmp_path / "folder" / "model_index.json")
+    monkeypatch.setattr("metaunlearn.models.singlefile.try_to_load_from_cache", lambda *_: index)
+    for name in ("folder", "model.safetensors"):
+        make_set("snoopy", tmp_path / f"of-{name}", generator=str(tmp_path / name), overrides=[*FEW, "images=2"])
+    assert contents(tmp_path / "of-folder") == contents(tmp_path / "of-model.safetensors")
+    (tmp_path / "model.ckpt").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="pickled checkpoints"):
+        make_set("snoopy", tmp_path / "x", generator=tmp_path / "model.ckpt", overrides=FEW)
 
 
 def test_a_shard_is_every_nth() -> None:

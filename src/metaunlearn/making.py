@@ -21,6 +21,7 @@ from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.errors import RunError, UserError, first_line
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, default_sampling
+from metaunlearn.models import load_pipeline
 from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
 from metaunlearn.runs import RunFolder
@@ -46,9 +47,10 @@ def make_set(
 ) -> dict[str, Any]:
     """Draw the data set ``name`` of ``data.recipes.RECIPES`` into ``out``, with a contact sheet and ``run.json``.
 
-    ``generator`` is a pipeline, a diffusers folder, a hub id in the cache, or ``canvas``; ``prompts`` go before the
-    recipe's; ``overrides`` are keys of ``MakeSettings``. Each of several shards draws its share; the one that finds the
-    set complete leaves out duplicates and writes ``metadata.jsonl``.
+    ``generator`` is a pipeline, a diffusers folder, a ``.safetensors`` checkpoint of Stable Diffusion, a hub id in the
+    cache, or ``canvas``; ``prompts`` go before the recipe's; ``overrides`` are keys of ``MakeSettings``. Each of
+    several shards draws its share; the one that finds the set complete leaves out duplicates and writes
+    ``metadata.jsonl``.
     Returns the summary; its ``pending`` counts the pictures that other shards have still to draw.
     """
     texts = _texts(name, recipe_named(name), prompts)
@@ -91,6 +93,8 @@ def _load(generator: Any, dtype: str) -> Any:
         from metaunlearn import canvas
 
         return canvas.load_pipeline()
+    if Path(generator).is_file():
+        return load_pipeline(generator).to(getattr(torch, dtype))
     from diffusers import DiffusionPipeline
 
     try:
@@ -100,8 +104,8 @@ def _load(generator: Any, dtype: str) -> Any:
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
         raise UserError(
             f"The generator {generator} (generator=, --generator) cannot be loaded: {first_line(error)}. "
-            "Expected a folder that diffusers saved, a hub id in the cache, or 'canvas'. Fetch one where there is a "
-            "network: hf download ID --local-dir DIR."
+            "Expected a folder that diffusers saved, a .safetensors checkpoint, a hub id in the cache, or 'canvas'. "
+            "Fetch one where there is a network: hf download ID --local-dir DIR."
         ) from error
 
 
