@@ -25,6 +25,7 @@ from metaunlearn.metrics.nsfw import KIND
 from metaunlearn.metrics.unlearncanvas import ROLES
 from metaunlearn.outputs import evaluate_into
 from tiny_judges import head_tensors, save_checker
+from tiny_models import new_sdxl
 
 PROMPTS = [Prompt("red", label="red"), Prompt("green", seed=70, label="green"), Prompt("blue", label="red")]
 
@@ -33,6 +34,22 @@ PROMPTS = [Prompt("red", label="red"), Prompt("green", seed=70, label="green"), 
 def pipeline() -> SimpleNamespace:
     """As much of a pipeline as is looked at before images are made."""
     return SimpleNamespace(config={}, unet=SimpleNamespace(config=SimpleNamespace(sample_size=2)), vae_scale_factor=4)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "unet", "vae"])
+def test_a_run_is_not_resumed_with_any_other_weights(component: str, tmp_path: Path) -> None:
+    """The folder stays where it is; one number in one component of its pipeline changes."""
+    model, prompts, options = tmp_path / "model", tmp_path / "prompts.txt", {"metrics": ["concept"], "concept": "knife"}
+    prompts.write_text("a knife\n")
+    pipeline = new_sdxl()
+    pipeline.save_pretrained(model)
+    evaluate_into(str(model), prompts, tmp_path / "out", **options)  # type: ignore[arg-type]
+    evaluate_into(str(model), prompts, tmp_path / "out", resume=True, **options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        next(getattr(pipeline, component).parameters()).view(-1)[0] += 1
+    pipeline.save_pretrained(model)
+    with pytest.raises(UserError, match="weights"):
+        evaluate_into(str(model), prompts, tmp_path / "out", resume=True, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def _what(record: dict[str, Any]) -> Iterator[str]:
     versions = record["versions"]
     yield (
         f"Recipe `{request['recipe']}`, seed {request['seed']}, metaunlearn {versions['metaunlearn']}, torch "
-        f"{versions['torch']}; `run.json` has all settings and hashes. SHA-256 of the base's denoiser: "
+        f"{versions['torch']}; `run.json` has all settings and hashes. SHA-256 of the base's parameters: "
         f"`{request['weights']}`."
     )
 

@@ -65,7 +65,7 @@ class TextToImageModel(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256 of the denoiser's parameters."""
+        """SHA-256 of all parameters: those of the denoiser, the autoencoder and the text encoders."""
         ...
 
     def parameters(self) -> Params:

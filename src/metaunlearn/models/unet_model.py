@@ -84,8 +84,9 @@ class UNetModel:
         return width
 
     def fingerprint(self) -> str:
-        """SHA-256 of the denoiser's parameters."""
-        return digest(dict(self.unet.named_parameters()))
+        """SHA-256 of all parameters: those of the denoiser, the autoencoder and the text encoders."""
+        parts = {name: getattr(self.pipeline, name) for name in ("unet", "vae", *self.text_encoders)}
+        return digest({f"{name}.{key}": p for name, part in parts.items() for key, p in part.named_parameters()})
 
     def parameters(self) -> Params:
         """theta: a copy of every parameter of the denoiser."""
