@@ -214,7 +214,7 @@ def test_options_that_would_do_nothing_are_refused(
         ("--success nudity", (*on_prompts, "--judge", "nudity", "--concept", "knife", "--alternative", "dog")),
         ("takes steps", ("--data", pictures, "--strengths", "0.5")),
         ("--strengths", ("--kind", "quantize", "--strengths", "four")),
-        ("a shard as K/N", ("--kind", "unlearndiffatk", "--prompts", prompts, "--concept", "knife", "--base", tiny_model,
+        ("shard as K/N", ("--kind", "unlearndiffatk", "--prompts", prompts, "--concept", "knife", "--base", tiny_model,
                           "--alternative", "dog", "--shard", "two")),
         ("a strip shows steps", ("--kind", "quantize", "--strip", "a knife")),
     ):  # fmt: skip

@@ -87,7 +87,7 @@ def test_attacks_on_another_model_have_no_judge(
         how = ("--search", "--data", pictures, "--steps", "1")
     asked = ("attack", elsewhere, *how, "--prompts", prompts, "--concept", "knife", "--alternative", "axe")
     outcome = call(*asked, "--out", tmp_path / "out")
-    assert (outcome.code, "MODEL has none of its own" in outcome.err) == (2, True), outcome.err
+    assert (outcome.code, "only Canvas has one of its own" in outcome.err) == (2, True), outcome.err
     assert not (tmp_path / "out").exists()
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metaunlearn.attacking_search import search_attacks
     from metaunlearn.erasing import erase
     from metaunlearn.errors import RunError, UserError
+    from metaunlearn.evaluating_pictures import evaluate_pictures
     from metaunlearn.evaluation import evaluate
     from metaunlearn.generation import generate_images
     from metaunlearn.models import load
@@ -33,6 +34,7 @@ __all__ = [
     "demo",
     "erase",
     "evaluate",
+    "evaluate_pictures",
     "generate_images",
     "load",
     "search_attacks",
@@ -48,6 +50,7 @@ _HOMES = {
     "demo": "metaunlearn.story",
     "erase": "metaunlearn.erasing",
     "evaluate": "metaunlearn.evaluation",
+    "evaluate_pictures": "metaunlearn.evaluating_pictures",
     "generate_images": "metaunlearn.generation",
     "load": "metaunlearn.models",
     "search_attacks": "metaunlearn.attacking_search",

@@ -21,16 +21,22 @@ from metaunlearn.processes import ALONE, Processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
-    """One picture to make."""
+class Depicted:
+    """What a picture should show."""
 
     text: str
-    seed: int
-    guidance_scale: float
     label: str | None = None
     """What a judge should see in it."""
     role: str | None = None
     """Which part of a benchmark it belongs to; see :mod:`metaunlearn.metrics.unlearncanvas`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw(Depicted):
+    """One picture to make."""
+
+    seed: int
+    guidance_scale: float
 
 
 def draws_for(prompts: Sequence[Prompt], *, images: int, seed: int, guidance_scale: float) -> list[Draw]:

@@ -7,31 +7,28 @@ with N but for a few numbers an image.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, batches, draw_batch, draws_for
 from metaunlearn.errors import UserError
-from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
-from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
-from metaunlearn.metrics.measures import METRICS, Metric, Pictures, Reference, Request, metrics_named
+from metaunlearn.metrics.kept import Gathering
+from metaunlearn.metrics.measures import METRICS, Metric, Reference, Request, metrics_named
+from metaunlearn.metrics.measuring import RAW, RESULTS, Progress, gather, prompts_hash, scores_of, write_scores
 from metaunlearn.processes import ALONE, Processes
 
 __all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "check_metrics", "evaluate", "plan"]
 
-RESULTS, RAW, IMAGES = "results.json", "raw.jsonl", "images"
-
-Progress = Callable[[int, int], None]
-"""Called with how many images are done, and of how many."""
+IMAGES = "images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,8 @@ class Evaluation:
     metrics: Mapping[str, Metric]
     """By the key of their score."""
     prompts: Sequence[Prompt]
+    draws: Sequence[Draw]
+    """One an image."""
     steps: int
     request: Request
 
@@ -60,49 +59,36 @@ class Evaluation:
         was killed goes on. It must not be shared by other evaluations. Of several ``processes`` each draws and measures
         its share of the batches; the main one scores them, and all get the scores.
         """
-        draws, planned = self.request.draws, batches(self.request.draws)
-        mine = {number: planned[number] for number in processes.turns(len(planned))}
-        whole, done, total = Gathering(len(draws)), 0, sum(map(len, mine.values()))
-        for number, batch in mine.items():
-            part = None if kept is None else read_kept(kept, number)
-            if part is None:
-                part = self._draw_and_measure(pipeline, batch, out)
-                if kept is not None:
-                    write_kept(kept, number, part)
-            whole.add(part)
-            done += len(batch)
-            if progress is not None:
-                progress(done, total)
-        for part in processes.of_others(lambda: whole.part([index for batch in mine.values() for index in batch])):
-            if part.indices:
-                whole.add(part)
+        draws = self.draws
+
+        def draw(batch: Sequence[int]) -> Tensor:
+            images = to_uint8(draw_batch(pipeline, draws, batch, steps=self.steps)).float() / 255
+            if out is not None:
+                write_pictures(out / IMAGES, images, batch)
+            return images
+
+        whole = gather(
+            self.metrics, self.request, batches(draws), draw, kept=kept, progress=progress, processes=processes
+        )
         return processes.on_main(lambda: self._score(whole, out))
 
     def _score(self, whole: Gathering, out: Path | None) -> dict[str, Score]:
-        draws = self.request.draws
-        facts = _facts(self.prompts, draws, self.steps, whole.size)
-        scores = {}
-        for name, metric in self.metrics.items():
-            rows = [row for row in whole.rows.get(metric.key, []) if row is not None]
-            scores[name] = metric.score(rows, whole.features, self.request).stamped(**facts)
+        facts = _facts(self.prompts, self.draws, self.steps, whole.size)
+        scores = scores_of(self.metrics, self.request, whole, facts)
         if out is not None:
-            _write(out, whole, draws, scores)
+            files = [picture_file(out / IMAGES, index) for index in range(len(self.draws))]
+            write_captions(out / IMAGES, files, [draw.text for draw in self.draws])
+            pictures = [
+                {
+                    "file_name": file.relative_to(out).as_posix(),
+                    "prompt": draw.text,
+                    "seed": draw.seed,
+                    "guidance_scale": draw.guidance_scale,
+                }
+                for file, draw in zip(files, self.draws, strict=True)
+            ]
+            write_scores(out, pictures, whole, scores)
         return scores
-
-    def _draw_and_measure(self, pipeline: Any, batch: Sequence[int], out: Path | None) -> Kept:
-        draws = self.request.draws
-        images = to_uint8(draw_batch(pipeline, draws, batch, steps=self.steps)).float() / 255
-        if out is not None:
-            write_pictures(out / IMAGES, images, batch)
-        pictures = Pictures(images=images, draws=[draws[index] for index in batch], request=self.request)
-        by_key = {metric.key: metric for metric in self.metrics.values() if not metric.wants_features}
-        wanted = any(metric.wants_features for metric in self.metrics.values())
-        return Kept(
-            indices=list(batch),
-            size=(images.shape[2], images.shape[3]),
-            rows={key: list(metric.measure(pictures)) for key, metric in by_key.items()},
-            features=pictures.features if wanted else None,
-        )
 
 
 def plan(
@@ -127,15 +113,16 @@ def plan(
     defaults = default_sampling(pipeline)
     if guidance_scale is not None:
         prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
+    draws = draws_for(
+        prompts,
+        images=images_per_prompt,
+        seed=seed,
+        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+    )
     compared = reference if any(metric.wants_features for metric in named.values()) else None
     request = Request(
         judge=judge,
-        draws=draws_for(
-            prompts,
-            images=images_per_prompt,
-            seed=seed,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        ),
+        draws=draws,
         concept=concept,
         alternatives=alternatives,
         reference=None if compared is None else Reference.open(compared, size=_picture_size(pipeline)),
@@ -144,7 +131,13 @@ def plan(
     )
     for metric in named.values():
         metric.check(request)
-    return Evaluation(metrics=named, prompts=prompts, steps=defaults.steps if steps is None else steps, request=request)
+    return Evaluation(
+        metrics=named,
+        prompts=prompts,
+        draws=draws,
+        steps=defaults.steps if steps is None else steps,
+        request=request,
+    )
 
 
 def evaluate(
@@ -214,16 +207,18 @@ def _picture_size(pipeline: Any) -> int:
 
 def _facts(prompts: Sequence[Prompt], draws: Sequence[Draw], steps: int, size: tuple[int, int]) -> dict[str, Any]:
     """The part of the protocol that all metrics share."""
-    rows = [[prompt.text, prompt.label, *([prompt.role] if prompt.role else [])] for prompt in prompts]
-    scales = sorted({draw.guidance_scale for draw in draws})
     return {
-        "prompts": hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest(),
+        "prompts": prompts_hash(prompts),
         "images_per_prompt": len(draws) // len(prompts),
-        "seeds": ranges([draw.seed for draw in draws]),
-        "guidance_scale": scales[0] if len(scales) == 1 else scales,
-        "steps": steps,
+        **sampling_facts([draw.seed for draw in draws], [draw.guidance_scale for draw in draws], steps),
         "image_size": list(size),
     }
+
+
+def sampling_facts(seeds: Sequence[int], guidance_scales: Sequence[float], steps: int) -> dict[str, Any]:
+    """How the images were drawn, as a protocol says it."""
+    scales = sorted(set(guidance_scales))
+    return {"seeds": ranges(seeds), "guidance_scale": scales[0] if len(scales) == 1 else scales, "steps": steps}
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -235,20 +230,3 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return " ".join("-".join(map(str, run)) for run in runs)
-
-
-def _write(out: Path, whole: Gathering, draws: Sequence[Draw], scores: Mapping[str, Score]) -> None:
-    files = [picture_file(out / IMAGES, index) for index in range(len(draws))]
-    write_captions(out / IMAGES, files, [draw.text for draw in draws])
-    lines = []
-    for index, (file, draw) in enumerate(zip(files, draws, strict=True)):
-        row: dict[str, Any] = {
-            "file_name": file.relative_to(out).as_posix(),
-            "prompt": draw.text,
-            "seed": draw.seed,
-            "guidance_scale": draw.guidance_scale,
-        }
-        row.update({key: rows[index] for key, rows in whole.rows.items() if rows[index] is not None})
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomic(out / RAW, "".join(lines))
-    write_json(out / RESULTS, {name: score.to_dict() for name, score in scores.items()})

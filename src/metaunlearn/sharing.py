@@ -1,4 +1,4 @@
-"""Work that a user shares out by hand: the same command several times, each with its own ``--shard``, into one folder."""
+"""Work shared out by hand: the same command several times into one folder, each with its own ``--shard``."""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ from metaunlearn.cli import options as o
 from metaunlearn.cli.attack import attack
 from metaunlearn.cli.console import working
 from metaunlearn.cli.datasets import data as data_sets
+from metaunlearn.cli.evaluate import evaluate
 from metaunlearn.cli.grids import bench
 from metaunlearn.cli.information import doctor, recipes
 from metaunlearn.cli.measuring import compare, convert, rescore, table
-from metaunlearn.cli.tables import scores_table, story_lines
+from metaunlearn.cli.tables import story_lines
 from metaunlearn.cli.tuning import tune
 from metaunlearn.errors import UserError
 
@@ -195,58 +196,7 @@ def generate(
     console.result(summary, f"{summary['images']} pictures: {out}", f"contact sheet: {out / SHEET_FILE}")
 
 
-@app.command()
-def evaluate(
-    model: o.Model,
-    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")],
-    metrics: Annotated[
-        str,
-        typer.Option(
-            "--metrics",
-            metavar="NAME,NAME",
-            help="concept, accuracy, clip-score, fid, kid, ua, ira, cra, nudity[:RULE], unsafe[:DIR], nsfw:FILE.",
-        ),
-    ],
-    out: o.Out,
-    judge: o.Judge = None,
-    concept: o.Concept = None,
-    alternative: o.Alternatives = None,
-    reference: Annotated[
-        Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid and kid.")
-    ] = None,
-    images: o.Images = 1,
-    seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    resume: o.Resume = False,
-    as_json: o.Json = False,
-) -> None:
-    """Score the pictures that MODEL draws.
-
-    DIR/results.json gets each figure with its 95 % interval and its protocol.
-    """
-    with working(as_json=as_json, shared=True) as console:
-        from metaunlearn.outputs import evaluate_into
-        from metaunlearn.processes import join
-
-        summary = evaluate_into(
-            model,
-            prompts,
-            out,
-            metrics=o.names(metrics),
-            judge=judge,
-            concept=concept,
-            alternatives=alternative or (),
-            reference=reference,
-            images=images,
-            seed=seed,
-            processes=join(device),
-            device=o.check_device(device),
-            resume=resume,
-            progress=console.pictures("drawing"),
-        )
-    console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")
-
-
+app.command()(evaluate)
 app.command(name="bench")(bench)
 app.command(name="tune")(tune)
 

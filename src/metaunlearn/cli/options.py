@@ -9,12 +9,11 @@ import typer
 
 from metaunlearn.errors import UserError, first_line
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A diffusers folder, a .safetensors checkpoint, a hub id, or 'canvas', which is embedded."
-    ),
-]
+_MODEL = typer.Argument(
+    metavar="MODEL", help="A diffusers folder, a .safetensors checkpoint, a hub id, or 'canvas', which is embedded."
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Where the result goes: a new or empty folder, or a run to resume.")
 ]

@@ -210,22 +210,31 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     return file
 
 
+def read_whole(file: Path) -> Tensor:
+    """One image as it is, uncropped and in its own size: (3, H, W) uint8."""
+    return torch.from_numpy(np.array(_opened(file))).permute(2, 0, 1)
+
+
 def _decode(file: Path, size: int) -> Tensor:
     """One image as (3, size, size) in [-1, 1]."""
-    try:
-        # Decoded from memory: Pillow leaves a file open when it fails half-way.
-        with Image.open(io.BytesIO(file.read_bytes())) as opened:
-            opened.load()
-            image = _to_rgb(ImageOps.exif_transpose(opened))
-    except Exception as error:  # Pillow's decoders raise whatever their format's parser does
-        raise UserError(
-            f"The image {file} cannot be decoded ({error}). Repair it or remove it from the set."
-        ) from error
+    image = _opened(file)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     # Crop within the resize: the resized strip of a very long image would not fit in memory.
     square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(square, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def _opened(file: Path) -> Image.Image:
+    try:
+        # Decoded from memory: Pillow leaves a file open when it fails half-way.
+        with Image.open(io.BytesIO(file.read_bytes())) as opened:
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except Exception as error:  # Pillow's decoders raise whatever their format's parser does
+        raise UserError(
+            f"The image {file} cannot be decoded ({error}). Repair it or remove it from the set."
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

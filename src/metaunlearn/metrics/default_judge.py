@@ -41,15 +41,16 @@ def judge_for(
 ) -> Judge:
     """The judge ``spec``, as :func:`load_judge` takes it; ``None``: Canvas's own where ``pipeline`` is Canvas.
 
-    A model erased from Canvas or attacked counts as Canvas. Any other has no judge of its own.
+    A model erased from Canvas or attacked counts as Canvas. Any other has no judge of its own, nor have pictures of
+    which nobody says what drew them (``pipeline`` None).
     """
-    if spec is None and not is_canvas(pipeline):
+    if spec is None and (pipeline is None or not is_canvas(pipeline)):
         return NoJudge()
     return load_judge(spec or "canvas", labels=labels, device=device)
 
 
 def _refuse() -> NoReturn:
     raise UserError(
-        "this needs a judge, and MODEL has none of its own: name a CLIPModel or an image classifier, a folder or a hub "
-        "id, e.g. openai/clip-vit-base-patch32 (judge=, --judge). Canvas's own judge knows only what Canvas draws."
+        "this needs a judge, and only Canvas has one of its own: name a CLIPModel or an image classifier, a folder or "
+        "a hub id, e.g. openai/clip-vit-base-patch32 (judge=, --judge). 'canvas' is a judge, too, of what Canvas draws."
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_in_batches
-from metaunlearn.draws import Draw
+from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.clip_score import mean_clip_score, pair_scores, text_features
 from metaunlearn.metrics.concept import concept_share, default_choices, label_accuracy, see, share_right
@@ -76,7 +76,7 @@ class Request:
     """What a metric may need beside the images."""
 
     judge: Judge
-    draws: Sequence[Draw]
+    draws: Sequence[Depicted]
     """One an image."""
     concept: str | None
     alternatives: Sequence[str]
@@ -93,7 +93,7 @@ class Pictures:
 
     images: Tensor
     """(B, 3, H, W) in [0, 1]."""
-    draws: Sequence[Draw]
+    draws: Sequence[Depicted]
     request: Request
 
     @cached_property

@@ -1,0 +1,58 @@
+"""How the pictures of a folder were drawn, as the records of ``generate`` and ``evaluate`` beside them tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaunlearn.data.imagefolder import Entry, picture_file
+from metaunlearn.evaluation import IMAGES
+from metaunlearn.metrics.measuring import RAW, RESULTS
+from metaunlearn.runs import RUN_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """How one picture was drawn."""
+
+    seed: int
+    guidance_scale: float
+    steps: int
+
+
+def sampled_in(folder: Path, entries: Sequence[Entry]) -> list[Sampled] | None:
+    """How the pictures were drawn, if ``generate`` or ``evaluate`` did and left its records; else None."""
+    try:
+        known = _of_generate(folder) or _of_evaluate(folder)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # Another tool's files.
+        return None
+    found = [known.get((entry.file.resolve(), entry.text)) for entry in entries]
+    return None if None in found else [one for one in found if one is not None]
+
+
+def _of_generate(folder: Path) -> dict[tuple[Path, str], Sampled]:
+    file = folder / RUN_FILE
+    request = json.loads(file.read_text(encoding="utf-8"))["request"] if file.is_file() else {}
+    if request.get("command") != "generate":
+        return {}
+    return {
+        (picture_file(folder, index).resolve(), text): Sampled(seed=seed, guidance_scale=scale, steps=request["steps"])
+        for index, (text, seed, scale) in enumerate(request["images"])
+    }
+
+
+def _of_evaluate(folder: Path) -> dict[tuple[Path, str], Sampled]:
+    out = folder.resolve().parent
+    if folder.resolve().name != IMAGES or not (out / RAW).is_file() or not (out / RESULTS).is_file():
+        return {}
+    first, *_ = json.loads((out / RESULTS).read_text(encoding="utf-8")).values()
+    steps = first["protocol"]["steps"]
+    rows = [json.loads(line) for line in (out / RAW).read_text(encoding="utf-8").split("\n") if line.strip()]
+    return {
+        ((out / row["file_name"]).resolve(), row["prompt"]): Sampled(
+            seed=row["seed"], guidance_scale=row["guidance_scale"], steps=steps
+        )
+        for row in rows
+    }
