@@ -25,7 +25,7 @@ from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.tables import NOTE, concept_tables
 from metaunlearn.files import write_atomic
 from metaunlearn.metrics.relearning import Curve
-from metaunlearn.report.charts import WHOLE, as_file
+from metaunlearn.report.charts import as_file
 from metaunlearn.report.grid.curves import attack_charts
 
 CHOSEN_ON = "AdamW"
@@ -93,7 +93,7 @@ def page(found: Found, others: Found | None, out: Path, made_with: str) -> str:
         "## All figures", NOTE,
     ]  # fmt: skip
     for concept in found.grid.concepts:
-        for chart in attack_charts(found, concept, WHOLE):
+        for chart in attack_charts(found, concept):
             if chart.title == CHOSEN_ON:
                 facet = chart.facets[0]
                 file = out.with_name(f"{out.stem}-{slug(concept.name)}.svg")

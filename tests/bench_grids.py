@@ -7,11 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.bench.plan import Plan, Row, make_plan
+from PIL import Image
+
+from metaunlearn.bench.plan import Plan, Row, make_plan, states
 from metaunlearn.bench.recipe import BenchRecipe, Grid, as_toml
-from metaunlearn.bench.results import Results
+from metaunlearn.bench.results import Found, Measured, Results
 from metaunlearn.bench.store import Store
+from metaunlearn.report import build_report
 from metaunlearn.settings import resolve
+from report_fixtures import draw_picture
 
 TINY: dict[str, Any] = {
     "methods": ["esd-x-1"],
@@ -80,3 +84,67 @@ def made_up(out: Path) -> Results:
         hits = SEEN[row.model][row.attack, row.step][row.seed]
         write_scores(store, row, concept=score(10.0 * hits), fid=score(1.0 + row.seed))
     return Results(BenchRecipe("tiny", "Tiny.", "", resolve(Grid, GRID)), plan, store)
+
+
+def write_results(out: Path, results: Results, **change: Any) -> dict[str, Any]:
+    """``results.json`` as bench leaves it, with the keys of ``change`` replaced."""
+    record = {**results.found().to_dict(), **change}
+    (out / "results.json").write_text(json.dumps(record))
+    return record
+
+
+def keep_pictures(out: Path, results: Results, *, prompt: str = "a knife in noto style", **more: Any) -> None:
+    """Two pictures of the concept in every cell, as ``measure`` keeps them, and ``cell.json`` with its needs."""
+    for row in results.plan.rows:
+        cell = out / "cells" / row.cell.name
+        (cell / "samples").mkdir()
+        samples = []
+        for seed in (7, 8):
+            draw_picture("concept", row.step / 10, seed).save(cell / "samples" / f"concept-{seed}.png")
+            samples.append({"role": "concept", "prompt": prompt, "seed": seed, "file": f"concept-{seed}.png", **more})
+        scores = json.loads((cell / "scores.json").read_text())
+        (cell / "scores.json").write_text(json.dumps({**scores, "samples": samples}))
+        for part in results.plan.behind([row]):
+            folder = out / "cells" / part.name
+            folder.mkdir(exist_ok=True)
+            (folder / "cell.json").write_text(json.dumps(part.record()))
+
+
+ATTACKS = [{"name": name, "data": "hrm-m", "pictures": 2} for name in ("HRM-m", "fast", "slow", "late", "odd", "last")]
+MANY = changed("attacks", to=[*ATTACKS, {"name": "CLEAN", "data": "clean"}], of=GRID)
+"""Six malicious attacks and a benign one: walls of 17 strips, tables that are read downwards."""
+PERCENT = {
+    ("unlearn", "HRM-m"): (40, 90), ("unlearn", "fast"): (70, 80),
+    ("meta-unlearn", "HRM-m"): (10, 30), ("meta-unlearn", "fast"): (20, 5),
+}  # fmt: skip
+"""After one step and after two; anything else is 0."""
+
+
+def many(values: dict[tuple[str, str], tuple[float, float]] = PERCENT) -> dict[str, Any]:
+    """``results.json`` of ``MANY``, every state of seed 0 measured."""
+    grid = resolve(Grid, MANY)
+    rows = []
+    for number, state in enumerate(one for one in states(grid) if one.seed == 0):
+        value = 0.0 if state.step == 0 else float(values.get((state.model, state.attack), (0, 0))[int(state.step) - 1])
+        score = {"value": value, "low": value, "high": value, "n": 10, "hits": round(value / 10), "protocol": "p"}
+        rows.append(Measured(state, f"measure-{number}", {"concept": score}))
+    found = Found(
+        bench="tiny", description="Tiny.", overrides=(), grid=grid, rows_in_all=len(rows), rows=rows, protocols={},
+        versions={},
+    )  # fmt: skip
+    return found.to_dict()
+
+
+def write_many(out: Path) -> Path:
+    """The page of :func:`many`, each state with four pictures."""
+    record = many()
+    (out / "results.json").write_text(json.dumps(record))
+    for place, row in enumerate(record["rows"]):
+        cell = out / "cells" / row["cell"]
+        (cell / "samples").mkdir(parents=True)
+        samples = []
+        for seed in range(4):
+            Image.new("RGB", (16, 16), (place, 60 * seed, 90)).save(cell / "samples" / f"{seed}.png")
+            samples.append({"role": "concept", "prompt": "a knife", "seed": seed, "file": f"{seed}.png"})
+        (cell / "scores.json").write_text(json.dumps({"samples": samples}))
+    return build_report(out)

@@ -25,9 +25,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import metaunlearn
+from bench_grids import keep_pictures, made_up, write_many, write_results
 from metaunlearn.cli import main
 from metaunlearn.generation import Sampling, write_sampling
 from metaunlearn.meta.train import Algorithm1
+from metaunlearn.report import build_report
+from report_fixtures import invented_summary, write_samples
 from tiny_models import NEW, SIZES, new_sd1
 
 TINY_SIZE = SIZES["sd1"]
@@ -128,3 +131,28 @@ def pictures(tmp_path: Path) -> Path:
     rows = [{"file_name": f"{name}.png", "text": "a knife"} for name in ("a", "b")]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a story."""
+    folder = tmp_path_factory.mktemp("demo-page")
+    (folder / "summary.json").write_text(json.dumps(invented_summary()))
+    write_samples(folder)
+    return build_report(folder)
+
+
+@pytest.fixture(scope="session")
+def bench_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a small grid, its pictures marked as sensitive."""
+    folder = tmp_path_factory.mktemp("bench-page")
+    results = made_up(folder)
+    keep_pictures(folder, results, sensitive=True)
+    write_results(folder, results)
+    return build_report(folder)
+
+
+@pytest.fixture(scope="session")
+def wide_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a grid of many attacks."""
+    return write_many(tmp_path_factory.mktemp("wide-page"))

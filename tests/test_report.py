@@ -142,7 +142,7 @@ def test_self_destruction_is_claimed_only_when_seen(meta: float, unlearn: float,
 def test_page_is_one_small_self_contained_file(report: Path) -> None:
     page = report.read_text()
     assert report.stat().st_size < 3_000_000
-    assert "<script" not in page
+    assert page.count("<script") == 1
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|url\(|@import|https?://""", page)
     order = ["relearning", "collateral", "pictures", "utility", "half", "reading", "settings"]
     places = [page.index(f'<h2 id="{name}"') for name in order]
@@ -162,14 +162,14 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     listing = tmp_path / "samples" / "samples.json"
     listing.write_text(json.dumps([{**entry, "prompt": f'"{evil}'} for entry in json.loads(listing.read_text())]))
     page = build_report(tmp_path).read_text()
-    assert "<script" not in page
+    assert page.count("<script") == page.count("</script") == 1
     assert page.count("&lt;script&gt;") > 10
 
 
 def test_loss_names_are_escaped(tmp_path: Path) -> None:
     lines = [{"step": step, "</svg><script>_loss": step} for step in range(3)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "<script" not in build_report(tmp_path).read_text()
+    assert build_report(tmp_path).read_text().count("<script") == 1
 
 
 def test_intermediate_and_missing_parts(tmp_path: Path) -> None:

@@ -16,45 +16,20 @@ from urllib.parse import unquote
 
 import pytest
 
-from bench_grids import GRID, SEEN, changed, made_up
+from bench_grids import GRID, SEEN, changed, keep_pictures, made_up, write_results
 from browser import chromium, in_frames, needs_chromium
 from conftest import Call
 from metaunlearn.bench.plan import states
 from metaunlearn.bench.recipe import Grid
-from metaunlearn.bench.results import Found, Measured, Results, found_in
+from metaunlearn.bench.results import Found, Measured, found_in
 from metaunlearn.errors import UserError
 from metaunlearn.report import build_report
 from metaunlearn.report.grid.headline import headline
 from metaunlearn.report.grid.missing import missing_table
 from metaunlearn.report.grid.settings import grid_settings
 from metaunlearn.settings import resolve
-from report_fixtures import draw_picture
 
 PAPER = changed("published", to=["table1_nudity_score", "table2_quality"], of=GRID)
-
-
-def write_results(out: Path, results: Results, **change: Any) -> dict[str, Any]:
-    """``results.json`` as bench leaves it, with the keys of ``change`` replaced."""
-    record = {**results.found().to_dict(), **change}
-    (out / "results.json").write_text(json.dumps(record))
-    return record
-
-
-def keep_pictures(out: Path, results: Results, *, prompt: str = "a knife in noto style", **more: Any) -> None:
-    """Two pictures of the concept in every cell, as ``measure`` keeps them, and ``cell.json`` with its needs."""
-    for row in results.plan.rows:
-        cell = out / "cells" / row.cell.name
-        (cell / "samples").mkdir()
-        samples = []
-        for seed in (7, 8):
-            draw_picture("concept", row.step / 10, seed).save(cell / "samples" / f"concept-{seed}.png")
-            samples.append({"role": "concept", "prompt": prompt, "seed": seed, "file": f"concept-{seed}.png", **more})
-        scores = json.loads((cell / "scores.json").read_text())
-        (cell / "scores.json").write_text(json.dumps({**scores, "samples": samples}))
-        for part in results.plan.behind([row]):
-            folder = out / "cells" / part.name
-            folder.mkdir(exist_ok=True)
-            (folder / "cell.json").write_text(json.dumps(part.record()))
 
 
 @pytest.fixture
@@ -357,7 +332,7 @@ def test_tables_are_sorted_by_a_focusable_button(bench: Path, tmp_path: Path) ->
             (one) => one.tHead.textContent.includes('HRM-m 2'));
         const head = [...table.tHead.rows[0].cells].find((one) => one.textContent === 'HRM-m 2');
         const button = head.querySelector('button');
-        const seen = () => [...table.tBodies[0].rows].map((row) => row.cells[1].textContent).join(' ');
+        const seen = () => [...table.tBodies[0].rows].map((row) => row.cells[0].lastElementChild.textContent).join(' ');
         const all = [seen()];
         button.focus();
         all.push(inner.activeElement === button);

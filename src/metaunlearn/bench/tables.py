@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import mean
 
 from metaunlearn.bench.beside import BESIDE, beside_tables
@@ -91,7 +92,7 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     many = len(columns) > max(WIDE, len(by_line(rows)))
 
     def upright(table: Table) -> Table:
-        return turned(table, "attack") if many else table
+        return turned(_original_last(table), "attack") if many else table
 
     heads = ["related", "unrelated", "CLIP score", "FID"]
     heads += [f"{name}, {_column(*place)}" for place in attacked for name in ("related", "unrelated")]
@@ -108,6 +109,11 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
         again = f"{title}: the same as the first table, by seed ({seeds})"
         tables.append(upright(_table(f"{name}-by-seed", again, rows, names, by_seed)))
     return tables
+
+
+def _original_last(table: Table) -> Table:
+    """The original's lines, of which an attack tells nothing, behind those that are compared."""
+    return replace(table, rows=sorted(table.rows, key=lambda row: row[table.named - 1].text == "original"))
 
 
 def _other_table(rows: list[Measured], columns: Columns, concept: GridConcept, score: str) -> Table:

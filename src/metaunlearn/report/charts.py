@@ -80,6 +80,8 @@ class Curve:
     model: ModelName
     points: Sequence[tuple[int, Score]]
     """(step, score in percent), ascending."""
+    by: Sequence[str] = ()
+    """Of each point, the attack that it is of; empty where all are of one."""
 
 
 def spread(values: Sequence[float], gap: float = LABEL_GAP, low: float = 2.0, high: float = 98.0) -> list[float]:

@@ -14,6 +14,8 @@ from metaunlearn.errors import UserError
 
 BUDGET = 1_500_000
 """Bytes that all pictures of a page may take together, before base64 (which adds a third)."""
+GRID_BUDGET = 9_000_000
+"""The same for a grid's page, which may have 15 MB."""
 
 PIXEL_ART = 128
 """Pictures up to this side are shown enlarged with crisp pixels."""
@@ -52,14 +54,14 @@ class Picture:
         return max(self.width, self.height) <= PIXEL_ART
 
 
-def inline(paths: Sequence[Path]) -> list[Picture]:
-    """Each file as a WebP data URI: lossless if all are small and fit the budget, else shrunk until they do."""
+def inline(paths: Sequence[Path], budget: int = BUDGET) -> list[Picture]:
+    """Each file as a WebP data URI: lossless if all are small and fit ``budget`` bytes, else shrunk until they do."""
     images = [_open(path) for path in paths]
     small = all(max(image.size) <= PIXEL_ART for image in images)
     packed: list[tuple[bytes, tuple[int, int]]] = []
     for level in _LEVELS if small else _LEVELS[1:]:
         packed = [_pack(image, level) for image in images]
-        if sum(len(data) for data, _ in packed) <= BUDGET:
+        if sum(len(data) for data, _ in packed) <= budget:
             break
     return [
         Picture(uri=f"data:image/webp;base64,{base64.b64encode(data).decode()}", width=width, height=height)

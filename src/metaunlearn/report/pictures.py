@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaunlearn.report.data import ATTACKS, MODELS, Sample
-from metaunlearn.report.images import Picture, inline
+from metaunlearn.report.images import BUDGET, Picture, inline
 from metaunlearn.report.sections import ATTACK_TITLES, ROLE_TITLES
 from metaunlearn.report.story import MODEL_TITLES
 
+LONG = 10
+"""A wall of more strips than this has them below each other, plain and meta in two halves, else side by side."""
 PICTURES_PER_STRIP = 6
 """Pictures of one model in one state: what a phone shows in a row."""
 
@@ -63,6 +65,11 @@ class Strip:
     """Whether it is the first strip of its model."""
     shots: list[Shot]
     place: int
+    """1-based, among all strips."""
+    state: int
+    """1-based row in a long wall: strips of plain and meta after the same attack share one."""
+    half: int
+    """0 for the left half of a long wall; 1, for the meta-unlearned model beside the plain one, for the right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +82,25 @@ class Grid:
     left_out: int
     """Prompt-and-seed pairs that are not shown."""
 
+    @property
+    def long(self) -> bool:
+        """Whether its strips are too many to stand side by side."""
+        return len(self.strips) > LONG
 
-def read_pictures(series: Iterable[Series]) -> dict[Path, Picture]:
-    """Every picture of ``series``, each read once; together within the budget of a page."""
+
+def read_pictures(series: Iterable[Series], budget: int = BUDGET) -> dict[Path, Picture]:
+    """Every picture of ``series``, each read once; together within ``budget`` bytes."""
     paths = list(dict.fromkeys(shown.path for one in series for shown in one.shown))
-    return dict(zip(paths, inline(paths), strict=True))
+    return dict(zip(paths, inline(paths, budget), strict=True))
 
 
 def arrange(title: str, series: Sequence[Series], pictures: Mapping[Path, Picture], *, total: int = 0) -> Grid:
     """``series`` as a grid; ``total`` is the number of prompt-and-seed pairs that there are, if not all are shown."""
     keys = list(dict.fromkeys((shown.prompt, shown.seed) for one in series for shown in one.shown))
     strips = []
+    places = _places(series)
     for index, one in enumerate(series):
+        state, half = places[index]
         shots = [
             Shot(
                 picture=pictures[shown.path],
@@ -98,10 +112,24 @@ def arrange(title: str, series: Sequence[Series], pictures: Mapping[Path, Pictur
         ]
         leads = not index or one.model != series[index - 1].model
         strips.append(
-            Strip(model=one.model, attack=one.attack, level=one.level, first=leads, shots=shots, place=index + 1)
-        )
+            Strip(
+                model=one.model, attack=one.attack, level=one.level, first=leads, shots=shots, place=index + 1,
+                state=state, half=half,
+            )
+        )  # fmt: skip
     captions = [f"{prompt}, seed {seed}" for prompt, seed in keys]
     return Grid(title=title, strips=strips, captions=captions, left_out=max(total - len(keys), 0))
+
+
+def _places(series: Sequence[Series]) -> list[tuple[int, int]]:
+    """(row, half) of each strip in a long wall: the original's rows, then one for each state of the others."""
+    halves = len({one.model for one in series} - {"original"}) > 1
+    keys = [(one.model == "original", one.attack, one.level) for one in series]
+    rows = list(dict.fromkeys(keys))
+    return [
+        (rows.index(key) + 1, int(halves and one.model == "meta-unlearn"))
+        for one, key in zip(series, keys, strict=True)
+    ]
 
 
 def grids(samples: Sequence[Sample], folder: Path) -> list[Grid]:

@@ -1,10 +1,11 @@
-"""Templates into pages: the environment, its filters, the style sheet and the script."""
+"""Templates into pages: the environment, its filters, the style sheet and the scripts."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from markupsafe import Markup
 from metaunlearn.report.story import MODEL_TITLES, percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("slide.js", "read.js", "print.js")
+"""What every page runs."""
 
 
-def render(template: str, *, script: str = "", **values: Any) -> str:
+def render(template: str, *, scripts: Sequence[str] = (), **values: Any) -> str:
     """``templates/{template}`` with ``values``, every string of them escaped.
 
-    ``script`` names a file of ``templates`` that becomes the only script which the page lets a browser run.
+    ``scripts`` names files of ``templates`` that, behind those of every page, become the only script which the page
+    lets a browser run.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -29,7 +33,7 @@ def render(template: str, *, script: str = "", **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, points=_points, figure=_figure, words=_words)
-    code = _text(script) if script else ""
+    code = "".join(f"{{\n{_text(name)}}}\n" for name in (*SCRIPTS, *scripts))  # A block each: no name meets another.
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return environment.get_template(template).render(
         style=Markup(_text("style.css")), script=Markup(code), script_digest=digest, titles=MODEL_TITLES, **values

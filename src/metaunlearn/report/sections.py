@@ -7,7 +7,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from metaunlearn.report.charts import Curve, loss_chart, relearning_chart
+from metaunlearn.report.charts import WHOLE, Curve, loss_chart, relearning_chart
 from metaunlearn.report.data import (
     ATTACKS,
     MODELS,
@@ -16,6 +16,7 @@ from metaunlearn.report.data import (
     Score,
     Summary,
 )
+from metaunlearn.report.reading import IN_THE_TABLE, reading
 from metaunlearn.report.runs import RunCard, thinned
 from metaunlearn.report.story import MODEL_TITLES
 
@@ -44,6 +45,8 @@ class Panel:
     svg: Markup
     description: str
     """What a reader who cannot see the chart is told."""
+    reading: str
+    """What the page's script says of each step."""
     table: list[tuple[int, list[Score | None]]]
     """Step and, for each curve, its score."""
     models: list[ModelName]
@@ -82,7 +85,11 @@ def _panel(attack: AttackName, metric: Metric, curves: list[Curve], level: Score
         title=ATTACK_TITLES[attack],
         note="; ".join(changes),
         svg=relearning_chart(curves, level.value if level else None),
-        description=f"Score of {subject} by step of {ATTACK_TITLES[attack].lower()}. {'; '.join(changes)}.{reference}",
+        description=(
+            f"Score of {subject} by step of {ATTACK_TITLES[attack].lower()}. {'; '.join(changes)}.{reference} "
+            f"{IN_THE_TABLE}"
+        ),
+        reading=reading(curves, WHOLE, steps[-1]),
         table=[(at, [points.get(at) for points in by_step]) for at in steps],
         models=[curve.model for curve in curves],
     )

@@ -32,7 +32,7 @@ def grid_page(folder: Path) -> str:
     pictures = concept_pictures(found, folder)
     return render(
         "grid.html.j2",
-        script="sort.js",
+        scripts=("sort.js",),
         found=found,
         head=headline(found),
         missing=_sheets([missing_table(found)] if len(found.rows) < found.rows_in_all else []),

@@ -14,6 +14,7 @@ from metaunlearn.bench.results import Found, Measured
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.report.data import parse, picture_in, read_json
+from metaunlearn.report.images import GRID_BUDGET
 from metaunlearn.report.pictures import PICTURES_PER_STRIP, Grid, Series, Shown, arrange, read_pictures
 
 DEFAULT_ROLE = "concept"
@@ -47,7 +48,7 @@ def concept_pictures(found: Found, folder: Path) -> list[tuple[str, list[Grid]]]
     """Concept and its grids, one for each method and role; cells that do not lie in ``folder`` are left out."""
     roles = found.grid.pictures.roles
     planned = [one for concept in found.grid.concepts for r in roles for one in _planned(found, concept, folder, r)]
-    pictures = read_pictures(series for one in planned for series in one.series)
+    pictures = read_pictures((series for one in planned for series in one.series), GRID_BUDGET)
     by_concept: dict[str, list[Grid]] = {}
     for one in planned:
         by_concept.setdefault(one.concept, []).append(arrange(one.title, one.series, pictures))
