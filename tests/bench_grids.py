@@ -112,20 +112,23 @@ def keep_pictures(out: Path, results: Results, *, prompt: str = "a knife in noto
 
 ATTACKS = [{"name": name, "data": "hrm-m", "pictures": 2} for name in ("HRM-m", "fast", "slow", "late", "odd", "last")]
 MANY = changed("attacks", to=[*ATTACKS, {"name": "CLEAN", "data": "clean"}], of=GRID)
+MANY |= {"models": ["original", "unlearn", "meta-unlearn"]}
+MANY["concepts"][0]["steps"] = [1, 2, 3, 4]
 """Six malicious attacks and a benign one: walls of 17 strips, tables that are read downwards."""
 PERCENT = {
-    ("unlearn", "HRM-m"): (40, 90), ("unlearn", "fast"): (70, 80),
-    ("meta-unlearn", "HRM-m"): (10, 30), ("meta-unlearn", "fast"): (20, 5),
+    ("unlearn", "HRM-m"): (40, 90, 0, 0), ("unlearn", "fast"): (70, 80, 0, 0),
+    ("meta-unlearn", "HRM-m"): (10, 30, 0, 0), ("meta-unlearn", "fast"): (20, 5, 0, 0),
 }  # fmt: skip
-"""After one step and after two; anything else is 0."""
+"""After one step to four; anything else is 0."""
 
 
-def many(values: dict[tuple[str, str], tuple[float, float]] = PERCENT) -> dict[str, Any]:
+def many() -> dict[str, Any]:
     """``results.json`` of ``MANY``, every state of seed 0 measured."""
     grid = resolve(Grid, MANY)
     rows = []
     for number, state in enumerate(one for one in states(grid) if one.seed == 0):
-        value = 0.0 if state.step == 0 else float(values.get((state.model, state.attack), (0, 0))[int(state.step) - 1])
+        percent = (0, *PERCENT.get((state.model, state.attack), (0, 0, 0, 0)))  # Before any attack nothing is seen.
+        value = float(percent[int(state.step)])
         score = {"value": value, "low": value, "high": value, "n": 10, "hits": round(value / 10), "protocol": "p"}
         rows.append(Measured(state, f"measure-{number}", {"concept": score}))
     found = Found(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -26,21 +27,21 @@ def test_plain_and_meta_are_both_seen_on_a_phone(wide_page: Path, tmp_path: Path
         found = heads.map((head) => head.textContent).join(' | ');"""
     expected = {"375": "attack | esd-x-1 unlearn | esd-x-1 meta-unlearn"}
     assert in_frames(tmp_path, wide_page, (375,), script) == expected
-    assert "(none) original" not in wide_page.read_text()
+    assert '<th scope="col">(none) original</th>' in wide_page.read_text()
 
 
 @needs_chromium
 def test_a_scrolled_table_still_says_method_and_model(bench_page: Path, tmp_path: Path) -> None:
     """At the right end of the widest table the first head of each row is still there, with both names."""
     script = """
-        const frame = inner.querySelector('[id=tables] ~ figure .scroll');
-        frame.style.width = '200px';
-        frame.scrollLeft = 9999;
-        const names = [...frame.querySelectorAll('tbody th')].map((head) => {
-            const off = head.getBoundingClientRect().left - frame.getBoundingClientRect().left;
+        const sheet = inner.querySelector('[id=tables] ~ figure .scroll');
+        sheet.style.width = '200px';
+        sheet.scrollLeft = 9999;
+        const names = [...sheet.querySelectorAll('tbody th')].map((head) => {
+            const off = head.getBoundingClientRect().left - sheet.getBoundingClientRect().left;
             return `${Math.round(off)} ${[...head.children].map((part) => part.textContent).join('+')}`;
         });
-        found = [frame.scrollLeft > 0, ...names].join(' | ');"""
+        found = [sheet.scrollLeft > 0, ...names].join(' | ');"""
     expected = {"375": "true | 0 esd-x-1+unlearn | 0 esd-x-1+meta-unlearn"}
     assert in_frames(tmp_path, bench_page, (375,), script) == expected
 
@@ -108,8 +109,11 @@ def test_a_full_page_of_pictures_opens_quickly(bench_page: Path, tmp_path: Path)
     for path in pictures:
         Image.effect_noise((384, 384), 120).convert("RGB").save(path)
     shown = inline(pictures, GRID_BUDGET)
-    times = -(-GRID_BUDGET * 4 // 3 // sum(len(picture.uri) for picture in shown))
-    walls = "".join(f'<img src="{one.uri}" width="384" height="384" alt="">' for one in shown * times)
+    walls = ""
+    for picture in cycle(shown):
+        walls += f'<img src="{picture.uri}" width="384" height="384" alt="">'
+        if len(walls) > GRID_BUDGET * 4 / 3:
+            break
     full, empty = tmp_path / "full.html", tmp_path / "empty.html"
     full.write_text(bench_page.read_text().replace("<footer>", f"{walls}<footer>"))
     empty.write_text("<!doctype html><title>empty</title>")

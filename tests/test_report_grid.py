@@ -137,7 +137,7 @@ def test_page_is_self_contained_and_lets_one_script_run(bench: Path) -> None:
     assert '<h2 id="missing"' not in page
     assert "model and protocol differ" in page
     assert "metaunlearn bench tiny --out DIR" in page
-    assert page.count('class="attack"') == 1
+    assert page.count('class="attack panel"') == 1
 
 
 def test_tables_can_be_saved_with_their_intervals(bench: Path) -> None:

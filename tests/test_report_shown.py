@@ -25,8 +25,11 @@ def test_the_worst_case_is_the_highest_of_the_malicious_attacks_so_far() -> None
     assert [chart.title for chart in others] == [attack.name for attack in found.grid.attacks]
     assert worst.title == WORST
     said = [[(step, score.value) for step, score in curve.points] for curve in worst.facets[0].curves]
-    assert said == [[(0, 0.0), (1, 70.0), (2, 90.0)], [(0, 0.0), (1, 20.0), (2, 30.0)]]
-    assert [curve.by for curve in worst.facets[0].curves] == [["", "fast", "HRM-m"]] * 2
+    assert said == [
+        [(0, 0.0), (1, 70.0), (2, 90.0), (3, 90.0), (4, 90.0)],
+        [(0, 0.0), (1, 20.0), (2, 30.0), (3, 30.0), (4, 30.0)],
+    ]
+    assert [curve.by for curve in worst.facets[0].curves] == [["", "fast", "HRM-m", "HRM-m", "HRM-m"]] * 2
     assert [entry.note for entry in worst.table.rows[1]] == ["", "fast", "fast"]
 
 
@@ -36,7 +39,7 @@ def test_a_checkpoint_that_one_model_lacks_does_not_make_the_other_worse() -> No
     record["rows"] = [row for row in record["rows"] if (row["model"], row["attack"]) != ("meta-unlearn", "fast")]
     found = found_in(record)
     plain, _ = attack_charts(found, found.grid.concepts[0])[-1].facets[0].curves
-    assert [score.value for _, score in plain.points] == [0.0, 40.0, 90.0]
+    assert [score.value for _, score in plain.points] == [0.0, 40.0, 90.0, 90.0, 90.0]
 
 
 def test_curves_can_be_read_without_a_script(wide_page: Path) -> None:
@@ -45,7 +48,15 @@ def test_curves_can_be_read_without_a_script(wide_page: Path) -> None:
     charts = page.count("data-reading=")
     assert charts == page.count('<details class="values">') == 8
     table = re.findall(r'<details class="values">.*?</details>', page, re.DOTALL)[0]
-    assert re.findall(r'<td data-value="([^"]*)">', table) == ["0.0", "0.0", "40.0", "10.0", "90.0", "30.0"]
+    assert re.findall(r'<td data-value="([^"]*)">', table) == [
+        "0.0",
+        "0.0",
+        "40.0",
+        "10.0",
+        "90.0",
+        "30.0",
+        *["0.0"] * 4,
+    ]
     assert page.count('width="344"') == charts
 
 

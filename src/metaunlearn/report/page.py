@@ -19,7 +19,7 @@ REPORT_FILE = "report.html"
 
 
 def build_report(folder: Path) -> Path:
-    """Write ``folder/report.html`` from what lies in ``folder``; one file that needs no network and no script.
+    """Write ``folder/report.html`` from what lies in ``folder``; one file that needs no network.
 
     In a bench's folder it is the page of that grid.
 

@@ -91,7 +91,7 @@ def attack_charts(found: Found, concept: GridConcept) -> list[AttackChart]:
         charts.append(_chart(attack.name, note, concept, pairs, curves, steps, drawn))
     malicious = {attack.name: steps for attack, steps in trained if attack.malicious}
     if len(malicious) > 1:
-        steps = sorted({step for those in malicious.values() for step in those})
+        steps = tuple(sorted({step for those in malicious.values() for step in those}))
         curves = [worst_curves(pair, lines, malicious) for pair in pairs]
         charts.append(_chart(WORST, WORST_NOTE, concept, pairs, curves, steps, drawn))
     return [chart for chart in charts if chart.facets]
