@@ -20,9 +20,8 @@ from pathlib import Path
 import torch
 
 from metaunlearn.data import Prompt, write_imagefolder
-from metaunlearn.draws import BATCH
 from metaunlearn.evaluation import plan
-from metaunlearn.generation import default_sampling
+from metaunlearn.generation import BATCH, default_sampling
 from metaunlearn.metrics import load_judge
 from metaunlearn.models import load
 

@@ -225,6 +225,21 @@ def test_every_exception_has_a_message_and_a_code(error: BaseException, exit_cod
     assert says in found.message
 
 
+@pytest.mark.parametrize(
+    ("command", "has", "lacks"),
+    [
+        ("erase", ["picture_batch", "batch_size"], []),
+        ("attack", ["batch_size", "gradient_checkpointing"], ["picture_batch"]),
+        ("generate", ["picture_batch"], ["lower batch_size"]),
+        ("evaluate", ["picture_batch"], ["lower batch_size"]),
+    ],
+)
+def test_out_of_memory_names_what_the_command_has(command: str, has: list[str], lacks: list[str]) -> None:
+    found = failure(MemoryError("8 GB"), ["--debug", command, "canvas"]).message
+    assert all(f"--set {key}=" in found for key in has)
+    assert not any(words in found for words in lacks)
+
+
 def test_interrupting_says_how_to_go_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

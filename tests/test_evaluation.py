@@ -64,6 +64,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         *,
         steps: int,
         guidance_scale: float,
+        **how: Any,
     ) -> Tensor:
         made.append({"prompts": prompts, "seeds": seeds, "steps": steps, "guidance_scale": guidance_scale})
         images = torch.zeros(len(prompts), 3, 8, 8)
@@ -231,7 +232,7 @@ def test_ranges() -> None:
 
 def test_a_killed_evaluation_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after two of three batches: the resumed run draws the third only, and ends in the same files."""
-    monkeypatch.setattr(draws, "BATCH", 2)
+    monkeypatch.setattr("metaunlearn.generation.BATCH", 2)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a knife\na key\na fox\na bell\na cat\n")
     drawn: list[str] = []

@@ -15,7 +15,6 @@ from torchmetrics.image.kid import poly_mmd
 
 from colours import COLOURS, ColourJudge
 from conftest import Call
-from metaunlearn import draws
 from metaunlearn.data import Prompt, write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import evaluate
@@ -183,7 +182,7 @@ def test_no_metric_depends_on_the_batches(
     prompts = [Prompt(p.text, label=p.label, role=p.role, guidance_scale=float(i % 2)) for i, p in enumerate(ROLES)]
     found = []
     for size in (1, 4, 32):
-        monkeypatch.setattr(draws, "BATCH", size)
+        monkeypatch.setattr("metaunlearn.generation.BATCH", size)
         scores = evaluate(
             pipeline,
             prompts,

@@ -14,7 +14,7 @@ from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt
 from metaunlearn.models.loading import choose_variant, load_pipeline
-from tiny_models import new_sd1, new_sdxl
+from tiny_models import new_sd1, new_sdxl, new_vae
 
 
 def without(pipeline: Any, *parts: str) -> Any:
@@ -28,6 +28,12 @@ def with_unet(**options: Any) -> Any:
     pipeline = new_sd1()
     own = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
     pipeline.unet = UNet2DConditionModel.from_config({**own, **options})
+    return pipeline
+
+
+def with_rgba() -> Any:
+    pipeline = new_sd1()
+    pipeline.vae = new_vae(32, in_channels=4, out_channels=4)
     return pipeline
 
 
@@ -62,6 +68,7 @@ NO_CROSS_ATTENTION = {
         (lambda: with_unet(in_channels=9), "takes 9 channels but its latents have 4"),
         (lambda: with_unet(time_cond_proj_dim=8), "distilled"),
         (lambda: with_unet(**NO_CROSS_ATTENTION), "no cross-attention"),
+        (with_rgba, "autoencoder takes pictures of 4 channels"),
         (object, "MODEL is a object, which has no adapter"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def _train(
     kind: TrainingKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path], strip: Strip | None
 ) -> Sequence[str]:
     """Run the training to each of the ``checkpoints``; return the components that it changed."""
-    training = kind.begin(task)
+    training = kind.begin(replace(task, model=task.model.in_precision(kind.settings.precision)))
     run = Loop(training, kind.settings, seed=task.seed, processes=task.processes)
     state = folder.state / "training.safetensors"
     if task.processes.on_main(state.exists):

@@ -131,6 +131,8 @@ class EraseSettings(Settings):
     retain_guidance: float | None = Field(default=None, ge=0)
     """Guidance of the retained pictures; None: MODEL's own. At 1 they follow the distribution that MODEL has learnt, so
     that L_retain is at its minimum where MODEL is; guided ones draw it away from there."""
+    picture_batch: int | None = Field(default=None, gt=0)
+    """Pictures that MODEL makes of itself at once; None: 32, fewer of more than 256 x 256 pixels."""
     bank_trajectories: int = Field(gt=0)
     """Sampling paths of the frozen teacher."""
     bank_steps: int = Field(gt=0)
@@ -175,6 +177,7 @@ class EraseSettings(Settings):
         "inner_max_gradient_norm",
         "inner_horizon",
         "heal_learning_rate",
+        "picture_batch",
         mode="before",
     )
     @classmethod
@@ -245,6 +248,8 @@ class AttackSettings(Settings):
     """Steps between two resumable states."""
     gradient_checkpointing: bool = False
     """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    """Of the products in the training's passes."""
 
     @property
     def rate(self) -> float:

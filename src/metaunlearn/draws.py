@@ -14,10 +14,14 @@ from torch import Tensor
 
 from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
+from metaunlearn.drawing import DrawSettings
 from metaunlearn.errors import RunError
 from metaunlearn.files import write_atomic
-from metaunlearn.generation import BATCH, generate_images
+from metaunlearn.generation import generate_images, pictures_at_once
 from metaunlearn.processes import ALONE, Processes
+
+AS_IT_IS = DrawSettings()
+"""In float32, in batches by the size of the pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +62,23 @@ def draws_for(prompts: Sequence[Prompt], *, images: int, seed: int, guidance_sca
     ]
 
 
-def batches(draws: Sequence[Draw]) -> list[list[int]]:
-    """Indices of draws that go through a pipeline together: it takes one guidance scale at a time."""
+def batches(pipeline: Any, draws: Sequence[Draw], settings: DrawSettings = AS_IT_IS) -> list[list[int]]:
+    """Indices of draws that go through ``pipeline`` together: it takes one guidance scale at a time."""
+    size = pictures_at_once(pipeline, settings.picture_batch)
     by_guidance: dict[float, list[int]] = {}
     for index, draw in enumerate(draws):
         by_guidance.setdefault(draw.guidance_scale, []).append(index)
-    return [
-        indices[first : first + BATCH] for indices in by_guidance.values() for first in range(0, len(indices), BATCH)
-    ]
+    return [indices[first : first + size] for indices in by_guidance.values() for first in range(0, len(indices), size)]
 
 
-def draw_batch(pipeline: Any, draws: Sequence[Draw], batch: Sequence[int], *, steps: int | None = None) -> Tensor:
+def draw_batch(
+    pipeline: Any,
+    draws: Sequence[Draw],
+    batch: Sequence[int],
+    *,
+    steps: int | None = None,
+    settings: DrawSettings = AS_IT_IS,
+) -> Tensor:
     """The pictures of one of :func:`batches`, (B, 3, H, W) in [0, 1]; RunError when the model makes no finite ones."""
     images = generate_images(
         pipeline,
@@ -76,6 +86,8 @@ def draw_batch(pipeline: Any, draws: Sequence[Draw], batch: Sequence[int], *, st
         [draws[index].seed for index in batch],
         steps=steps,
         guidance_scale=draws[batch[0]].guidance_scale,
+        batch_size=len(batch),
+        precision=settings.precision,
     )
     broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
     if broken:
@@ -90,6 +102,7 @@ def draw_into(
     *,
     finished: Path,
     steps: int | None = None,
+    settings: DrawSettings = AS_IT_IS,
     progress: Callable[[int, int], None] | None = None,
     processes: Processes = ALONE,
 ) -> list[Path]:
@@ -98,13 +111,13 @@ def draw_into(
     The folder ``finished`` keeps which batches are written, so that a run that was killed goes on. It must not be
     shared by other draws. Of several ``processes`` each draws and writes its share of the batches.
     """
-    planned = batches(draws)
+    planned = batches(pipeline, draws, settings)
     mine = {number: planned[number] for number in processes.turns(len(planned))}
     done, total = 0, sum(map(len, mine.values()))
     for number, batch in mine.items():
         written = finished / f"{number:05d}"
         if not written.exists():
-            write_pictures(folder, draw_batch(pipeline, draws, batch, steps=steps), batch)
+            write_pictures(folder, draw_batch(pipeline, draws, batch, steps=steps, settings=settings), batch)
             write_atomic(written, "")
         done += len(batch)
         if progress is not None:

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.draws import Draw, batches, draw_batch, draws_for
+from metaunlearn.drawing import DrawSettings
+from metaunlearn.draws import AS_IT_IS, Draw, batches, draw_batch, draws_for
 from metaunlearn.errors import UserError
-from metaunlearn.generation import default_sampling
+from metaunlearn.generation import default_sampling, picture_size
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
 from metaunlearn.metrics.measures import METRICS, Metric, Reference, Request, metrics_named
 from metaunlearn.metrics.measuring import RAW, RESULTS, Progress, gather, prompts_hash, scores_of, write_scores
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.settings import resolve
 
 __all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "check_metrics", "evaluate", "plan"]
 
@@ -42,6 +44,7 @@ class Evaluation:
     """One an image."""
     steps: int
     request: Request
+    settings: DrawSettings = AS_IT_IS
 
     def run(
         self,
@@ -59,21 +62,21 @@ class Evaluation:
         was killed goes on. It must not be shared by other evaluations. Of several ``processes`` each draws and measures
         its share of the batches; the main one scores them, and all get the scores.
         """
-        draws = self.draws
+        draws, planned = self.draws, batches(pipeline, self.draws, self.settings)
 
         def draw(batch: Sequence[int]) -> Tensor:
-            images = to_uint8(draw_batch(pipeline, draws, batch, steps=self.steps)).float() / 255
+            images = (
+                to_uint8(draw_batch(pipeline, draws, batch, steps=self.steps, settings=self.settings)).float() / 255
+            )
             if out is not None:
                 write_pictures(out / IMAGES, images, batch)
             return images
 
-        whole = gather(
-            self.metrics, self.request, batches(draws), draw, kept=kept, progress=progress, processes=processes
-        )
+        whole = gather(self.metrics, self.request, planned, draw, kept=kept, progress=progress, processes=processes)
         return processes.on_main(lambda: self._score(whole, out))
 
     def _score(self, whole: Gathering, out: Path | None) -> dict[str, Score]:
-        facts = _facts(self.prompts, self.draws, self.steps, whole.size)
+        facts = _facts(self.prompts, self.draws, self.steps, whole.size, self.settings)
         scores = scores_of(self.metrics, self.request, whole, facts)
         if out is not None:
             files = [picture_file(out / IMAGES, index) for index in range(len(self.draws))]
@@ -104,12 +107,14 @@ def plan(
     images_per_prompt: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    overrides: Sequence[str] = (),
     device: str = "cpu",
 ) -> Evaluation:
     """Check the call; the arguments are those of :func:`evaluate`, and ``device`` is where a metric's
     own model runs. UserError says what is wrong with them."""
     named = metrics_named(metrics)
     _check_call(prompts, images_per_prompt, steps, guidance_scale)
+    settings = resolve(DrawSettings, {}, overrides)
     defaults = default_sampling(pipeline)
     if guidance_scale is not None:
         prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
@@ -125,7 +130,7 @@ def plan(
         draws=draws,
         concept=concept,
         alternatives=alternatives,
-        reference=None if compared is None else Reference.open(compared, size=_picture_size(pipeline)),
+        reference=None if compared is None else Reference.open(compared, size=min(picture_size(pipeline))),
         seed=seed,
         device=device,
     )
@@ -137,6 +142,7 @@ def plan(
         draws=draws,
         steps=defaults.steps if steps is None else steps,
         request=request,
+        settings=settings,
     )
 
 
@@ -153,6 +159,7 @@ def evaluate(
     images_per_prompt: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    overrides: Sequence[str] = (),
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Score]:
@@ -160,7 +167,8 @@ def evaluate(
 
     ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``nsfw:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
-    ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. Everything that can be refused is
+    ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. ``overrides`` are keys of
+    :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. Everything that can be refused is
     refused before the first image is made.
     """
     if out is not None and (Path(out) / RESULTS).exists():
@@ -177,6 +185,7 @@ def evaluate(
         images_per_prompt=images_per_prompt,
         steps=steps,
         guidance_scale=guidance_scale,
+        overrides=overrides,
     )
     return evaluation.run(pipeline, out=None if out is None else Path(out), progress=progress)
 
@@ -195,23 +204,19 @@ def _check_call(
         if number is not None and number < 1:
             raise UserError(f"Expected at least 1 ({option}), got {number}.")
     if guidance_scale is not None and guidance_scale < 0:
-        raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=), got {guidance_scale}.")
+        raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=, --guidance), got {guidance_scale}.")
 
 
-def _picture_size(pipeline: Any) -> int:
-    """Pixels a side of the pipeline's pictures, which the reference is brought to."""
-    latent = pipeline.unet.config.sample_size
-    size: int = (latent if isinstance(latent, int) else min(latent)) * pipeline.vae_scale_factor
-    return size
-
-
-def _facts(prompts: Sequence[Prompt], draws: Sequence[Draw], steps: int, size: tuple[int, int]) -> dict[str, Any]:
-    """The part of the protocol that all metrics share."""
+def _facts(
+    prompts: Sequence[Prompt], draws: Sequence[Draw], steps: int, size: tuple[int, int], settings: DrawSettings
+) -> dict[str, Any]:
+    """The part of the protocol that all metrics share; where it says no precision, that is float32."""
     return {
         "prompts": prompts_hash(prompts),
         "images_per_prompt": len(draws) // len(prompts),
         **sampling_facts([draw.seed for draw in draws], [draw.guidance_scale for draw in draws], steps),
         "image_size": list(size),
+        **({} if settings.precision == "float32" else {"precision": settings.precision}),
     }
 
 

@@ -1,11 +1,13 @@
 """Pictures from a pipeline: picture i follows from its own prompt and seed.
 
-What else is in its batch changes the order of floating-point sums, so at most the last of 255 levels.
+What else is in its batch changes the order of floating-point sums, so at most the last of 255 levels. How large batches
+are is a question of memory only.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +17,16 @@ import torch
 from torch import Tensor
 
 from metaunlearn.files import write_json
+from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.memory_format import channels_last
+from metaunlearn.models.precision import Precision, denoising_in
 from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.processes import ALONE, Processes
 
 BATCH = 32
-"""Pictures that go through a pipeline together."""
+"""Pictures that go through a pipeline together, if they have at most ``SIDE`` x ``SIDE`` pixels."""
+SIDE = 256
+"""Larger pictures come in batches of as many pixels as ``BATCH`` of this side have."""
 SAMPLING_FILE = "sampling.json"
 """Beside ``model_index.json``: the sampling settings that a pipeline was made for, unless they are the usual ones."""
 
@@ -48,6 +54,19 @@ def write_sampling(folder: Path, sampling: Sampling) -> None:
         write_json(folder / SAMPLING_FILE, asdict(sampling))
 
 
+def picture_size(pipeline: Any) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that ``pipeline`` draws by default."""
+    size = pipeline.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+
+
+def pictures_at_once(pipeline: Any, wanted: int | None = None) -> int:
+    """How many pictures go through ``pipeline`` together: ``wanted``, else by their pixels."""
+    height, width = picture_size(pipeline)
+    return wanted or max(1, min(BATCH, BATCH * SIDE**2 // (height * width)))
+
+
 @torch.no_grad()
 def generate_images(
     pipeline: Any,
@@ -56,20 +75,24 @@ def generate_images(
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
     progress: Callable[[int, int], None] | None = None,
     processes: Processes = ALONE,
 ) -> Tensor:
     """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU, past the pipeline's safety checker.
 
-    Of several ``processes`` each makes its share of the batches, and all get all of them.
+    ``batch_size`` of them go through the pipeline together; None: as many as :func:`pictures_at_once` says. The
+    denoiser's products are in ``precision``. Of several ``processes`` each makes its share of the batches, and all get
+    all of them.
     """
     defaults = default_sampling(pipeline)
+    at_once, pixels = pictures_at_once(pipeline, batch_size), math.prod(picture_size(pipeline))
     pipeline.set_progress_bar_config(disable=True)
 
     def batch(number: int) -> dict[str, Tensor]:
-        first = number * batch_size
-        rows = slice(first, first + batch_size)
+        first = number * at_once
+        rows = slice(first, first + at_once)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
         output = pipeline(
             list(prompts[rows]),
@@ -79,9 +102,15 @@ def generate_images(
             output_type="pt",
         )
         if progress is not None:
-            progress(min(first + batch_size, len(prompts)), len(prompts))
-        return {"images": output.images.float().cpu()}
+            progress(min(first + at_once, len(prompts)), len(prompts))
+        return {"images": as_rgb(output.images.float().cpu())}
 
-    with unfiltered(pipeline), channels_last([pipeline.unet, pipeline.vae]):
-        batches = processes.each(-(-len(prompts) // batch_size), batch)
+    together = min(at_once, len(prompts))
+    with (
+        unfiltered(pipeline),
+        channels_last([pipeline.unet, pipeline.vae]),
+        decoding(pipeline.vae, together, pixels),
+        denoising_in(pipeline.unet, precision),
+    ):
+        batches = processes.each(-(-len(prompts) // at_once), batch)
     return torch.cat([made["images"] for made in batches])

@@ -22,6 +22,7 @@ from metaunlearn.errors import RunError, UserError, first_line
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, default_sampling
 from metaunlearn.models import load_pipeline
+from metaunlearn.models.autoencoder import as_rgb
 from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
 from metaunlearn.runs import RunFolder
@@ -160,7 +161,7 @@ def _draw(pipeline: Any, rows: Sequence[tuple[str, int]], options: dict[str, Any
     generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
     with unfiltered(pipeline):
         output = pipeline([text for text, _ in rows], generator=generators, output_type="pt", **options)
-    images: Tensor = output.images.float().cpu()
+    images = as_rgb(output.images.float().cpu())
     if not bool(images.isfinite().all()):
         raise RunError("The generator (generator=, --generator) made pictures that are not finite numbers.")
     return images.clamp(0, 1)

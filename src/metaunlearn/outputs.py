@@ -13,12 +13,14 @@ from PIL import Image
 
 from metaunlearn.data.imagefolder import SHEET
 from metaunlearn.data.prompts import Prompt, read_prompts
+from metaunlearn.drawing import DrawSettings
 from metaunlearn.draws import draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import load
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RunFolder
+from metaunlearn.settings import resolve
 
 Progress = Callable[[int, int], None]
 
@@ -35,6 +37,7 @@ def generate_into(
     out: Path,
     *,
     images: int = 1,
+    overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,
@@ -43,14 +46,16 @@ def generate_into(
 ) -> dict[str, Any]:
     """``images`` pictures of each prompt as an imagefolder in ``out``, with ``sheet.png`` and ``run.json``.
 
-    ``prompts`` are texts, or a file as :func:`~metaunlearn.data.prompts.read_prompts` takes it. Returns the summary.
-    ``processes`` that :func:`~metaunlearn.processes.join` connected share the pictures, each making this same call.
+    ``prompts`` are texts, or a file as :func:`~metaunlearn.data.prompts.read_prompts` takes it; ``overrides`` are keys
+    of :class:`~metaunlearn.drawing.DrawSettings`. Returns the summary. ``processes`` that
+    :func:`~metaunlearn.processes.join` connected share the pictures, each making this same call.
     """
     rows = read_prompts(prompts) if isinstance(prompts, Path) else [Prompt(text) for text in prompts]
     if not rows:
         raise UserError("expected at least one prompt (--prompt TEXT or --prompts FILE), got none.")
     if images < 1:
         raise UserError(f"expected at least 1 picture of each prompt (images=, --images), got {images}.")
+    settings = resolve(DrawSettings, {}, overrides)
     adapter = load(model, processes.device(device))
     pipeline = adapter.pipeline
     sampling = default_sampling(pipeline)
@@ -61,6 +66,7 @@ def generate_into(
         "weights": adapter.fingerprint(),
         "images": [[draw.text, draw.seed, draw.guidance_scale] for draw in draws],
         "steps": sampling.steps,
+        "settings": settings.model_dump(),
     }
     folder = RunFolder.open(out, request, resume=resume, processes=processes)
     if folder.complete_before:
@@ -71,6 +77,7 @@ def generate_into(
         draws,
         finished=folder.state,
         steps=sampling.steps,
+        settings=settings,
         progress=folder.watched(progress),
         processes=processes,
     )
@@ -93,6 +100,9 @@ def evaluate_into(
     alternatives: Sequence[str] = (),
     reference: Path | None = None,
     images: int = 1,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,
@@ -103,8 +113,8 @@ def evaluate_into(
 
     Without ``judge`` Canvas and what descends from it is seen by Canvas's own; another model has none.
 
-    Returns ``results.json``'s content under ``"results"``. ``processes`` share the pictures as for
-    :func:`generate_into`.
+    Returns ``results.json``'s content under ``"results"``. ``steps``, ``guidance_scale`` and ``overrides`` are those of
+    :func:`~metaunlearn.evaluation.evaluate`. ``processes`` share the pictures as for :func:`generate_into`.
     """
     from metaunlearn.evaluation import RESULTS, check_metrics, plan
     from metaunlearn.metrics.default_judge import judge_for
@@ -125,6 +135,9 @@ def evaluate_into(
         reference=reference,
         seed=seed,
         images_per_prompt=images,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        overrides=overrides,
         device=device,
     )
     request = {
@@ -138,6 +151,9 @@ def evaluate_into(
         "alternatives": list(alternatives),
         "reference": None if reference is None else str(reference),
         "images": images,
+        "steps": evaluation.steps,
+        "guidance_scale": guidance_scale,
+        "settings": evaluation.settings.model_dump(),
         "seed": seed,
     }
     folder = RunFolder.open(out, request, resume=resume, processes=processes)

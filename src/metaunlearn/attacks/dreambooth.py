@@ -15,6 +15,7 @@ from metaunlearn.attacks.tuned import Tuned
 from metaunlearn.data.imagefolder import METADATA, ImageText, read_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.diffusion import joined, squared_errors
+from metaunlearn.drawing import DrawSettings
 from metaunlearn.draws import draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
@@ -36,6 +37,9 @@ class DreamBooth(Finetune):
     """Weight of the prior's loss."""
     prior_images: int = Field(default=100, gt=0)
     """Pictures of the class that the attacked model makes of itself, before it is trained."""
+
+    picture_batch: int | None = Field(default=None, gt=0)
+    """Of the prior's, at once; None: 32, fewer of more than 256 x 256 pixels."""
 
     def check(self, model: TextToImageModel) -> None:
         """A class is needed, and a subset that ``model`` has."""
@@ -78,6 +82,7 @@ class DreamBooth(Finetune):
                 task.model.pipeline,
                 draws,
                 finished=task.cache / "prior",
+                settings=DrawSettings(picture_batch=self.picture_batch),
                 progress=None if progress is None else lambda d, n: progress("making the prior's pictures", d, n),
                 processes=task.processes,
             )

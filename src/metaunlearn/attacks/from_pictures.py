@@ -24,6 +24,7 @@ from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import rebuilt
+from metaunlearn.models.autoencoder import as_rgb, as_taken, decoding
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.settings import Settings
@@ -125,10 +126,10 @@ def repainted(
     sampling = default_sampling(model.pipeline)
     pipeline = rebuilt(model.pipeline, IMG2IMG[model.family])
     pipeline.set_progress_bar_config(disable=True)
-    with unfiltered(pipeline):
+    with unfiltered(pipeline), decoding(pipeline.vae, len(starts), starts.shape[2] * starts.shape[3]):
         output = pipeline(
             list(texts),
-            image=starts,
+            image=as_taken(pipeline.vae, starts),
             strength=strength,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
@@ -136,5 +137,4 @@ def repainted(
             output_type="pt",
             callback_on_step_end=after,
         )
-    images: Tensor = output.images.float().cpu()
-    return images
+    return as_rgb(output.images.float().cpu())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from metaunlearn.attacks.interface import Training
 from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import AttackSettings
 from metaunlearn.errors import RunError
+from metaunlearn.models.precision import float32_products
 from metaunlearn.processes import ALONE, Processes
 
 MOMENTUM = 0.9
@@ -45,7 +47,8 @@ class Loop:
     def run_to(self, step: int, state: Path | None, on_step: Callable[[dict[str, Any]], None]) -> None:
         """Train until ``step`` steps are done; ``state`` is kept every ``checkpoint_every`` steps."""
         while self.step < step:
-            loss = self._gradient(step_generator(self.seed, self.step, "attack"))
+            with float32_products("tf32") if self.settings.precision == "tf32" else nullcontext():
+                loss = self._gradient(step_generator(self.seed, self.step, "attack"))
             if not math.isfinite(loss):
                 raise RunError(
                     f"the attack's loss is not finite at step {self.step + 1}; the checkpoints before it were kept. "

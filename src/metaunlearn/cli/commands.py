@@ -167,6 +167,7 @@ def generate(
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")
     ] = None,
     images: o.Images = 1,
+    overrides: o.DrawOverrides = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     resume: o.Resume = False,
@@ -187,6 +188,7 @@ def generate(
             prompts if prompts is not None else list(prompt or ()),
             out,
             images=images,
+            overrides=overrides or (),
             seed=seed,
             processes=join(device),
             device=o.check_device(device),

@@ -13,6 +13,17 @@ from metaunlearn.errors import RunError, UserError
 RESUMABLE = frozenset({"attack", "demo", "erase", "evaluate", "generate", "make", "tune"})
 """Commands that have ``--resume``."""
 
+_PICTURES = "Draw fewer pictures at once (--set picture_batch=...)"
+LESS_MEMORY = {
+    "erase": f"{_PICTURES} if it was making pictures, else lower batch_size (--set batch_size=...)",
+    "attack": "Lower batch_size (--set batch_size=...), or switch on gradient_checkpointing (--set "
+    "gradient_checkpointing=true) where the attack trains",
+    "generate": _PICTURES,
+    "evaluate": _PICTURES,
+    "make": "Lower batch_size (--set batch_size=...)",
+}
+"""What each command has for it."""
+
 WRONG_CALL = 2
 """The exit code of a call that was wrong."""
 
@@ -49,10 +60,8 @@ def _missing_package(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _out_of_memory(error: BaseException, arguments: Sequence[str]) -> str:
-    return (
-        f"memory ran out ({error}). Lower batch_size (--set batch_size=...); "
-        "metaunlearn doctor MODEL estimates what a job needs."
-    )
+    lower = next((LESS_MEMORY[part] for part in arguments if part in LESS_MEMORY), "Give it less at once")
+    return f"memory ran out ({error}). {lower}; metaunlearn doctor MODEL estimates what erasing needs."
 
 
 def _file_system(error: BaseException, arguments: Sequence[str]) -> str:

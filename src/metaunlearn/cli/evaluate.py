@@ -40,6 +40,16 @@ def evaluate(
         Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid and kid.")
     ] = None,
     images: o.Images = 1,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="Sampling steps; by default MODEL's own.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance", min=0, metavar="S", help="Guidance scale, of all prompts; by default theirs, or MODEL's."
+        ),
+    ] = None,
+    overrides: o.DrawOverrides = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     resume: o.Resume = False,
@@ -51,8 +61,10 @@ def evaluate(
     """
     if (model is None) == (pictures is None):
         raise UserError("give either MODEL, which draws the pictures (and --prompts FILE), or --pictures DIR.")
-    if pictures is not None and images != 1:
-        raise UserError("--images would do nothing for --pictures; leave it out.")
+    of_drawing = {"--images": images != 1, "--steps": steps, "--guidance": guidance is not None, "--set": overrides}
+    useless = [option for option, given in of_drawing.items() if given]
+    if pictures is not None and useless:
+        raise UserError(f"{useless[0]} would do nothing for --pictures; leave it out.")
     common: dict[str, Any] = {
         "metrics": o.names(metrics), "judge": judge, "concept": concept, "alternatives": alternative or (),
         "reference": reference, "seed": seed, "resume": resume,
@@ -73,5 +85,6 @@ def evaluate(
             assert model is not None
             if prompts is None:
                 raise UserError("MODEL needs prompts to draw for: give --prompts FILE.")
-            summary = evaluate_into(model, prompts, out, images=images, progress=console.pictures("drawing"), **common)
+            drawn = {"images": images, "steps": steps, "guidance_scale": guidance, "overrides": overrides or ()}
+            summary = evaluate_into(model, prompts, out, progress=console.pictures("drawing"), **drawn, **common)
     console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")

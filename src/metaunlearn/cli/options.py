@@ -48,6 +48,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
 ]
+DrawOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="precision=tf32, bf16 or fp16; picture_batch=N pictures at once; repeatable."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Push = Annotated[
     str | None, typer.Option("--push", metavar="REPO", help="Upload DIR to this repository of the hub, OWNER/NAME.")

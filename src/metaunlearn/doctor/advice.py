@@ -65,6 +65,10 @@ def _eight_bits(s: EraseSettings, device: str) -> dict[str, Any]:
     return {"outer_optimizer": "adamw-8bit"} if on_gpu and s.outer_optimizer == "adamw" else {}
 
 
+def _fewer_pictures(s: EraseSettings, device: str) -> dict[str, Any]:
+    return {} if s.picture_batch == 1 else {"picture_batch": 1}
+
+
 def _smaller_batch(s: EraseSettings, device: str) -> dict[str, Any]:
     # As far as two kinds of retained pictures fit into a batch; the same number of pictures altogether.
     factor = next((n for n in range(s.batch_size, 1, -1) if s.batch_size % n == 0 and s.batch_size // n >= 2), 1)
@@ -78,6 +82,7 @@ def _first_order(s: EraseSettings, device: str) -> dict[str, Any]:
 SWITCHES = (
     _Switch("nothing: faster, and exact to five digits or so", _difference),
     _Switch("copies to the host and back; the same values", _host),
+    _Switch("more time for MODEL's own pictures, one at a time; the same values but for rounding", _fewer_pictures),
     _Switch("a third more time; the same values", _checkpoint),
     _Switch("writing and reading files; the same values", _disk),
     _Switch("the teacher's answers have three digits", _teacher),

@@ -6,7 +6,8 @@
 - Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments, which
   ``adamw-8bit`` keeps in a quarter), all in float32, the pictures and sampling paths that are trained on, and A for the
   largest batch that is alive at once; a moving average, as SDD's teacher is, is one more phi. ``precision`` is not
-  counted: it lowers A by up to half.
+  counted: it lowers A by up to half. Before the steps come pictures and sampling paths (``drawing.py``); the peak is
+  whichever is larger.
 - Gradient checkpointing makes A what lies between blocks, and a gradient costs 4 F.
 
 Expect the right order of magnitude, not more: what an operation costs differs between sizes and devices, and what is
@@ -30,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.concepts import unnamed_prompts
+from metaunlearn.doctor.drawing import DrawingFacts, drawing_facts
 from metaunlearn.doctor.passes import GRADIENTS, Pass, Passes, at_theta, direct_needs_a_batch
 from metaunlearn.erasure.interface import Method, OptimisedMethod, takes_steps
 from metaunlearn.erasure.prepare import own_picture_counts
@@ -68,6 +70,8 @@ class Facts:
     """Of one picture."""
     pictures: int
     """That are trained on, of a run that names no concept of Canvas and nothing to keep."""
+    drawing: DrawingFacts
+    """Of making them."""
 
 
 def facts_of(model: TextToImageModel, trained: int, settings: EraseSettings) -> Facts:
@@ -82,6 +86,7 @@ def facts_of(model: TextToImageModel, trained: int, settings: EraseSettings) -> 
         trained=trained,
         latent_bytes=FLOAT32 * torch.Size(model.latent_shape).numel(),
         pictures=sum(own_picture_counts(unnamed_prompts(model.pipeline), settings).values()),
+        drawing=drawing_facts(model),
     )
 
 
@@ -203,6 +208,15 @@ def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, step
     return facts.pipeline_bytes + FLOAT32 * copies + latents * facts.latent_bytes
 
 
+def drawing_bytes(method: Method, facts: Facts, settings: EraseSettings) -> int:
+    """Peak while MODEL makes its own pictures and samples its paths, under a copy of theta; in bytes."""
+    paths = settings.bank_trajectories if isinstance(method, OptimisedMethod) else 0
+    working = facts.drawing.peak(pictures=facts.pictures, picture_batch=settings.picture_batch, paths=paths)
+    copies = facts.parameters if paths else 0
+    latents = PICTURE_TENSORS * facts.pictures + BANK_TENSORS * paths * settings.bank_steps
+    return facts.pipeline_bytes + FLOAT32 * copies + latents * facts.latent_bytes + working
+
+
 def counted_memory(
     method: Method, facts: Facts, settings: EraseSettings, *, meta: bool, defended: bool, device: str = "cpu"
 ) -> int:
@@ -217,7 +231,8 @@ def counted_memory(
         pictures = max(pictures, 3 * settings.batch_size)
     if meta and settings.meta_gradient in ("auto", "double-backward"):  # auto takes one to check itself.
         pictures = max(pictures, DOUBLE_BACKWARD_ACTIVATIONS * settings.batch_size)
-    return lasting + FLOAT32 * copies + pictures * facts.kept
+    stepping = lasting + FLOAT32 * copies + pictures * facts.kept
+    return max(stepping, drawing_bytes(method, facts, settings))
 
 
 def matrix_speed(device: str = "cpu", seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -15,6 +15,7 @@ from metaunlearn.doctor.counting import (
     Facts,
     counted_memory,
     counted_seconds,
+    drawing_bytes,
     facts_of,
     lasting_bytes,
     matrix_speed,
@@ -111,7 +112,7 @@ def estimate(
         one_forward = found.seconds[job.forward_pass] / job.forward_pass.pictures
         in_a_gradient = found.seconds[job.gradient_pass] / job.gradient_pass.pictures
         if found.peak is not None:
-            memory = job.lasting() + found.peak
+            memory = max(job.lasting() + found.peak, job.drawing())
     fits = available is None or memory <= available
     return JobEstimate(
         model=str(model),
@@ -177,6 +178,11 @@ class _Job:
         """Counted bytes that are there through all of the run."""
         settings = self.chosen.settings
         return lasting_bytes(self.chosen.method, self.facts(settings), settings, steps=bool(self.passes))
+
+    def drawing(self) -> int:
+        """Counted bytes while pictures and sampling paths are made."""
+        settings = self.chosen.settings
+        return drawing_bytes(self.chosen.method, self.facts(settings), settings)
 
     def is_cheap(self, pace: float, memory: int) -> bool:
         """Whether measuring takes seconds, and the job fits into what is free."""

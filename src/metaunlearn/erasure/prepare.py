@@ -15,7 +15,7 @@ from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Progress, RunFolder
 
 ROLES = ("forget", "related", "unrelated")
-PICTURE_SETTINGS = ("forget_images", "retain_images", "forget_guidance", "retain_guidance")
+PICTURE_SETTINGS = ("forget_images", "retain_images", "forget_guidance", "retain_guidance", "picture_batch")
 """Keys of :class:`~metaunlearn.config.EraseSettings` that say which pictures the model makes of itself."""
 PER_PROMPT = 8
 """At most so many retained pictures of one prompt: more of them cost time and show little that is new."""
@@ -96,6 +96,7 @@ def own_pictures(
         texts,
         [first + i for i in range(count)],
         guidance_scale=settings.forget_guidance if role == "forget" else settings.retain_guidance,
+        batch_size=settings.picture_batch,
         progress=None if progress is None else lambda done, total: progress(f"making {role} pictures", done, total),
         processes=processes,
     )

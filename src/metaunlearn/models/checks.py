@@ -52,6 +52,7 @@ def check_pipeline(pipeline: Any) -> str:
     for tokenizer, encoder in TEXT:
         _check_text(pipeline, tokenizer, encoder)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
+    _check_autoencoder(pipeline.vae.config)
     return name
 
 
@@ -63,6 +64,15 @@ def _check_text(pipeline: Any, tokenizer: str, encoder: str) -> None:
     if tokens > known:
         raise UserError(
             f"MODEL's {tokenizer} has {tokens} tokens and its {encoder} knows {known}: they are not of one model."
+        )
+
+
+def _check_autoencoder(config: Any) -> None:
+    channels = (config.in_channels, config.out_channels)
+    if not set(channels) <= {1, 3}:
+        raise UserError(
+            f"MODEL's autoencoder takes pictures of {channels[0]} channels and gives pictures of {channels[1]}; "
+            "expected 3 (RGB) or 1 (grey). Give a model of ordinary pictures."
         )
 
 

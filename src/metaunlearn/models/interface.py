@@ -103,7 +103,7 @@ class TextToImageModel(Protocol):
         """Where in an encoded prompt its last word's last token stands: 0, the start token, for an empty prompt."""
         ...
 
-    def encode_images(self, images: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents, (B, C, h, w), of images (B, 3, H, W) in [-1, 1]."""
         ...
 

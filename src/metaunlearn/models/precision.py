@@ -80,6 +80,30 @@ def float32_products(kind: Products) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+@contextmanager
+def denoising_in(unet: Any, precision: Precision) -> Iterator[None]:
+    """While this is open, pipelines that call ``unet`` get products in ``precision``, and answers in float32."""
+    if precision == "float32":
+        yield
+        return
+    if precision == "tf32":
+        with float32_products("tf32"):
+            yield
+        return
+    forward = unet.forward
+
+    def reduced(x_t: Tensor, *inputs: Any, **options: Any) -> tuple[Tensor, ...]:
+        with torch.autocast(x_t.device.type, DTYPES[precision]):
+            answer = forward(x_t, *inputs, **options)
+        return (answer[0].float(), *answer[1:])
+
+    unet.forward = reduced
+    try:
+        yield
+    finally:
+        del unet.forward  # The class's own is seen again.
+
+
 def in_precision(theta: Params, precision: Precision) -> Params:
     """``theta`` for a teacher, which is asked and never trained."""
     return theta if precision == "float32" else {name: p.to(DTYPES[precision]) for name, p in theta.items()}

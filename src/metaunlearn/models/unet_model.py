@@ -15,6 +15,7 @@ from torch.func import functional_call
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.errors import UserError
+from metaunlearn.models.autoencoder import as_taken, encoded_at_once
 from metaunlearn.models.precision import DTYPES, Precision, autocast_predict
 from metaunlearn.models.sharded import ShardedDenoiser
 from metaunlearn.parameters import Params, digest
@@ -161,10 +162,11 @@ class UNetModel:
         return found[0]
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor, *, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents, (B, C, h, w), of images (B, 3, H, W) in [-1, 1]."""
         vae = self.pipeline.vae
-        posteriors = [vae.encode(chunk.to(self.device)).latent_dist for chunk in images.split(batch_size)]
+        chunks = images.split(encoded_at_once(images.shape[2] * images.shape[3]))
+        posteriors = [vae.encode(as_taken(vae, chunk.to(self.device))).latent_dist for chunk in chunks]
         mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
         scale = vae.config.scaling_factor
         if vae.config.get("latents_mean") is None or vae.config.get("latents_std") is None:

@@ -96,7 +96,7 @@ def _samples(
     guidance = default_sampling(pipeline).guidance_scale
     draws = draws_for(prompts, images=one["images"], seed=seed, guidance_scale=guidance)[: one["shown"]]
     records: dict[int, dict[str, Any]] = {}
-    for batch in batches(draws):
+    for batch in batches(pipeline, draws):
         for index, image in zip(batch, draw_batch(pipeline, draws, batch), strict=True):
             name = f"{one['name']}-{index:04d}.png"
             save_image(folder / name, image)
