@@ -53,11 +53,13 @@ class DrawingFacts:
 def drawing_facts(model: TextToImageModel) -> DrawingFacts:
     """Count once for one model."""
     vae = model.pipeline.vae
+    autoencoder: Any = type(vae)
+    denoiser: Any = type(model.unet)
     height, width = picture_size(model.pipeline)
-    decoded, encoded = autoencoder_peaks(type(vae), json.dumps(dict(vae.config)), (height, width), _latent(model))
+    decoded, encoded = autoencoder_peaks(autoencoder, json.dumps(dict(vae.config)), (height, width), _latent(model))
     shapes = tuple((name, tuple(part.shape)) for name, part in model.unconditional().tensors().items())
     return DrawingFacts(
-        denoised=_denoiser_peak(type(model.unet), json.dumps(dict(model.unet.config)), _latent(model), shapes),
+        denoised=_denoiser_peak(denoiser, json.dumps(dict(model.unet.config)), _latent(model), shapes),
         decoded=decoded,
         encoded=encoded,
         pixels=math.prod((height, width)),
