@@ -61,23 +61,12 @@ def test_erase_attack_evaluate_report(grey: Path, pictures: Path, tmp_path: Path
     """An attack finetunes; img2img, which encodes and decodes inside diffusers, leaves pictures."""
     runs, prompts = tmp_path / "runs", tmp_path / "prompts.txt"
     prompts.write_text("a fox\n")
-    erased, attacked = runs / "erased", runs / "attacked"
+    erased, attacked, repainted = runs / "erased", runs / "attacked", tmp_path / "repainted"
     judged = ["--concept", "fox", "--alternative", "owl", "--judge", "canvas", "--metrics", "concept"]
     for arguments in (
         ["erase", grey, "--concept", "zebra", *FAST, "--set", "batch_size=2", "--out", erased],
         ["attack", erased, "--data", pictures, "--steps", "0,1", "--set", "batch_size=2", "--out", attacked],
-        [
-            "attack",
-            erased,
-            "--data",
-            pictures,
-            "--kind",
-            "img2img",
-            "--strengths",
-            "1",
-            "--out",
-            tmp_path / "repainted",
-        ],
+        ["attack", erased, "--data", pictures, "--kind", "img2img", "--strengths", "1", "--out", repainted],
         ["evaluate", attacked / "step-000001", "--prompts", prompts, *judged, "--out", runs / "evaluated"],
         ["generate", attacked / "step-000001", "--prompt", "a fox", "--out", tmp_path / "drawn"],
         ["report", runs],
@@ -86,7 +75,7 @@ def test_erase_attack_evaluate_report(grey: Path, pictures: Path, tmp_path: Path
         assert outcome.code == 0, outcome.err
     assert json.loads((runs / "evaluated/results.json").read_text())["concept"]["n"] == 1
     assert (runs / "report.html").is_file()
-    for folder in (erased / "data/forget", runs / "drawn/strength-1.00", tmp_path / "drawn"):
+    for folder in (erased / "data/forget", repainted / "strength-1.00", tmp_path / "drawn"):
         image = read_imagefolder(folder, size=32).images
         assert torch.equal(image[:, 0], image[:, 2])
     with Image.open(tmp_path / "drawn/000000.png") as opened:
