@@ -85,6 +85,11 @@ def evaluate(
             assert model is not None
             if prompts is None:
                 raise UserError("MODEL needs prompts to draw for: give --prompts FILE.")
-            drawn = {"images": images, "steps": steps, "guidance_scale": guidance, "overrides": overrides or ()}
+            drawn: dict[str, Any] = {
+                "images": images,
+                "steps": steps,
+                "guidance_scale": guidance,
+                "overrides": overrides or (),
+            }
             summary = evaluate_into(model, prompts, out, progress=console.pictures("drawing"), **drawn, **common)
     console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")

@@ -71,7 +71,7 @@ def _network(folder: Path, name: str, kind: Any, variant: str | None) -> Any:
     there = variant is not None and any(f".{variant}" in file.name for file in (folder / name).iterdir())
     try:
         network, found = kind.from_pretrained(
-            folder, subfolder=name, variant=variant if there else None, dtype=torch.float32, use_safetensors=True,
+            str(folder), subfolder=name, variant=variant if there else None, dtype=torch.float32, use_safetensors=True,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
