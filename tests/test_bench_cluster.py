@@ -1,4 +1,7 @@
-"""The Ray executor against a Ray of a few lines: a cluster of two processors that works when it is waited for."""
+"""The Ray executor against a Ray of a few lines: a cluster of two processors that works when it is waited for.
+
+``test_bench_run.py`` has it against Ray itself.
+"""
 
 from __future__ import annotations
 
@@ -10,104 +13,210 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench_grids import changed, plan_of, write_recipe
+from metaunlearn.bench.cluster import LOSSES
+from metaunlearn.bench.needs import PROCESS
 from metaunlearn.bench.run import run_grid
 from metaunlearn.bench.store import CELL_FILE
+from metaunlearn.doctor import estimate, weights_bytes
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.metrics.scores_file import SCORES_FILE
+from metaunlearn.models import load_pipeline
 
 GRID = changed("concepts", 0, "seeds", to=[0, 1])
+LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")
+
+
+class Exceptions:
+    class RayError(Exception):
+        pass
+
+    class WorkerCrashedError(RayError):
+        pass
+
+    class NodeDiedError(RayError):
+        pass
+
+    class OutOfMemoryError(RayError):
+        pass
 
 
 class FakeRay(types.ModuleType):
     """Of Ray's names those that are used; a task runs when it is waited for, the last one first."""
 
-    class exceptions:
-        class RayError(Exception):
-            pass
+    exceptions = Exceptions
 
     def __init__(self) -> None:
         super().__init__("ray")
         self.waiting: dict[int, Callable[[], Any]] = {}
+        self.sent = 0
         self.most = 0
-        self.address = ""
-        self.dies: str | None = None
+        self.asked: dict[str, list[dict[str, Any]]] = {}
+        """By cell, what each attempt asked for."""
+        self.resources = {"CPU": 2.0, "memory": 2.0**40}
+        self.dies: dict[str, str] = {}
+        """By kind of cell, the error of its first worker, or of all of them."""
+        self.always = False
 
     def is_initialized(self) -> bool:
         return False
 
-    def init(self, *, address: str, log_to_driver: bool) -> None:
+    def init(self, *, address: str, log_to_driver: bool, **options: bool) -> None:
+        assert options == ({"include_dashboard": False} if address == "local" else {})
         if address != "local":
             raise ConnectionError("nobody answers")
-        self.address = address
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gone = {"Alive": False, "Resources": {"GPU": 8.0, "memory": 2.0**50}}
+        return [{"Alive": True, "Resources": self.resources}, gone]
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+        return self.resources
 
-    def remote(self, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-        assert options == {"max_retries": 0, "num_cpus": 1}
+    def remote(self, *, max_retries: int) -> Callable[[Callable[..., Any]], Any]:
+        assert max_retries == 0
 
         def wrap(function: Callable[..., Any]) -> Any:
-            def send(*arguments: Any) -> int:
-                number = max(self.waiting, default=0) + 1
-                self.waiting[number] = lambda: function(*arguments)
-                self.most = max(self.most, len(self.waiting))
-                return number
-
-            return types.SimpleNamespace(remote=send)
+            return types.SimpleNamespace(options=lambda **asked: self._sender(function, asked))
 
         return wrap
 
-    def wait(self, tasks: list[int], *, num_returns: int) -> tuple[list[int], list[int]]:
+    def _sender(self, function: Callable[..., Any], asked: dict[str, Any]) -> Any:
+        def send(out: Path, cell: Any, device: str, task: str, threads: int) -> int:
+            self.sent += 1
+            self.waiting[self.sent] = lambda: self._work(function, out, cell, device, task, threads)
+            self.asked.setdefault(cell.name, []).append(asked)
+            self.most = max(self.most, len(self.waiting))
+            return self.sent
+
+        return types.SimpleNamespace(remote=send)
+
+    def _work(self, function: Callable[..., Any], out: Path, cell: Any, device: str, task: str, threads: int) -> Any:
+        """A worker that dies leaves its lock, which is another host's."""
+        error = self.dies.get(cell.kind) if self.always or len(self.asked[cell.name]) == 1 else None
+        if error is None:
+            return function(out, cell, device, task, threads)
+        (out / "locks").mkdir(exist_ok=True)
+        (out / "locks" / f"{cell.name}.lock").write_text(json.dumps({"host": "elsewhere", "task": task}))
+        raise getattr(self.exceptions, error)("it died")
+
+    def wait(self, tasks: list[int], *, num_returns: int, timeout: float | None = None) -> tuple[list[int], list[int]]:
         assert set(tasks) == set(self.waiting)
         return [tasks[-1]], tasks[:-1]
 
     def get(self, task: int) -> Any:
-        outcome = self.waiting.pop(task)()
-        if outcome.cell.kind == self.dies:
-            raise self.exceptions.RayError("the worker died")
-        return outcome
+        return self.waiting.pop(task)()
 
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    """In Ray's place; cells are made of nothing."""
+    """In Ray's place; cells are made of nothing, by one thread."""
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)
 
     def empty(folder: Path, **_: Any) -> None:
         (folder / SCORES_FILE).write_text(json.dumps({"scores": {}}))
 
+    def one_thread(threads: int) -> None:
+        assert threads == 1
+
     for kind in ("pictures", "data", "erase", "attack", "measure"):
         monkeypatch.setattr(f"metaunlearn.bench.kinds.{kind}.make", empty)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", one_thread)
+    monkeypatch.setattr("metaunlearn.bench.cluster.QUIET", 0.0)
     return fake
 
 
-def test_a_cluster_makes_every_cell(ray: FakeRay, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "grid.toml", GRID)
-    summary = run_grid(str(recipe), tmp_path / "out", ray="local")
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return str(write_recipe(tmp_path / "grid.toml", GRID))
+
+
+def cell_of(kind: str) -> Any:
+    return next(cell for cell in plan_of(GRID).cells.values() if cell.kind == kind)
+
+
+def test_a_cluster_makes_every_cell(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    summary = run_grid(recipe, tmp_path / "out", ray="local")
     made = {file.parent.name for file in (tmp_path / "out").glob(f"cells/*/{CELL_FILE}")}
     assert made == set(plan_of(GRID).cells)
     assert (summary["made"], ray.most) == (len(made), 2)
 
 
-def test_a_worker_that_dies_is_a_cell_that_failed(ray: FakeRay, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "grid.toml", GRID)
-    ray.dies = "data"
-    with pytest.raises(RunError, match=r"(?s)2 cells failed.*the worker died"):
-        run_grid(str(recipe), tmp_path / "out", ray="local")
+def test_a_cell_asks_for_what_the_doctor_counts(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    """On CPUs the memory of erasing and of the process around it; a data set needs no model."""
+    run_grid(recipe, tmp_path / "out", ray="local")
+    call = cell_of("erase").call
+    counted = estimate(
+        load_pipeline("canvas"), method="esd-x-1", meta=True, recipe="small", overrides=call["overrides"], speed=1.0
+    )
+    assert ray.asked[cell_of("erase").name] == [
+        {"num_cpus": 1, "num_gpus": 0, "memory": counted.memory_bytes + PROCESS}
+    ]
+    assert ray.asked[cell_of("data").name] == [{"num_cpus": 1, "num_gpus": 0, "memory": PROCESS}]
+    memory = {kind: ray.asked[cell_of(kind).name][0]["memory"] for kind in ("attack", "measure")}
+    assert memory["attack"] > memory["measure"] > PROCESS
 
 
-def test_a_cluster_that_does_not_answer_is_the_users_mistake(ray: FakeRay, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "grid.toml", GRID)
+def test_on_gpus_each_cell_with_a_model_has_one(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    """And RAM for the weights on their way there."""
+    ray.resources["GPU"] = 1.0
+    run_grid(recipe, tmp_path / "out", ray="local", device="cuda")
+    memory = weights_bytes(load_pipeline("canvas")) + PROCESS
+    assert ray.asked[cell_of("erase").name] == [{"num_cpus": 1, "num_gpus": 1, "memory": memory}]
+    assert ray.asked[cell_of("data").name] == [{"num_cpus": 1, "num_gpus": 0, "memory": PROCESS}]
+    assert ray.most == 1
+
+
+def test_a_cluster_without_a_gpu_is_refused(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no machine of the Ray cluster at 'local' has a GPU \(device='cuda', --device"):
+        run_grid(recipe, tmp_path / "out", ray="local", device="cuda")
+
+
+def test_no_more_is_asked_for_than_a_machine_has(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    """Else the cell would wait for ever, and the count is an estimate."""
+    ray.resources["memory"] = 5.0
+    run_grid(recipe, tmp_path / "out", ray="local")
+    assert {asked["memory"] for attempts in ray.asked.values() for asked in attempts} == {5}
+
+
+@pytest.mark.parametrize("error", LOST)
+def test_the_cell_of_a_lost_worker_is_made_again(
+    ray: FakeRay, recipe: str, tmp_path: Path, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, although its lock is that of a host that cannot be asked; more memory if that had run out."""
+    ray.dies = {"data": error}
+    assert run_grid(recipe, tmp_path / "out", ray="local")["made"] == len(plan_of(GRID).cells)
+    first, second = ray.asked[cell_of("data").name]
+    assert second["memory"] == first["memory"] * (2 if error == "OutOfMemoryError" else 1)
+    assert sum(f"its worker was lost ({error})" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_a_cell_whose_workers_are_lost_again_and_again_has_failed(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    ray.dies, ray.always = {"data": "WorkerCrashedError"}, True
+    with pytest.raises(RunError, match=r"(?s)2 cells failed.*the last of 4 workers that were lost: it died"):
+        run_grid(recipe, tmp_path / "out", ray="local")
+    assert len(ray.asked[cell_of("data").name]) == LOSSES + 1
+
+
+def test_what_breaks_on_the_way_is_a_cell_that_failed(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    """A package that the worker lacks, say: it would lack it again."""
+    ray.dies = {"data": "RayError"}
+    with pytest.raises(RunError, match=r"(?s)2 cells failed.*RayError: it died"):
+        run_grid(recipe, tmp_path / "out", ray="local")
+    assert len(ray.asked[cell_of("data").name]) == 1
+
+
+def test_a_cluster_that_does_not_answer_is_the_users_mistake(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no Ray cluster at 'nowhere:1' .*--ray"):
-        run_grid(str(recipe), tmp_path / "out", ray="nowhere:1")
+        run_grid(recipe, tmp_path / "out", ray="nowhere:1")
     assert not (tmp_path / "out").exists()
 
 
-def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_extra_is_named(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    recipe = write_recipe(tmp_path / "grid.toml", GRID)
     with pytest.raises(UserError, match=r"pip install 'metaunlearn\[ray\]'"):
-        run_grid(str(recipe), tmp_path / "out", ray="local")
+        run_grid(recipe, tmp_path / "out", ray="local")

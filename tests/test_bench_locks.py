@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from metaunlearn.bench import locks
 from metaunlearn.bench.locks import Locks
 
@@ -57,6 +59,21 @@ def test_another_host_is_believed_as_long_as_it_is_heard_of(tmp_path: Path) -> N
     silent = time.time() - 2 * locks.SILENCE
     os.utime(file, (silent, silent))
     assert not Locks(tmp_path).living("a")
+
+
+def test_the_lock_of_a_lost_task_is_dropped_and_no_other(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.lock").write_text(json.dumps({"host": "elsewhere", "task": f"of {name}"}))
+    Locks(tmp_path).drop({"a": "of a", "b": "an earlier one", "c": "never begun"})
+    assert [Locks(tmp_path).living(name) for name in ("a", "b", "c")] == [False, True, False]
+
+
+def test_a_lock_that_is_touched_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine lives, and was only cut off."""
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.01)
+    with Locks(tmp_path).held("a", "of a"):
+        Locks(tmp_path).drop({"a": "of a"}, quiet=0.5)
+        assert Locks(tmp_path).living("a")
 
 
 def test_the_holder_is_heard_of(tmp_path: Path, monkeypatch: object) -> None:

@@ -22,6 +22,7 @@ from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.state import with_components
+from ray_nodes import killing, two_nodes
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
 SCRIPT = RUN + "print(run_grid(sys.argv[1], Path(sys.argv[2]))['made'])"
@@ -163,6 +164,25 @@ def test_two_processes_share_the_work(tiny_grid: Path, tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert sum(made) == CELLS
     assert results(out) == results(tiny_grid / "out")
+
+
+def test_two_nodes_of_a_ray_cluster_and_a_worker_killed_in_the_middle(
+    tiny_grid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is lost: its cell goes on elsewhere, and the figures and weights are the local run's, bit for bit."""
+    pytest.importorskip("ray", reason="no ray: pip install ray")
+    out = tmp_path / "out"
+    erased = next(name for name in plan_of(TINY).cells if name.startswith("erase-"))
+    with two_nodes(processors=torch.get_num_threads()) as address, killing(out, erased, lines=2) as killed:
+        made = run_grid(str(tiny_grid / "grid.toml"), out, ray=address)["made"]
+    assert (len(killed), made) == (1, CELLS)
+    assert [record.getMessage() for record in caplog.records if "was lost" in record.getMessage()] == [
+        f"{erased}: its worker was lost (WorkerCrashedError); it is made again"
+    ]
+    assert results(out) == results(tiny_grid / "out")
+    one, other = weights(out / "cells" / erased), weights(tiny_grid / "out" / "cells" / erased)
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert not list(out.glob("locks/*.lock"))
 
 
 @pytest.mark.parametrize("error", [RunError("the loss is not finite"), RuntimeError("the loss is not finite")])

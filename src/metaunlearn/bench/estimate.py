@@ -1,4 +1,4 @@
-"""``--dry-run``: what a grid would take, from what its cells took so far."""
+"""``--dry-run``: what a grid would take, from what its cells took so far, and by the doctor's count where none has run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from metaunlearn.bench.cells import KINDS, Cell
+from metaunlearn.bench.needs import Need, Needs
 from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.store import Store
-from metaunlearn.doctor import estimate
-from metaunlearn.models import load_pipeline
+
+Group = tuple[str, ...]
+"""Cells that are alike: their kind, and perhaps what is done in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,13 @@ class KindEstimate:
     cached: int
     """Of them, those that are there; and those that nothing needs any more."""
     seconds: float | None
-    """Of the others, for one process; None: not known, for no cell of this kind has been measured yet."""
+    """Of the others, for one process, as far as it is known; None: of none of them."""
+    unknown: int
+    """Of how many of the others it is not known."""
+    counted: bool
+    """Whether some of it is the doctor's count, for no cell of this kind has run yet: right to an order of magnitude."""
+    memory_bytes: int | None
+    """The most that one of the others needs, by the doctor's count; None: its base model is not here, or none is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +40,11 @@ class Outlook:
 
     kinds: list[KindEstimate]
     todo: list[dict[str, Any]]
-    """Name and labels of the cells that would be made, in order."""
+    """Name, labels, seconds and memory of the cells that would be made, in order."""
+    there: list[dict[str, Any]]
+    """Name and labels of those that are there."""
     memory_bytes: int | None
-    """The most that an erasing still to be made needs, by the doctor's count; None: none is to be made, or the base
+    """The most that a cell still to be made needs, by the doctor's count; None: none is to be made, or the base
     model is not here."""
     missing: list[str]
     """What has to be there first, each with what to do about it."""
@@ -44,29 +54,60 @@ class Outlook:
         return asdict(self)
 
 
-def outlook(plan: Plan, store: Store, rows: Sequence[Row]) -> Outlook:
-    """Look at what is there; run nothing, write nothing."""
+@dataclass(frozen=True)
+class _Guess:
+    """What one cell would take."""
+
+    need: Need | None
+    seconds: float | None
+    counted: bool
+
+
+def outlook(plan: Plan, store: Store, rows: Sequence[Row], device: str = "cpu") -> Outlook:
+    """Look at what is there; run nothing, write nothing. Times are one process's on ``device``."""
     cells = plan.behind(rows)
     todo = wanted(plan, store, rows)
-    names = {cell.name for cell in todo}
-    rates = _rates(store.records())
+    rates, needs = _rates(store.records()), Needs(plan, device)
+    guesses = {cell.name: _guess(cell, rates, needs) for cell in todo}
     kinds = []
     for kind in KINDS:
         mine = [cell for cell in cells if cell.kind == kind]
         if not mine:
             continue
-        guesses = [_seconds(cell, rates) for cell in mine if cell.name in names]
-        known = [guess for guess in guesses if guess is not None]
+        left = [guesses[cell.name] for cell in mine if cell.name in guesses]
+        known = [guess.seconds for guess in left if guess.seconds is not None]
         kinds.append(
             KindEstimate(
                 kind=kind,
                 cells=len(mine),
-                cached=len(mine) - len(guesses),
-                seconds=sum(known) if len(known) == len(guesses) else None,
+                cached=len(mine) - len(left),
+                seconds=sum(known) if known or not left else None,
+                unknown=len(left) - len(known),
+                counted=any(guess.counted for guess in left),
+                memory_bytes=_most(left),
             )
         )
-    listed = [{"cell": cell.name, **cell.labels} for cell in todo]
-    return Outlook(kinds=kinds, todo=listed, memory_bytes=_memory(todo), missing=missing_of(todo))
+    return Outlook(
+        kinds=kinds,
+        todo=[{"cell": cell.name, **cell.labels, **_said(guesses[cell.name])} for cell in todo],
+        there=[{"cell": cell.name, **cell.labels} for cell in cells if store.whole(cell.name)],
+        memory_bytes=_most(list(guesses.values())),
+        missing=missing_of(todo),
+    )
+
+
+def _guess(cell: Cell, rates: Mapping[Group, float], needs: Needs) -> _Guess:
+    need, seconds = needs.of(cell), _seconds(cell, rates)
+    counted = None if need is None else need.seconds
+    return _Guess(need, counted, bool(counted)) if seconds is None else _Guess(need, seconds, False)
+
+
+def _most(guesses: Sequence[_Guess]) -> int | None:
+    return max((guess.need.device_bytes for guess in guesses if guess.need is not None), default=None)
+
+
+def _said(guess: _Guess) -> dict[str, Any]:
+    return {"seconds": guess.seconds, "memory_bytes": None if guess.need is None else guess.need.device_bytes}
 
 
 def missing_of(cells: Sequence[Cell]) -> list[str]:
@@ -90,9 +131,6 @@ def wanted(plan: Plan, store: Store, rows: Sequence[Row]) -> list[Cell]:
     return list(found.values())
 
 
-Group = tuple[str, ...]
-
-
 def _groups(kind: str, labels: Mapping[str, Any]) -> tuple[Group, Group]:
     """From the most alike to the whole kind."""
     return (kind, str(labels.get("method")), str(labels.get("variant")), str(labels.get("model"))), (kind,)
@@ -112,18 +150,3 @@ def _rates(records: Sequence[Mapping[str, Any]]) -> dict[Group, float]:
 def _seconds(cell: Cell, rates: Mapping[Group, float]) -> float | None:
     rate = next((rates[group] for group in _groups(cell.kind, cell.labels) if group in rates), None)
     return None if rate is None else rate * cell.size
-
-
-def _memory(todo: Sequence[Cell]) -> int | None:
-    calls = {
-        (cell.call["base"], cell.call["method"], cell.call["meta"], cell.call["recipe"], tuple(cell.call["overrides"]))
-        for cell in todo
-        if cell.kind == "erase" and not cell.missing
-    }
-    pipelines = {base: load_pipeline(base) for base in {call[0] for call in calls}}
-    needs = [
-        # The speed only matters for the time, which is known better from cells that ran.
-        estimate(pipelines[base], method=method, meta=meta, recipe=recipe, overrides=overrides, speed=1.0).memory_bytes
-        for base, method, meta, recipe, overrides in calls
-    ]
-    return max(needs, default=None)

@@ -2,7 +2,8 @@
 
 A lock is a file that only one process can create; it names its host and process, and a thread touches it while the
 work goes on. A lock is stale, and may be broken, when its process is gone (same host) or when nothing has touched it
-for ``SILENCE`` seconds (another host, on a shared file system).
+for ``SILENCE`` seconds (another host, on a shared file system). Who gave the work away and is told that its maker is
+lost need not wait so long: the lock bears the name of the task, and ``drop`` breaks it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 HEARTBEAT = 10.0
 """Seconds between two touches."""
@@ -30,9 +32,10 @@ class Locks:
         self.folder = folder
 
     @contextlib.contextmanager
-    def held(self, name: str) -> Iterator[bool]:
-        """Hold the lock ``name`` in the body; yields False, and holds nothing, when a living process has it."""
-        if not self._take(name):
+    def held(self, name: str, task: str = "") -> Iterator[bool]:
+        """Hold the lock ``name`` in the body, for ``task`` if somebody gave that away; yields False, and holds nothing,
+        when a living process has it."""
+        if not self._take(name, task):
             yield False
             return
         stop = threading.Event()
@@ -55,16 +58,38 @@ class Locks:
 
     def living(self, name: str) -> bool:
         """Whether a process that lives holds the lock ``name``."""
-        try:
-            silence = time.time() - self._file(name).stat().st_mtime
-            holder = json.loads(self._file(name).read_text() or "{}")
-        except FileNotFoundError:
+        touched, holder = self._touched(name), self._holder(name)
+        if touched is None:
             return False
         if holder.get("host") == platform.node():
             return _process(holder.get("pid", 0)) == holder.get("process")
-        return silence < SILENCE
+        return time.time() - touched < SILENCE
 
-    def _take(self, name: str) -> bool:
+    def drop(self, tasks: Mapping[str, str], *, quiet: float = 0.0) -> None:
+        """Break the locks (the keys) that are held for these tasks, whose processes are lost, unless one is touched
+        within ``quiet`` seconds: a machine that cannot be heard from may still be at work."""
+        seen = {name: self._touched(name) for name in tasks}
+        time.sleep(quiet)
+        with self.guard():
+            for name, task in tasks.items():
+                if self._touched(name) == seen[name] and self._holder(name).get("task") == task:
+                    self._file(name).unlink(missing_ok=True)
+
+    def _touched(self, name: str) -> float | None:
+        try:
+            return self._file(name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def _holder(self, name: str) -> dict[str, Any]:
+        """What the lock says; nothing where there is none."""
+        try:
+            found: dict[str, Any] = json.loads(self._file(name).read_text() or "{}")
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def _take(self, name: str, task: str = "") -> bool:
         # Guarded, because between finding a lock stale and removing it another process could have taken it anew.
         with self.guard():
             if self.living(name):
@@ -72,7 +97,8 @@ class Locks:
             self._file(name).unlink(missing_ok=True)
             handle = os.open(self._file(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             with os.fdopen(handle, "w") as file:
-                file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "process": _process()}))
+                holder = {"host": platform.node(), "pid": os.getpid(), "process": _process(), "task": task}
+                file.write(json.dumps(holder))
             return True
 
     def _beat(self, name: str, stop: threading.Event) -> None:

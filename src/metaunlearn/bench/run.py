@@ -74,10 +74,11 @@ def dry_run(
     overrides: Sequence[str] = (),
     prompts: Sequence[str] = (),
     use: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Outlook:
     """What :func:`run_grid` would have to do, what it would take, and what is missing for it."""
     job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use)
-    return outlook(job.plan, job.store, job.rows)
+    return outlook(job.plan, job.store, job.rows, device)
 
 
 def run_grid(
@@ -104,7 +105,7 @@ def run_grid(
     if job.missing:
         told = "\n".join(f"  {text}" for text in job.missing)
         raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")
-    loop = _Loop(job, _executor(job.store, ray, device, progress), progress)
+    loop = _Loop(job, _executor(job, ray, device, progress), progress)
     job.store.cells.mkdir(parents=True, exist_ok=True)
     loop.run()
     loop.write()
@@ -125,10 +126,10 @@ def run_grid(
     }
 
 
-def _executor(store: Store, ray: str | None, device: str, progress: Progress | None) -> Executor:
+def _executor(job: Job, ray: str | None, device: str, progress: Progress | None) -> Executor:
     if ray is None:
-        return Local(store, device=device, progress=progress)
-    return Cluster(store, address=ray, device=device)
+        return Local(job.store, device=device, progress=progress)
+    return Cluster(job.store, job.plan, address=ray, device=device)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from metaunlearn.bench.estimate import Outlook
 
 LISTED = 20
-"""Cells that --dry-run names; --json has all."""
+"""Cells of each sort that --dry-run names; --json has all."""
 
 
 def bench(
@@ -62,17 +62,12 @@ def bench(
         from metaunlearn.bench.run import dry_run, run_grid
 
         asked = {"only": only or (), "overrides": overrides or (), "prompts": prompts or (), "use": use or ()}
+        # A cluster's machines may have what this one has not.
+        where = device if ray is not None else o.check_device(device)
         if plan:
-            found = dry_run(recipe, out, **asked)
+            found = dry_run(recipe, out, **asked, device=where)
         else:
-            summary = run_grid(
-                recipe,
-                out,
-                **asked,
-                device=device if ray is not None else o.check_device(device),
-                ray=ray,
-                progress=console.progress,
-            )
+            summary = run_grid(recipe, out, **asked, device=where, ray=ray, progress=console.progress)
     if plan:
         console.result(found.to_dict(), *_outlook_lines(found))
     else:
@@ -83,28 +78,50 @@ def bench(
 
 def _outlook_lines(found: Outlook) -> list[str]:
     rows = [
-        (part.kind, str(part.cells), str(part.cached), str(part.cells - part.cached), _time(part.seconds))
+        (
+            part.kind, str(part.cells), str(part.cached), str(part.cells - part.cached),
+            _time(part.seconds, part.unknown, counted=part.counted), _memory(part.memory_bytes),
+        )
         for part in found.kinds
-    ]
-    seconds = [part.seconds for part in found.kinds]
-    total = None if any(part is None for part in seconds) else sum(part or 0 for part in seconds)
-    memory = "" if found.memory_bytes is None else f", memory about {found.memory_bytes / 2**30:.1f} GiB (estimate)"
-    cells = [" ".join(str(value) for value in cell.values() if value != "") for cell in found.todo[:LISTED]]
-    more = len(found.todo) - len(cells)
+    ]  # fmt: skip
+    known = [part.seconds for part in found.kinds if part.seconds is not None]
+    unknown, counted = sum(part.unknown for part in found.kinds), any(part.counted for part in found.kinds)
+    heads = ("cells", "in all", "there or not needed", "to make", "time for one process", "memory, by count")
     return [
-        table(("cells", "in all", "there or not needed", "to make", "time for one process"), rows),
-        f"together: {_time(total)}{memory}",
+        table(heads, rows),
+        f"together: {_time(sum(known) if known else None, unknown, counted=counted)}"
+        + ("" if not found.memory_bytes else f", memory at most {_memory(found.memory_bytes)} at a time"),
+        *(["* by the doctor's count, right to an order of magnitude: none of its kind has run here yet"] * counted),
         *(["", "missing before it can begin:"] if found.missing else []),
         *(f"  {text}" for text in found.missing),
-        *(["", "first of them:"] if cells else []),
-        *(f"  {cell}" for cell in cells),
-        *([f"  and {more} more (--json lists them)"] if more else []),
+        *_cells("to make, the first of them:", found.todo),
+        *_cells("there:", found.there),
     ]
 
 
-def _time(seconds: float | None) -> str:
+def _cells(title: str, cells: list[dict[str, Any]]) -> list[str]:
+    if not cells:
+        return []
+    labels = ({k: v for k, v in cell.items() if k not in ("seconds", "memory_bytes")} for cell in cells[:LISTED])
+    lines = ["  " + " ".join(str(value) for value in cell.values() if value != "") for cell in labels]
+    more = len(cells) - len(lines)
+    return ["", title, *lines, *([f"  and {more} more (--json lists them)"] if more else [])]
+
+
+def _memory(found: int | None) -> str:
+    if not found:
+        return "" if found is None else "–"
+    return f"{found / 2**30:.1f} GiB" if found >= 2**30 else f"{found / 2**20:.0f} MiB"
+
+
+def _time(seconds: float | None, unknown: int, *, counted: bool) -> str:
     if seconds is None:
         return "not known"
+    more = f", {unknown} not known" if unknown else ""
+    return f"{_duration(seconds)}{'*' * counted}{more}"
+
+
+def _duration(seconds: float) -> str:
     return (
         f"{seconds:.0f} s"
         if seconds < 120

@@ -5,7 +5,14 @@
 """
 
 from metaunlearn.doctor.advice import Advice
-from metaunlearn.doctor.counting import EFFICIENCY, forward_cost, matrix_speed, parameter_copies
+from metaunlearn.doctor.counting import (
+    EFFICIENCY,
+    FLOAT32,
+    forward_cost,
+    matrix_speed,
+    parameter_copies,
+    weights_bytes,
+)
 from metaunlearn.doctor.describing import describe
 from metaunlearn.doctor.estimating import JobEstimate, estimate
 from metaunlearn.doctor.machine import Machine, inspect_machine
@@ -13,6 +20,7 @@ from metaunlearn.doctor.passes import gradients_per_step
 
 __all__ = [
     "EFFICIENCY",
+    "FLOAT32",
     "Advice",
     "JobEstimate",
     "Machine",
@@ -23,4 +31,5 @@ __all__ = [
     "inspect_machine",
     "matrix_speed",
     "parameter_copies",
+    "weights_bytes",
 ]

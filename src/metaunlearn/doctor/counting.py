@@ -77,17 +77,22 @@ class Facts:
 def facts_of(model: TextToImageModel, trained: int, settings: EraseSettings) -> Facts:
     """Count once for one model; ``settings`` say whether its blocks keep what is inside them."""
     forward, kept = forward_cost(model, gradient_checkpointing=settings.gradient_checkpointing)
-    modules = [part for part in model.pipeline.components.values() if isinstance(part, nn.Module)]
     return Facts(
         forward=forward,
         kept=kept,
-        pipeline_bytes=FLOAT32 * sum(p.numel() for module in modules for p in module.parameters()),
+        pipeline_bytes=weights_bytes(model.pipeline),
         parameters=sum(p.numel() for p in model.unet.parameters()),
         trained=trained,
         latent_bytes=FLOAT32 * torch.Size(model.latent_shape).numel(),
         pictures=sum(own_picture_counts(unnamed_prompts(model.pipeline), settings).values()),
         drawing=drawing_facts(model),
     )
+
+
+def weights_bytes(pipeline: Any) -> int:
+    """Parameters of all parts of ``pipeline`` in float32."""
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    return FLOAT32 * sum(p.numel() for module in modules for p in module.parameters())
 
 
 def forward_cost(model: TextToImageModel, *, gradient_checkpointing: bool = False) -> tuple[float, int]:
