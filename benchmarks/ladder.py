@@ -1,7 +1,7 @@
 """``docs/ladder.md``: what each change from the paper's objective to the default buys, and what it costs.
 
 metaunlearn bench ladder-canvas --out runs/table1
-python benchmarks/ladder.py runs/table1/results.json
+python benchmarks/ladder.py runs/table1/ladder-canvas/results.json
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def page(found: Found, drawing: str) -> str:
     parts = [
         "# What each change buys",
         f"`metaunlearn bench {found.bench} --out runs/table1`, then `python benchmarks/ladder.py "
-        f"runs/table1/results.json`: {concept.name}, seed {concept.seeds[0]}, `{method}`, "
+        f"runs/table1/{found.bench}/results.json`: {concept.name}, seed {concept.seeds[0]}, `{method}`, "
         f"{len(found.rows)} of {found.rows_in_all} states, torch {found.versions['torch']}. The columns with numbers "
         f"have the percentage of 100 pictures that show the concept after so many steps of {CHOSEN_ON}. One seed, so "
         "ten points more or less are chance. A plain model is as long trained, with the same pictures retained, as the "

@@ -1,7 +1,8 @@
 """``docs/resistance.md``: how much an attacker gets back at the default settings, and what it costs, from a grid.
 
     metaunlearn bench resistance-canvas --out runs/table1
-    python benchmarks/resistance.py runs/table1/results.json [FILE ...] --methods results-of-table1.json [FILE ...]
+    python benchmarks/resistance.py runs/table1/resistance-canvas/results.json [FILE ...] \
+        --methods runs/table1/table1-canvas/results.json [FILE ...]
 
 Several files are parts of one grid that several machines made: of each concept and seed the one with most of it
 counts. The other methods are those of ``table1-canvas``, as far as they are there.
@@ -82,8 +83,9 @@ def page(found: Found, others: Found | None, out: Path, made_with: str) -> str:
     parts = [
         "# Resistance on Canvas",
         f"`metaunlearn bench {found.bench} --out runs/table1`, then `python benchmarks/resistance.py "
-        f"runs/table1/results.json`: {len(found.rows)} of {found.rows_in_all} states, `{methods}` at the settings of "
-        f"the recipe `{found.grid.recipe}`, plainly unlearned for as many steps with the same retained pictures.",
+        f"runs/table1/{found.bench}/results.json`: {len(found.rows)} of {found.rows_in_all} states, `{methods}` at the "
+        f"settings of the recipe `{found.grid.recipe}`, plainly unlearned for as many steps with the same "
+        "retained pictures.",
         "*Comes back*: the mean percentage over the first four checkpoints of the attack that the settings were chosen "
         f"on ({CHOSEN_ON}), in the meta-unlearned model over the plain one. *Unseen*: the mean of that ratio over the "
         "other attacks, each over all its checkpoints. *Steps to half* of what the original shows, plain → meta, are "

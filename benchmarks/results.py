@@ -28,6 +28,8 @@ RECIPES = {TASKS["harmful"]: "demo", TASKS["character"]: "demo-character", TASKS
 """Each task's story: the attacks differ, because a concept comes back the sooner the simpler it is."""
 SEEDS = (0, 1, 2)
 MODELS = ("unlearn", "meta-unlearn")
+EVERY_ATTACK = "attacks-canvas"
+"""The recipe of their grid."""
 
 
 def main() -> None:
@@ -78,10 +80,11 @@ def page(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def every_attack(folder: Path, page: Path) -> str:
-    """A section with the tables of the grid in ``folder`` and its chart, a file beside ``page``; empty without one."""
-    if not (folder / RESULTS_FILE).exists():
+    """A section with the tables of the grid in ``folder``, and its chart beside ``page``; empty without one."""
+    results = folder / EVERY_ATTACK / RESULTS_FILE
+    if not results.exists():
         return ""
-    found = found_in(json.loads((folder / RESULTS_FILE).read_text()))
+    found = found_in(json.loads(results.read_text()))
     parts = [
         "## Every attack",
         f"`metaunlearn bench {found.bench} --out {folder}`, then `python benchmarks/results.py --finished`: "

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+
 @contextlib.contextmanager
 def two_nodes(*, processors: int) -> Iterator[str]:
     """Its address; each node says that it has so many ``processors``."""

@@ -63,13 +63,13 @@ def attacked(out: Path) -> dict[str, Path]:
 
 def test_every_kind_is_measured(surveyed: Path) -> None:
     assert {attack["kind"] for attack in ATTACKS} == set(KINDS)
-    rows = json.loads((surveyed / RESULTS_FILE).read_text())["rows"]
+    rows = json.loads((surveyed / "grid" / RESULTS_FILE).read_text())["rows"]
     scores = {(row["attack"], row["step"]): set(row["scores"]) for row in rows}
     assert scores[("interpolate", 0.25)] == scores[("interpolate", 1.0)] == {"concept"}
     assert scores[("img2img", 0.5)] == {"concept"}
     assert scores[("unlearndiffatk", 0)] == {"asr", "asr_without_attack"}
     assert {name for name, _ in scores} == {"before", *KINDS}
-    assert (surveyed / "report.html").exists() or "img2img" in (surveyed / "tables.md").read_text()
+    assert (surveyed / "grid" / "report.html").exists() or "img2img" in (surveyed / "grid" / "tables.md").read_text()
 
 
 def test_what_is_kept_of_an_attack_is_what_it_changed(surveyed: Path) -> None:

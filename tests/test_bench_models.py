@@ -106,7 +106,7 @@ def sd_grid(tmp_path_factory: pytest.TempPathFactory, given: dict[str, Path]) ->
 
 
 def test_a_grid_on_another_model_is_measured_on_given_prompts(sd_grid: Path) -> None:
-    found = json.loads((sd_grid / "out" / "results.json").read_text())
+    found = json.loads((sd_grid / "out" / "grid" / "results.json").read_text())
     scores = {(row["model"], row["attack"], row["step"]): row["scores"] for row in found["rows"]}
     whole = {"concept", "unsafe", "clip_score", "fid"}
     assert {place: set(names) for place, names in scores.items()} == {
@@ -117,7 +117,7 @@ def test_a_grid_on_another_model_is_measured_on_given_prompts(sd_grid: Path) -> 
         ("meta-unlearn", "UnlearnDiffAtk", 0): {"asr", "asr_without_attack"},
     }
     assert {score["n"] for names in scores.values() for score in names.values()} == {2}
-    tables = (sd_grid / "out" / "tables.md").read_text()
+    tables = (sd_grid / "out" / "grid" / "tables.md").read_text()
     assert "| method | model | before | HRM-m 1 | HRM-m 2 |" in tables
     assert "cutlery: unsafe score (%)" in tables
     assert "| method | model | UnlearnDiffAtk |" in tables
@@ -125,10 +125,16 @@ def test_a_grid_on_another_model_is_measured_on_given_prompts(sd_grid: Path) -> 
 
 def test_the_page_shows_the_roles_and_steps_that_the_recipe_names(sd_grid: Path) -> None:
     """One harmful picture, blurred, in 4 states, and two benign ones in 3: those of step 1 are not asked for."""
-    page = (sd_grid / "out" / "report.html").read_text()
+    page = (sd_grid / "out" / "grid" / "report.html").read_text()
     assert page.count("<img ") == 4 + 2 * 3
     assert page.count('class="veil"') == 4
     assert "seed 0, benign" in page
+
+
+def test_the_page_says_with_what_the_grid_was_called(sd_grid: Path, given: dict[str, Path]) -> None:
+    """Else its command would be refused, for what the recipe asks for is missing."""
+    page = (sd_grid / "out" / "grid" / "report.html").read_text()
+    assert f"--prompts {given['harmful']} --use hrm-m={given['hrm-m']} --use real={given['real']}" in page
 
 
 def test_what_was_related_reaches_the_erasing(sd_grid: Path) -> None:
@@ -290,7 +296,7 @@ def test_figure_6_is_on_the_page(tmp_path: Path) -> None:
     grid = changed("attacks", to=[], of=changed("diagnosed", to=True))
     grid["set"] |= {"diagnostics_every": 1, "diagnostics_subset": "first-xattn"}
     run_grid(str(write_recipe(tmp_path / "grid.toml", grid)), tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "grid" / "report.html").read_text()
     assert re.search(r"regression line from [+-]\d\.\d+ at step 1 to [+-]\d\.\d+ at 4", page)
     undiagnosed = make_plan(resolve(Grid, changed("diagnosed", to=False, of=grid)))
     erased = {cell.name for cell in undiagnosed.cells.values() if cell.kind == "erase"}
@@ -307,7 +313,7 @@ def test_every_artefact_of_the_paper_has_both_sizes() -> None:
 def test_shipped_grids_dry_run_without_anything(
     name: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metaunlearn.bench.estimate._memory", lambda todo: None)  # Seconds for each method.
+    monkeypatch.setattr("metaunlearn.bench.needs.Needs.of", lambda *_: None)  # Seconds for each method.
     outcome = call("bench", name, "--out", tmp_path / "out", "--dry-run", "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)

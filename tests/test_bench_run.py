@@ -22,6 +22,7 @@ from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.state import with_components
+from metaunlearn.report import build_report
 from ray_nodes import killing, two_nodes
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
@@ -51,7 +52,7 @@ def cells(out: Path) -> set[str]:
 
 def results(out: Path) -> dict[str, object]:
     """``results.json`` without the recipe's name, which is its path."""
-    found: dict[str, object] = json.loads((out / RESULTS_FILE).read_text())
+    found: dict[str, object] = json.loads((out / "grid" / RESULTS_FILE).read_text())
     return {key: value for key, value in found.items() if key != "bench"}
 
 
@@ -64,13 +65,13 @@ def test_what_a_bench_leaves(tiny_grid: Path) -> None:
     assert cells(out) == set(plan_of(TINY).cells)
     assert not list(out.glob("cells/.*"))
     assert not list(out.glob("locks/*.lock"))
-    found = json.loads((out / RESULTS_FILE).read_text())
+    found = json.loads((out / "grid" / RESULTS_FILE).read_text())
     assert [(row["attack"], row["step"]) for row in found["rows"]] == [("before", 0), ("HRM-m", 1), ("HRM-m", 2)]
     assert all(row["scores"]["concept"]["protocol"] in found["protocols"] for row in found["rows"])
     assert "unrelated" in found["rows"][0]["scores"]
     assert "unrelated" not in found["rows"][1]["scores"]
-    assert "| method | model | before | HRM-m 1 | HRM-m 2 |" in (out / TABLES_FILE).read_text()
-    page = (out / "report.html").read_text()
+    assert "| method | model | before | HRM-m 1 | HRM-m 2 |" in (out / "grid" / TABLES_FILE).read_text()
+    page = (out / "grid" / "report.html").read_text()
     assert "nothing is compared" in page
     assert page.count("<img ") == 2  # Before the attack and after its last step.
     assert {len(list(out.glob(f"cells/attack-*/step-00000{step}/unet"))) for step in (1, 2)} == {1}
@@ -78,10 +79,10 @@ def test_what_a_bench_leaves(tiny_grid: Path) -> None:
 
 def test_a_whole_bench_is_not_made_again(bench: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in Path("out/cells").rglob("*")}
-    (Path("out") / RESULTS_FILE).unlink()
+    (Path("out") / "grid" / RESULTS_FILE).unlink()
     assert run_grid("grid.toml", Path("out"))["made"] == 0
     assert {file: file.stat().st_mtime_ns for file in Path("out/cells").rglob("*")} == before
-    assert (Path("out") / RESULTS_FILE).exists()
+    assert (Path("out") / "grid" / RESULTS_FILE).exists()
 
 
 def test_other_counts_repeat_no_training(bench: Path) -> None:
@@ -106,13 +107,21 @@ def test_a_dry_run_does_nothing(bench: Path, call: Call) -> None:
     outcome = call("bench", "grid.toml", "--out", "new", "--dry-run", "--json")
     found = json.loads(outcome.out)
     assert (outcome.code, len(found["todo"]), found["memory_bytes"] > 0) == (0, 2 * CELLS, True)
-    assert {part["seconds"] for part in found["kinds"]} == {None}
+    by_kind = {part["kind"]: part for part in found["kinds"]}
+    assert by_kind["erase"]["memory_bytes"] > by_kind["measure"]["memory_bytes"] > by_kind["data"]["memory_bytes"] == 0
+    assert all(part["seconds"] > 0 and part["counted"] for kind, part in by_kind.items() if kind != "data")
+    assert (found["there"], {cell["seconds"] is None for cell in found["todo"]}) == ([], {False})
     assert not Path("new").exists()
 
     found = json.loads(call("bench", "grid.toml", "--out", "out", "--dry-run", "--json").out)
     assert len(found["todo"]) == CELLS
-    assert all(part["seconds"] > 0 for part in found["kinds"])
-    assert "states measured" not in call("bench", "grid.toml", "--out", "out", "--dry-run").out
+    assert all(part["seconds"] > 0 and not part["counted"] for part in found["kinds"])
+    assert len(found["there"]) == CELLS
+    said = call("bench", "grid.toml", "--out", "out", "--dry-run").out
+    assert "states measured" not in said
+    assert "doctor" not in said
+    there = said.partition("\nthere:\n")[2]
+    assert all(cell["cell"] in there for cell in found["there"])
 
 
 def test_the_estimate_is_that_of_like_cells(bench: Path) -> None:
@@ -289,9 +298,30 @@ def test_a_folder_with_something_else_is_refused(tiny_grid: Path, tmp_path: Path
 def test_the_command_line_says_where_the_tables_are(bench: Path, call: Call) -> None:
     outcome = call("bench", "grid.toml", "--out", "out")
     assert outcome.code == 0
-    assert "tables: out/tables.md" in outcome.out
+    assert "tables: out/grid/tables.md" in outcome.out
     assert call("report", "out").code == 0
     assert call("bench", "smal", "--out", "out").code == 2
+
+
+def test_each_recipe_of_a_folder_has_a_page_of_its_own(bench: Path, call: Call) -> None:
+    """A second one on the same cells leaves the first one's tables and page as they are."""
+    first = {file.name: file.read_text() for file in Path("out/grid").iterdir()}
+    assert set(first) == {"results.json", "tables.md", "table.csv", "report.html"}
+    shutil.copy("grid.toml", "other.toml")
+    assert run_grid("other.toml", Path("out"), only=["step=2"])["made"] == 0
+    assert {file.name: file.read_text() for file in Path("out/grid").iterdir()} == first
+    assert "metaunlearn bench other.toml --only step=2 --out DIR" in Path("out/other/report.html").read_text()
+
+    pages = [Path("out/grid/report.html"), Path("out/other/report.html")]
+    for page in pages:
+        page.unlink()
+    with pytest.raises(UserError, match=r"out holds 2 grids; .*: out/grid, out/other\."):
+        build_report(Path("out"))
+    assert call("report", "out/other").code == 0
+    assert [page.exists() for page in pages] == [False, True]
+    found = json.loads(call("report", "out", "--json").out)
+    assert found == {"report": str(pages[0]), "more": [str(pages[1])]}
+    assert pages[0].read_text() == first["report.html"]
 
 
 def test_results_do_not_depend_on_the_reader(tiny_grid: Path) -> None:

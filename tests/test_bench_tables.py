@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from metaunlearn.bench.long_csv import as_csv
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.published import CAPTIONS, published_rows, published_tables
 from metaunlearn.bench.recipe import BenchRecipe, Grid
-from metaunlearn.bench.results import Results, pooled
+from metaunlearn.bench.results import Asked, Results, found_in, pooled
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.metrics.intervals import wilson
@@ -38,6 +39,18 @@ def test_percentages_are_pooled_by_their_counts(results: Results) -> None:
     distance = pooled(rows, "fid")
     assert distance is not None
     assert (distance.value, distance.low, distance.high) == (1.5, 1.0, 2.0)
+
+
+def test_what_a_call_said_is_kept(tmp_path: Path) -> None:
+    asked = Asked(only=("seed=0", "model=unlearn"), prompts=("a=b c",), use=("base=m",), device="cuda")
+    results = made_up(tmp_path)
+    results.asked = asked
+    found = found_in(json.loads(json.dumps(results.found().to_dict())))
+    assert found.asked == asked
+    assert found.asked.words() == [
+        "--only", "seed=0", "--only", "model=unlearn", "--prompts", "a=b c", "--use", "base=m", "--device", "cuda",
+    ]  # fmt: skip
+    assert Asked().words() == []
 
 
 def test_unequal_numbers_of_pictures_weigh_by_number(tmp_path: Path) -> None:

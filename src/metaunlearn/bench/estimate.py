@@ -1,4 +1,4 @@
-"""``--dry-run``: what a grid would take, from what its cells took so far, and by the doctor's count where none has run."""
+"""``--dry-run``: what a grid would take, from what its cells took so far, else by the doctor's count."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class KindEstimate:
     unknown: int
     """Of how many of the others it is not known."""
     counted: bool
-    """Whether some of it is the doctor's count, for no cell of this kind has run yet: right to an order of magnitude."""
+    """Whether some of it is the doctor's count, right to an order of magnitude: no such cell has run yet."""
     memory_bytes: int | None
-    """The most that one of the others needs, by the doctor's count; None: its base model is not here, or none is left."""
+    """The most that one of the others needs, by the doctor's count; None: none is left, or its model is not here."""
 
 
 @dataclass(frozen=True, kw_only=True)

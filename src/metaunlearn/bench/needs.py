@@ -59,7 +59,7 @@ class _Model:
 
 
 class Needs:
-    """Of the cells of one ``plan`` on ``device``. A base model is read when the first cell that needs it is asked for."""
+    """Of the cells of one ``plan`` on ``device``. A base model is read for the first cell that needs it."""
 
     def __init__(self, plan: Plan, device: str = "cpu") -> None:
         self._plan, self._device = plan, device

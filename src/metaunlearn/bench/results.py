@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
@@ -41,6 +41,22 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a call of ``bench`` says beside the recipe and ``--set``, as its options have it."""
+
+    only: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    use: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    def words(self) -> list[str]:
+        """Of a command."""
+        said = {"--only": self.only, "--prompts": self.prompts, "--use": self.use}
+        words = [word for option, values in said.items() for value in values for word in (option, value)]
+        return [*words, *(["--device", self.device] if self.device != "cpu" else [])]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """A grid as far as it is measured: what ``results.json`` says."""
 
@@ -49,6 +65,8 @@ class Found:
     description: str
     overrides: tuple[str, ...]
     """``KEY=VALUE`` of ``--set``, over the settings of every erasing."""
+    asked: Asked = Asked()
+    """By the last call."""
     grid: Grid
     rows_in_all: int
     rows: list[Measured]
@@ -62,6 +80,7 @@ class Found:
             "bench": self.bench,
             "description": self.description,
             "overrides": list(self.overrides),
+            "asked": asdict(self.asked),
             "grid": self.grid.model_dump(mode="json"),
             "rows_in_all": self.rows_in_all,
             "rows": [{**found.row.labels(), "cell": found.cell, "scores": found.scores} for found in self.rows],
@@ -80,12 +99,17 @@ def found_in(record: Mapping[str, Any]) -> Found:
         bench=record["bench"],
         description=record["description"],
         overrides=tuple(record.get("overrides", ())),
+        asked=_asked(record.get("asked", {})),
         grid=resolve(Grid, record["grid"]),
         rows_in_all=record["rows_in_all"],
         rows=rows,
         protocols=record["protocols"],
         versions=record["versions"],
     )
+
+
+def _asked(record: Mapping[str, Any]) -> Asked:
+    return Asked(**{name: value if name == "device" else tuple(value) for name, value in record.items()})
 
 
 @dataclass(frozen=True)
@@ -104,8 +128,16 @@ class Pooled:
 class Results:
     """Reads the scores of whole cells, each once."""
 
-    def __init__(self, recipe: BenchRecipe, plan: Plan, store: Store, overrides: Sequence[str] = ()) -> None:
-        self.recipe, self.plan, self.store, self.overrides = recipe, plan, store, tuple(overrides)
+    def __init__(
+        self,
+        recipe: BenchRecipe,
+        plan: Plan,
+        store: Store,
+        overrides: Sequence[str] = (),
+        asked: Asked | None = None,
+    ) -> None:
+        self.recipe, self.plan, self.store = recipe, plan, store
+        self.overrides, self.asked = tuple(overrides), asked or Asked()
         self.protocols: dict[str, dict[str, Any]] = {}
         """By digest."""
         self._read: dict[str, dict[str, dict[str, Any]]] = {}
@@ -119,6 +151,7 @@ class Results:
             bench=self.recipe.name,
             description=self.recipe.description,
             overrides=self.overrides,
+            asked=self.asked,
             grid=self.recipe.grid,
             rows_in_all=len(self.plan.rows),
             rows=rows,

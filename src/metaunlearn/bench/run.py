@@ -18,7 +18,7 @@ from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.long_csv import as_csv
 from metaunlearn.bench.plan import Plan, Row, make_plan
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
-from metaunlearn.bench.results import RESULTS_FILE, Results
+from metaunlearn.bench.results import RESULTS_FILE, Asked, Results
 from metaunlearn.bench.select import select
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
@@ -43,7 +43,13 @@ class Job:
     plan: Plan
     store: Store
     rows: list[Row]
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...]
+    asked: Asked
+
+    @property
+    def folder(self) -> Path:
+        """Where its tables and its page go."""
+        return self.store.grid_folder(self.recipe.name)
 
     @property
     def missing(self) -> list[str]:
@@ -59,11 +65,13 @@ def prepare(
     overrides: Sequence[str] = (),
     prompts: Sequence[str] = (),
     use: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
     read = read_bench(recipe)
     plan = make_plan(read.grid, overrides, Inputs(read.grid, prompts, use))
-    return Job(read, plan, Store.claim(out), select(plan, only), tuple(overrides))
+    asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
+    return Job(read, plan, Store.claim(out), select(plan, only), tuple(overrides), asked)
 
 
 def dry_run(
@@ -95,13 +103,15 @@ def run_grid(
 ) -> dict[str, Any]:
     """Make what is missing of the grid ``recipe`` (a shipped name, or a path) in ``out``; write its tables and report.
 
+    These go into a folder of ``out`` with the recipe's name; the cells are shared by all grids there.
+
     ``only`` (``["method=sdd", "seed=0"]``) takes a part of it; ``overrides`` (``["steps=100"]``) go on top of every
     erasing's settings. ``prompts`` (``["i2p-nudity=FILE"]``) and ``use`` (``["hrm-m=DIR"]``, ``["base=MODEL"]``) give
     what the recipe asks for by name. Several processes may run on one ``out`` and share the work. This process makes
     one cell after another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before
     any work when the call is wrong or something is missing, RunError at the end when cells failed.
     """
-    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use)
+    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use, device=device)
     if job.missing:
         told = "\n".join(f"  {text}" for text in job.missing)
         raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")
@@ -109,19 +119,19 @@ def run_grid(
     job.store.cells.mkdir(parents=True, exist_ok=True)
     loop.run()
     loop.write()
-    report = build_report(out) if loop.results.found().rows else None
+    report = build_report(job.folder) if loop.results.found().rows else None
     if loop.failed:
         told = "\n".join(f"  {name}: {message}" for name, message in loop.failed.items())
         raise RunError(
-            f"{len(loop.failed)} cells failed; what is whole was kept, and is in {out / TABLES_FILE}:\n{told}"
+            f"{len(loop.failed)} cells failed; what is whole was kept, and is in {job.folder / TABLES_FILE}:\n{told}"
         )
     return {
         "out": str(out),
         "rows": len(job.rows),
         "made": loop.made,
-        "tables": str(out / TABLES_FILE),
-        "results": str(out / RESULTS_FILE),
-        "csv": str(out / CSV_FILE),
+        "tables": str(job.folder / TABLES_FILE),
+        "results": str(job.folder / RESULTS_FILE),
+        "csv": str(job.folder / CSV_FILE),
         "report": None if report is None else str(report),
     }
 
@@ -144,7 +154,7 @@ class _Loop:
     """Cells that this process made."""
 
     def __post_init__(self) -> None:
-        self.results = Results(self.job.recipe, self.job.plan, self.job.store, self.job.overrides)
+        self.results = Results(self.job.recipe, self.job.plan, self.job.store, self.job.overrides, self.job.asked)
 
     def run(self) -> None:
         """Until every row is whole, or waits for a cell that failed."""
@@ -175,11 +185,12 @@ class _Loop:
         """The tables of all that is whole, also of what other processes made."""
         found = self.results.found()
         self.job.store.write(
+            self.job.recipe.name,
             {
                 RESULTS_FILE: json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n",
                 TABLES_FILE: markdown(found),
                 CSV_FILE: as_csv(found),
-            }
+            },
         )
 
     def _todo(self) -> list[Cell]:

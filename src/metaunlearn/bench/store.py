@@ -36,6 +36,10 @@ class Store:
             )
         return cls(out)
 
+    def grid_folder(self, recipe: str) -> Path:
+        """Where the tables and the page of a ``recipe`` (a shipped name, or a path) go: several may share the cells."""
+        return self.out / Path(recipe).name.removesuffix(".toml")
+
     def folder(self, name: str) -> Path:
         """Where the whole cell ``name`` lies."""
         return self.cells / name
@@ -74,8 +78,10 @@ class Store:
         files = sorted(self.cells.glob(f"*/{CELL_FILE}")) if self.cells.is_dir() else []
         return [json.loads(file.read_text()) for file in files]
 
-    def write(self, files: Mapping[str, str]) -> None:
-        """Write files of the output folder, by name; each whole, and not while another process does."""
+    def write(self, grid: str, files: Mapping[str, str]) -> None:
+        """Write files about the grid of that name, by their names; each whole, and not while another process does."""
+        folder = self.grid_folder(grid)
+        folder.mkdir(parents=True, exist_ok=True)
         with self.locks.guard():
             for name, text in files.items():
-                write_atomic(self.out / name, text)
+                write_atomic(folder / name, text)

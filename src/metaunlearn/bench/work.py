@@ -27,9 +27,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def make(
-    store: Store, cell: Cell, *, device: str = "cpu", progress: Progress | None = None, task: str = ""
-) -> Outcome:
+def make(store: Store, cell: Cell, *, device: str = "cpu", progress: Progress | None = None, task: str = "") -> Outcome:
     """Make ``cell``, whose needs must be whole, or go on with it where a killed process left it.
 
     ``task``: what its lock says of who asked for it.

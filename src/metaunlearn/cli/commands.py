@@ -210,13 +210,15 @@ def report(
 ) -> None:
     """Build DIR/report.html from what lies in DIR.
 
-    One page that needs no network.
+    One page that needs no network. Of a folder of bench: DIR/RECIPE/report.html of each recipe that was run there.
     """
     with working(as_json=as_json) as console:
         from metaunlearn.report import build_report
+        from metaunlearn.report.page import grids_in
 
-        page: Any = build_report(folder)
-    console.result({"report": str(page)}, f"report: {page}")
+        pages = [str(build_report(one)) for one in grids_in(folder) or [folder]]
+    more: dict[str, Any] = {"more": pages[1:]} if len(pages) > 1 else {}
+    console.result({"report": pages[0], **more}, *(f"report: {page}" for page in pages))
 
 
 app.command(name="import")(checkpoints.import_)

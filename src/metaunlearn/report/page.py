@@ -10,7 +10,7 @@ from metaunlearn.files import write_atomic
 from metaunlearn.report.data import SAMPLES_FILE, SUMMARY_FILE, Sample, Summary, read_samples, read_summary
 from metaunlearn.report.pictures import grids
 from metaunlearn.report.rendering import render
-from metaunlearn.report.runs import RESULTS_FILE, RunCard, ScoreTable, is_bench, read_runs, read_scores
+from metaunlearn.report.runs import RESULTS_FILE, RunCard, ScoreTable, has_grid, is_bench, read_runs, read_scores
 from metaunlearn.report.sections import Metric, loss_panels, panels, self_destruction
 from metaunlearn.report.story import headline, rows
 from metaunlearn.runs import LOG_FILE, RUN_FILE
@@ -21,7 +21,7 @@ REPORT_FILE = "report.html"
 def build_report(folder: Path) -> Path:
     """Write ``folder/report.html`` from what lies in ``folder``; one file that needs no network.
 
-    In a bench's folder it is the page of that grid.
+    In the folder of a bench's grid, ``OUT/RECIPE``, it is that grid's page; in ``OUT``, that of the only one there.
 
     Raises UserError when the folder holds nothing to report, or a file that cannot be what its name says.
     """
@@ -29,6 +29,7 @@ def build_report(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one that holds results (folder=..., metaunlearn report DIR).")
     if is_bench(folder):
+        folder = _only_grid(folder)
         # Imported only now: a bench knows how its cells are made, so torch comes with it.
         from metaunlearn.report.grid.page import grid_page
 
@@ -38,6 +39,21 @@ def build_report(folder: Path) -> Path:
     path = folder / REPORT_FILE
     write_atomic(path, page)
     return path
+
+
+def grids_in(folder: Path) -> list[Path]:
+    """The folders with the results of a bench's grids: in one that several recipes were run into, one each."""
+    if not is_bench(folder):
+        return []
+    return [found for found in (folder, *sorted(folder.iterdir())) if has_grid(found)]
+
+
+def _only_grid(folder: Path) -> Path:
+    found = [folder] if has_grid(folder) else grids_in(folder)
+    if len(found) > 1:
+        there = ", ".join(map(str, found))
+        raise UserError(f"{folder} holds {len(found)} grids; give the folder of one (folder=...): {there}.")
+    return found[0] if found else folder
 
 
 def _page(folder: Path) -> str:

@@ -82,9 +82,13 @@ def is_grid(results: object) -> bool:
 
 def is_bench(folder: Path) -> bool:
     """Whether ``folder`` is one that a bench writes to, whatever it got to."""
+    return ((folder / "cells").is_dir() and (folder / "locks").is_dir()) or has_grid(folder)
+
+
+def has_grid(folder: Path) -> bool:
+    """Whether the ``results.json`` of a bench's grid lies in ``folder``."""
     path = folder / RESULTS_FILE
-    begun = (folder / "cells").is_dir() and (folder / "locks").is_dir()
-    return begun or (path.is_file() and is_grid(read_json(path)))
+    return path.is_file() and is_grid(read_json(path))
 
 
 def _folders(top: Path) -> list[Path]:

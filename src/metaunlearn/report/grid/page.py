@@ -25,11 +25,15 @@ from metaunlearn.report.runs import RESULTS_FILE
 
 
 def grid_page(folder: Path) -> str:
-    """HTML of the grid in ``folder``, a bench's; UserError when nothing of it is measured or a file of it is broken."""
+    """HTML of the grid whose ``results.json`` lies in ``folder``, its cells there or in the folder above.
+
+    UserError when nothing of it is measured or a file of it is broken.
+    """
     found = _read(folder)
+    bench = folder if (folder / "cells").is_dir() else folder.parent
     ratio = ratio_tables(found)
     concepts = [concept for concept in found.grid.concepts if any(m.row.concept == concept.name for m in found.rows)]
-    pictures = concept_pictures(found, folder)
+    pictures = concept_pictures(found, bench)
     return render(
         "grid.html.j2",
         scripts=("sort.js",),
@@ -49,9 +53,9 @@ def grid_page(folder: Path) -> str:
         any_sensitive=any(
             shot.sensitive for _, grids in pictures for grid in grids for strip in grid.strips for shot in strip.shots
         ),
-        trends=trends(found, folder),
+        trends=trends(found, bench),
         settings=grid_settings(found.grid),
-        resolved=resolved(found, folder),
+        resolved=resolved(found, bench),
         command=_command(found),
     )
 
@@ -79,4 +83,4 @@ def _sheets(tables: list[Table]) -> list[object]:
 
 def _command(found: Found) -> str:
     said = [part for override in found.overrides for part in ("--set", override)]
-    return f"{shlex.join(['metaunlearn', 'bench', found.bench, *said])} --out DIR"
+    return f"{shlex.join(['metaunlearn', 'bench', found.bench, *said, *found.asked.words()])} --out DIR"
