@@ -7,11 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
+import metaunlearn
 from conftest import Call, process_environment
 from fenced import PAGES, ROOT, commands
 from metaunlearn.cli import app
@@ -49,6 +52,66 @@ def test_every_command_and_option_exists(line: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    """And nothing else is."""
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(_named(nav)) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:])
+
+
+def _named(nav: object) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [page for part in parts for page in _named(part)]  # type: ignore[attr-defined]
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Each by the page of the module that it lives in; and every module there is one."""
+    modules = re.findall(r"^::: (.+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    found = {
+        name for module in modules for name, value in vars(import_module(module)).items() if _home(value) == module
+    }
+    assert set(metaunlearn.__all__) - found == {"__version__"}
+    assert {"run_grid", "dry_run"} <= found
+
+
+def _home(value: object) -> str | None:
+    return getattr(value, "__module__", None)
+
+
+SLURM = re.findall(
+    r"^```\n(#!/bin/bash\n.*?)^```$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_slurm_scripts_run(number: int, tmp_path: Path) -> None:
+    """With programs in the place of Slurm's, Ray's and ours that only say how they were called."""
+    said, programs = tmp_path / "said", tmp_path / "programs"
+    programs.mkdir()
+    for name in ("srun", "ray", "metaunlearn"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {said}\n')
+    (programs / "scontrol").write_text("#!/bin/sh\nprintf 'n1\\nn2\\n'\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    slurm = {
+        "JOB_NODELIST": "n[1-2]",
+        "NNODES": "2",
+        "CPUS_PER_TASK": "8",
+        "MEM_PER_NODE": "64000",
+        "SUBMIT_DIR": "/home",
+    }
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()} | {"PATH": f"{programs}:/usr/bin:/bin"}
+    script = SLURM[number] + "wait\n"
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True, timeout=60)
+    calls = said.read_text()
+    assert f"metaunlearn bench table1-{('sd14', 'canvas')[number]} --out /home/runs/table1" in calls
+    if number == 0:
+        assert "--device cuda --ray n1:6379" in calls
+        assert re.search(r"srun .*--nodelist=n1 ray start --head .*--num-cpus=8 .*--memory=57600000000 --block", calls)
+        assert re.search(r"srun --nodes=1 --ntasks=1 --exclude=n1 ray start --address=n1:6379 ", calls)
 
 
 def test_there_is_something_to_check() -> None:
