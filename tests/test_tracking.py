@@ -182,7 +182,6 @@ def test_numbers_lie_flat() -> None:
 
 def test_tensorboard(tiny_model: Path, data: Path, untracked: Path, tmp_path: Path) -> None:
     """Its event files hold the scalars of ``log.jsonl``, in float32."""
-    pytest.importorskip("tensorboard", reason="no tensorboard: pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     attack(tiny_model, data, out=tmp_path / "run", trackers=["tensorboard"], **FAST)
@@ -190,3 +189,25 @@ def test_tensorboard(tiny_model: Path, data: Path, untracked: Path, tmp_path: Pa
     events = EventAccumulator(str(tmp_path / "run" / "trackers" / "metaunlearn")).Reload()
     wanted = [(step, pytest.approx(values["loss"])) for step, values in logged(untracked)]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == wanted
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+def test_a_real_tracker_takes_a_whole_run(
+    name: str,
+    tiny_model: Path,
+    data: Path,
+    untracked: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On this machine alone: none of them fails, what it wrote is there, and no weight is another."""
+    pytest.importorskip(name, reason=f"no {name}: pip install {name}")
+    kept = {"tensorboard": "run/trackers/metaunlearn", "trackio": "trackio", "wandb": "run/trackers/wandb"}[name]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    attack(tiny_model, data, out=tmp_path / "run", trackers=[name], **FAST)
+    assert [r.getMessage() for r in caplog.records if r.name == "metaunlearn.tracking"] == []
+    assert same_weights(tmp_path / "run", untracked)
+    ends = {"tensorboard": "events.out.tfevents.*", "trackio": "metaunlearn*.db", "wandb": "offline-run-*/run-*.wandb"}
+    assert [file.stat().st_size > 0 for file in (tmp_path / kept).glob(ends[name])] == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "release"))
 from contents import LIMIT, package_files, problems_of_wheel  # noqa: E402
+from readme import absolute  # noqa: E402
 
 if int(setuptools.__version__.split(".")[0]) < 77:
     pytest.skip("building needs setuptools 77 (pyproject.toml): make setup", allow_module_level=True)
@@ -66,3 +69,16 @@ def test_problems_are_named(wheel: Path, tmp_path: Path) -> None:
 
 def test_no_stray_file_counts_as_needed() -> None:
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in package_files())
+
+
+def test_the_readme_of_a_release_has_no_link_to_a_file_beside_it() -> None:
+    text = absolute((ROOT / "README.md").read_text(), "https://host/owner/name", "v1.2.3")
+    assert "![The top of the demo's report](https://host/owner/name/raw/v1.2.3/docs/demo-report.png)" in text
+    assert "[LICENSE](https://host/owner/name/blob/v1.2.3/LICENSE)" in text
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https://", "#"))] == []
+
+
+def test_nothing_is_published_that_was_not_tested() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    assert [jobs[name].get("needs") for name in ("publish", "build", "test")] == ["build", "test", None]
+    assert {"run": "make test"} in jobs["test"]["steps"]
