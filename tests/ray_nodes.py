@@ -10,22 +10,27 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 
 @contextlib.contextmanager
 def two_nodes(*, processors: int) -> Iterator[str]:
     """Its address; each node says that it has so many ``processors``."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": processors, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        cluster.add_node(**node)
-        yield cluster.address
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Else the workers give way to everything else on a busy machine, and the test waits for minutes.
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            cluster.add_node(**node)
+            yield cluster.address
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 @contextlib.contextmanager

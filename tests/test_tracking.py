@@ -202,10 +202,10 @@ def test_a_real_tracker_takes_a_whole_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """On this machine alone: none of them fails, what it wrote is there, and no weight is another."""
-    pytest.importorskip(name, reason=f"no {name}: pip install {name}")
     kept = {"tensorboard": "run/trackers/metaunlearn", "trackio": "trackio", "wandb": "run/trackers/wandb"}[name]
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # Which it reads when it is imported.
+    pytest.importorskip(name, reason=f"no {name}: pip install {name}")
     attack(tiny_model, data, out=tmp_path / "run", trackers=[name], **FAST)
     assert [r.getMessage() for r in caplog.records if r.name == "metaunlearn.tracking"] == []
     assert same_weights(tmp_path / "run", untracked)

@@ -106,16 +106,16 @@ class Cluster:
                 lost[task.cell.name] = (task, error)
             except errors.RayError as error:
                 outcomes.append(_failed(task.cell, error))
-        silent = any(isinstance(error, errors.NodeDiedError) for _, error in lost.values())
+        silent = any(isinstance(why, errors.NodeDiedError) for _, why in lost.values())
         if lost:
             self._store.locks.drop({name: task.name for name, (task, _) in lost.items()}, quiet=silent * QUIET)
-        for name, (task, error) in lost.items():
+        for name, (task, why) in lost.items():
             self._losses[name] += 1
-            self._outgrown[name] += isinstance(error, errors.OutOfMemoryError)
+            self._outgrown[name] += isinstance(why, errors.OutOfMemoryError)
             if self._losses[name] > LOSSES:
-                outcomes.append(_failed(task.cell, error, f", the last of {LOSSES + 1} workers that were lost"))
+                outcomes.append(_failed(task.cell, why, f", the last of {LOSSES + 1} workers that were lost"))
                 continue
-            logger.warning("%s: its worker was lost (%s); it is made again", name, type(error).__name__)
+            logger.warning("%s: its worker was lost (%s); it is made again", name, type(why).__name__)
             self.submit(task.cell)
         return outcomes
 

@@ -134,5 +134,5 @@ def _count(base: str) -> _Model:
 
 
 def _is_here(device: str) -> bool:
-    kind = torch.device(device).type
-    return kind == "cpu" or (torch.accelerator.is_available() and kind == torch.accelerator.current_accelerator().type)
+    kind, accelerator = torch.device(device).type, torch.accelerator.current_accelerator(check_available=True)
+    return kind == "cpu" or (accelerator is not None and kind == accelerator.type)

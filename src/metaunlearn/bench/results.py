@@ -109,7 +109,8 @@ def found_in(record: Mapping[str, Any]) -> Found:
 
 
 def _asked(record: Mapping[str, Any]) -> Asked:
-    return Asked(**{name: value if name == "device" else tuple(value) for name, value in record.items()})
+    said: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    return Asked(**said)
 
 
 @dataclass(frozen=True)

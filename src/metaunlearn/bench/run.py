@@ -185,12 +185,12 @@ class _Loop:
         """The tables of all that is whole, also of what other processes made."""
         found = self.results.found()
         self.job.store.write(
-            self.job.recipe.name,
             {
                 RESULTS_FILE: json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n",
                 TABLES_FILE: markdown(found),
                 CSV_FILE: as_csv(found),
             },
+            self.job.folder,
         )
 
     def _todo(self) -> list[Cell]:

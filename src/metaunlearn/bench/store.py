@@ -78,9 +78,9 @@ class Store:
         files = sorted(self.cells.glob(f"*/{CELL_FILE}")) if self.cells.is_dir() else []
         return [json.loads(file.read_text()) for file in files]
 
-    def write(self, grid: str, files: Mapping[str, str]) -> None:
-        """Write files about the grid of that name, by their names; each whole, and not while another process does."""
-        folder = self.grid_folder(grid)
+    def write(self, files: Mapping[str, str], folder: Path | None = None) -> None:
+        """Write files of ``folder``, else of ``out``, by name; each whole, and not while another process does."""
+        folder = folder or self.out
         folder.mkdir(parents=True, exist_ok=True)
         with self.locks.guard():
             for name, text in files.items():
