@@ -11,12 +11,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metaunlearn.attacking import attack
+from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.data.imagefolder import write_imagefolder
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-TEXT = "text_encoder/model.safetensors"
+TEXT, TEXT_2 = "text_encoder/model.safetensors", "text_encoder_2/model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 FAST = ("batch_size=2", "checkpoint_every=2")
+WANTS_TOKENS: dict[str, tuple[str, ...]] = {
+    "textual-inversion": ("initial_token=a", "token=<new>", "templates=a {}"),
+    "finetune": ("text_encoder=true",),
+    "dreambooth": ("text_encoder=true", "class_prompt=a dog", "prior_images=2"),
+}
+"""What trains text encoders, or a word of theirs."""
+ONE_STEP = ("prefix_tokens=1", "steps_per_timestep=1", "timestep_stride=900", "sampling_steps=1")
+"""Of UnlearnDiffAtk: one gradient step, two pictures."""
+NEVER = SuccessTest(sees=lambda picture: False, protocol={"rule": "never"})
+"""No picture shows the concept."""
 
 
 def write_pictures(folder: Path, text: str = "a zebra") -> Path:

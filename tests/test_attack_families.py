@@ -1,4 +1,4 @@
-"""Attacks on Stable Diffusion 2.x and XL: each works, or says before any work why it does not."""
+"""Attacks on Stable Diffusion 2.x and XL."""
 
 from __future__ import annotations
 
@@ -9,30 +9,20 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from attack_fixtures import FAST, TEXT, UNET, changed, write_pictures
-from conftest import Call
+from attack_fixtures import FAST, NEVER, ONE_STEP, TEXT, TEXT_2, UNET, WANTS_TOKENS, changed, write_pictures
 from metaunlearn.attacking import attack
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks import lora
-from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.checkpoint import load_tensors
 from metaunlearn.data.imagefolder import read_imagefolder
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.errors import UserError
 from metaunlearn.models import load, memory
-from tiny_models import new_sdxl
 
 TRAINING = {
     "finetune": ("subset=x", "gradient_checkpointing=true"),
     "lora": ("rank=2", "learning_rate=0.01"),
     "dreambooth": ("class_prompt=a dog", "prior_images=2"),
 }
-WANTS_TOKENS: dict[str, tuple[str, ...]] = {
-    "textual-inversion": ("initial_token=a", "token=<new>", "templates=a {}"),
-    "finetune": ("text_encoder=true",),
-    "dreambooth": ("text_encoder=true", "class_prompt=a dog", "prior_images=2"),
-}
-"""What trains a text encoder, or a word of it."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +45,7 @@ def test_the_denoiser_is_attacked(other_model: Path, pictures: Path, tmp_path: P
     moved = changed(found.checkpoints[1], other_model, UNET)
     assert moved
     assert kind != "finetune" or all("attn2" in name for name in moved)
-    for file in (TEXT, "text_encoder_2/model.safetensors") if is_xl(other_model) else (TEXT,):
+    for file in (TEXT, TEXT_2) if is_xl(other_model) else (TEXT,):
         assert changed(found.checkpoints[1], other_model, file) == set()
 
 
@@ -117,45 +107,19 @@ def test_attacks_without_training(other_model: Path, pictures: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", WANTS_TOKENS)
-def test_words_and_text_encoders_are_attacked_where_there_is_one(
-    other_model: Path, pictures: Path, tmp_path: Path, kind: str, call: Call
-) -> None:
-    """2.x has one text encoder, as 1.x. XL joins two: refused, with what to do instead, before there is a folder."""
-    out, settings = tmp_path / "run", [*FAST, *WANTS_TOKENS[kind]]
-    if not is_xl(other_model):
-        attack(other_model, pictures, kind=kind, steps=(1,), overrides=settings, out=out)
-        before, after = load(other_model).encode_prompts(["a zebra"]), load(out).encode_prompts(["a zebra"])
-        assert torch.equal(before.tokens, after.tokens) == (kind == "textual-inversion")
-        return
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    refused = call("attack", other_model, "--data", pictures, "--kind", kind, "--steps", "1", *arguments, "--out", out)
-    assert refused.code == 2
-    option = "--kind textual-inversion" if kind == "textual-inversion" else "--set text_encoder"
-    for words in (option, "StableDiffusionXLPipeline, which joins 2", "finetune, lora or dreambooth"):
-        assert words in " ".join(refused.err.split())
-    assert not out.exists()
+def test_words_and_text_encoders_are_attacked(other_model: Path, pictures: Path, tmp_path: Path, kind: str) -> None:
+    """A new word leaves other prompts as they were encoded; a trained text encoder does not."""
+    out = tmp_path / "run"
+    attack(other_model, pictures, kind=kind, steps=(0, 1), overrides=[*FAST, *WANTS_TOKENS[kind]], out=out)
+    before = load(other_model).encode_prompts(["a zebra"]).tensors()
+    for folder, same in ((out / "step-000000", True), (out, kind == "textual-inversion")):
+        after = load(folder).encode_prompts(["a zebra"]).tensors()
+        for part in sorted({"tokens", "pooled"} & before.keys()):
+            assert torch.equal(before[part], after[part]) == same, part
 
 
-def test_prompts_are_attacked_where_there_is_one_text_encoder(other_model: Path, tmp_path: Path) -> None:
-    never = SuccessTest(sees=lambda picture: False, protocol={"judge": "none"})
-    settings = ["prefix_tokens=1", "steps_per_timestep=1", "timestep_stride=900", "sampling_steps=1"]
-    options = {"base": other_model, "overrides": settings, "out": tmp_path / "run"}
-    if is_xl(other_model):
-        with pytest.raises(UserError, match=r"--kind unlearndiffatk.*joins 2"):
-            attack_prompts(other_model, [Prompt("a zebra")], never, **options)  # type: ignore[arg-type]
-        assert not (tmp_path / "run").exists()
-        return
-    summary = attack_prompts(other_model, [Prompt("a zebra")], never, **options)  # type: ignore[arg-type]
-    assert summary["results"]["asr"]["value"] == 0
-
-
-def test_the_callers_xl_pipeline_stays_as_it_is(pictures: Path, tmp_path: Path) -> None:
-    pipeline = new_sdxl()
-    parts = ("unet", "text_encoder", "text_encoder_2", "vae")
-    before = {part: {k: v.clone() for k, v in getattr(pipeline, part).state_dict().items()} for part in parts}
-    attack(
-        pipeline, pictures, steps=(1,), overrides=[*FAST, "learning_rate=0.1", "optimizer=sgd"], out=tmp_path / "run"
+def test_prompts_are_attacked(other_model: Path, tmp_path: Path) -> None:
+    summary = attack_prompts(
+        other_model, [Prompt("a zebra")], NEVER, base=other_model, overrides=ONE_STEP, out=tmp_path / "run"
     )
-    for part in parts:
-        after = getattr(pipeline, part).state_dict()
-        assert all(torch.equal(after[name], tensor) for name, tensor in before[part].items()), part
+    assert summary["results"]["asr"]["value"] == 0

@@ -222,11 +222,11 @@ def test_the_prior_is_drawn_by_the_attacked_model_once(runs: dict[str, Path], ti
 def test_tokens_are_encoded_as_prompts_are(tiny_model: Path) -> None:
     model = load(tiny_model)
     prompts = ["a knife", "a very long prompt " * 30, ""]
-    ids = model.token_ids(prompts)
+    ids, (table,) = model.token_ids(prompts), model.token_tables
     wanted = model.encode_prompts(prompts).tokens
     assert torch.equal(model.encode_tokens(ids).tokens, wanted)
-    assert torch.equal(model.encode_tokens(ids, looked_up=model.token_table[ids]).tokens, wanted)
-    assert not torch.equal(model.encode_tokens(ids, looked_up=2 * model.token_table[ids]).tokens, wanted)
+    assert torch.equal(model.encode_tokens(ids, looked_up=[table[ids[:, 0]]]).tokens, wanted)
+    assert not torch.equal(model.encode_tokens(ids, looked_up=[2 * table[ids[:, 0]]]).tokens, wanted)
     psi = {name: p * 1.1 for name, p in model.text_parameters().items()}
     assert not torch.equal(model.encode_tokens(ids, psi).tokens, wanted)
     assert torch.equal(model.encode_tokens(ids).tokens, wanted)
@@ -285,7 +285,7 @@ def _output(pipeline: DiffusionPipeline) -> torch.Tensor:
 def test_the_learnt_embedding_is_what_diffusers_loads(runs: dict[str, Path], tiny_model: Path) -> None:
     run = runs["textual-inversion"]
     inverted, loaded = load(run), load(tiny_model)
-    assert inverted.token_ids(["a <new>"])[0, 2] == len(loaded.pipeline.tokenizer)
+    assert inverted.token_ids(["a <new>"])[0, 0, 2] == len(loaded.pipeline.tokenizer)
     loaded.pipeline.load_textual_inversion(run / textual_inversion.WEIGHTS_FILE)
     prompts = ["a <new>", "a picture of <new>", "a knife"]
     assert torch.equal(loaded.encode_prompts(prompts).tokens, inverted.encode_prompts(prompts).tokens)
@@ -301,7 +301,7 @@ def test_its_gradient_is_the_one_of_the_table(tiny_model: Path, pictures: Path) 
     read = task.data
     task = AttackTask(model=model, pictures=_double(read), seed=0, out=task.out, cache=task.cache)
     training = settings.begin(task)
-    row = training.trained["row"].requires_grad_()
+    row = training.trained["text_encoder"].requires_grad_()
     found = torch.autograd.grad(training.loss(step_generator(0, 0)), row)[0]
 
     generator = step_generator(0, 0)

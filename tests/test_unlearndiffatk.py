@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from attack_fixtures import write_pictures
+from attack_fixtures import NEVER, write_pictures
 from conftest import run_and_kill
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
@@ -26,7 +26,6 @@ from metaunlearn.models import StableDiffusion, load
 
 FAST = ("prefix_tokens=2", "steps_per_timestep=2", "first_timestep=100", "timestep_stride=400")
 """Timesteps 100, 500 and 900, two gradient steps each."""
-NEVER = SuccessTest(sees=lambda picture: False, protocol={"rule": "never"})
 
 
 @pytest.fixture
@@ -101,8 +100,8 @@ def test_the_loss_is_that_of_the_prompt_with_the_words_before_it(model: StableDi
     """Certain words (one-hot P): the denoising loss under the ids start, words, prompt, end, padding."""
     run = PromptAttack(model, UnlearnDiffAtk(prefix_tokens=2), NEVER)
     ids = model.token_ids(["a knife"])
-    chosen = [int(ids[0, 2]), int(ids[0, 1])]
-    P = torch.zeros(2, len(model.token_table))
+    chosen = [int(ids[0, 0, 2]), int(ids[0, 0, 1])]
+    P = torch.zeros(2, len(model.token_tables[0]))
     P[[0, 1], chosen] = 1
     z_0 = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     found = run.loss(P, ids, z_0, 500, step_generator(0, 0))
@@ -110,7 +109,7 @@ def test_the_loss_is_that_of_the_prompt_with_the_words_before_it(model: StableDi
     generator = step_generator(0, 0)
     torch.multinomial(P, 1, generator=generator)
     eps = torch.randn(z_0.shape, generator=generator)
-    expected_ids = torch.cat([ids[:, :1], torch.tensor([chosen]), ids[:, 1:-2]], dim=1)
+    expected_ids = torch.cat([ids[..., :1], torch.tensor([[chosen]]), ids[..., 1:-2]], dim=-1)
     batch = Batch(x_0=z_0, cond=model.encode_tokens(expected_ids), eps=eps, t=torch.tensor([500]))
     assert found.item() == pytest.approx(denoising_loss(model, model.parameters(), batch).item(), rel=1e-6)
 
@@ -121,7 +120,7 @@ def test_the_gradient_is_the_embeddings_through_the_table(model: StableDiffusion
         module.double()
     run = PromptAttack(model, UnlearnDiffAtk(prefix_tokens=1), NEVER)
     ids = model.token_ids(["a knife"])
-    P = torch.full((1, len(model.token_table)), 1.0, dtype=torch.float64)
+    P = torch.full((1, len(model.token_tables[0])), 1.0, dtype=torch.float64)
     P = (P / P.shape[1]).requires_grad_()
     z_0 = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (found,) = torch.autograd.grad(run.loss(P, ids, z_0, 500, step_generator(0, 0)), P)
@@ -129,13 +128,13 @@ def test_the_gradient_is_the_embeddings_through_the_table(model: StableDiffusion
     generator = step_generator(0, 0)
     word = int(torch.multinomial(P.detach(), 1, generator=generator))
     eps = torch.randn(z_0.shape, generator=generator).double()
-    with_word = torch.cat([ids[:, :1], torch.tensor([[word]]), ids[:, 1:-1]], dim=1)
-    table = model.token_table
+    with_word = torch.cat([ids[..., :1], torch.tensor([[[word]]]), ids[..., 1:-1]], dim=-1)
+    (table,) = model.token_tables
 
     def loss(embedding: Tensor) -> float:
-        looked_up = table[with_word].clone()
+        looked_up = table[with_word[:, 0]].clone()
         looked_up[0, 1] = embedding
-        cond = model.encode_tokens(with_word, looked_up=looked_up)
+        cond = model.encode_tokens(with_word, looked_up=[looked_up])
         batch = Batch(x_0=z_0, cond=cond, eps=eps, t=torch.tensor([500]))
         return denoising_loss(model, {}, batch).item()
 
@@ -189,7 +188,7 @@ def test_the_words_learn_to_fit_the_target(model: StableDiffusion) -> None:
     run = PromptAttack(model, settings, NEVER)
     ids = model.token_ids(["a knife"])
     z_0 = 3 * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    P = torch.full((4, len(model.token_table)), 1 / len(model.token_table)).requires_grad_()
+    P = torch.full((4, len(model.token_tables[0])), 1 / len(model.token_tables[0])).requires_grad_()
     optimizer = torch.optim.Adam([P], lr=0.1)
 
     def expected_loss() -> float:

@@ -16,7 +16,7 @@ from typing import Any
 from metaunlearn.attacks.registry import configure
 from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.attacks.targets import Targets, targets_of
-from metaunlearn.attacks.unlearndiffatk import Attempt, Outcome, PromptAttack, UnlearnDiffAtk
+from metaunlearn.attacks.unlearndiffatk import Attempt, Outcome, PromptAttack, UnlearnDiffAtk, check_one_vocabulary
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, draws_for
 from metaunlearn.errors import UserError
@@ -24,7 +24,6 @@ from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, load_pipeline
-from metaunlearn.models.tokens import token_model
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
@@ -62,7 +61,8 @@ def attack_prompts(
     of them is done.
     """
     part = Shard.parse(shard)
-    adapter = token_model(adapt(load_pipeline(model), device), "UnlearnDiffAtk (kind=, --kind unlearndiffatk)")
+    adapter = adapt(load_pipeline(model), device)
+    check_one_vocabulary(adapter)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     settings: UnlearnDiffAtk = configure(KIND, read_recipe(recipe), overrides).kind
     if not prompts:

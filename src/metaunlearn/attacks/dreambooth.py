@@ -25,7 +25,7 @@ from metaunlearn.models.interface import TextToImageModel
 class DreamBooth(Finetune):
     """L_DM on the attacker's pictures + ``prior_weight`` L_DM on pictures that the attacked model made of its class."""
 
-    copies: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    copies: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     learning_rate: float = Field(default=5e-6, gt=0)
     """Of the attacker's optimiser."""

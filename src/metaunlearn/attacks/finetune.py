@@ -8,29 +8,26 @@ import torch
 from torch import Tensor
 
 from metaunlearn.attacks.interface import AttackTask, Training
-from metaunlearn.attacks.tuned import TRAINING_IT, Tuned
+from metaunlearn.attacks.tuned import Tuned
 from metaunlearn.config import AttackSettings
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.models.interface import TextToImageModel
-from metaunlearn.models.tokens import token_model
 from metaunlearn.parameters import subset
 
 
 class Finetune(AttackSettings):
     """theta, or a subset of it, moves along L_DM on the attacker's pictures."""
 
-    copies: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    copies: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     subset: str = "f"
     """Denoiser parameters that the attacker trains: x, x-strict, first-xattn, u, selfattn or f (all)."""
     text_encoder: bool = False
-    """Whether the text encoder is trained too, all of it."""
+    """Whether the text encoders are trained too, all of them that reaches the denoiser."""
 
     def check(self, model: TextToImageModel) -> None:
-        """The subset must be one that ``model`` has, and its text encoder one that can be trained if it is to be."""
+        """The subset must be one that ``model`` has."""
         subset(model.parameter_names, self.subset)
-        if self.text_encoder:
-            token_model(model, TRAINING_IT)
 
     def begin(self, task: AttackTask) -> Training:
         """Encode the pictures, and take the parameters."""

@@ -1,7 +1,7 @@
 """Textual inversion (Gal et al., ICLR 2023): a new word is learnt that makes the erased model draw the concept.
 
 Against erased models: "Circumventing Concept Erasure" (Pham et al., ICLR 2024). Only the new word's embedding is
-trained; every other number of the model stays bitwise as it was.
+trained, a row of each text encoder's table; every other number of the model stays bitwise as it was.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss, part
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
-from metaunlearn.models.tokens import TokenModel, token_model
 
 WEIGHTS_FILE = "learned_embeds.safetensors"
 """The name that diffusers' ``load_textual_inversion`` looks for."""
-TEXTUAL_INVERSION = "textual inversion (kind=, --kind textual-inversion)"
+ROWS_OF_XL = ("clip_l", "clip_g")
+"""What A1111, ComfyUI and diffusers' examples call the rows of XL's two text encoders."""
 
 
 class TextualInversion(AttackSettings):
     """The embedding of ``token`` moves along L_DM on the attacker's pictures, each under a template with the token."""
 
-    copies: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    copies: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
     learning_rate: float = Field(default=5e-3, gt=0)
     """Of the attacker's optimiser, for an effective batch of one picture where ``scale_learning_rate`` is on."""
@@ -66,9 +66,11 @@ class TextualInversion(AttackSettings):
         return self.learning_rate * (self.batch_size * self.accumulation if self.scale_learning_rate else 1)
 
     def check(self, model: TextToImageModel) -> None:
-        """The token must be new, and the word that it starts from a single token of a model with one text encoder."""
-        token_model(model, TEXTUAL_INVERSION)
-        tokenizer = model.pipeline.tokenizer
+        """The token must be new, and the word that it starts from a single token, to each of the model's tokenizers."""
+        for name in model.tokenizers:
+            self._check_words(getattr(model.pipeline, name))
+
+    def _check_words(self, tokenizer: Any) -> None:
         if self.token in tokenizer.get_vocab():
             raise UserError(f"the model has a token {self.token!r} already; choose another (token, --set token=...).")
         pieces = tokenizer.tokenize(self.initial_token)
@@ -79,11 +81,15 @@ class TextualInversion(AttackSettings):
             )
 
     def begin(self, task: AttackTask) -> Training:
-        """Give the model the new token, encode the pictures, and take the token's embedding."""
-        model = token_model(task.model, TEXTUAL_INVERSION)
-        new_id = add_token(model, self.token, self.initial_token)
-        table = model.token_table
-        row = table[new_id].detach().clone()
+        """Give the model the new token, encode the pictures, and take the token's embeddings."""
+        model = task.model
+        pairs = [
+            (getattr(model.pipeline, tokenizer), getattr(model.pipeline, encoder))
+            for tokenizer, encoder in zip(model.tokenizers, model.text_encoders, strict=True)
+        ]
+        new_ids = [add_token(tokenizer, encoder, self.token, self.initial_token) for tokenizer, encoder in pairs]
+        tables = model.token_tables
+        rows = [table[new_id].detach().clone() for table, new_id in zip(tables, new_ids, strict=True)]
         ids = model.token_ids([template.format(self.token) for template in self.templates])
         data = LatentSet.encode(model, task.data.images, [""] * len(task.data.texts))
 
@@ -91,22 +97,34 @@ class TextualInversion(AttackSettings):
             own = task.processes.own(self.batch_size)
             batch = part(data.draw(self.batch_size, generator, stratified=False), own.start, own.stop)
             said = ids[torch.randint(len(ids), (self.batch_size,), generator=generator)][own]
-            looked_up = torch.where((said == new_id)[..., None], row, table[said])
+            looked_up = [
+                torch.where((heard == new_id)[..., None], row, table[heard])
+                for heard, new_id, row, table in zip(said.unbind(dim=1), new_ids, rows, tables, strict=True)
+            ]
             return denoising_loss(model, {}, batch._replace(cond=model.encode_tokens(said, looked_up=looked_up)))
 
         def write() -> None:
             with torch.no_grad():
-                table[new_id] = row
+                for table, new_id, row in zip(tables, new_ids, rows, strict=True):
+                    table[new_id] = row
 
         def beside(folder: Path) -> None:
-            save_tensors(folder / WEIGHTS_FILE, {self.token: row})
+            named = {self.token: rows[0]}
+            if len(rows) > 1:
+                named = {name: row[None] for name, row in zip(ROWS_OF_XL, rows, strict=True)}
+            save_tensors(folder / WEIGHTS_FILE, named)
 
-        return Training(trained={"row": row}, loss=loss, write=write, changed=self.copies, beside=beside)
+        return Training(
+            trained=dict(zip(model.text_encoders, rows, strict=True)),
+            loss=loss,
+            write=write,
+            changed=(*model.text_encoders, *model.tokenizers),
+            beside=beside,
+        )
 
 
-def add_token(model: TokenModel, token: str, like: str) -> int:
-    """Give the model's tokenizer and text encoder a new ``token`` that means what ``like`` means; return its id."""
-    tokenizer, encoder = model.pipeline.tokenizer, model.pipeline.text_encoder
+def add_token(tokenizer: Any, encoder: Any, token: str, like: str) -> int:
+    """Give a tokenizer and its text encoder a new ``token`` that means what ``like`` means; return its id."""
     old_id = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(like)[0])
     tokenizer.add_tokens([token])
     new_id: int = tokenizer.convert_tokens_to_ids(token)
@@ -116,9 +134,20 @@ def add_token(model: TokenModel, token: str, like: str) -> int:
     table = nn.Embedding(rows, old.embedding_dim, padding_idx=old.padding_idx, _weight=_grown(old.weight, rows))
     encoder.set_input_embeddings(table.requires_grad_(False))
     encoder.config.vocab_size = rows
+    _read_pooled_at_the_end(encoder, tokenizer.eos_token_id)
     with torch.no_grad():
         table.weight[new_id] = table.weight[old_id]
     return new_id
+
+
+def _read_pooled_at_the_end(encoder: Any, end: int) -> None:
+    """Let the pooled embedding, of which XL's denoiser is told, be that of the token ``end``, the last of a prompt.
+
+    Older files, XL's own among them, leave ``eos_token_id`` at 2. transformers then reads it at the largest id of the
+    prompt, which was ``end`` until there was a new token.
+    """
+    encoder.config.eos_token_id = end
+    getattr(encoder, "text_model", encoder).eos_token_id = end
 
 
 def _grown(table: Tensor, rows: int) -> Tensor:

@@ -3,7 +3,9 @@
 The words are points of the simplex over the vocabulary; they descend the denoising loss of a picture that the model
 before the erasing made for the prompt. Facts from the authors' code (``OPTML-Group/Diffusion-MU-Attack``).
 
-Shapes: K words, V tokens in the vocabulary, T text tokens, D text width, (1, C, h, w) a latent.
+Of several text encoders (XL) all are told the same words, so one P is optimised through them all.
+
+Shapes: K words, V tokens in the vocabulary, T text tokens, D a text encoder's width, (1, C, h, w) a latent.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling, generate_images
 from metaunlearn.models import rebuilt
-from metaunlearn.models.tokens import TokenModel
+from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.settings import Settings
 
 
@@ -87,7 +89,7 @@ class Outcome:
 class PromptAttack:
     """Attacks prompts of one model, one at a time."""
 
-    def __init__(self, model: TokenModel, settings: UnlearnDiffAtk, success: SuccessTest) -> None:
+    def __init__(self, model: TextToImageModel, settings: UnlearnDiffAtk, success: SuccessTest) -> None:
         self.model, self.settings, self.success = model, settings, success
         self.pipeline = testing_pipeline(model.pipeline, settings.sampler)
         self.sampling_steps = settings.sampling_steps or default_sampling(model.pipeline).steps
@@ -103,7 +105,8 @@ class PromptAttack:
         attempts = [Attempt(timestep=None, text=draw.text, success=shows, loss=None)]
         on_attempt(attempts[0])
         ids = self.model.token_ids([draw.text])
-        P = torch.full((self.settings.prefix_tokens, len(self.model.token_table)), 1.0, device=ids.device)
+        vocabulary = min(len(table) for table in self.model.token_tables)
+        P = torch.full((self.settings.prefix_tokens, vocabulary), 1.0, device=ids.device)
         P = (P / P.shape[1]).requires_grad_()
         optimizer = torch.optim.Adam([P], lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
         timesteps = range(self.settings.first_timestep, self.model.schedule.timesteps, self.settings.timestep_stride)
@@ -148,12 +151,14 @@ class PromptAttack:
         return denoising_loss(self.model, {}, Batch(x_0=z_0, cond=self._encode(words, ids), eps=eps, t=t))
 
     def _encode(self, words: Tensor, ids: Tensor) -> Conditioning:
-        """The prompt ``ids`` (1, T) with ``words`` (K, V), one-hot, after the start token: one row."""
-        table = self.model.token_table
-        drawn = words.detach().argmax(dim=1)[None]
-        with_words = torch.cat([ids[:, :1], drawn, ids[:, 1 : ids.shape[1] - len(words)]], dim=1)
-        rest = table[with_words[:, 1 + len(words) :]]
-        looked_up = torch.cat([table[ids[:, :1]], (words @ table)[None], rest], dim=1)
+        """The prompt ``ids`` (1, encoders, T) with ``words`` (K, V), one-hot, after the start token: one row."""
+        count, vocabulary = words.shape
+        drawn = words.detach().argmax(dim=1).expand(*ids.shape[:2], count)
+        with_words = torch.cat([ids[..., :1], drawn, ids[..., 1 : ids.shape[-1] - count]], dim=-1)
+        looked_up = []
+        for heard, table in zip(with_words.unbind(dim=1), self.model.token_tables, strict=True):
+            start, rest = table[heard[:, :1]], table[heard[:, 1 + count :]]
+            looked_up.append(torch.cat([start, (words @ table[:vocabulary])[None], rest], dim=1))
         return self.model.encode_tokens(with_words, looked_up=looked_up)
 
     def decode(self, words: list[int], text: str) -> str:
@@ -176,6 +181,17 @@ class PromptAttack:
             guidance_scale=draw.guidance_scale,
         )
         return picture, bool(self.success.sees(picture))
+
+
+def check_one_vocabulary(model: TextToImageModel) -> None:
+    """UserError unless a token id is the same word to all of the model's text encoders."""
+    first, *others = (getattr(model.pipeline, name).get_vocab() for name in model.tokenizers)
+    if any(other != first for other in others):
+        raise UserError(
+            "UnlearnDiffAtk (kind=, --kind unlearndiffatk) looks for words that all text encoders are told alike, and "
+            f"MODEL's tokenizers ({', '.join(model.tokenizers)}) have different vocabularies. Attack it with "
+            "textual-inversion, which learns a word for each, or its denoiser with finetune, lora or dreambooth."
+        )
 
 
 def testing_pipeline(pipeline: Any, sampler: str) -> Any:

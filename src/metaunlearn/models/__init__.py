@@ -43,7 +43,7 @@ def adapt(pipeline: Any, device: str | torch.device = "cpu") -> TextToImageModel
 def own_pipeline(model: Any, *others: str) -> Any:
     """A pipeline whose denoiser may be changed: loaded afresh, or around a copy where the caller gave a pipeline.
 
-    ``others`` are further components that may be changed, e.g. ``"text_encoder"``.
+    ``others`` are further components that may be changed, where it has them, e.g. ``"text_encoder_2"``.
     """
     return load_pipeline(model) if isinstance(model, str | Path) else with_own_denoiser(model, *others)
 
@@ -51,7 +51,8 @@ def own_pipeline(model: Any, *others: str) -> Any:
 def with_own_denoiser(pipeline: Any, *others: str) -> Any:
     """The same pipeline around a copy of its denoiser, and of ``others``: the caller's weights stay untouched."""
     check_pipeline(pipeline)
-    return rebuilt(pipeline, **{name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", *others)})
+    there = [name for name in ("unet", *others) if name in pipeline.components]
+    return rebuilt(pipeline, **{name: copy.deepcopy(getattr(pipeline, name)) for name in there})
 
 
 def rebuilt(pipeline: Any, kind: Any = None, **parts: Any) -> Any:

@@ -28,6 +28,8 @@ class TextToImageModel(Protocol):
     """``sd`` (Stable Diffusion 1.x, 2.x) or ``sdxl``."""
     text_encoders: tuple[str, ...]
     """Names of the pipeline's text encoders."""
+    tokenizers: tuple[str, ...]
+    """Names of its tokenizers, one for each of them."""
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -97,6 +99,33 @@ class TextToImageModel(Protocol):
 
     def unconditional(self) -> Conditioning:
         """What the pipeline itself takes for no prompt in classifier-free guidance: one row, ∅ in the equations."""
+        ...
+
+    def token_ids(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids, (B, encoders, T): start, words, end, padding; what exceeds the context is cut off."""
+        ...
+
+    @property
+    def token_tables(self) -> tuple[Tensor, ...]:
+        """What each text encoder looks tokens up in, (tokens, D of its own)."""
+        ...
+
+    def text_parameters(self) -> Params:
+        """psi: a copy of the text encoders' parameters that reach the denoiser, each with its encoder's name first."""
+        ...
+
+    def load_text_parameters(self, psi: Params) -> None:
+        """Write ``psi`` into the pipeline's text encoders."""
+        ...
+
+    def encode_tokens(
+        self, ids: Tensor, psi: Params | None = None, *, looked_up: Sequence[Tensor] | None = None
+    ) -> Conditioning:
+        """Encoded prompts of token ids (B, encoders, T); differentiable, unlike :meth:`encode_prompts`.
+
+        ``psi`` are other parameters for the text encoders. ``looked_up``, a (B, T, D) for each of them, stands in for
+        the rows of :attr:`token_tables` that ``ids`` would look up.
+        """
         ...
 
     def last_tokens(self, prompts: Sequence[str]) -> list[int]:

@@ -8,13 +8,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.models.unet_model import UNetModel
+from metaunlearn.models.tokens import TokenModel
 
 
-class StableDiffusionXL(UNetModel):
+class StableDiffusionXL(TokenModel):
     """A diffusers ``StableDiffusionXLPipeline`` (the base model) as the equations see it."""
 
     family = "sdxl"
@@ -27,6 +30,11 @@ class StableDiffusionXL(UNetModel):
             prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return Conditioning(tokens, pooled, self._time_ids(len(prompts)))
+
+    def conditioning(self, encoded: Sequence[Any]) -> Conditioning:
+        """The second-last layers side by side, and the second text encoder's projected embedding."""
+        tokens = torch.cat([output.hidden_states[-2] for output in encoded], dim=-1)
+        return Conditioning(tokens, encoded[1].text_embeds, self._time_ids(len(tokens)))
 
     @torch.no_grad()
     def unconditional(self) -> Conditioning:

@@ -1,56 +1,96 @@
-"""Models that can be asked with tokens instead of text, differentiably: what attacks on words and text encoders need.
+"""Asking a model with tokens instead of text, differentiably: what attacks on words and on text encoders need.
 
-Shapes: B prompts, T text tokens, D text width.
+Shapes: B prompts, T text tokens, D text width, which is each text encoder's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.errors import UserError
-from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import Params
 
 
-class TokenModel(TextToImageModel, Protocol):
-    """A model of one text encoder, psi, whose tokens and parameters may be other than its own."""
+class TokenModel(UNetModel):
+    """An adapter but for how prompts are encoded, and how the denoiser is told what its text encoders say."""
+
+    def conditioning(self, encoded: Sequence[Any]) -> Conditioning:
+        """What the denoiser is told, from the output of each text encoder: each family's own."""
+        raise NotImplementedError
 
     def token_ids(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids, (B, T): start, words, end, padding; what exceeds the context is cut off."""
-        ...
+        """Token ids, (B, encoders, T): start, words, end, padding; what exceeds the context is cut off."""
+        return torch.stack([_ids(getattr(self.pipeline, name), prompts) for name in self.tokenizers], dim=1).to(
+            self.device
+        )
 
     @property
-    def token_table(self) -> Tensor:
-        """What the text encoder looks tokens up in, (tokens, D)."""
-        ...
+    def token_tables(self) -> tuple[Tensor, ...]:
+        """What each text encoder looks tokens up in, (tokens, D)."""
+        return tuple(getattr(self.pipeline, name).get_input_embeddings().weight for name in self.text_encoders)
 
     def text_parameters(self) -> Params:
-        """psi: a copy of every parameter of the text encoder."""
-        ...
+        """psi: a copy of the text encoders' parameters that reach the denoiser, each with its encoder's name first.
+
+        Of XL's first encoder neither the last layer nor what follows it is among them.
+        """
+        psi = {
+            f"{name}.{key}": p.detach().clone().requires_grad_()
+            for name in self.text_encoders
+            for key, p in getattr(self.pipeline, name).named_parameters()
+        }
+        told = self.encode_tokens(self.token_ids([""]), psi).tensors().values()
+        total = torch.stack([part.sum() for part in told]).sum()
+        slopes = torch.autograd.grad(total, list(psi.values()), allow_unused=True)  # None: what this looks for.
+        return {name: p.detach() for (name, p), slope in zip(psi.items(), slopes, strict=True) if slope is not None}
 
     def load_text_parameters(self, psi: Params) -> None:
-        """Write ``psi`` into the pipeline's text encoder."""
-        ...
+        """Write ``psi`` into the pipeline's text encoders."""
+        with torch.no_grad():
+            for name, p in psi.items():
+                encoder, _, key = name.partition(".")
+                getattr(self.pipeline, encoder).get_parameter(key).copy_(p)
 
-    def encode_tokens(self, ids: Tensor, psi: Params | None = None, *, looked_up: Tensor | None = None) -> Conditioning:
-        """Encoded prompts of token ids (B, T); differentiable, unlike :meth:`encode_prompts`.
+    def encode_tokens(
+        self, ids: Tensor, psi: Params | None = None, *, looked_up: Sequence[Tensor] | None = None
+    ) -> Conditioning:
+        """Encoded prompts of token ids (B, encoders, T); differentiable, unlike :meth:`encode_prompts`.
 
-        ``psi`` are other parameters for the text encoder. ``looked_up``, (B, T, D), stands in for the rows of
-        :attr:`token_table` that ``ids`` would look up.
+        ``psi`` are other parameters for the text encoders. ``looked_up``, a (B, T, D) for each of them, stands in for
+        the rows of :attr:`token_tables` that ``ids`` would look up.
         """
-        ...
+        encoded = []
+        for place, name in enumerate(self.text_encoders):
+            own = {key.removeprefix(f"{name}."): p for key, p in (psi or {}).items() if key.startswith(f"{name}.")}
+            rows = None if looked_up is None else looked_up[place]
+            encoded.append(_encoded(getattr(self.pipeline, name), ids[:, place], own, rows))
+        return self.conditioning(encoded)
 
 
-def token_model(model: TextToImageModel, wanted: str) -> TokenModel:
-    """``model``, if it can be asked with tokens; UserError, which names what is ``wanted`` with them, if it cannot."""
-    if not hasattr(type(model), "encode_tokens"):
-        raise UserError(
-            f"{wanted} works on models of one text encoder (Stable Diffusion 1.x and 2.x); MODEL is a "
-            f"{type(model.pipeline).__name__}, which joins {len(model.text_encoders)}. "
-            "Attack its denoiser: finetune, lora or dreambooth (kind=, --kind)."
-        )
-    return cast(TokenModel, model)
+def _ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    ids: Tensor = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids
+
+
+def _encoded(encoder: Any, ids: Tensor, psi: Params, looked_up: Tensor | None) -> Any:
+    # A hook rather than an argument: transformers' text encoders take no embeddings in place of ids.
+    hook = None
+    if looked_up is not None:
+        hook = encoder.get_input_embeddings().register_forward_hook(lambda *_: looked_up)
+    try:
+        return functional_call(encoder, psi, (ids,), {"output_hidden_states": True})
+    finally:
+        if hook is not None:
+            hook.remove()
