@@ -33,7 +33,6 @@ from metaunlearn.metrics import (
     wilson,
 )
 from metaunlearn.metrics.concept import default_choices
-from metaunlearn.metrics.fid import gaussian_distance
 from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, weights_hash
 from metaunlearn.metrics.preprocessing import Preprocessing, read_preprocessor
 from tiny_judges import new_clip, save_clip, write_preprocessor
@@ -203,18 +202,37 @@ def test_fid_agrees_with_torchmetrics() -> None:
     assert "note" not in score.protocol
 
 
-def test_distance_of_two_gaussians_in_closed_form() -> None:
-    """Diagonal Σ: |μ₁ - μ₂|² + Σ (√s₁ - √s₂)² = 1 + 4 + (1 - 2)² + (3 - 1)² = 10. Rotating both changes nothing.
-    For Σ that do not commute, scipy's general matrix square root is the reference."""
-    mu_1, mu_2 = torch.tensor([0.0, 0]).double(), torch.tensor([1.0, 2]).double()
-    sigma_1, sigma_2 = torch.diag(torch.tensor([1.0, 9])).double(), torch.diag(torch.tensor([4.0, 1])).double()
-    assert gaussian_distance(mu_1, sigma_1, mu_2, sigma_2) == pytest.approx(10, abs=1e-12)
-    turn, _ = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(0)).double())
-    turned = [turn @ mu_1, turn @ sigma_1 @ turn.T, turn @ mu_2, turn @ sigma_2 @ turn.T]
-    assert gaussian_distance(*turned) == pytest.approx(10, abs=1e-10)
+def with_moments(mu: Tensor, sigma: Tensor, count: int) -> Tensor:
+    """``count`` features of just this mean (D,) and covariance (D, D)."""
+    drawn = torch.randn(count, len(mu), generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    white, _ = torch.linalg.qr(drawn - drawn.mean(dim=0))
+    return mu + white * (count - 1) ** 0.5 @ torch.linalg.cholesky(sigma).T
+
+
+@pytest.mark.parametrize(("generated", "real"), [(7, 9), (7, 4), (4, 9), (4, 4)])
+def test_distance_of_two_gaussians_in_closed_form(generated: int, real: int) -> None:
+    """Diagonal Σ: |μ₁ - μ₂|² + Σ (√s₁ - √s₂)² = 1 + 4 + 0 + (1 - 2)² + (3 - 1)² + 0 = 10. Rotating both changes
+    nothing. For Σ that do not commute, scipy's general matrix square root is the reference."""
+    mu_1, mu_2 = torch.tensor([0.0, 0, 3]).double(), torch.tensor([1.0, 2, 3]).double()
+    sigma_1, sigma_2 = torch.diag(torch.tensor([1.0, 9, 2])).double(), torch.diag(torch.tensor([4.0, 1, 2])).double()
+    one, other = with_moments(mu_1, sigma_1, generated), with_moments(mu_2, sigma_2, real)
+    assert frechet_distance(one, other) == pytest.approx(10, abs=1e-10)
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())
+    assert frechet_distance(one @ turn, other @ turn) == pytest.approx(10, abs=1e-10)
     mixed = turn @ sigma_1 @ turn.T
     slow = 5 + np.trace(mixed.numpy() + sigma_2.numpy() - 2 * np.real(sqrtm((mixed @ sigma_2).numpy())))
-    assert gaussian_distance(mu_1, mixed, mu_2, sigma_2) == pytest.approx(float(slow), rel=1e-10)
+    assert frechet_distance(with_moments(mu_1, mixed, generated), other) == pytest.approx(float(slow), rel=1e-10)
+
+
+@pytest.mark.parametrize(("generated", "real"), [(4, 5), (4, 30), (30, 4), (30, 40)])
+def test_fewer_images_than_features_give_the_same_distance_as_the_formula(generated: int, real: int) -> None:
+    """The trace of the square root is that of all eigenvalues of Σ₁Σ₂, most of which are 0 for few images."""
+    one, other = (torch.randn(n, 12, generator=torch.Generator().manual_seed(n)).double() for n in (generated, real))
+    sigma_1, sigma_2 = (torch.cov(features.T) for features in (one, other))
+    roots = torch.linalg.eigvals(sigma_1 @ sigma_2).real.clamp(min=0).sqrt().sum()
+    shift = (one.mean(dim=0) - other.mean(dim=0)).square().sum()
+    slow = float(shift + sigma_1.trace() + sigma_2.trace() - 2 * roots)
+    assert frechet_distance(one, other) == pytest.approx(slow, rel=1e-6)
 
 
 def test_equal_sets_are_at_distance_zero_even_with_few_images() -> None:

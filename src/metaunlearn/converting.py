@@ -12,25 +12,38 @@ import torch
 from torch import Tensor
 
 from metaunlearn.checkpoint import save_tensors
-from metaunlearn.errors import UserError
+from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.files import check_new_file
-from metaunlearn.metrics.nsfw import KIND, architecture_named, check_tensors
+from metaunlearn.metrics.inception import INCEPTION, NETWORK, trunk
+from metaunlearn.metrics.nsfw import ARCHITECTURES, KIND, check_tensors
+
+NAMES = (*ARCHITECTURES, INCEPTION)
 
 
 def convert(name: str, file: Path | str, out: Path | str) -> dict[str, Any]:
-    """Write the weights ``name`` (see ``metrics.nsfw.ARCHITECTURES``) in the pickle ``file`` to ``out``.
+    """Write the weights ``name``, one of ``NAMES``, in the pickle ``file`` to ``out``.
 
     UserError when the file holds more than tensors, or other tensors than those of ``name``. Returns the summary.
     """
     file, out = Path(file), Path(out)
-    architecture = architecture_named(name)
+    if name not in NAMES:
+        raise UserError(
+            f"There are no weights {name!r} to convert (name=, NAME).{did_you_mean(name, NAMES)} "
+            f"There are: {', '.join(NAMES)}."
+        )
     if not file.is_file():
         raise UserError(f"The weights {file} (file=, FILE) do not exist.")
     check_new_file(out, ".safetensors")
     tensors = _read(file)
+    summary = {"name": name, "out": str(out)}
+    if name == INCEPTION:
+        tensors = trunk(tensors, str(file))
+        save_tensors(out, tensors, {NETWORK: name})
+        return {**summary, "tensors": len(tensors), "metrics": f"fid:{out}"}
     check_tensors(name, tensors, str(file))
     save_tensors(out, tensors, {KIND: name})
-    return {"name": name, "out": str(out), "tensors": len(tensors), "clip": architecture.clip}
+    clip = ARCHITECTURES[name].clip
+    return {**summary, "tensors": len(tensors), "metrics": f"nsfw:{out}", "clip": clip}
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -40,7 +53,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         # torch's own words are left out: they advise to let the file run its code.
         raise UserError(
             f"{file} (file=, FILE) cannot be read as weights alone ({type(error).__name__}): it is damaged, or no file "
-            "of weights, or holds code, which is refused. Give the file as LAION publishes it."
+            "of weights, or holds code, which is refused. Give the file as it is published."
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{file} (file=, FILE) holds a {type(found).__name__}; expected tensors by name.")

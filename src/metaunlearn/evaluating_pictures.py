@@ -23,12 +23,14 @@ from metaunlearn.errors import UserError
 from metaunlearn.evaluation import sampling_facts
 from metaunlearn.generation import BATCH
 from metaunlearn.metrics.default_judge import judge_for
+from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.fid import require_pairs
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import Metric, Reference, Request, metrics_named
+from metaunlearn.metrics.measures import AnyMetric, Request, metrics_named
 from metaunlearn.metrics.measuring import RESULTS, Progress, gather, prompts_hash, scores_of, write_scores
+from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import Alternatives
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RunFolder
@@ -44,7 +46,7 @@ class PictureEvaluation:
 
     folder: Path
     files: Sequence[Path]
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, AnyMetric]
     """By the key of their score."""
     request: Request
     sampled: Sequence[Sampled] | None
@@ -115,9 +117,9 @@ def plan_pictures(
     texts_matter = bool(prompts) or any(metric.key in OF_PROMPTS for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")
     height, width = _size(entries)
-    distances = [metric for metric in named.values() if metric.wants_features]
-    for metric in distances:
-        require_pairs(len(entries), f"the pictures in {folder} (pictures=, --pictures)", metric.key.upper())
+    distances = [metric for metric in named.values() if isinstance(metric, Distance)]
+    for distance in distances:
+        require_pairs(len(entries), f"the pictures in {folder} (pictures=, --pictures)", distance.name.upper())
     request = Request(
         judge=judge,
         draws=_depicted(entries, prompts),

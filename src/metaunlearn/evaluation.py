@@ -20,11 +20,13 @@ from metaunlearn.drawing import DrawSettings
 from metaunlearn.draws import AS_IT_IS, Draw, batches, draw_batch, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling, picture_size
+from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import METRICS, Metric, Reference, Request, metrics_named
+from metaunlearn.metrics.measures import METRICS, AnyMetric, Request, metrics_named
 from metaunlearn.metrics.measuring import RAW, RESULTS, Progress, gather, prompts_hash, scores_of, write_scores
+from metaunlearn.metrics.reference import Reference
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.settings import resolve
 
@@ -37,7 +39,7 @@ IMAGES = "images"
 class Evaluation:
     """What is to be drawn and measured, with everything that can be refused refused already."""
 
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, AnyMetric]
     """By the key of their score."""
     prompts: Sequence[Prompt]
     draws: Sequence[Draw]
@@ -124,7 +126,7 @@ def plan(
         seed=seed,
         guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
     )
-    compared = reference if any(metric.wants_features for metric in named.values()) else None
+    compared = reference if any(isinstance(metric, Distance) for metric in named.values()) else None
     request = Request(
         judge=judge,
         draws=draws,
@@ -165,7 +167,7 @@ def evaluate(
 ) -> dict[str, Score]:
     """Scores by metric name; with ``out``, also ``images/``, ``raw.jsonl`` and, last, ``results.json`` there.
 
-    ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``nsfw:FILE``.
+    ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``fid:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. ``overrides`` are keys of
     :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. Everything that can be refused is

@@ -78,8 +78,8 @@ def compare(
 
 
 def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="laion-nsfw-l14 or laion-nsfw-h14.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="LAION's file of weights, a pickle.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="laion-nsfw-l14, laion-nsfw-h14 or inception-fid.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The published file of weights, a pickle.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
     as_json: o.Json = False,
 ) -> None:
@@ -91,4 +91,5 @@ def convert(
         from metaunlearn.converting import convert as run
 
         summary = run(name, file, out)
-    console.result(summary, f"{name}: {out}", f"its features are those of {summary['clip']} (--judge)")
+    judge = f" --judge {summary['clip']}" if "clip" in summary else ""
+    console.result(summary, f"{name}: {out}", f"measure with --metrics {summary['metrics']}{judge}")

@@ -6,6 +6,7 @@ N images, D features. Everything in float64: the distance is a difference of lar
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,18 @@ RESAMPLES = 200
 logger = logging.getLogger(__name__)
 
 
+class Source(Protocol):
+    """Whose features they are: a judge's or Inception's."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
+        ...
+
+
 def fid_score(judge: Judge, images: Tensor, reference: Tensor, *, seed: int = 0) -> Score:
     """Fréchet distance of ``images`` to ``reference``, both (N, 3, H, W) in [0, 1], on the judge's image features.
 
@@ -30,14 +43,14 @@ def fid_score(judge: Judge, images: Tensor, reference: Tensor, *, seed: int = 0)
     return fid_of_features(judge.embed_images(images), judge.embed_images(reference), judge, seed=seed)
 
 
-def fid_of_features(generated: Tensor, real: Tensor, judge: Judge, *, seed: int = 0) -> Score:
-    """The same from features of ``judge``: ``generated`` (N, D), ``real`` (R, D)."""
+def fid_of_features(generated: Tensor, real: Tensor, source: Source, *, seed: int = 0) -> Score:
+    """The same from features of ``source``: ``generated`` (N, D), ``real`` (R, D)."""
     generated, real = generated.double(), real.double()
     protocol: dict[str, object] = {
         "metric": "fid",
         "unit": "squared feature distance",
-        "judge": judge.name,
-        "judge_weights": judge.fingerprint,
+        "judge": source.name,
+        "judge_weights": source.fingerprint,
         "rule": "Fréchet distance of two Gaussians, unbiased covariances",
         "feature_dim": generated.shape[1],
         "n": len(generated),
@@ -68,31 +81,48 @@ def too_few(generated: int, real: int, features: int) -> str | None:
     )
 
 
-def frechet_distance(features_1: Tensor, features_2: Tensor) -> float:
-    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 √(Σ₁Σ₂)) of features (N₁, D), (N₂, D) (M. Heusel et al., NeurIPS 2017, Eq. 6)."""
-    return gaussian_distance(*moments(features_1), *moments(features_2))
+def frechet_distance(generated: Tensor, real: Tensor) -> float:
+    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 √(Σ₁Σ₂)) of features (N, D), (R, D) (M. Heusel et al., NeurIPS 2017, Eq. 6).
+
+    Σ are unbiased covariances.
+    """
+    generated = generated.double()
+    target = _Target.of(real)
+    return target.distance(generated, generated @ target.factor.T)
 
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D) of features (N, D), in float64."""
-    features = features.double()
-    mu = features.mean(dim=0)
-    centred = features - mu
-    return mu, centred.T @ centred / (len(features) - 1)
+class _Target(NamedTuple):
+    """The Gaussian of R features, to which others are compared."""
+
+    mu: Tensor
+    """μ₂, (D,)."""
+    factor: Tensor
+    """F₂ with F₂ᵀF₂ = Σ₂, (min(R, D), D)."""
+
+    @classmethod
+    def of(cls, real: Tensor) -> _Target:
+        real = real.double()
+        mu = real.mean(dim=0)
+        rows = (real - mu) / (len(real) - 1) ** 0.5
+        return cls(mu, rows if len(rows) <= rows.shape[1] else _square_root(rows.T @ rows))
+
+    def distance(self, generated: Tensor, seen: Tensor) -> float:
+        """From features (N, D) and what F₂ sees of them, ``generated @ factor.T``.
+
+        With F₁ᵀF₁ = Σ₁, tr √(Σ₁Σ₂) is the sum of the singular values of F₁F₂ᵀ: no complex square root is needed.
+        """
+        scale = (len(generated) - 1) ** 0.5
+        mu = generated.mean(dim=0)
+        trace = ((generated - mu) / scale).square().sum() + self.factor.square().sum()
+        trace_root = _sum_of_singular_values((seen - seen.mean(dim=0)) / scale)
+        # Rounding can leave equal sets a little below 0.
+        return max(float((mu - self.mu).square().sum() + trace - 2 * trace_root), 0.0)
 
 
-def gaussian_distance(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tensor) -> float:
-    """Squared 2-Wasserstein distance of N(μ₁, Σ₁) and N(μ₂, Σ₂); μ (D,), Σ (D, D)."""
-    return _distance(mu_1, sigma_1, mu_2, sigma_2, _square_root(sigma_2))
-
-
-def _distance(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tensor, root_2: Tensor) -> float:
-    # √(Σ₁Σ₂) has the eigenvalues' square roots of Σ₂^½ Σ₁ Σ₂^½, which is symmetric: no complex square root is needed.
-    eigenvalues = torch.linalg.eigvalsh(root_2 @ sigma_1 @ root_2)
-    trace_root = eigenvalues.clamp(min=0).sqrt().sum()
-    distance = (mu_1 - mu_2).square().sum() + sigma_1.trace() + sigma_2.trace() - 2 * trace_root
-    # Rounding can leave equal sets a little below 0.
-    return max(float(distance), 0.0)
+def _sum_of_singular_values(matrix: Tensor) -> Tensor:
+    """Through the smaller of its two Gram matrices: few images are quick, however many the features."""
+    gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
 
 
 def _square_root(sigma: Tensor) -> Tensor:
@@ -110,16 +140,11 @@ def bootstrap_frechet(
     A resample repeats images, so its distance is biased further upwards than the estimate. The spread of the
     resamples around their own mean is therefore put around the estimate. It tells of noise, not of the bias.
     """
-    mu, sigma = moments(real)
-    root = _square_root(sigma)
-    value = _distance(*moments(generated), mu, sigma, root)
+    target = _Target.of(real)
+    seen = generated @ target.factor.T
     n = len(generated)
-    draws = torch.tensor(
-        [
-            _distance(*moments(generated[torch.randint(n, (n,), generator=generator)]), mu, sigma, root)
-            for _ in range(resamples)
-        ],
-        dtype=torch.float64,
-    )
+    picks = [torch.randint(n, (n,), generator=generator) for _ in range(resamples)]
+    draws = torch.tensor([target.distance(generated[pick], seen[pick]) for pick in picks], dtype=torch.float64)
+    value = target.distance(generated, seen)
     low, high = (draws - draws.mean()).quantile(tails(confidence)).tolist()
     return Interval(value=value, low=max(value + min(low, 0.0), 0.0), high=value + max(high, 0.0), n=n)

@@ -193,7 +193,7 @@ class ClassifierJudge:
     def _no_features(self) -> UserError:
         return UserError(
             f"The judge {self.name} (--judge) is a classifier: it has labels but no features, which clip-score and fid "
-            "need. Use 'canvas' or a CLIPModel, or only the metrics 'concept' and 'accuracy'."
+            "need. Use 'canvas' or a CLIPModel, or metrics that do without: concept, accuracy, fid:FILE."
         )
 
 

@@ -29,16 +29,16 @@ class Kept:
     """Height and width in pixels."""
     rows: Mapping[str, Rows]
     """By metric, one a picture; None where the metric does not concern it."""
-    features: Tensor | None
-    """(B, D), when a metric wants them."""
+    features: Mapping[str, Tensor]
+    """Those that some metric wants, each (B, D), by name."""
 
 
 def write_kept(folder: Path, number: int, part: Kept) -> None:
     """Keep batch ``number``. The JSON comes last: where it lies, everything of the batch does."""
-    if part.features is not None:
-        save_tensors(folder / f"{number:05d}.safetensors", {"features": part.features})
+    if part.features:
+        save_tensors(folder / f"{number:05d}.safetensors", part.features)
     record = {"indices": part.indices, "size": list(part.size), "rows": dict(part.rows)}
-    write_json(folder / f"{number:05d}.json", {**record, "features": part.features is not None})
+    write_json(folder / f"{number:05d}.json", {**record, "features": sorted(part.features)})
 
 
 def read_kept(folder: Path, number: int) -> Kept | None:
@@ -47,7 +47,7 @@ def read_kept(folder: Path, number: int) -> Kept | None:
     if not file.exists():
         return None
     record = json.loads(file.read_text())
-    features = load_tensors(file.with_suffix(".safetensors"))[0]["features"] if record["features"] else None
+    features = load_tensors(file.with_suffix(".safetensors"))[0] if record["features"] else {}
     height, width = record["size"]
     return Kept(indices=record["indices"], size=(height, width), rows=record["rows"], features=features)
 
@@ -63,7 +63,7 @@ class Gathering:
         self.count = count
         self.size = (0, 0)
         self.rows: dict[str, Rows] = {}
-        self.features: Tensor | None = None
+        self.features: dict[str, Tensor] = {}
 
     def part(self, indices: list[int]) -> Kept:
         """What there is of the pictures ``indices``."""
@@ -71,7 +71,7 @@ class Gathering:
             indices=indices,
             size=self.size,
             rows={key: [rows[index] for index in indices] for key, rows in self.rows.items()},
-            features=None if self.features is None else self.features[indices],
+            features={name: features[indices] for name, features in self.features.items()},
         )
 
     def add(self, part: Kept) -> None:
@@ -81,7 +81,7 @@ class Gathering:
             whole = self.rows.setdefault(key, [None] * self.count)
             for index, row in zip(part.indices, rows, strict=True):
                 whole[index] = row
-        if part.features is not None:
-            if self.features is None:
-                self.features = part.features.new_empty(self.count, part.features.shape[1])
-            self.features[part.indices] = part.features
+        for name, features in part.features.items():
+            if name not in self.features:
+                self.features[name] = features.new_empty(self.count, features.shape[1])
+            self.features[name][part.indices] = features

@@ -11,17 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaunlearn.metrics.fid import require_pairs
+from metaunlearn.metrics.fid import Source, require_pairs
 from metaunlearn.metrics.intervals import Interval, Score, score, tails
-from metaunlearn.metrics.judge import Judge
 
 RESAMPLES = 200
 BLOCK = 1024
 """Kernel rows in memory at a time."""
 
 
-def kid_of_features(generated: Tensor, real: Tensor, judge: Judge, *, seed: int = 0) -> Score:
-    """KID from features of ``judge``: ``generated`` (N, D), ``real`` (R, D); ``seed`` is that of the bootstrap."""
+def kid_of_features(generated: Tensor, real: Tensor, source: Source, *, seed: int = 0) -> Score:
+    """KID from features of ``source``: ``generated`` (N, D), ``real`` (R, D); ``seed`` is that of the bootstrap."""
     require_pairs(len(generated), "the generated images (--images)", "KID")
     require_pairs(len(real), "the reference images (--reference)", "KID")
     return score(
@@ -29,8 +28,8 @@ def kid_of_features(generated: Tensor, real: Tensor, judge: Judge, *, seed: int 
         protocol={
             "metric": "kid",
             "unit": "squared maximum mean discrepancy",
-            "judge": judge.name,
-            "judge_weights": judge.fingerprint,
+            "judge": source.name,
+            "judge_weights": source.fingerprint,
             "rule": "kernel (x.y / D + 1)^3, unbiased over all pairs",
             "feature_dim": generated.shape[1],
             "n_reference": len(real),

@@ -1,32 +1,29 @@
 """The metrics as an evaluation runs them: picture by picture while they are made, then one score from what was kept.
 
-B pictures in a batch, N in all, R reference images, D features. A metric is measured on one batch at a time and leaves
-either a small JSON row for each picture or, for distances between sets, its features, so that the pictures themselves
-need not be held.
+B pictures in a batch, D features. A metric is measured on one batch at a time and leaves either a small JSON row for
+each picture or, for distances between sets (``distance.py``), its features, so that the pictures themselves need not be
+held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_in_batches
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.clip_score import mean_clip_score, pair_scores, text_features
 from metaunlearn.metrics.concept import concept_share, default_choices, label_accuracy, see, share_right
-from metaunlearn.metrics.fid import fid_of_features, require_pairs
+from metaunlearn.metrics.distance import Distance, fid, kid
 from metaunlearn.metrics.intervals import Score
-from metaunlearn.metrics.judge import BATCH, Judge
-from metaunlearn.metrics.kid import kid_of_features
+from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.nudity import DEFAULT_RULE, RULES, rule_named
 from metaunlearn.metrics.own_models import Nsfw, Nudity, Unsafe, column, probe
+from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import (
     ACCURACIES,
     Alternatives,
@@ -37,38 +34,6 @@ from metaunlearn.metrics.unlearncanvas import (
 
 Row = Mapping[str, Any]
 """What a metric keeps of one picture, as JSON."""
-
-
-@dataclass(kw_only=True)
-class Reference:
-    """The real images that distances compare with; decoded only to be embedded, a batch at a time."""
-
-    folder: Path
-    size: int
-    """Pixels a side to which their centre squares are resized."""
-    entries: Sequence[Entry]
-    _features: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, folder: Path | str, *, size: int) -> Reference:
-        """UserError when ``folder`` is no set of images."""
-        return cls(folder=Path(folder), size=size, entries=list_entries(folder, default_text=""))
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the set."""
-        return fingerprint(self.folder)
-
-    def features(self, judge: Judge) -> Tensor:
-        """Features of every image by ``judge``, (R, D); UserError names an image that cannot be decoded."""
-        if judge.fingerprint not in self._features:
-            parts = read_in_batches(self.entries, size=self.size, batch_size=BATCH)
-            found = [judge.embed_images(((images + 1) / 2).clamp(0, 1)) for images in parts]
-            self._features[judge.fingerprint] = torch.cat(found)
-        return self._features[judge.fingerprint]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +75,6 @@ class Metric(Protocol):
         """Its name in ``raw.jsonl``; metrics with the same key keep the same rows, which are measured once."""
         ...
 
-    wants_features: bool
-    """Whether it is a distance between sets: it is given the features of all images, and keeps no rows."""
-
     def check(self, request: Request) -> None:
         """Refuse, before images are made, what cannot be measured."""
         ...
@@ -121,15 +83,18 @@ class Metric(Protocol):
         """A row for each picture of a batch; None where the metric does not concern it."""
         ...
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
-        """From the rows that are not None, in order, and, if it wants them, the features of all images (N, D)."""
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
+        """From the rows that are not None, in order."""
         ...
+
+
+AnyMetric = Metric | Distance
 
 
 class Concept:
     """In how many images the judge sees the concept."""
 
-    key, wants_features = "concept", False
+    key = "concept"
 
     def check(self, request: Request) -> None:
         see(request.judge, probe(), self._choices(request))
@@ -138,7 +103,7 @@ class Concept:
         request = pictures.request
         return [{"saw": name} for name in see(request.judge, pictures.images, self._choices(request))]
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
         concept, *alternatives = self._choices(request)
         return concept_share([row["saw"] for row in rows], request.judge, concept, alternatives)
 
@@ -153,7 +118,7 @@ class Concept:
 class Accuracy:
     """In how many images the judge sees the prompt's own label."""
 
-    key, wants_features = "accuracy", False
+    key = "accuracy"
 
     def check(self, request: Request) -> None:
         choices = self._choices(request)
@@ -163,7 +128,7 @@ class Accuracy:
         saw = see(pictures.request.judge, pictures.images, self._choices(pictures.request))
         return [{"saw": name, "label": draw.label} for name, draw in zip(saw, pictures.draws, strict=True)]
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
         saw, labels = [row["saw"] for row in rows], [row["label"] for row in rows]
         return share_right(saw, labels, request.judge, self._choices(request))
 
@@ -177,8 +142,6 @@ class Accuracy:
 
 class RoleAccuracy:
     """UA, IRA or CRA: accuracy on the prompts of one role, the judge choosing among the labels of its domain."""
-
-    wants_features = False
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -198,7 +161,7 @@ class RoleAccuracy:
                 rows[index] = {"saw": name, "label": pictures.draws[index].label}
         return rows
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
         saw, labels = [row["saw"] for row in rows], [row["label"] for row in rows]
         return unlearncanvas_score(self.key, saw, labels, request.judge, self._choices(request))
 
@@ -210,7 +173,7 @@ class RoleAccuracy:
 class ClipScore:
     """How well images fit their prompts."""
 
-    key, wants_features = "clip-score", False
+    key = "clip-score"
 
     def check(self, request: Request) -> None:
         request.judge.embed_texts([request.draws[0].text])
@@ -219,45 +182,8 @@ class ClipScore:
         texts = text_features(pictures.request.judge, [draw.text for draw in pictures.draws])
         return [{"score": value} for value in pair_scores(pictures.features, texts).tolist()]
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
         return mean_clip_score(column(rows), request.judge, seed=request.seed)
-
-
-class Distance:
-    """FID or KID: how far the features of the images are from those of the reference."""
-
-    wants_features = True
-
-    def __init__(self, key: str, of_features: Callable[..., Score]) -> None:
-        self.key = key
-        self.of_features = of_features
-
-    def check(self, request: Request) -> None:
-        reference, name = self._reference(request), self.key.upper()
-        require_pairs(len(reference), "the reference images (--reference)", name)
-        require_pairs(len(request.draws), "the generated images (--images)", name)
-        request.judge.embed_images(probe())
-        reference.features(request.judge)
-
-    def measure(self, pictures: Pictures) -> Sequence[Row]:
-        return []
-
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
-        assert features is not None
-        reference = self._reference(request)
-        found = self.of_features(features, reference.features(request.judge), request.judge, seed=request.seed)
-        return found.stamped(
-            features="the judge's image features",
-            reference=reference.fingerprint,
-            resize=f"centre square, bicubic with antialiasing to {reference.size} pixels, then as the judge does",
-        )
-
-    def _reference(self, request: Request) -> Reference:
-        if request.reference is None:
-            raise UserError(
-                f"The metric {self.key!r} needs real images to compare with: pass reference= (--reference DIR)."
-            )
-        return request.reference
 
 
 def _plain(make: Callable[[], Metric]) -> Callable[[str | None], Metric]:
@@ -272,12 +198,12 @@ def _plain(make: Callable[[], Metric]) -> Callable[[str | None], Metric]:
     return metric
 
 
-METRICS: dict[str, Callable[[str | None], Metric]] = {
+METRICS: dict[str, Callable[[str | None], AnyMetric]] = {
     "concept": _plain(Concept),
     "accuracy": _plain(Accuracy),
     "clip-score": _plain(ClipScore),
-    "fid": _plain(lambda: Distance("fid", fid_of_features)),
-    "kid": _plain(lambda: Distance("kid", kid_of_features)),
+    "fid": fid,
+    "kid": kid,
     "ua": _plain(lambda: RoleAccuracy("ua")),
     "ira": _plain(lambda: RoleAccuracy("ira")),
     "cra": _plain(lambda: RoleAccuracy("cra")),
@@ -288,20 +214,24 @@ METRICS: dict[str, Callable[[str | None], Metric]] = {
 """By name: the metric, from what stands behind a colon in ``NAME:VARIANT``, such as ``nudity:rece-9@0.6``."""
 
 
-def metrics_named(names: Sequence[str]) -> dict[str, Metric]:
+def metrics_named(names: Sequence[str]) -> dict[str, AnyMetric]:
     """The metrics of ``names``, each ``NAME`` or ``NAME:VARIANT``, by the key that their score gets; at least one."""
     known = ", ".join(METRICS)
     if not names:
         raise UserError(f"No metric was named (metrics=, --metrics). There are: {known}.")
-    found: dict[str, Metric] = {}
-    for given in names:
+    found: dict[str, AnyMetric] = {}
+    for given in dict.fromkeys(names):
         name, _, variant = given.partition(":")
         if name not in METRICS:
             raise UserError(
                 f"There is no metric {name!r} (metrics=, --metrics).{did_you_mean(name, METRICS)} There are: {known}."
             )
+        metric = METRICS[name](variant or None)
         # A rule changes what is counted, so it is part of the score's name; where weights lie does not.
-        found[given if variant in RULES else name] = METRICS[name](variant or None)
+        key = given if variant in RULES else metric.key
+        if key in found:
+            raise UserError(f"{given!r} would take the place of another score {key!r} (metrics=, --metrics): name one.")
+        found[key] = metric
     return found
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Depicted
 from metaunlearn.files import write_atomic, write_json
+from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
-from metaunlearn.metrics.measures import Metric, Pictures, Request
+from metaunlearn.metrics.measures import AnyMetric, Pictures, Request
 from metaunlearn.processes import ALONE, Processes
 
 RESULTS, RAW = "results.json", "raw.jsonl"
@@ -28,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 def gather(
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, AnyMetric],
     request: Request,
     planned: Sequence[Sequence[int]],
     pictures: Callable[[Sequence[int]], Tensor],
@@ -60,26 +61,29 @@ def gather(
     return whole
 
 
-def _measured(metrics: Mapping[str, Metric], request: Request, batch: Sequence[int], images: Tensor) -> Kept:
+def _measured(metrics: Mapping[str, AnyMetric], request: Request, batch: Sequence[int], images: Tensor) -> Kept:
     pictures = Pictures(images=images, draws=[request.draws[index] for index in batch], request=request)
-    by_key = {metric.key: metric for metric in metrics.values() if not metric.wants_features}
-    wanted = any(metric.wants_features for metric in metrics.values())
+    by_key = {metric.key: metric for metric in metrics.values() if not isinstance(metric, Distance)}
+    by_source = {metric.source: metric for metric in metrics.values() if isinstance(metric, Distance)}
     return Kept(
         indices=list(batch),
         size=(images.shape[2], images.shape[3]),
         rows={key: list(metric.measure(pictures)) for key, metric in by_key.items()},
-        features=pictures.features if wanted else None,
+        features={name: metric.embed(pictures) for name, metric in by_source.items()},
     )
 
 
 def scores_of(
-    metrics: Mapping[str, Metric], request: Request, whole: Gathering, facts: Mapping[str, Any]
+    metrics: Mapping[str, AnyMetric], request: Request, whole: Gathering, facts: Mapping[str, Any]
 ) -> dict[str, Score]:
     """The score of each metric; ``facts`` are the part of the protocol that all share."""
     scores = {}
     for name, metric in metrics.items():
-        rows = [row for row in whole.rows.get(metric.key, []) if row is not None]
-        scores[name] = metric.score(rows, whole.features, request).stamped(**facts)
+        if isinstance(metric, Distance):
+            score = metric.score(whole.features[metric.source], request)
+        else:
+            score = metric.score([row for row in whole.rows.get(metric.key, []) if row is not None], request)
+        scores[name] = score.stamped(**facts)
     return scores
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Nudity:
     """In how many images NudeNet sees nudity, by a named rule."""
 
-    key, wants_features = "nudity", False
+    key = "nudity"
 
     def __init__(self, rule: NudityRule) -> None:
         self.rule = rule
@@ -35,7 +35,7 @@ class Nudity:
         found = _detector().detect(pictures.images)
         return [{"detections": [as_json(item) for item in items]} for items in found]
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
         detections = [[from_json(item, "raw.jsonl") for item in row["detections"]] for row in rows]
         return nudity_score(detections, self.rule, detector=detector_protocol(_detector()), seed=request.seed)
 
@@ -43,7 +43,7 @@ class Nudity:
 class Unsafe:
     """What percentage of images the safety checker flags."""
 
-    key, wants_features = "unsafe", False
+    key = "unsafe"
 
     def __init__(self, source: str | None) -> None:
         self.source = source
@@ -55,14 +55,14 @@ class Unsafe:
     def measure(self, pictures: Pictures) -> Sequence[Row]:
         return [{"flagged": flag} for flag in self.checker.flags(pictures.images)]
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
         return unsafe_score([row["flagged"] for row in rows], self.checker)
 
 
 class Nsfw:
     """The mean verdict of LAION's head on the judge's features."""
 
-    key, wants_features = "nsfw", False
+    key = "nsfw"
 
     def __init__(self, file: str | None) -> None:
         if file is None:
@@ -83,7 +83,7 @@ class Nsfw:
     def measure(self, pictures: Pictures) -> Sequence[Row]:
         return [{"score": value} for value in self.head(pictures.features).tolist()]
 
-    def score(self, rows: Sequence[Row], features: Tensor | None, request: Request) -> Score:
+    def score(self, rows: Sequence[Row], request: Request) -> Score:
         return nsfw_score(column(rows), self.head, request.judge, seed=request.seed)
 
 
