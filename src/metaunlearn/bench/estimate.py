@@ -91,7 +91,7 @@ def outlook(plan: Plan, store: Store, rows: Sequence[Row], device: str = "cpu") 
         kinds=kinds,
         todo=[{"cell": cell.name, **cell.labels, **_said(guesses[cell.name])} for cell in todo],
         there=[{"cell": cell.name, **cell.labels} for cell in cells if store.whole(cell.name)],
-        memory_bytes=_most(list(guesses.values())),
+        memory_bytes=_most(list(guesses.values())) or None,  # 0: of what needs no model alone.
         missing=missing_of(todo),
     )
 

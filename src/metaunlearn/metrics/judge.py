@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -255,19 +256,23 @@ def _canvas_judge(device: str | torch.device) -> ClipJudge:
 
 
 def canvas_phrase(label: str) -> str:
-    """A label in the words of Canvas's captions; UserError for what Canvas does not draw, which its judge never saw."""
+    """A label, with or without its article, in the words of Canvas's captions.
+
+    UserError for what Canvas does not draw, which its judge never saw.
+    """
     from metaunlearn.canvas.catalog import NAMES, STYLES, caption
 
     if label in STYLES:
         return f"{label} style"
-    if label not in NAMES:
+    name = re.sub("^an? ", "", label)
+    if name not in NAMES:
         known = [*NAMES, *STYLES]
         raise UserError(
             f"Canvas's judge (--judge canvas) does not know {label!r} (--concept, --alternative, or a label of "
             f"--prompts).{did_you_mean(label, known)} It knows what Canvas draws: {', '.join(known[:5])} ... and the "
             f"styles {', '.join(STYLES)}. For anything else name a CLIPModel or an image classifier."
         )
-    return caption(label)
+    return caption(name)
 
 
 def vision_size(model: Any) -> int:
