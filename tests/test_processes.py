@@ -119,7 +119,7 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "generate": ["generate", str(tiny_model), "--prompts", str(prompts)],
         "evaluate": [
             "evaluate", str(tiny_model), "--prompts", str(prompts), "--metrics", "concept,fid", "--concept", "a knife",
-            "--alternative", "a fork", "--reference", str(data),
+            "--alternative", "an axe", "--reference", str(data),
         ],
         "refused": erasing(tiny_model, "steps=2", "batch_size=3"),
         "refused sharded": erasing(tiny_model, "steps=2", "sharded=true", "meta_gradient=double-backward"),
