@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.lines import Line
@@ -101,6 +102,7 @@ def same_method(ours: str, papers: str) -> bool:
     return _canonical(ours) == _canonical(papers)
 
 
+@cache  # Asked for every figure of a table, and find() reads what every installed package brings.
 def _canonical(name: str) -> str:
     name = name.lower()
     try:
