@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resistance import CHOSEN_ON, UNTOUCHED, Scores, curve, in_markdown, read, scores_of, seen
+from resistance import CHOSEN_ON, UNTOUCHED, Scores, curve, in_markdown, in_steps, read, scores_of, seen
 
 from metaunlearn.bench.recipe import steps_of
 from metaunlearn.bench.results import Found
@@ -102,8 +102,7 @@ def page(found: Found, drawing: str) -> str:
 
 
 def _half(rung: Rung, start: dict[str, float]) -> str:
-    steps = curve(rung.scores).steps_to(start["concept"] / 2)
-    return "not reached" if steps is None else f"{steps:.0f}"
+    return in_steps(curve(rung.scores).steps_to(start["concept"] / 2))
 
 
 def figure(drawn: list[Rung], fid: float) -> str:

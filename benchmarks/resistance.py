@@ -148,7 +148,7 @@ def _line(found: Found, concept: str, seed: int) -> list[str] | None:
     return [
         concept, str(seed), *kept(plain[UNTOUCHED], meta[UNTOUCHED]),
         f"{mean(malicious[0]) / mean(malicious[1]):.2f}", f"{malicious[0][-1] / malicious[1][-1]:.2f}",
-        " → ".join("not reached" if steps is None else f"{steps:.0f}" for steps in (half_plain, half_meta)),
+        " → ".join(map(in_steps, (half_plain, half_meta))),
         f"{half_meta / half_plain:.1f}" if half_plain and half_meta else "",
         f"{unseen:.2f}",
     ]  # fmt: skip
@@ -180,6 +180,11 @@ def kept(plain: dict[str, float], meta: dict[str, float]) -> list[str]:
     percent = [f"{plain[name]:.1f} → {meta[name]:.1f}" for name in ("unrelated", "related")]
     change = 100 * (meta["fid"] / plain["fid"] - 1)
     return [*percent, f"{plain['fid']:.2f} → {meta['fid']:.2f} ({change:+.1f} %)"]
+
+
+def in_steps(found: float | None) -> str:
+    """How late, in words."""
+    return "not reached" if found is None else f"{found:.0f}"
 
 
 def in_markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

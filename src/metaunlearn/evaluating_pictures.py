@@ -29,7 +29,15 @@ from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
 from metaunlearn.metrics.measures import AnyMetric, Request, metrics_named
-from metaunlearn.metrics.measuring import RESULTS, Progress, gather, prompts_hash, scores_of, write_scores
+from metaunlearn.metrics.measuring import (
+    RESULTS,
+    Progress,
+    gather,
+    prompts_hash,
+    refuse_measured,
+    scores_of,
+    write_scores,
+)
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import Alternatives
 from metaunlearn.processes import ALONE, Processes
@@ -156,8 +164,7 @@ def evaluate_pictures(
     ``prompts`` add labels and roles to the captions in ``metadata.jsonl``, and are needed by metrics that ask for those
     only. ``seed`` is that of the bootstraps. All else is as for :func:`~metaunlearn.evaluation.evaluate`.
     """
-    if out is not None and (Path(out) / RESULTS).exists():
-        raise UserError(f"{out} (--out) already holds {RESULTS}; choose another folder.")
+    refuse_measured(out)
     evaluation = plan_pictures(
         folder,
         metrics=metrics,

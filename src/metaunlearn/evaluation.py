@@ -25,7 +25,16 @@ from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
 from metaunlearn.metrics.measures import METRICS, AnyMetric, Request, metrics_named
-from metaunlearn.metrics.measuring import RAW, RESULTS, Progress, gather, prompts_hash, scores_of, write_scores
+from metaunlearn.metrics.measuring import (
+    RAW,
+    RESULTS,
+    Progress,
+    gather,
+    prompts_hash,
+    refuse_measured,
+    scores_of,
+    write_scores,
+)
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.settings import resolve
@@ -173,8 +182,7 @@ def evaluate(
     :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. Everything that can be refused is
     refused before the first image is made.
     """
-    if out is not None and (Path(out) / RESULTS).exists():
-        raise UserError(f"{out} (--out) already holds {RESULTS}; choose another folder.")
+    refuse_measured(out)
     evaluation = plan(
         pipeline,
         prompts,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Depicted
+from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.intervals import Score
@@ -85,6 +86,12 @@ def scores_of(
             score = metric.score([row for row in whole.rows.get(metric.key, []) if row is not None], request)
         scores[name] = score.stamped(**facts)
     return scores
+
+
+def refuse_measured(out: Path | str | None) -> None:
+    """UserError when the folder ``out`` has scores already."""
+    if out is not None and (Path(out) / RESULTS).exists():
+        raise UserError(f"{out} (--out) already holds {RESULTS}; choose another folder.")
 
 
 def prompts_hash(prompts: Sequence[Prompt | Depicted]) -> str:
