@@ -20,13 +20,10 @@ from metaunlearn.report.sections import self_destruction
 from report_fixtures import invented_summary, scores, write_runs, write_samples
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole report with everything in it."""
-    folder = tmp_path_factory.mktemp("demo")
-    (folder / "summary.json").write_text(json.dumps(invented_summary()))
-    write_samples(folder)
-    return build_report(folder)
+@pytest.fixture
+def report(demo_page: Path) -> Path:
+    """A whole report with everything in it; no test changes it."""
+    return demo_page
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
