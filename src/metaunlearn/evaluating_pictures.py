@@ -39,7 +39,7 @@ from metaunlearn.metrics.measuring import (
     write_scores,
 )
 from metaunlearn.metrics.reference import Reference
-from metaunlearn.metrics.unlearncanvas import Alternatives
+from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RunFolder
 from metaunlearn.sampled import Sampled, sampled_in
@@ -197,11 +197,10 @@ def evaluate_pictures_into(
 ) -> dict[str, Any]:
     """The command: ``out`` gets ``results.json``, ``raw.jsonl`` and ``run.json``; returns the results' content."""
     device = processes.device(device)
-    labels = [] if concept is None else [concept, *Alternatives.split(alternatives).own]
     evaluation = plan_pictures(
         folder,
         metrics=metrics,
-        judge=judge_for(None, judge, labels=labels, device=device),
+        judge=judge_for(None, judge, labels=looked_for(concept, alternatives), device=device),
         prompts=() if prompts is None else read_prompts(prompts),
         concept=concept,
         alternatives=alternatives,

@@ -118,18 +118,17 @@ def evaluate_into(
     """
     from metaunlearn.evaluation import RESULTS, check_metrics, plan
     from metaunlearn.metrics.default_judge import judge_for
-    from metaunlearn.metrics.unlearncanvas import Alternatives
+    from metaunlearn.metrics.unlearncanvas import looked_for
 
     check_metrics(metrics)
     rows = read_prompts(prompts)
     device = processes.device(device)
     adapter = load(model, device)
-    labels = [] if concept is None else [concept, *Alternatives.split(alternatives).own]
     evaluation = plan(
         adapter.pipeline,
         rows,
         metrics=metrics,
-        judge=judge_for(adapter.pipeline, judge, labels=labels, device=device),
+        judge=judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device),
         concept=concept,
         alternatives=alternatives,
         reference=reference,

@@ -70,6 +70,11 @@ class Alternatives(NamedTuple):
         )
 
 
+def looked_for(concept: str | None, alternatives: Sequence[str]) -> list[str]:
+    """What a judge of the concept has to tell apart: it and the alternatives of its own domain; nothing without it."""
+    return [] if concept is None else [concept, *Alternatives.split(alternatives).own]
+
+
 def domain_choices(
     name: str, labels: Sequence[str], roles: Sequence[str | None], alternatives: Sequence[str], judge: Judge
 ) -> list[str]:
