@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -33,11 +29,19 @@ from metaunlearn.report import build_report
 from report_fixtures import invented_summary, write_samples
 from tiny_models import NEW, SIZES, new_sd1
 
+SLOW_FILES = ["test_processes.py", "test_bench_run.py", "test_tune.py"]
+"""They begin first, so that no process is left alone with one of them at the end."""
+
 TINY_SIZE = SIZES["sd1"]
 """Pixels a side of the tiny pipeline's pictures; Canvas's have 64."""
 
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def same_weights(one: Path, two: Path) -> bool:
@@ -85,19 +89,6 @@ def break_at_the_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def process_environment() -> dict[str, str]:
     """Of another process that imports this very package."""
     return {**os.environ, "PYTHONPATH": str(Path(metaunlearn.__file__).parents[1])}
-
-
-def run_and_kill(script: str, *arguments: object, log: Path, lines: int) -> None:
-    """Run Python code in another process with this very package, and SIGKILL it once ``log`` has so many lines."""
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=process_environment())
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(log.read_text().splitlines()) >= lines:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
 
 
 class Outcome(NamedTuple):

@@ -22,7 +22,8 @@ from attack_fixtures import (
     stopped_then_resumed,
     write_pictures,
 )
-from conftest import new_tiny_pipeline, run_and_kill
+from conftest import new_tiny_pipeline
+from forked_runs import run_and_kill
 from metaunlearn.attacking import attack
 from metaunlearn.attacks import lora, textual_inversion
 from metaunlearn.attacks.dreambooth import DreamBooth

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
-from conftest import Call, process_environment, run_and_kill
+from conftest import Call
+from forked_runs import run_and_kill, start
 from metaunlearn.bench.estimate import outlook
 from metaunlearn.bench.results import RESULTS_FILE, Results
 from metaunlearn.bench.run import TABLES_FILE, run_grid
@@ -26,7 +25,7 @@ from metaunlearn.report import build_report
 from ray_nodes import killing, two_nodes
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "
-SCRIPT = RUN + "print(run_grid(sys.argv[1], Path(sys.argv[2]))['made'])"
+SCRIPT = RUN + "made = run_grid(sys.argv[1], Path(sys.argv[2]))['made']"
 
 
 @pytest.fixture(scope="session")
@@ -167,11 +166,13 @@ def test_a_killed_bench_goes_on(tiny_grid: Path, tmp_path: Path) -> None:
 def test_two_processes_share_the_work(tiny_grid: Path, tmp_path: Path) -> None:
     """Each cell is made once, by one of them; both end when all is there, with the figures of one process."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", SCRIPT, str(tiny_grid / "grid.toml"), str(out)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=process_environment()) for _ in range(2)]
-    made = [int(process.communicate(timeout=300)[0]) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum(made) == CELLS
+    counts = [tmp_path / "one", tmp_path / "other"]
+    script = SCRIPT + "; Path(sys.argv[3]).write_text(str(made))"
+    both = [start(script, tiny_grid / "grid.toml", out, count) for count in counts]
+    for process in both:
+        process.join(timeout=300)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sum(int(count.read_text()) for count in counts) == CELLS
     assert results(out) == results(tiny_grid / "out")
 
 

@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from bench_grids import changed, plan_of
-from conftest import UNET, Call, break_at_the_fourth_step, run_and_kill, same_weights
+from conftest import UNET, Call, break_at_the_fourth_step, same_weights
+from forked_runs import run_and_kill
 from metaunlearn.doctor import estimate
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError

@@ -11,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from conftest import UNET, break_at_the_fourth_step, run_and_kill, same_weights
+from conftest import UNET, break_at_the_fourth_step, same_weights
+from forked_runs import run_and_kill
 from metaunlearn.config import EraseSettings
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError

@@ -95,7 +95,7 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         ),
         "sharded adamw": erasing(
             tiny_model, "steps=2", "sharded=true", "meta_gradient=gradient-difference", "inner_optimizer=adamw",
-            "inner_steps=3", "inner_max_gradient_norm=0.5", "gradient_checkpointing=true", "retain_loss=denoising",
+            "inner_steps=2", "inner_max_gradient_norm=0.5", "gradient_checkpointing=true", "retain_loss=denoising",
         ),
         "sharded sdd": erasing(
             tiny_model, "steps=1", "sharded=true", "meta_gradient=auto", "bank_trajectories=33", method="sdd"

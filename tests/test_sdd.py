@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import run_and_kill
+from forked_runs import run_and_kill
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for

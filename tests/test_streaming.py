@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import metaunlearn
-from conftest import run_and_kill
+from forked_runs import run_and_kill
 from metaunlearn import draws
 from metaunlearn.data import write_imagefolder
 from painter import Painter

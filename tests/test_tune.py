@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from typing import Any
 import pytest
 
 from bench_grids import TINY, changed
-from conftest import Call, process_environment
+from conftest import Call
+from forked_runs import start
 from metaunlearn.bench.recipe import as_toml
 from metaunlearn.config import Counts
 from metaunlearn.errors import RunError, UserError
@@ -190,9 +190,10 @@ def test_a_trial_that_was_cut_off_is_run_again(tmp_path: Path, monkeypatch: pyte
 def test_two_processes_share_a_search(tiny_search: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiny_search / "out", out, copy_function=shutil.copy)
-    command = [sys.executable, "-c", SCRIPT, str(tiny_search / "search.toml"), str(out), "4"]
-    both = [subprocess.Popen(command, env=process_environment()) for _ in range(2)]
-    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    both = [start(SCRIPT, tiny_search / "search.toml", out, 4) for _ in range(2)]
+    for process in both:
+        process.join(timeout=300)
+    assert [process.exitcode for process in both] == [0, 0]
     assert [one.trial for one in read_records(out)] == list(range(6))
     assert not list((out / "locks").rglob("*.lock"))
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from attack_fixtures import NEVER, write_pictures
-from conftest import run_and_kill
+from forked_runs import run_and_kill
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
 from metaunlearn.attacks.success import SuccessTest, judge_sees
