@@ -230,7 +230,8 @@ def test_fid_of_one_image_or_of_a_damaged_reference_is_refused(
 
 def test_variants_that_do_not_exist(pipeline: SimpleNamespace) -> None:
     for metric, told in (
-        ("clip-score:b32", "no variants"),
+        ("accuracy:b32", "no variants"),
+        ("clip-score:clipscor", "Did you mean 'clipscore'"),
         ("fid:inception", "are no .safetensors file here"),
         ("nudity:mine", "nudity rule 'mine'"),
         ("nsfw", "metaunlearn convert"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from metaunlearn.metrics import (
     require_same_protocol,
     wilson,
 )
+from metaunlearn.metrics.clip_score import RULES
 from metaunlearn.metrics.concept import default_choices
 from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, weights_hash
 from metaunlearn.metrics.preprocessing import Preprocessing, read_preprocessor
@@ -151,6 +153,39 @@ def test_clip_score_clamps_each_image() -> None:
     negative = ColourJudge()
     negative.embed_texts = lambda texts: torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]])
     assert clip_score(negative, coloured("red", "red"), ["a", "b"]).value == 50
+
+
+@pytest.mark.parametrize(
+    ("rule", "opposite", "orthogonal", "same", "text"),
+    [
+        ("clamped", 0, 0, 100, "a cat"),
+        ("logits", -100, 0, 100, "a cat"),
+        ("cosine", -1, 0, 1, "a cat"),
+        ("clipscore", 0, 0, 2.5, "A photo depicts a cat"),
+        ("sdd", -1, 0, 1, "A photo depicts a cat"),
+    ],
+)
+def test_each_rule_of_the_clip_score(rule: str, opposite: float, orthogonal: float, same: float, text: str) -> None:
+    """Three red pictures whose texts have the features -red, green and red."""
+    judge, asked = ColourJudge(), []
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        asked.extend(texts)
+        return torch.tensor([[-1.0, 0, 0], [0.0, 1, 0], [1.0, 0, 0]])
+
+    judge.embed_texts = embed
+    score = clip_score(judge, coloured("red", "red", "red"), ["a cat", "a dog", "an axe"], rule=RULES[rule])
+    assert [row["score"] for row in score.raw] == pytest.approx([opposite, orthogonal, same])
+    assert score.value == pytest.approx((opposite + orthogonal + same) / 3)
+    assert asked[0] == text
+    assert ("A photo depicts" in score.protocol["rule"]) == text.startswith("A")
+
+
+def test_no_two_rules_share_a_protocol() -> None:
+    scores = [clip_score(ColourJudge(), coloured("red", "red"), ["red", "red"], rule=rule) for rule in RULES.values()]
+    for one, other in combinations(scores, 2):
+        with pytest.raises(UserError, match="rule"):
+            require_same_protocol([one, other])
 
 
 def test_clip_score_agrees_with_the_model_s_own_logits(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:

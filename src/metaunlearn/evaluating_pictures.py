@@ -122,7 +122,7 @@ def plan_pictures(
 ) -> PictureEvaluation:
     """Check the call; the arguments are those of :func:`evaluate_pictures`. Every picture is decoded once."""
     named, folder = metrics_named(metrics), Path(folder)
-    texts_matter = bool(prompts) or any(metric.key in OF_PROMPTS for metric in named.values())
+    texts_matter = bool(prompts) or any(metric.key.partition(":")[0] in OF_PROMPTS for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")
     height, width = _size(entries)
     distances = [metric for metric in named.values() if isinstance(metric, Distance)]

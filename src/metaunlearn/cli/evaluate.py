@@ -19,8 +19,8 @@ def evaluate(
         typer.Option(
             "--metrics",
             metavar="NAME,NAME",
-            help="concept, accuracy, clip-score, fid[:FILE], kid[:FILE], ua, ira, cra, nudity[:RULE], unsafe[:DIR], "
-            "nsfw:FILE.",
+            help="concept, accuracy, clip-score[:RULE], fid[:FILE], kid[:FILE], ua, ira, cra, nudity[:RULE], "
+            "unsafe[:DIR], nsfw:FILE.",
         ),
     ],
     out: o.Out,

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.metrics.clip_score import mean_clip_score, pair_scores, text_features
+from metaunlearn.metrics.clip_score import DEFAULT_RULE as DEFAULT_CLIP_RULE
+from metaunlearn.metrics.clip_score import ClipRule, clip_rule_named, mean_clip_score, pair_scores, text_features
 from metaunlearn.metrics.concept import concept_share, default_choices, label_accuracy, see, share_right
 from metaunlearn.metrics.distance import Distance, fid, kid
 from metaunlearn.metrics.intervals import Score
@@ -171,19 +172,22 @@ class RoleAccuracy:
 
 
 class ClipScore:
-    """How well images fit their prompts."""
+    """How well images fit their prompts, by a named rule."""
 
-    key = "clip-score"
+    def __init__(self, rule: ClipRule) -> None:
+        self.rule = rule
+        # Another rule words the prompts in another way or scales what it keeps, so it keeps rows of its own.
+        self.key = "clip-score" if rule.name == DEFAULT_CLIP_RULE else f"clip-score:{rule.name}"
 
     def check(self, request: Request) -> None:
         request.judge.embed_texts([request.draws[0].text])
 
     def measure(self, pictures: Pictures) -> Sequence[Row]:
-        texts = text_features(pictures.request.judge, [draw.text for draw in pictures.draws])
-        return [{"score": value} for value in pair_scores(pictures.features, texts).tolist()]
+        texts = text_features(pictures.request.judge, [draw.text for draw in pictures.draws], self.rule)
+        return [{"score": value} for value in pair_scores(pictures.features, texts, self.rule).tolist()]
 
     def score(self, rows: Sequence[Row], request: Request) -> Score:
-        return mean_clip_score(column(rows), request.judge, seed=request.seed)
+        return mean_clip_score(column(rows), request.judge, self.rule, seed=request.seed)
 
 
 def _plain(make: Callable[[], Metric]) -> Callable[[str | None], Metric]:
@@ -201,7 +205,7 @@ def _plain(make: Callable[[], Metric]) -> Callable[[str | None], Metric]:
 METRICS: dict[str, Callable[[str | None], AnyMetric]] = {
     "concept": _plain(Concept),
     "accuracy": _plain(Accuracy),
-    "clip-score": _plain(ClipScore),
+    "clip-score": lambda rule: ClipScore(clip_rule_named(rule or DEFAULT_CLIP_RULE)),
     "fid": fid,
     "kid": kid,
     "ua": _plain(lambda: RoleAccuracy("ua")),
