@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,42 @@ def test_the_nsfw_score_needs_its_head(given: dict[str, Path], tmp_path: Path) -
                for one in cell.call["sets"] if "nsfw" in one["scores"]}  # fmt: skip
     assert metrics == {f"nsfw:{tmp_path / 'head.safetensors'}"}
     assert not any(cell.missing for cell in plan.cells.values())
+
+
+def test_fid_on_the_features_of_inception(given: dict[str, Path], tmp_path: Path) -> None:
+    """The recipe says which weights, the call where they lie; the file is part of the keys, and its path is not."""
+    scores = {"fid": "fid:inception@pytorch-fid", "kid": "kid:inception", "clip_score": "clip-score:logits"}
+    grid = changed("prompts", 1, "scores", to=scores, of=SD)
+    missing = {text for cell in plan_with(grid, given).cells.values() for text in cell.missing}
+    assert [text for text in missing if "metaunlearn convert inception-fid" in text] == [*missing]
+
+    def asked(name: str, number: float) -> tuple[set[str], set[str]]:
+        file = tmp_path / f"{name}.safetensors"
+        save_file({"a": torch.tensor([number])}, file)
+        plan = plan_with(grid, {**given, "inception": file})
+        assert not any(cell.missing for cell in plan.cells.values())
+        calls = [one["scores"] for cell in plan.cells.values() if cell.kind == "evaluate" for one in cell.call["sets"]]
+        return {call["fid"] for call in calls if "fid" in call}, set(plan.cells)
+
+    (one, cells), (other, same), (_, different) = asked("a", 1.0), asked("b", 1.0), asked("c", 2.0)
+    assert one == {f"fid:{tmp_path / 'a.safetensors'}@pytorch-fid"} != other
+    assert cells == same != different
+
+
+def test_a_recipe_names_no_file_of_weights(given: dict[str, Path]) -> None:
+    grid = changed("prompts", 1, "scores", to={"fid": "fid:here.safetensors@pytorch-fid"}, of=SD)
+    with pytest.raises(UserError, match="write 'fid:inception@pytorch-fid', and give the file with --use inception="):
+        plan_with(grid, given)
+
+
+def test_figures_that_no_judge_sees_need_none(given: dict[str, Path]) -> None:
+    """Of prompts whose metrics bring networks of their own."""
+    networks = changed("prompts", 0, "scores", to={"unsafe": "unsafe"}, of=SD)
+    for metric, needed in (("fid:inception", False), ("fid", True)):
+        grid = changed("prompts", 1, "scores", to={"fid": metric}, of=networks)
+        grid = {**grid, "judge": "", "attacks": [one for one in grid["attacks"] if "prompts" not in one]}
+        with pytest.raises(UserError, match="asks a judge") if needed else nullcontext():
+            plan_with(grid, {name: path for name, path in given.items() if name != "judge"})
 
 
 def test_figure_6_is_on_the_page(tmp_path: Path) -> None:

@@ -103,8 +103,12 @@ def _judge(column: Column, found: Found, rows: Sequence[Measured]) -> str:
     score = column.ours.score
     digests = (measured.scores[score]["protocol"] for measured in rows if score in measured.scores)
     judge = found.protocols.get(next(digests, ""), {}).get("judge")
-    own = column.ours.same and column.quantity.like is None
-    return str(judge or (column.quantity.judge if own else found.grid.judge or CANVAS))
+    asked = found.grid.judge or CANVAS
+    if column.ours.same and column.quantity.like is None:
+        asked = column.quantity.judge
+    elif column.ours.same and column.quantity.weights:
+        asked = column.quantity.weights
+    return str(judge or asked)
 
 
 def _no_error(layout: Layout, unlike: set[str]) -> list[str]:

@@ -15,6 +15,7 @@ from metaunlearn.bench import sources
 from metaunlearn.bench.attacks import PromptSource
 from metaunlearn.bench.identity import judge_identity, pipeline_identity
 from metaunlearn.bench.recipe import CANVAS, Grid, prompt_sources
+from metaunlearn.bench.weights import INCEPTION, WEIGHTS
 from metaunlearn.data.imagefolder import fingerprint
 from metaunlearn.data.prompt_sets import PROMPT_SETS
 from metaunlearn.data.prompts import Prompt, read_prompts
@@ -23,8 +24,11 @@ from metaunlearn.metrics.hub import Repository
 from metaunlearn.metrics.safety import CHECKER, FETCH, REPOSITORY, REVISION
 
 BASE, JUDGE = "base", "judge"
-WEIGHTS = ("unsafe", "nsfw")
-"""Metrics with weights of their own, by which ``--use`` names them."""
+CONVERTED = {
+    "nsfw": ("LAION's head", "HEAD", "metaunlearn convert laion-nsfw-l14 FILE"),
+    INCEPTION: ("FID's Inception", "INCEPTION", "metaunlearn convert inception-fid FILE"),
+}
+"""By weights that are published as pickles only: what they are, the file to make, and how."""
 
 
 class Input(NamedTuple):
@@ -111,21 +115,22 @@ class Inputs:
         """The real pictures ``name``, with which fid and kid compare."""
         return self._folder(name, f"the real pictures {name!r}: --use {name}=DIR")
 
-    def weights(self, metric: str) -> Input | None:
-        """Those of a metric that has some; their path, or nothing where the metric finds them itself."""
-        if metric not in WEIGHTS:
-            return None
-        if metric in self.paths:
-            path = self.paths[metric]
+    def weights(self, name: str | None) -> Input:
+        """The weights ``name``: their path, or nothing where there are none and where the metric finds them itself."""
+        if name is None:
+            return Input("", "")
+        if name in self.paths:
+            path = self.paths[name]
             if not path.exists():
-                raise UserError(f"{path} (use=[...], --use {metric}=) does not exist.")
+                raise UserError(f"{path} (use=[...], --use {name}=) does not exist.")
             return Input(str(path), sources.files_hash(path))
-        if metric == "unsafe":
+        if name not in CONVERTED:
             there = try_to_load_from_cache(REPOSITORY, f"{CHECKER}/model.safetensors", revision=REVISION)
             missing = "the safety checker of Stable Diffusion is not in the cache: "
             return Input("", REVISION, () if isinstance(there, str) else (f"{missing}{FETCH}, and --use unsafe=DIR",))
-        how = "metaunlearn convert laion-nsfw-l14 FILE --out HEAD.safetensors"
-        return Input("", _not_here(metric), (f"LAION's head: --use {metric}=HEAD.safetensors ({how})",))
+        what, file, how = CONVERTED[name]
+        use = f"--use {name}={file}.safetensors ({how} --out {file}.safetensors)"
+        return Input("", _not_here(name), (f"{what}: {use}",))
 
     def _folder(self, name: str, missing: str) -> Input:
         if name not in self.paths:

@@ -12,7 +12,7 @@ from metaunlearn.bench.identity import art_hash, judge_identity
 from metaunlearn.bench.inputs import Input, Inputs
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, GridPrompts, Place
 from metaunlearn.bench.state import State
-from metaunlearn.metrics.judge import DETECTORS
+from metaunlearn.bench.weights import asks_judge, weights_of, with_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ class Scoring:
         prompts = self.inputs.prompts(attack.prompts)
         success = attack.success or JUDGE
         judge = self._judge(needed=success == JUDGE)
-        weights = self.inputs.weights(success) or Input("", "")
+        weights = self.inputs.weights(weights_of(success))
         facts = {**_looked_for(concept), "seed": state.seed}
         spec = {
             "success": success, "base": self.base.identity, "prompts": prompts.identity, "settings": settings,
             "judge": judge.identity, "weights": weights.identity,
         }  # fmt: skip
         call = {
-            "success": f"{success}:{weights.value}" if weights.value else success, "base": self.base.value,
+            "success": with_weights(success, weights.value), "base": self.base.value,
             "prompts": prompts.records, "judge": judge.value,
         }  # fmt: skip
         return Work(
@@ -116,14 +116,10 @@ class _Asked:
     def of(cls, one: GridPrompts, concept: GridConcept, inputs: Inputs) -> _Asked:
         prompts = inputs.prompts(one, concept.texts.get(one.name, ()))
         reference = inputs.reference(one.reference) if one.reference else Input("", "")
-        names = {score: metric.partition(":")[0] for score, metric in one.scores.items()}
-        weights = {name: found for name in names.values() if (found := inputs.weights(name)) is not None}
-        metrics = {
-            score: f"{name}:{weights[name].value}" if name in weights and weights[name].value else one.scores[score]
-            for score, name in names.items()
-        }
+        weights = {metric: inputs.weights(weights_of(metric)) for metric in one.scores.values()}
+        metrics = {score: with_weights(metric, weights[metric].value) for score, metric in one.scores.items()}
         facts = {"name": one.name, "images": one.images, "shown": one.shown, "sensitive": one.sensitive}
-        hashes = {name: found.identity for name, found in weights.items()}
+        hashes = {name: found.identity for metric, found in weights.items() if (name := weights_of(metric))}
         return cls(
             spec={
                 **facts, "prompts": prompts.identity, "scores": one.scores, "weights": hashes,
@@ -132,7 +128,7 @@ class _Asked:
             call={**facts, "prompts": prompts.records, "scores": metrics, "reference": reference.value},
             size=max(len(prompts.records), 1) * one.images,
             missing=(*prompts.missing, *reference.missing, *(text for f in weights.values() for text in f.missing)),
-            asks_judge=not set(names.values()) <= set(DETECTORS),
+            asks_judge=any(map(asks_judge, weights)),
         )  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""Weights that metrics of a grid bring with them, by the name under which ``--use NAME=PATH`` gives them.
+
+A recipe names no files: of ``fid:FILE@WAY`` it says ``fid:inception@WAY``.
+"""
+
+from __future__ import annotations
+
+from metaunlearn.errors import UserError
+from metaunlearn.metrics.judge import DETECTORS
+
+INCEPTION = "inception"
+DISTANCES = ("fid", "kid")
+OF_METRICS = ("unsafe", "nsfw")
+"""Metrics whose weights have the metric's own name."""
+WEIGHTS = (*OF_METRICS, INCEPTION)
+
+
+def weights_of(metric: str) -> str | None:
+    """The name of the weights of ``metric``, written as ``evaluate --metrics`` has it; None where it has none.
+
+    UserError where it names a file.
+    """
+    name, _, variant = metric.partition(":")
+    if name not in DISTANCES or not variant:
+        return name if name in OF_METRICS else None
+    weights, _, way = variant.partition("@")
+    if weights != INCEPTION:
+        inception = f"{name}:{INCEPTION}" + (f"@{way}" if way else "")
+        raise UserError(
+            f"a recipe names no files of weights, got {metric!r} (scores): write {inception!r}, and give the file with "
+            f"--use {INCEPTION}=FILE."
+        )
+    return INCEPTION
+
+
+def with_weights(metric: str, path: str) -> str:
+    """``metric`` with the ``path`` of its weights; as it is where it finds them itself."""
+    if not path:
+        return metric
+    name, _, variant = metric.partition(":")
+    way = variant.partition("@")[2] if name in DISTANCES else ""
+    return f"{name}:{path}" + (f"@{way}" if way else "")
+
+
+def asks_judge(metric: str) -> bool:
+    """Whether ``metric`` is seen by the grid's judge, and not by a network of its own."""
+    return metric.partition(":")[0] not in DETECTORS and weights_of(metric) != INCEPTION
