@@ -14,7 +14,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -34,6 +34,7 @@ CHOSEN_ON = "AdamW"
 MALICIOUS = 4
 """Its first checkpoints are those of table1-canvas: what the paper calls malicious finetuning."""
 RATIO = "meta / plain"
+KEPT_SCORES = ("unrelated", "related", "fid")
 KEPT = ("unrelated, plain → meta", "related", "FID (change)")
 HEADS = (
     "concept", "seed", *KEPT, f"comes back, {RATIO}",
@@ -129,12 +130,61 @@ def curve(model: Scores) -> Curve:
     return Curve(tuple(points), tuple(points.values()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resistance:
+    """What the meta objective bought on one concept and seed, and what it cost."""
+
+    seed: int
+    plain: dict[str, float]
+    """Before any attack."""
+    meta: dict[str, float]
+    back: float
+    """Meta over plain: the mean of the malicious checkpoints ..."""
+    back_at_last: float
+    """... and the last of them."""
+    half: tuple[float | None, float | None]
+    """Steps until half of the original is back, plain and meta."""
+    longest: int
+    """Steps of the attack in all."""
+    unseen: float
+    """Meta over plain, mean over the other attacks."""
+
+    @property
+    def times(self) -> float | None:
+        """How many times later half is back; where the meta-unlearned model never gets there, at least so many."""
+        plain, meta = self.half
+        return None if plain is None else (self.longest if meta is None else meta) / plain
+
+    @property
+    def line(self) -> list[str]:
+        """In the table."""
+        times = "" if self.times is None else f"{'> ' if self.half[1] is None else ''}{self.times:.1f}"
+        return [
+            str(self.seed), *kept(self.plain, self.meta), f"{self.back:.2f}", f"{self.back_at_last:.2f}",
+            " → ".join(map(in_steps, self.half)), times, f"{self.unseen:.2f}",
+        ]  # fmt: skip
+
+
 def summary(found: Found, concept: GridConcept) -> list[list[str]]:
-    """A line for each seed that has both models under every attack."""
-    return [line for seed in concept.seeds if (line := _line(found, concept.name, seed)) is not None]
+    """A line for each seed that has both models under every attack, and one with their means."""
+    seeds = [one for seed in concept.seeds if (one := resistance(found, concept.name, seed)) is not None]
+    lines = [[concept.name, *one.line] for one in seeds]
+    if len(seeds) < 2:
+        return lines
+    plain, meta = ({name: mean(getattr(one, which)[name] for one in seeds) for name in KEPT_SCORES}
+                   for which in ("plain", "meta"))  # fmt: skip
+    times = [one.times for one in seeds if one.times is not None]
+    at_least = any(one.half[1] is None for one in seeds)
+    means = [
+        "mean", *kept(plain, meta), f"{mean(one.back for one in seeds):.2f}",
+        f"{mean(one.back_at_last for one in seeds):.2f}", "",
+        f"{'> ' if at_least else ''}{mean(times):.1f}" if times else "", f"{mean(one.unseen for one in seeds):.2f}",
+    ]  # fmt: skip
+    return [*lines, [f"**{cell}**" if cell else "" for cell in (concept.name, *means)]]
 
 
-def _line(found: Found, concept: str, seed: int) -> list[str] | None:
+def resistance(found: Found, concept: str, seed: int) -> Resistance | None:
+    """Of one concept and seed; None where not both models are measured under every attack."""
     (method,) = found.grid.methods
     scores = scores_of(found, concept, seed, method=method)
     plain, meta = scores.get("unlearn", {}), scores.get("meta-unlearn", {})
@@ -142,16 +192,17 @@ def _line(found: Found, concept: str, seed: int) -> list[str] | None:
         return None
     malicious = [seen(model, CHOSEN_ON)[:MALICIOUS] for model in (meta, plain)]
     level = scores["original"][UNTOUCHED]["concept"] / 2
-    half_plain, half_meta = curve(plain).steps_to(level), curve(meta).steps_to(level)
     attacks = {name for name, _ in plain} - {BEFORE, CHOSEN_ON}
-    unseen = mean(mean(seen(meta, name)) / mean(seen(plain, name)) for name in attacks)
-    return [
-        concept, str(seed), *kept(plain[UNTOUCHED], meta[UNTOUCHED]),
-        f"{mean(malicious[0]) / mean(malicious[1]):.2f}", f"{malicious[0][-1] / malicious[1][-1]:.2f}",
-        " → ".join(map(in_steps, (half_plain, half_meta))),
-        f"{half_meta / half_plain:.1f}" if half_plain and half_meta else "",
-        f"{unseen:.2f}",
-    ]  # fmt: skip
+    return Resistance(
+        seed=seed,
+        plain=plain[UNTOUCHED],
+        meta=meta[UNTOUCHED],
+        back=mean(malicious[0]) / mean(malicious[1]),
+        back_at_last=malicious[0][-1] / malicious[1][-1],
+        half=(curve(plain).steps_to(level), curve(meta).steps_to(level)),
+        longest=int(max(step for name, step in plain if name == CHOSEN_ON)),
+        unseen=mean(mean(seen(meta, name)) / mean(seen(plain, name)) for name in attacks),
+    )
 
 
 def other_methods(found: Found) -> list[str]:

@@ -197,6 +197,24 @@ def test_generate(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     assert (out / rows[0]["file_name"]).stat().st_mtime_ns == before
 
 
+def test_generate_with_other_steps_and_guidance(call: Call, tiny_model: Path, tmp_path: Path) -> None:
+    """They go before the prompts' own and the model's, are on record, and make other pictures."""
+    (tmp_path / "prompts.csv").write_text("prompt,guidance_scale\na knife,7.5\na dog,\n")
+    arguments = ("generate", tiny_model, "--prompts", tmp_path / "prompts.csv")
+    asked = {"own": (), "steps": ("--steps", 6), "guidance": ("--guidance", 1)}
+    for name, more in asked.items():
+        assert call(*arguments, *more, "--out", tmp_path / name).code == 0
+    requests = {name: json.loads((tmp_path / name / "run.json").read_text())["request"] for name in asked}
+    assert {name: request["steps"] for name, request in requests.items()} == {"own": 3, "steps": 6, "guidance": 3}
+    scales = {name: [image[2] for image in request["images"]] for name, request in requests.items()}
+    assert scales == {"own": [7.5, 2.0], "steps": [7.5, 2.0], "guidance": [1.0, 1.0]}
+    for name in ("steps", "guidance"):
+        assert largest_difference(tmp_path / "own" / "000000.png", tmp_path / name / "000000.png") > 1
+    refused = call(*arguments, "--guidance", -1, "--out", tmp_path / "refused")
+    assert refused.code == 2
+    assert not (tmp_path / "refused").exists()
+
+
 def largest_difference(one: Path, other: Path) -> int:
     """Between two pictures of one size, in levels of 0 to 255."""
     with Image.open(one) as a, Image.open(other) as b:

@@ -6,7 +6,7 @@ Pictures are made batch by batch and never all held: a set may be larger than me
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.drawing import DrawSettings
-from metaunlearn.errors import RunError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
-from metaunlearn.generation import generate_images, pictures_at_once
+from metaunlearn.generation import Sampling, default_sampling, generate_images, pictures_at_once
 from metaunlearn.processes import ALONE, Processes
 
 AS_IT_IS = DrawSettings()
@@ -43,12 +43,34 @@ class Draw(Depicted):
     guidance_scale: float
 
 
+def sampling_of(
+    pipeline: Any, prompts: Sequence[Prompt], *, steps: int | None, guidance_scale: float | None
+) -> tuple[Sampling, Sequence[Prompt]]:
+    """How ``pipeline`` draws ``prompts`` where the call says how, else as by default; and the prompts.
+
+    ``guidance_scale`` goes before the prompts' own, which they then no longer have. UserError for what cannot be.
+    """
+    if steps is not None and steps < 1:
+        raise UserError(f"Expected at least 1 (steps=, --steps), got {steps}.")
+    if guidance_scale is not None and guidance_scale < 0:
+        raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=, --guidance), got {guidance_scale}.")
+    sampling = default_sampling(pipeline)
+    if steps is not None:
+        sampling = replace(sampling, steps=steps)
+    if guidance_scale is not None:
+        sampling = replace(sampling, guidance_scale=guidance_scale)
+        prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
+    return sampling, prompts
+
+
 def draws_for(prompts: Sequence[Prompt], *, images: int, seed: int, guidance_scale: float) -> list[Draw]:
     """``images`` draws of each prompt, in order.
 
     Draw j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images`` + j; the prompt's own guidance goes
-    before ``guidance_scale``.
+    before ``guidance_scale``. UserError where ``images`` is below 1.
     """
+    if images < 1:
+        raise UserError(f"Expected at least 1 image of each prompt (images_per_prompt=, --images), got {images}.")
     return [
         Draw(
             text=prompt.text,

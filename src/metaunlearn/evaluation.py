@@ -8,7 +8,7 @@ with N but for a few numbers an image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import AS_IT_IS, Draw, batches, draw_batch, draws_for
+from metaunlearn.draws import AS_IT_IS, Draw, batches, draw_batch, draws_for, sampling_of
 from metaunlearn.errors import UserError
-from metaunlearn.generation import default_sampling, picture_size
+from metaunlearn.generation import picture_size
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
@@ -124,17 +124,11 @@ def plan(
     """Check the call; the arguments are those of :func:`evaluate`, and ``device`` is where a metric's
     own model runs. UserError says what is wrong with them."""
     named = metrics_named(metrics)
-    _check_call(prompts, images_per_prompt, steps, guidance_scale)
+    if not prompts:
+        raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
     settings = resolve(DrawSettings, {}, overrides)
-    defaults = default_sampling(pipeline)
-    if guidance_scale is not None:
-        prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
-    draws = draws_for(
-        prompts,
-        images=images_per_prompt,
-        seed=seed,
-        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-    )
+    sampling, prompts = sampling_of(pipeline, prompts, steps=steps, guidance_scale=guidance_scale)
+    draws = draws_for(prompts, images=images_per_prompt, seed=seed, guidance_scale=sampling.guidance_scale)
     compared = reference if any(isinstance(metric, Distance) for metric in named.values()) else None
     request = Request(
         judge=judge,
@@ -151,7 +145,7 @@ def plan(
         metrics=named,
         prompts=prompts,
         draws=draws,
-        steps=defaults.steps if steps is None else steps,
+        steps=sampling.steps,
         request=request,
         settings=settings,
     )
@@ -203,18 +197,6 @@ def evaluate(
 def check_metrics(metrics: Sequence[str]) -> None:
     """UserError unless all are metrics as :func:`evaluate` takes them, at least one."""
     metrics_named(metrics)
-
-
-def _check_call(
-    prompts: Sequence[Prompt], images_per_prompt: int, steps: int | None, guidance_scale: float | None
-) -> None:
-    if not prompts:
-        raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
-    for option, number in (("images_per_prompt=, --images", images_per_prompt), ("steps=, --steps", steps)):
-        if number is not None and number < 1:
-            raise UserError(f"Expected at least 1 ({option}), got {number}.")
-    if guidance_scale is not None and guidance_scale < 0:
-        raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=, --guidance), got {guidance_scale}.")
 
 
 def _facts(

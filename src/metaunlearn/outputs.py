@@ -14,9 +14,8 @@ from PIL import Image
 from metaunlearn.data.imagefolder import SHEET
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import draw_into, draws_for
+from metaunlearn.draws import draw_into, draws_for, sampling_of
 from metaunlearn.errors import UserError
-from metaunlearn.generation import default_sampling
 from metaunlearn.models import load
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RunFolder
@@ -37,6 +36,8 @@ def generate_into(
     out: Path,
     *,
     images: int = 1,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
@@ -46,19 +47,18 @@ def generate_into(
 ) -> dict[str, Any]:
     """``images`` pictures of each prompt as an imagefolder in ``out``, with ``sheet.png`` and ``run.json``.
 
-    ``prompts`` are texts, or a file as :func:`~metaunlearn.data.prompts.read_prompts` takes it; ``overrides`` are keys
-    of :class:`~metaunlearn.drawing.DrawSettings`. Returns the summary. ``processes`` that
+    ``prompts`` are texts, or a file as :func:`~metaunlearn.data.prompts.read_prompts` takes it; ``steps``,
+    ``guidance_scale`` (before a prompt's own) and ``overrides`` say how they are drawn, as for
+    :func:`~metaunlearn.evaluation.evaluate`. Returns the summary. ``processes`` that
     :func:`~metaunlearn.processes.join` connected share the pictures, each making this same call.
     """
-    rows = read_prompts(prompts) if isinstance(prompts, Path) else [Prompt(text) for text in prompts]
-    if not rows:
+    named = read_prompts(prompts) if isinstance(prompts, Path) else [Prompt(text) for text in prompts]
+    if not named:
         raise UserError("expected at least one prompt (--prompt TEXT or --prompts FILE), got none.")
-    if images < 1:
-        raise UserError(f"expected at least 1 picture of each prompt (images=, --images), got {images}.")
     settings = resolve(DrawSettings, {}, overrides)
     adapter = load(model, processes.device(device))
     pipeline = adapter.pipeline
-    sampling = default_sampling(pipeline)
+    sampling, rows = sampling_of(pipeline, named, steps=steps, guidance_scale=guidance_scale)
     draws = draws_for(rows, images=images, seed=seed, guidance_scale=sampling.guidance_scale)
     request = {
         "command": "generate",

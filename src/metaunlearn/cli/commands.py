@@ -167,6 +167,8 @@ def generate(
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")
     ] = None,
     images: o.Images = 1,
+    steps: o.SamplingSteps = None,
+    guidance: o.Guidance = None,
     overrides: o.DrawOverrides = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
@@ -188,6 +190,8 @@ def generate(
             prompts if prompts is not None else list(prompt or ()),
             out,
             images=images,
+            steps=steps,
+            guidance_scale=guidance,
             overrides=overrides or (),
             seed=seed,
             processes=join(device),

@@ -41,15 +41,8 @@ def evaluate(
         Path | None, typer.Option("--reference", metavar="DIR", help="Real images, for fid and kid.")
     ] = None,
     images: o.Images = 1,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, metavar="N", help="Sampling steps; by default MODEL's own.")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance", min=0, metavar="S", help="Guidance scale, of all prompts; by default theirs, or MODEL's."
-        ),
-    ] = None,
+    steps: o.SamplingSteps = None,
+    guidance: o.Guidance = None,
     overrides: o.DrawOverrides = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",

@@ -20,6 +20,15 @@ Out = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Every random draw follows from it.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ...")]
 Images = Annotated[int, typer.Option("--images", min=1, metavar="N", help="Images of each prompt.")]
+SamplingSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, metavar="N", help="Sampling steps; by default MODEL's own.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", min=0, metavar="S", help="Guidance scale, of all prompts; by default theirs, or MODEL's."
+    ),
+]
 _METHOD = typer.Option(
     "--method",
     metavar="NAME",
