@@ -9,7 +9,7 @@ ARGS ?=
 PIP_ARGS ?=
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The others take an hour (make results), read what bench has made (resistance.py, ladder.py), want a GPU (full_size.py), or are none (rivals.py).
-OTHERS = $(addprefix benchmarks/,results.py resistance.py ladder.py exact_or_first_order.py full_size.py rivals.py)
+OTHERS = $(addprefix benchmarks/,stories.py resistance.py ladder.py exact_or_first_order.py full_size.py rivals.py)
 BENCHMARKS = $(filter-out $(OTHERS),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
@@ -38,8 +38,8 @@ canvas: $(STAMP)  ## Train the embedded model again, from the npm packages
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[canvas]'
 	$(BIN)/python -m metaunlearn.canvas.build $(ARGS)
 
-results: $(STAMP)  ## Run the experiments of docs/results.md again
-	$(BIN)/python benchmarks/results.py $(ARGS)
+results: $(STAMP)  ## Tell the stories of docs/stories.md again
+	$(BIN)/python benchmarks/stories.py $(ARGS)
 	$(BIN)/python benchmarks/exact_or_first_order.py
 
 package: $(STAMP)  ## Build, check and try out what is published, into dist/

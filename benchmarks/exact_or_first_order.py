@@ -2,7 +2,7 @@
 
     python benchmarks/exact_or_first_order.py            # or: --seed 0 to run one seed, beside another process
 
-The demo's story for the knife (``results.py``; what is there already is read) gives the plainly unlearned model and the
+The demo's story for the knife (``stories.py``; what is there already is read) gives the plainly unlearned model and the
 one by first order, the default of the recipe ``small``. Beside it the same erasing with the exact meta-gradient, on the
 same pictures, for as many outer steps as take the same time; the same attack; the same prompts and seeds.
 """

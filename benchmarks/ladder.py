@@ -23,6 +23,8 @@ from metaunlearn.report.data import ModelName
 FRAME = Frame(width=560, height=280, left=56, right=24, top=24)
 COLOURS = {"unlearn": "var(--unlearn)", "meta-unlearn": "var(--meta)"}
 SHAPES = {"unlearn": "circle", "meta-unlearn": "diamond"}
+LABELS = {"unlearn": -9, "meta-unlearn": 9}
+"""Pixels from a point to its number: to the left of plain models, to the right of the others."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def figure(drawn: list[Rung], fid: float) -> str:
             "field": "lost",
             "type": "quantitative",
             "title": "FID before any attack, above the original's (%)",
-            "axis": {"grid": False, "tickCount": 6},
+            "scale": {"type": "symlog", "constant": 5},  # One rung loses ten times more than the others.
+            "axis": {"grid": False, "values": [0, 5, 10, 20, 50, 100]},
         },
         "y": {
             "field": "back",
@@ -133,7 +136,9 @@ def figure(drawn: list[Rung], fid: float) -> str:
     for model, colour in COLOURS.items():
         mine = {"values": [point for point in points if point["model"] == model]}
         mark = {"type": "point", "filled": True, "size": 70, "opacity": 1.0, "color": colour, "shape": SHAPES[model]}
-        words = {"type": "text", "align": "left", "dx": 7, "dy": -8, "fontSize": 12, "fontWeight": 600, "color": colour}
+        words = {
+            "type": "text", "dx": LABELS[model], "dy": -8, "fontSize": 12, "fontWeight": 600, "color": colour
+        }  # fmt: skip
         layers.append({"data": mine, "mark": mark, "encoding": place})
         layers.append({"data": mine, "mark": words, "encoding": {**place, "text": {"field": "number"}}})
     return as_file(draw({"layer": layers}, FRAME))

@@ -1,6 +1,6 @@
-"""The demo's story for three concepts and three seeds, and ``docs/results.md`` from what it finds.
+"""The demo's story for three concepts and three seeds, and ``docs/stories.md`` from what it finds.
 
-    make results            # or: python benchmarks/results.py --concept knife --seed 0
+    make results            # or: python benchmarks/stories.py --concept knife --seed 0
 
 Runs that are finished already are read, not repeated; one that was stopped goes on. The page also has what
 ``metaunlearn bench attacks-canvas`` has found, if it was run (--attacks).
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", action="append", type=int, help="default: 0, 1, 2")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--attacks", type=Path, default=Path("runs/attacks"), help="of the grid of every attack")
-    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs/stories.md"))
     parser.add_argument(
         "--finished", action="store_true", help="write the page of the runs that are there; run nothing"
     )
@@ -68,14 +68,14 @@ def story(concept: str, seed: int, folder: Path) -> dict[str, Any]:
 def page(summaries: Sequence[dict[str, Any]]) -> str:
     """The Markdown page."""
     lines = [
-        "# Results on Canvas", "",
-        "Written by `make results` (`benchmarks/results.py`): the demo's story by the recipes "
+        "# The demo's stories", "",
+        "Written by `make results` (`benchmarks/stories.py`): the demo's story by the recipes "
         + ", ".join(f"`{recipe}` ({concept})" for concept, recipe in RECIPES.items())
         + ". Every figure is a percentage of generated pictures with its 95 % Wilson interval in brackets.", "",
     ]  # fmt: skip
     for concept in dict.fromkeys(summary["concept"] for summary in summaries):
         group = [summary for summary in summaries if summary["concept"] == concept]
-        lines += [f"## {concept}", "", *_before(group), "", *_attacks(group), "", *_conditions(group), ""]
+        lines += [f"## {concept}", "", *_conditions(group), "", *_before(group), "", *_attacks(group), ""]
     return "\n".join(lines)
 
 
@@ -87,7 +87,7 @@ def every_attack(folder: Path, page: Path) -> str:
     found = found_in(json.loads(results.read_text()))
     parts = [
         "## Every attack",
-        f"`metaunlearn bench {found.bench} --out {folder}`, then `python benchmarks/results.py --finished`: "
+        f"`metaunlearn bench {found.bench} --out {folder}`, then `python benchmarks/stories.py --finished`: "
         f"{len(found.rows)} of {found.rows_in_all} states. {NOTE}",
     ]  # fmt: skip
     for concept in found.grid.concepts:
