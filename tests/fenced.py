@@ -1,8 +1,8 @@
 """The commands in the fenced blocks of README.md and docs/.
 
 A block marked ``bash`` is quick: the tests run its commands. One marked ``sh`` is slow: ``make docs-check`` runs it. A
-block without a mark has a model or pictures of the reader's own: the tests check its spelling, and ``make docs-check`` runs
-those of README.md and the guides on stand-ins.
+block without a mark has a model or pictures of the reader's own: the tests check its spelling, and ``make docs-check``
+runs those of README.md and the guides on stand-ins.
 """
 
 from __future__ import annotations
