@@ -43,6 +43,22 @@ def new_bank(model: TextToImageModel, *, seed: int, batch_size: int = 32) -> Tra
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 48])
+def test_how_many_paths_are_sampled_at_once_changes_their_rounding_only(
+    model: TextToImageModel, batch_size: int
+) -> None:
+    """Also where there are more than one draw of starts has."""
+    paths = {"prompts": ["a knife", "a dog"], "count": 35, "steps": 2, "guidance_scale": 3.0}
+    usual, other = (
+        sample_trajectories(model, model.parameters(), **paths, generator=torch.Generator().manual_seed(0), **at_once)  # type: ignore[arg-type]
+        for at_once in ({}, {"batch_size": batch_size})
+    )
+    assert torch.equal(usual.t, other.t)
+    assert torch.equal(usual.prompt_of, other.prompt_of)
+    for name in ("x_t", "unconditional", "conditional"):
+        torch.testing.assert_close(getattr(usual, name), getattr(other, name), rtol=1e-4, atol=1e-4)
+
+
 def test_target_lies_past_the_unconditional_prediction() -> None:
     """u = 1, c = 3: eta 0 gives u, eta 1 gives 1 - 2 = -1, eta 3 gives 1 - 6 = -5."""
     u, c = torch.tensor(1.0), torch.tensor(3.0)

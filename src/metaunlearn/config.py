@@ -132,7 +132,7 @@ class EraseSettings(Settings):
     """Guidance of the retained pictures; None: MODEL's own. At 1 they follow the distribution that MODEL has learnt, so
     that L_retain is at its minimum where MODEL is; guided ones draw it away from there."""
     picture_batch: int | None = Field(default=None, gt=0)
-    """Pictures that MODEL makes of itself at once; None: 32, fewer of more than 256 x 256 pixels."""
+    """Pictures or sampling paths that MODEL makes at once; None: 32, fewer of more than 256 x 256 pixels."""
     bank_trajectories: int = Field(gt=0)
     """Sampling paths of the frozen teacher."""
     bank_steps: int = Field(gt=0)

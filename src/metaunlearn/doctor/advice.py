@@ -1,7 +1,7 @@
 """What to switch on when a job does not fit, in the order of what it costs.
 
 First what leaves every value as it is and costs time, then what changes values, the least first. What each saves is the
-difference of two counts (``counting.py``).
+difference of two counts (``counting.py``). Last what saves something only once the others are on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Advice:
     costs: str
     """What it costs beside memory."""
     saves_bytes: int
-    """When it alone is switched on."""
+    """When it alone is switched on; of what saves something only after the others, with everything before it."""
     left_bytes: int
     """What the job needs with this and everything before it."""
 
@@ -106,23 +106,25 @@ def advise(
     ``skip``: settings that the method does not read.
     """
     start = count(settings)
-    found: list[Advice] = []
+    found: dict[_Switch, Advice] = {}
     together = settings
-    for switch in SWITCHES:
-        change = switch.applies(settings, device)
-        alone = start - count(settings.model_copy(update=change)) if change else 0
-        if alone <= 0 or set(change) & set(skip):
-            continue
-        together = together.model_copy(update=change)
-        found.append(
-            Advice(
+    for alone in (True, False):
+        for switch in SWITCHES:
+            change = switch.applies(settings, device)
+            if not change or switch in found or set(change) & set(skip):
+                continue
+            before = settings if alone else together
+            saves = count(before) - count(before.model_copy(update=change))
+            if saves <= 0:
+                continue
+            together = together.model_copy(update=change)
+            found[switch] = Advice(
                 overrides=tuple(f"{key}={_text(value)}" for key, value in change.items()),
                 costs=switch.costs,
-                saves_bytes=alone,
+                saves_bytes=saves,
                 left_bytes=needs - (start - count(together)),
             )
-        )
-    return tuple(found)
+    return tuple(found.values())
 
 
 def _text(value: object) -> str:

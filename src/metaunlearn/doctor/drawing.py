@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.doctor.passes import BANK_BATCH
 from metaunlearn.generation import picture_size, pictures_at_once
 from metaunlearn.models.autoencoder import decoded_at_once, encoded_at_once
 from metaunlearn.models.interface import TextToImageModel
@@ -41,12 +40,13 @@ class DrawingFacts:
 
     def peak(self, *, pictures: int, picture_batch: int | None, paths: int) -> int:
         """Of making and encoding so many ``pictures``, and of sampling so many ``paths``."""
-        batch = min(pictures, picture_batch or self.usual_batch)
+        at_once = picture_batch or self.usual_batch
+        batch = min(pictures, at_once)
         return max(
             2 * batch * self.denoised,
             decoded_at_once(batch, self.pixels) * self.decoded,
             min(pictures, encoded_at_once(self.pixels)) * self.encoded,
-            2 * min(paths, BANK_BATCH) * self.denoised,
+            2 * min(paths, at_once) * self.denoised,
         )
 
 

@@ -27,7 +27,7 @@ from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, gradients_in, outer_step
 from metaunlearn.erasure.interface import DefendedMethod, OptimisedMethod
 from metaunlearn.erasure.registry import Configured, check_objective, configure
-from metaunlearn.generation import default_sampling
+from metaunlearn.generation import default_sampling, pictures_at_once
 from metaunlearn.meta.alignment import DRAWS
 from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.interface import TextToImageModel
@@ -145,7 +145,8 @@ class _Job:
         for setting in ("inner_subset", "diagnostics_subset"):
             subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
         self.trained = chosen.method.trained(adapter)
-        self.passes = outer_step(chosen.method, chosen.settings, meta=self.meta)
+        paths = pictures_at_once(adapter.pipeline, chosen.settings.picture_batch)
+        self.passes = outer_step(chosen.method, chosen.settings, meta=self.meta, paths=paths)
         size = chosen.settings.batch_size
         self.forward_pass, self.gradient_pass = Pass("forward", size), Pass("trained", size, first_order=True)
         self._facts = cache(self._count)

@@ -27,8 +27,6 @@ backward; a pass without a gradient, with theta or with a teacher."""
 
 GRADIENTS: dict[str, int] = {"trained": 1, "tuned": 1, "all": 1, "product": 7, "forward": 0, "teacher": 0}
 """Gradients' worth of time in each. One product by double backward: 5 at M = 1, 10 at M = 5 were timed."""
-BANK_BATCH = 32
-"""Trajectories that are sampled at once."""
 
 
 class Pass(NamedTuple):
@@ -45,15 +43,18 @@ Passes = dict[Pass, float]
 """How often each comes in a step."""
 
 
-def outer_step(method: Method, settings: EraseSettings, *, meta: bool) -> Passes:
-    """The passes of one outer step; a closed-form method has steps with the meta objective only."""
+def outer_step(method: Method, settings: EraseSettings, *, meta: bool, paths: int) -> Passes:
+    """The passes of one outer step; a closed-form method has steps with the meta objective only.
+
+    ``paths`` of a bank are sampled at once.
+    """
     found: Passes = defaultdict(float)
     if isinstance(method, DefendedMethod):
         _defended(found, method, settings)
     else:
         _objectives(found, settings, meta=meta, forget=isinstance(method, OptimisedMethod))
     if found:
-        _teachers(found, method, settings)
+        _teachers(found, method, settings, paths)
     return dict(found)
 
 
@@ -108,7 +109,7 @@ def _defended(found: Passes, method: DefendedMethod, s: EraseSettings) -> None:
     found[Pass("all", s.batch_size)] += round(method.gradients(s))
 
 
-def _teachers(found: Passes, method: Method, s: EraseSettings) -> None:
+def _teachers(found: Passes, method: Method, s: EraseSettings, paths: int) -> None:
     if s.retain_loss == "distillation":
         found[Pass("teacher", s.batch_size)] += s.accumulation
     refresh = None
@@ -119,5 +120,5 @@ def _teachers(found: Passes, method: Method, s: EraseSettings) -> None:
         found[Pass("teacher", 2 * s.batch_size * s.accumulation)] += 1
         refresh = method.bank_refresh
     if refresh is not None:
-        size = min(BANK_BATCH, s.bank_trajectories)
+        size = min(paths, s.bank_trajectories)
         found[Pass("forward", 2 * size)] += s.bank_trajectories / size * s.bank_steps / refresh

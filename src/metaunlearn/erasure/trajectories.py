@@ -20,14 +20,17 @@ from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import guided
 from metaunlearn.erasure.interface import ErasureTask
+from metaunlearn.generation import pictures_at_once
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.shards import are_pieces
 
-BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision")
+BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision", "picture_batch")
 """Keys of :class:`~metaunlearn.config.EraseSettings` that the frozen teacher's paths depend on."""
+DRAWN_TOGETHER = 32
+"""Paths whose starts are one draw of the generator, however many of them are sampled at once."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +76,30 @@ def sample_trajectories(
     steps: int,
     guidance_scale: float,
     generator: torch.Generator,
-    batch_size: int = 32,
+    batch_size: int = DRAWN_TOGETHER,
     progress: Callable[[int, int], None] | None = None,
     processes: Processes = ALONE,
 ) -> TrajectoryBank:
     """Sample ``count`` paths of ``steps`` DDIM steps (DDIM-eta 0) under ``theta``, prompts taken in turn.
 
-    Of several ``processes`` each samples its share of the batches, and all get all of them.
+    ``batch_size`` of them are sampled at once, which changes their rounding only. Of several ``processes`` each samples
+    its share of the batches, and all get all of them.
     """
     cond, empty = model.encode_prompts(list(prompts)), model.unconditional()
     stride = model.schedule.timesteps / steps
-    sizes = [min(batch_size, count - first) for first in range(0, count, batch_size)]
-    # Drawn for every batch by every process: a batch's noise does not depend on who samples it.
+    # Drawn whole by every process: a path's noise does not depend on who samples it.
     starts = [
         (torch.randn((size, *model.latent_shape), generator=generator), torch.rand(size, generator=generator))
-        for size in sizes
+        for size in (min(DRAWN_TOGETHER, count - first) for first in range(0, count, DRAWN_TOGETHER))
     ]
+    noise, offsets = (torch.cat(drawn) for drawn in zip(*starts, strict=True))
 
     def batch(number: int) -> dict[str, Tensor]:
-        first, size, (noise, offset) = number * batch_size, sizes[number], starts[number]
+        first = number * batch_size
+        x_t, offset = noise[first : first + batch_size].to(model.device), offsets[first : first + batch_size]
+        size = len(x_t)
         rows: dict[str, list[Tensor]] = {name: [] for name in ("x_t", "t", "prompt_of", "unconditional", "conditional")}
         prompt_of = torch.arange(first, first + size) % len(prompts)
-        x_t = noise.to(model.device)
         for k in reversed(range(steps)):
             t = ((k + offset) * stride).long().to(model.device)
             t_next = ((k - 1 + offset) * stride).floor().long().to(model.device)
@@ -109,8 +114,18 @@ def sample_trajectories(
             progress(first + size, count)
         return {name: torch.cat(values) for name, values in rows.items()}
 
-    batches = processes.each(len(sizes), batch, together=are_pieces(theta.values()))
-    return TrajectoryBank(cond=cond, **{name: torch.cat([rows[name] for rows in batches]) for name in batches[0]})
+    batches = processes.each(-(-count // batch_size), batch, together=are_pieces(theta.values()))
+    order = _order(count, steps, batch_size)
+    found = {name: torch.cat([rows[name] for rows in batches]) for name in batches[0]}
+    return TrajectoryBank(cond=cond, **{name: rows[order.to(rows.device)] for name, rows in found.items()})
+
+
+def _order(count: int, steps: int, batch_size: int) -> Tensor:
+    """Where in rows that are batch by batch, each step by step, those lie that :data:`DRAWN_TOGETHER` would give."""
+    paths = [torch.arange(first, min(first + batch_size, count)).repeat(steps) for first in range(0, count, batch_size)]
+    taken = [torch.arange(steps).repeat_interleave(len(rows) // steps) for rows in paths]
+    path, step = torch.cat(paths), torch.cat(taken)
+    return ((path // DRAWN_TOGETHER * steps + step) * DRAWN_TOGETHER + path % DRAWN_TOGETHER).argsort()
 
 
 def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
@@ -178,6 +193,7 @@ def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generat
         steps=settings.bank_steps,
         guidance_scale=settings.bank_guidance,
         generator=generator,
+        batch_size=pictures_at_once(task.model.pipeline, settings.picture_batch),
         progress=None if progress is None else lambda done, total: progress("sampling trajectories", done, total),
         processes=task.processes,
     )
