@@ -148,7 +148,8 @@ def test_the_doctor_counts_the_larger_of_pictures_and_steps(model: TextToImageMo
     assert facts.usual_batch == 32
     assert many == 100 * max(2 * facts.denoised, facts.decoded)
     assert one == max(2 * facts.denoised, facts.decoded, 16 * facts.encoded)
-    assert facts.peak(pictures=100, picture_batch=1, paths=64) == max(one, 64 * facts.denoised)
+    assert facts.peak(pictures=100, picture_batch=1, paths=64) == one
+    assert facts.peak(pictures=1, picture_batch=None, paths=64) == 64 * facts.denoised
 
     def estimated(*overrides: str) -> doctor.JobEstimate:
         small = ["batch_size=1", "gradient_checkpointing=true", "bank_trajectories=1", "retain_images=5000"]

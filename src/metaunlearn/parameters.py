@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.errors import RunError, UserError, did_you_mean
-from metaunlearn.shards import are_pieces, own, summed
+from metaunlearn.shards import are_pieces, as_pieces, own, summed
 
 Params = dict[str, Tensor]
 """Parameters by name; also gradients and directions, which live in the same space."""
@@ -197,12 +197,18 @@ def same(a: Params, b: Params) -> bool:
 
 def add(a: Params, b: Params, alpha: float = 1.0) -> Params:
     """a + alpha b."""
-    return dict(zip(a, torch._foreach_add(list(a.values()), _aligned(a, b), alpha=alpha), strict=True))
+    mine, other = [own(p) for p in a.values()], [own(p) for p in _aligned(a, b)]
+    return named(a, torch._foreach_add(mine, other, alpha=alpha))
 
 
 def scale(a: Params, s: float) -> Params:
     """s a."""
-    return dict(zip(a, torch._foreach_mul(list(a.values()), s), strict=True))
+    return named(a, torch._foreach_mul([own(p) for p in a.values()], s))
+
+
+def named(like: Params, found: Iterable[Tensor]) -> Params:
+    """What was worked out of each of this process's pieces of ``like``, by name, as pieces themselves."""
+    return dict(zip(like, as_pieces(found, like.values()), strict=True))
 
 
 def dot(a: Params, b: Params) -> float:

@@ -1,7 +1,9 @@
 """Tensors of which each process holds a piece (torch's ``DTensor``, cut along the first dimension), and what needs all.
 
-Arithmetic element by element is each process's own. What sums over elements, or wants the whole tensor, needs the other
-processes: all of them must then ask at once. A plain tensor is its own piece, and nothing is sent for it.
+Arithmetic element by element is each process's own, on its pieces as plain tensors (:func:`own`, :func:`as_pieces`): of
+a ``DTensor`` torch works out anew for every operation, and for every number in it, how the result is cut. What sums
+over elements, or wants the whole tensor, needs the other processes: all of them must then ask at once. A plain tensor
+is its own piece, and nothing is sent for it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import cast
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, Shard
@@ -26,8 +29,20 @@ def are_pieces(tensors: Iterable[Tensor]) -> bool:
 
 def own(x: Tensor) -> Tensor:
     """This process's piece of ``x``, in the same memory."""
-    # Cut from the graph: only sums of what is a constant by then are taken over pieces.
-    return _detached(x).to_local() if isinstance(x, DTensor) else x
+    if not isinstance(x, DTensor):
+        return x
+    with torch.no_grad():  # Cut from the graph: what is done on pieces is done on what is a constant by then.
+        return x.to_local()
+
+
+def as_pieces(found: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
+    """What was worked out of this process's pieces of ``like``, one for each of them, as pieces themselves."""
+    return [
+        DTensor.from_local(x, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+        if isinstance(p, DTensor)
+        else x
+        for x, p in zip(found, like, strict=True)
+    ]
 
 
 def summed(of_pieces: Tensor, like: Iterable[Tensor]) -> Tensor:

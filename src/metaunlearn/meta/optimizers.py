@@ -22,6 +22,7 @@ dictionaries here hold only what the attacker tunes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -30,7 +31,8 @@ from torch import Tensor
 
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.meta.store import Sets
-from metaunlearn.parameters import Params, add, scale
+from metaunlearn.parameters import Params, add, named, scale
+from metaunlearn.shards import own
 
 Tensors = tuple[Tensor, ...]
 """One for each parameter, in the order of a dictionary's names."""
@@ -183,9 +185,11 @@ class Adam:
 
     def step(self, state: State, gradient: Params, m: int) -> Step:
         """q_m, and the moments a_m and b_m."""
-        a, b = self._moments(state, gradient)
+        like = state[0]
+        moments = [_own(part) for part in state]
+        a, b = self._moments(moments[0], moments[1], _own(gradient, names=like))
         direction, _ = self._corrected(a, b, m)
-        return Step(_named(a, direction), (a, b))
+        return Step(named(like, direction), (named(like, a), named(like, b)))
 
     def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """The transpose of ``step``; with r = sqrt(b^ + eps_root),
@@ -196,48 +200,45 @@ class Adam:
         The moments are worked out again from the gradients, which halves what must be kept: g_1 .. g_M rather than
         those and the moments of every step.
         """
-        a, b = self.start(v)
+        a, b = map(_own, self.start(v))
         m = len(gradients)
         for k in range(m):  # No name for a gradient here: it would live while the next one is brought back.
-            a, b = self._moments((a, b), gradients[k])
+            a, b = self._moments(a, b, _own(gradients[k], names=v))
         q, root = self._corrected(a, b, m)
-        slope = torch._foreach_div(list(v.values()), torch._foreach_add(root, self.eps))
-        w_a, w_b = (tuple(part.values()) for part in w)
+        slope = torch._foreach_div(_own(v), torch._foreach_add(root, self.eps))
+        w_a, w_b = map(_own, w)
         w_a = torch._foreach_add(w_a, slope, alpha=1 / (1 - self.beta1**m))
         torch._foreach_mul_(slope, q)
         torch._foreach_div_(slope, root)
         w_b = torch._foreach_add(w_b, slope, alpha=-0.5 / (1 - self.beta2**m))
-        g = gradients[-1]  # Once: it may have to come from the host.
-        direction = torch._foreach_mul([g[name] for name in v], 2 * (1 - self.beta2))
-        del g
+        direction = torch._foreach_mul(_own(gradients[-1], names=v), 2 * (1 - self.beta2))
         torch._foreach_mul_(direction, w_b)
         torch._foreach_add_(direction, w_a, alpha=1 - self.beta1)
         torch._foreach_mul_(w_a, self.beta1)
         torch._foreach_mul_(w_b, self.beta2)
-        return StepAdjoint(_named(v, direction), (_named(v, w_a), _named(v, w_b)))
+        return StepAdjoint(named(v, direction), (named(v, w_a), named(v, w_b)))
 
-    def _moments(self, state: State, g: Params) -> tuple[Params, Params]:
-        """a_m and b_m, of what the attacker tunes; ``g`` may hold more."""
-        a, b = state
-        tuned = [g[name] for name in a]
-        a_m = torch._foreach_mul(list(a.values()), self.beta1)
-        torch._foreach_add_(a_m, tuned, alpha=1 - self.beta1)
-        b_m = torch._foreach_mul(list(b.values()), self.beta2)
-        torch._foreach_addcmul_(b_m, tuned, tuned, value=1 - self.beta2)
-        return _named(a, a_m), _named(a, b_m)
+    def _moments(self, a: Tensors, b: Tensors, g: Tensors) -> tuple[Tensors, Tensors]:
+        """a_m and b_m."""
+        a_m = torch._foreach_mul(a, self.beta1)
+        torch._foreach_add_(a_m, g, alpha=1 - self.beta1)
+        b_m = torch._foreach_mul(b, self.beta2)
+        torch._foreach_addcmul_(b_m, g, g, value=1 - self.beta2)
+        return a_m, b_m
 
-    def _corrected(self, a: Params, b: Params, m: int) -> tuple[Tensors, Tensors]:
+    def _corrected(self, a: Tensors, b: Tensors, m: int) -> tuple[Tensors, Tensors]:
         """q_m = a^_m / (sqrt(b^_m + eps_root) + eps), and that root."""
-        root = torch._foreach_div(list(b.values()), 1 - self.beta2**m)
+        root = torch._foreach_div(b, 1 - self.beta2**m)
         torch._foreach_add_(root, self.eps_root)
         torch._foreach_sqrt_(root)
-        q = torch._foreach_div(list(a.values()), 1 - self.beta1**m)
+        q = torch._foreach_div(a, 1 - self.beta1**m)
         torch._foreach_div_(q, torch._foreach_add(root, self.eps))
         return q, root
 
 
-def _named(like: Params, tensors: Tensors) -> Params:
-    return dict(zip(like, tensors, strict=True))
+def _own(a: Params, names: Iterable[str] | None = None) -> Tensors:
+    """This process's pieces of ``a``, or of those of its ``names``."""
+    return tuple(own(a[name]) for name in (a if names is None else names))
 
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
