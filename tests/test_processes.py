@@ -82,7 +82,8 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         ),
         "double": erasing(tiny_model, "steps=2", "meta_gradient=double-backward", "diagnostics_every=1"),
         "uneven": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "batch_size=2"),
-        "sdd": erasing(tiny_model, "steps=1", "meta_gradient=first-order", "bank_trajectories=33", method="sdd"),
+        # Pictures and paths in batches of two: both processes have some to make.
+        "sdd": erasing(tiny_model, "steps=1", "meta_gradient=first-order", "picture_batch=2", method="sdd"),
         "imma": erasing(
             tiny_model, "steps=2", "base=uce", "retain_loss=denoising", "retain_weight=0.1", method="imma"
         ),
@@ -98,7 +99,7 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
             "inner_steps=2", "inner_max_gradient_norm=0.5", "gradient_checkpointing=true", "retain_loss=denoising",
         ),
         "sharded sdd": erasing(
-            tiny_model, "steps=1", "sharded=true", "meta_gradient=auto", "bank_trajectories=33", method="sdd"
+            tiny_model, "steps=1", "sharded=true", "meta_gradient=auto", "picture_batch=2", method="sdd"
         ),
         "sharded plain": [*erasing(tiny_model, "steps=4", "sharded=true", "ema_decay=0.5"), "--no-meta"],
         "uce": [*erasing(tiny_model, method="uce"), "--no-meta"],
