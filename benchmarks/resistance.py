@@ -15,11 +15,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
 from metaunlearn.bench.formats import slug, to_markdown
-from metaunlearn.bench.lines import ratios
+from metaunlearn.bench.lines import Ratio, ratios
 from metaunlearn.bench.recipe import GridConcept
 from metaunlearn.bench.results import Found, found_in
 from metaunlearn.bench.state import BEFORE
@@ -171,8 +172,7 @@ def summary(found: Found, concept: GridConcept) -> list[list[str]]:
     lines = [[concept.name, *one.line] for one in seeds]
     if len(seeds) < 2:
         return lines
-    plain, meta = ({name: mean(getattr(one, which)[name] for one in seeds) for name in KEPT_SCORES}
-                   for which in ("plain", "meta"))  # fmt: skip
+    plain, meta = _means([one.plain for one in seeds]), _means([one.meta for one in seeds])
     times = [one.times for one in seeds if one.times is not None]
     at_least = any(one.half[1] is None for one in seeds)
     means = [
@@ -206,16 +206,24 @@ def resistance(found: Found, concept: str, seed: int) -> Resistance | None:
 
 
 def other_methods(found: Found) -> list[str]:
-    """The same of all methods of a table 1, in the parts of a page."""
+    """The same of all methods of a table 1, in the parts of a page; of several seeds with a line of their means."""
     lines = []
-    for ratio in sorted(ratios(found), key=lambda ratio: found.grid.methods.index(ratio.line.method)):
-        scores = scores_of(found, ratio.concept, ratio.seed, method=ratio.line.method)
-        plain, meta = (scores[model][UNTOUCHED] for model in ("unlearn", "meta-unlearn"))
-        lines.append([
-            ratio.line.method, ratio.concept, str(ratio.seed), f"{plain['concept']:.0f} → {meta['concept']:.0f}",
-            *kept(plain, meta), f"{ratio.plain:.0f}", f"{ratio.meta:.0f}",
-            ("–" if ratio.value is None else f"{ratio.value:.2f}") + ("" if ratio.whole else " (part)"),
-        ])  # fmt: skip
+    order = found.grid.methods.index
+    whole = sorted(ratios(found), key=lambda ratio: (order(ratio.line.method), ratio.concept, ratio.seed))
+    for (method, concept), group in groupby(whole, key=lambda ratio: (ratio.line.method, ratio.concept)):
+        seeds = list(group)
+        before = [_untouched(found, ratio) for ratio in seeds]
+        for ratio, (plain, meta) in zip(seeds, before, strict=True):
+            part = "" if ratio.whole else " (part)"
+            shown = "–" if ratio.value is None else f"{ratio.value:.2f}"
+            figures = [f"{ratio.plain:.0f}", f"{ratio.meta:.0f}", shown + part]
+            lines.append([method, concept, str(ratio.seed), *_seen_and_kept(plain, meta), *figures])
+        values = [ratio.value for ratio in seeds if ratio.value is not None]
+        if len(values) > 1:
+            plain, meta = (_means([pair[which] for pair in before]) for which in (0, 1))
+            figures = [f"{mean(getattr(one, which) for one in seeds):.0f}" for which in ("plain", "meta")]
+            means = [method, concept, "mean", *_seen_and_kept(plain, meta), *figures, f"{mean(values):.2f}"]
+            lines.append([f"**{cell}**" for cell in means])
     heads = ["method", "concept", "seed", "seen before, plain → meta", *KEPT, "comes back, plain", "meta", RATIO]
     return [
         "## Other methods",
@@ -224,6 +232,19 @@ def other_methods(found: Found) -> list[str]:
         "wanted.",
         in_markdown(heads, lines),
     ]
+
+
+def _untouched(found: Found, ratio: Ratio) -> tuple[dict[str, float], dict[str, float]]:
+    scores = scores_of(found, ratio.concept, ratio.seed, method=ratio.line.method)
+    return scores["unlearn"][UNTOUCHED], scores["meta-unlearn"][UNTOUCHED]
+
+
+def _means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: mean(one[name] for one in scores) for name in ("concept", *KEPT_SCORES)}
+
+
+def _seen_and_kept(plain: dict[str, float], meta: dict[str, float]) -> list[str]:
+    return [f"{plain['concept']:.0f} → {meta['concept']:.0f}", *kept(plain, meta)]
 
 
 def kept(plain: dict[str, float], meta: dict[str, float]) -> list[str]:
