@@ -123,6 +123,24 @@ def test_what_the_generator_is_asked(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(("size", "together"), [(None, True), (512, False)])
+def test_large_pictures_are_decoded_one_by_one(tmp_path: Path, size: int | None, together: bool) -> None:
+    """Four of 32 x 32 pixels go through the autoencoder together, of 512 x 512 not."""
+    pipeline, slicing = new_tiny_pipeline(), []
+    whole = pipeline.vae.decode
+
+    def decode(latents: torch.Tensor, **options: Any) -> Any:
+        slicing.append(pipeline.vae.use_slicing)
+        return whole(latents[..., :4, :4], **options)
+
+    pipeline.vae.decode = decode
+    pipeline.unet.forward = lambda x, *_, **__: (torch.zeros_like(x),)
+    overrides = ["images=4", "steps=1", *([] if size is None else [f"size={size}"])]
+    make_set("clean", tmp_path / "out", generator=pipeline, overrides=overrides)
+    assert slicing == [not together]
+    assert not pipeline.vae.use_slicing
+
+
 def test_a_damaged_generator_is_a_run_that_fails(tmp_path: Path) -> None:
     class Broken(Seeds):
         def __call__(self, *arguments: Any, **options: Any) -> Any:

@@ -7,7 +7,9 @@ drawn on several machines into one folder, and a killed run goes on.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,17 @@ from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.errors import RunError, UserError, first_line
 from metaunlearn.files import write_atomic
-from metaunlearn.generation import Sampling, default_sampling
+from metaunlearn.generation import Sampling, default_sampling, picture_size
 from metaunlearn.models import load_pipeline
-from metaunlearn.models.autoencoder import as_rgb
+from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
 from metaunlearn.runs import RunFolder
 from metaunlearn.settings import resolve
 from metaunlearn.sharing import Shard
 
+UNKNOWN = 1024 * 1024
+"""Pixels of pictures whose size only the pipeline knows."""
 SHEET_SIDE = 256
 """Pixels a side of a picture on the contact sheet, at most."""
 
@@ -159,12 +163,24 @@ def _draw(pipeline: Any, rows: Sequence[tuple[str, int]], options: dict[str, Any
     if "negative_prompt" in options:
         options = options | {"negative_prompt": [options["negative_prompt"]] * len(rows)}
     generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
-    with unfiltered(pipeline):
+    with unfiltered(pipeline), _decoding(pipeline, len(rows), options):
         output = pipeline([text for text, _ in rows], generator=generators, output_type="pt", **options)
     images = as_rgb(output.images.float().cpu())
     if not bool(images.isfinite().all()):
         raise RunError("The generator (generator=, --generator) made pictures that are not finite numbers.")
     return images.clamp(0, 1)
+
+
+def _decoding(pipeline: Any, pictures: int, options: dict[str, Any]) -> AbstractContextManager[None]:
+    """Large pictures one by one, where the pipeline's autoencoder can; those of unknown size count as large."""
+    vae = getattr(pipeline, "vae", None)
+    if not hasattr(vae, "use_slicing"):
+        return nullcontext()
+    if "height" in options:
+        pixels = options["height"] * options["width"]
+    else:
+        pixels = math.prod(picture_size(pipeline)) if hasattr(pipeline, "unet") else UNKNOWN
+    return decoding(vae, pictures, pixels)
 
 
 def _complete(folder: RunFolder, texts: Sequence[str], settings: MakeSettings) -> dict[str, Any]:
