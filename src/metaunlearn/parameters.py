@@ -197,13 +197,17 @@ def same(a: Params, b: Params) -> bool:
 
 def add(a: Params, b: Params, alpha: float = 1.0) -> Params:
     """a + alpha b."""
-    mine, other = [own(p) for p in a.values()], [own(p) for p in _aligned(a, b)]
-    return named(a, torch._foreach_add(mine, other, alpha=alpha))
+    return named(a, torch._foreach_add(own_of(a), tuple(map(own, _aligned(a, b))), alpha=alpha))
 
 
 def scale(a: Params, s: float) -> Params:
     """s a."""
-    return named(a, torch._foreach_mul([own(p) for p in a.values()], s))
+    return named(a, torch._foreach_mul(own_of(a), s))
+
+
+def own_of(a: Params, names: Iterable[str] | None = None) -> tuple[Tensor, ...]:
+    """This process's pieces of ``a``, or of those of its ``names``."""
+    return tuple(own(a[name]) for name in (a if names is None else names))
 
 
 def named(like: Params, found: Iterable[Tensor]) -> Params:
@@ -220,7 +224,7 @@ def dot(a: Params, b: Params) -> float:
 
 def norm(a: Params) -> float:
     """||a||, accumulated in float64: a float32 direction of norm 1e-30 is not zero."""
-    lengths = torch.stack(torch._foreach_norm([own(p) for p in a.values()], 2, dtype=torch.float64))
+    lengths = torch.stack(torch._foreach_norm(own_of(a), 2, dtype=torch.float64))
     if are_pieces(a.values()):
         return math.sqrt(float(summed(lengths.square().sum(), a.values())))
     return math.hypot(*lengths.tolist())

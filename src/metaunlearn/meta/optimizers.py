@@ -22,7 +22,6 @@ dictionaries here hold only what the attacker tunes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,8 +30,7 @@ from torch import Tensor
 
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.meta.store import Sets
-from metaunlearn.parameters import Params, add, named, scale
-from metaunlearn.shards import own
+from metaunlearn.parameters import Params, add, named, own_of, scale
 
 Tensors = tuple[Tensor, ...]
 """One for each parameter, in the order of a dictionary's names."""
@@ -186,8 +184,8 @@ class Adam:
     def step(self, state: State, gradient: Params, m: int) -> Step:
         """q_m, and the moments a_m and b_m."""
         like = state[0]
-        moments = [_own(part) for part in state]
-        a, b = self._moments(moments[0], moments[1], _own(gradient, names=like))
+        moments = [own_of(part) for part in state]
+        a, b = self._moments(moments[0], moments[1], own_of(gradient, names=like))
         direction, _ = self._corrected(a, b, m)
         return Step(named(like, direction), (named(like, a), named(like, b)))
 
@@ -200,18 +198,18 @@ class Adam:
         The moments are worked out again from the gradients, which halves what must be kept: g_1 .. g_M rather than
         those and the moments of every step.
         """
-        a, b = map(_own, self.start(v))
+        a, b = map(own_of, self.start(v))
         m = len(gradients)
         for k in range(m):  # No name for a gradient here: it would live while the next one is brought back.
-            a, b = self._moments(a, b, _own(gradients[k], names=v))
+            a, b = self._moments(a, b, own_of(gradients[k], names=v))
         q, root = self._corrected(a, b, m)
-        slope = torch._foreach_div(_own(v), torch._foreach_add(root, self.eps))
-        w_a, w_b = map(_own, w)
+        slope = torch._foreach_div(own_of(v), torch._foreach_add(root, self.eps))
+        w_a, w_b = map(own_of, w)
         w_a = torch._foreach_add(w_a, slope, alpha=1 / (1 - self.beta1**m))
         torch._foreach_mul_(slope, q)
         torch._foreach_div_(slope, root)
         w_b = torch._foreach_add(w_b, slope, alpha=-0.5 / (1 - self.beta2**m))
-        direction = torch._foreach_mul(_own(gradients[-1], names=v), 2 * (1 - self.beta2))
+        direction = torch._foreach_mul(own_of(gradients[-1], names=v), 2 * (1 - self.beta2))
         torch._foreach_mul_(direction, w_b)
         torch._foreach_add_(direction, w_a, alpha=1 - self.beta1)
         torch._foreach_mul_(w_a, self.beta1)
@@ -234,11 +232,6 @@ class Adam:
         q = torch._foreach_div(a, 1 - self.beta1**m)
         torch._foreach_div_(q, torch._foreach_add(root, self.eps))
         return q, root
-
-
-def _own(a: Params, names: Iterable[str] | None = None) -> Tensors:
-    """This process's pieces of ``a``, or of those of its ``names``."""
-    return tuple(own(a[name]) for name in (a if names is None else names))
 
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
