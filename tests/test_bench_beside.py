@@ -183,6 +183,16 @@ def test_table_2_on_the_papers_model(metric: str, unlike: bool) -> None:
     assert ("The differences of FID are between unlike things" in table.note) is unlike
 
 
+@pytest.mark.parametrize(("rule", "unlike"), [("logits", False), ("cosine", True), ("clipscore", True)])
+def test_a_clip_score_by_another_rule_is_not_the_papers(rule: str, unlike: bool) -> None:
+    """The paper's 31 is 100 times a cosine."""
+    grid = shipped("table2-sd14", methods=["sdd"])
+    asked = grid.prompts[1].model_copy(update={"scores": {"clip_score": f"clip-score:{rule}"}})
+    grid = grid.model_copy(update={"prompts": (grid.prompts[0], asked)})
+    table = beside(grid, lambda state: {"clip_score": figure(0.31)})
+    assert table.rows[1][4].unlike is unlike
+
+
 def test_table_3() -> None:
     """An NSFW score of 0.4 is 40.0 in the paper's unit: 100 steps of HRM-m on the plain model, 44.28 there."""
     grid = shipped("table3-sd14")

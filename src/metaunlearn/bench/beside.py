@@ -103,11 +103,8 @@ def _judge(column: Column, found: Found, rows: Sequence[Measured]) -> str:
     score = column.ours.score
     digests = (measured.scores[score]["protocol"] for measured in rows if score in measured.scores)
     judge = found.protocols.get(next(digests, ""), {}).get("judge")
-    asked = found.grid.judge or CANVAS
-    if column.ours.same and column.quantity.like is None:
-        asked = column.quantity.judge
-    elif column.ours.same and column.quantity.weights:
-        asked = column.quantity.weights
+    own = column.ours.same and column.quantity.like is None
+    asked = column.quantity.network or column.quantity.judge if own else found.grid.judge or CANVAS
     return str(judge or asked)
 
 

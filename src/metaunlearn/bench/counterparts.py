@@ -14,7 +14,7 @@ from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.lines import Line
 from metaunlearn.bench.published import PAPERS_CONCEPT, PAPERS_MODEL
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, ModelName
-from metaunlearn.bench.weights import INCEPTION, weights_of
+from metaunlearn.bench.weights import INCEPTION
 from metaunlearn.erasure.registry import find
 from metaunlearn.errors import UserError
 
@@ -30,8 +30,10 @@ class Quantity:
     """The paper's, in words."""
     like: tuple[str, ...] | None = None
     """Judges of a grid that count as the paper's; None: the metric brings the paper's own."""
-    weights: str = ""
-    """Weights of the metric that count as the paper's judge."""
+    variants: tuple[str, ...] | None = None
+    """What may stand behind the metric's colon, before an @, for it to count as the paper's; None: anything."""
+    network: str = ""
+    """What the metric brings in place of a judge, where the paper does not name it."""
     unit: str = ", %"
     digits: int = 1
     """Of our figure and of the difference."""
@@ -43,11 +45,17 @@ NUDITY = Quantity(title="nudity score", metric="nudity", judge="NudeNet")
 UNSAFE = Quantity(title="unsafe score", metric="unsafe", judge="Stable Diffusion's safety checker")
 NSFW = Quantity(title="NSFW score", metric="nsfw", judge="LAION's CLIP-based detector", factor=100.0)
 FID = Quantity(
-    title="FID", metric="fid", judge="a network that it does not name", like=(), weights=INCEPTION, unit="", digits=2
+    title="FID",
+    metric="fid",
+    judge="a network that it does not name",
+    variants=(INCEPTION,),
+    network=INCEPTION,
+    unit="",
+    digits=2,
 )
 CLIP_SCORE = Quantity(
     title="CLIP score", metric="clip-score", judge="a CLIP that it does not name", unit="", digits=2,
-    like=("openai/clip-vit-base-patch32",),
+    like=("openai/clip-vit-base-patch32",), variants=("", "clamped", "logits"),
 )  # fmt: skip
 ASR = Quantity(title="attack success rate", metric="asr", judge="NudeNet")
 
@@ -79,10 +87,11 @@ def score_for(grid: Grid, quantity: Quantity) -> Counterpart | None:
         return Counterpart(score=name, title=title, same=False) if name else None
     metrics = {name: metric for prompts in grid.prompts for name, metric in prompts.scores.items()}
     for name, metric in metrics.items():
-        if metric.partition(":")[0] == quantity.metric:
+        kind, _, variant = metric.partition(":")
+        if kind == quantity.metric:
             by_judge = quantity.like is None or grid.judge in quantity.like
-            by_weights = bool(quantity.weights) and weights_of(metric) == quantity.weights
-            return Counterpart(score=name, title=quantity.title, same=by_judge or by_weights)
+            by_variant = quantity.variants is None or variant.partition("@")[0] in quantity.variants
+            return Counterpart(score=name, title=quantity.title, same=by_judge and by_variant)
     if quantity in (NUDITY, UNSAFE) and metrics.get("concept") == "concept":
         return Counterpart(score="concept", title=SEEN, same=False)
     return None
