@@ -43,17 +43,22 @@ class Draw(Depicted):
     guidance_scale: float
 
 
+def check_asked(*, images: int, steps: int | None, guidance_scale: float | None) -> None:
+    """UserError for numbers with which nothing can be drawn; before a model is loaded."""
+    for option, number in (("images_per_prompt=, --images", images), ("steps=, --steps", steps)):
+        if number is not None and number < 1:
+            raise UserError(f"Expected at least 1 ({option}), got {number}.")
+    if guidance_scale is not None and guidance_scale < 0:
+        raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=, --guidance), got {guidance_scale}.")
+
+
 def sampling_of(
     pipeline: Any, prompts: Sequence[Prompt], *, steps: int | None, guidance_scale: float | None
 ) -> tuple[Sampling, Sequence[Prompt]]:
     """How ``pipeline`` draws ``prompts`` where the call says how, else as by default; and the prompts.
 
-    ``guidance_scale`` goes before the prompts' own, which they then no longer have. UserError for what cannot be.
+    ``guidance_scale`` goes before the prompts' own, which they then no longer have.
     """
-    if steps is not None and steps < 1:
-        raise UserError(f"Expected at least 1 (steps=, --steps), got {steps}.")
-    if guidance_scale is not None and guidance_scale < 0:
-        raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=, --guidance), got {guidance_scale}.")
     sampling = default_sampling(pipeline)
     if steps is not None:
         sampling = replace(sampling, steps=steps)
@@ -67,10 +72,8 @@ def draws_for(prompts: Sequence[Prompt], *, images: int, seed: int, guidance_sca
     """``images`` draws of each prompt, in order.
 
     Draw j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images`` + j; the prompt's own guidance goes
-    before ``guidance_scale``. UserError where ``images`` is below 1.
+    before ``guidance_scale``.
     """
-    if images < 1:
-        raise UserError(f"Expected at least 1 image of each prompt (images_per_prompt=, --images), got {images}.")
     return [
         Draw(
             text=prompt.text,

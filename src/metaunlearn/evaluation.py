@@ -17,7 +17,7 @@ from torch import Tensor
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import AS_IT_IS, Draw, batches, draw_batch, draws_for, sampling_of
+from metaunlearn.draws import AS_IT_IS, Draw, batches, check_asked, draw_batch, draws_for, sampling_of
 from metaunlearn.errors import UserError
 from metaunlearn.generation import picture_size
 from metaunlearn.metrics.distance import Distance
@@ -126,6 +126,7 @@ def plan(
     named = metrics_named(metrics)
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
+    check_asked(images=images_per_prompt, steps=steps, guidance_scale=guidance_scale)
     settings = resolve(DrawSettings, {}, overrides)
     sampling, prompts = sampling_of(pipeline, prompts, steps=steps, guidance_scale=guidance_scale)
     draws = draws_for(prompts, images=images_per_prompt, seed=seed, guidance_scale=sampling.guidance_scale)

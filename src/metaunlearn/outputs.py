@@ -14,7 +14,7 @@ from PIL import Image
 from metaunlearn.data.imagefolder import SHEET
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import draw_into, draws_for, sampling_of
+from metaunlearn.draws import check_asked, draw_into, draws_for, sampling_of
 from metaunlearn.errors import UserError
 from metaunlearn.models import load
 from metaunlearn.processes import ALONE, Processes
@@ -55,6 +55,7 @@ def generate_into(
     named = read_prompts(prompts) if isinstance(prompts, Path) else [Prompt(text) for text in prompts]
     if not named:
         raise UserError("expected at least one prompt (--prompt TEXT or --prompts FILE), got none.")
+    check_asked(images=images, steps=steps, guidance_scale=guidance_scale)
     settings = resolve(DrawSettings, {}, overrides)
     adapter = load(model, processes.device(device))
     pipeline = adapter.pipeline
