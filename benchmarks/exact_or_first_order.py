@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results import story
+from stories import story
 
 from metaunlearn.attacking import attack
 from metaunlearn.canvas.measure import measure

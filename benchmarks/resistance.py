@@ -2,10 +2,10 @@
 
     metaunlearn bench resistance-canvas --out runs/table1
     python benchmarks/resistance.py runs/table1/resistance-canvas/results.json [FILE ...] \
-        --methods runs/table1/table1-canvas/results.json [FILE ...]
+        --methods runs/table1/methods-canvas/results.json [FILE ...]
 
 Several files are parts of one grid that several machines made: of each concept and seed the one with most of it
-counts. The other methods are those of ``table1-canvas``, as far as they are there.
+counts. The other methods are those of ``methods-canvas``, as far as they are there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     """Read, join, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="results.json of a resistance grid")
-    parser.add_argument("--methods", type=Path, nargs="*", default=[], metavar="FILE", help="of a table1 grid")
+    parser.add_argument("--methods", type=Path, nargs="*", default=[], metavar="FILE", help="of a methods grid")
     parser.add_argument("--out", type=Path, default=Path("docs/resistance.md"))
     options = parser.parse_args()
     parts, others = (read(files) for files in (options.results, options.methods))
@@ -206,7 +206,7 @@ def resistance(found: Found, concept: str, seed: int) -> Resistance | None:
 
 
 def other_methods(found: Found) -> list[str]:
-    """The same of all methods of a table 1, in the parts of a page; of several seeds with a line of their means."""
+    """The same of all methods of a grid, in the parts of a page; of several seeds with a line of their means."""
     lines = []
     order = found.grid.methods.index
     whole = sorted(ratios(found), key=lambda ratio: (order(ratio.line.method), ratio.concept, ratio.seed))

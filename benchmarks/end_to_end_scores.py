@@ -1,0 +1,131 @@
+"""What a run of the official code's loop reaches on Canvas, beside runs of ours: before an attack, and after it.
+
+    metaunlearn erase canvas --concept knife --method esd-u-1 --recipe small --seed 2 --out runs/knife
+    python benchmarks/end_to_end_scores.py runs/knife [DIR ...] --seed 2 --out runs/official
+
+The loop of ``official_loop.py`` takes ``--steps`` steps at each of ``--rates`` and is kept in ``--out``; stopped, it
+goes on from its last hundred. Then every model is attacked alike, with AdamW on real pictures of the concept, and
+measured on the same prompts and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import official_loop
+import torch
+from official_loop import OfficialLoop, pictures
+
+from metaunlearn.attacking import attack
+from metaunlearn.canvas.datasets import write_dataset
+from metaunlearn.canvas.measure import Measurement, measure
+from metaunlearn.canvas.tasks import task_for
+from metaunlearn.checkpoint import load_tensors, restore_training, save_tensors, save_training, step_generator
+from metaunlearn.config import Counts
+from metaunlearn.files import write_atomic
+from metaunlearn.metrics import load_judge
+from metaunlearn.models import load_pipeline
+
+CONCEPT = "knife"
+STEPS = (10, 20, 30, 60)
+"""The attack's checkpoints."""
+EVERY = 100
+"""Steps between two states of the other loop that are kept."""
+BEFORE, AFTER = Counts(concept=100, related=70, unrelated=200), Counts(concept=100, related=0, unrelated=0)
+
+
+def main() -> None:
+    """Train, attack, measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ours", type=Path, nargs="+", metavar="DIR", help="models of ours, of the same concept")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rates", type=float, nargs="+", default=[official_loop.LEARNING_RATE])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path, default=Path("benchmarks/end_to_end_scores.md"))
+    options = parser.parse_args()
+    models = {
+        f"the official code's loop, {options.steps} steps at {rate:g}": train(
+            options.out / f"{rate:g}", options.steps, rate, options.seed
+        )
+        for rate in options.rates
+    }
+    models |= {f"ours, {folder.name}": folder for folder in options.ours}
+    data = options.out / "data"
+    if not data.exists():
+        write_dataset(data, "hrm-m", CONCEPT, 30, step_generator(options.seed, 0, "pictures"))
+    original = measured(Path("canvas"), BEFORE, options.seed)
+    lines = [line("original", original, {})]
+    for name, folder in models.items():
+        before = measured(folder, BEFORE, options.seed)
+        after = attacked(folder, data, options.out / "attacked" / folder.name, options.seed)
+        lines.append(line(name, before, after))
+        print(lines[-1], flush=True)
+    heads = ["model", "unrelated", "related", "FID", "CLIP score", "knife before", *(f"{step} steps" for step in STEPS)]
+    table = [
+        "# What the official code's loop reaches, beside ours",
+        f"`python benchmarks/end_to_end_scores.py`: Canvas, {CONCEPT}, ESD-u-1 with the meta objective, seed "
+        f"{options.seed}; how often the judge sees a knife before and after steps of AdamW at 5e-5 on real pictures of "
+        f"it, in percent of {BEFORE.concept} pictures; torch {torch.__version__}.",
+        "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]),
+    ]
+    write_atomic(options.table, "\n\n".join(table) + "\n")
+
+
+def train(out: Path, steps: int, rate: float, seed: int) -> Path:
+    """A pipeline that the other loop made; what is there already is not made again."""
+    done, state, drawn = out / "model", out / "state.safetensors", out / "generator.safetensors"
+    if done.exists():
+        return done
+    loop = OfficialLoop(CONCEPT, pictures(CONCEPT, seed + 1), seed)
+    for group in loop.optimizer.param_groups:
+        group["lr"] = rate
+    trained = {name: loop.student.get_parameter(name) for name in loop.trained}
+    first = 0
+    if state.exists():
+        first, _ = restore_training(state, trained, loop.optimizer)
+        loop.generator.set_state(load_tensors(drawn)[0]["state"])
+    for step in range(first + 1, steps + 1):
+        loop.step()
+        if step % EVERY == 0:
+            save_training(state, trained, loop.optimizer, step, {})
+            save_tensors(drawn, {"state": loop.generator.get_state()})
+            print(f"{rate:g}: {step} of {steps} steps", flush=True)
+    loop.pipeline.unet.load_state_dict(loop.student.state_dict())
+    loop.pipeline.save_pretrained(done, safe_serialization=True)
+    return done
+
+
+def attacked(model: Path, data: Path, out: Path, seed: int) -> dict[int, float]:
+    """By step, how often the concept is seen."""
+    found = attack(
+        str(model),
+        data,
+        recipe="small",
+        steps=STEPS,
+        overrides=["learning_rate=5e-5"],
+        seed=seed,
+        out=out,
+        resume=out.exists(),
+    )
+    return {int(step): measured(folder, AFTER, seed).concept.value for step, folder in found.checkpoints.items()}
+
+
+def measured(model: Path, counts: Counts, seed: int) -> Measurement:
+    """On the prompts of the task."""
+    return measure(load_pipeline(str(model)), task_for(CONCEPT), load_judge("canvas"), counts, seed=seed)
+
+
+def line(name: str, before: Measurement, after: Mapping[int, float]) -> str:
+    """Of the table."""
+    scores: Sequence[float] = [
+        before.scores()[key].value for key in ("unrelated", "related", "fid", "clip_score", "concept")
+    ]
+    later = [f"{value:.0f}" for value in after.values()] or [""] * len(STEPS)
+    return f"| {' | '.join([name, *(f'{score:.1f}' for score in scores), *later])} |"
+
+
+if __name__ == "__main__":
+    main()
