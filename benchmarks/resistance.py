@@ -34,6 +34,8 @@ CHOSEN_ON = "AdamW"
 """The attack that the settings were chosen on; the others are unseen."""
 MALICIOUS = 4
 """Its first checkpoints are those of table1-canvas: what the paper calls malicious finetuning."""
+METHODS = "methods-canvas"
+"""The grid of the other methods; a file of an earlier table1-canvas, which had these settings, counts as part of it."""
 RATIO = "meta / plain"
 KEPT_SCORES = ("unrelated", "related", "fid")
 KEPT = ("unrelated, plain → meta", "related", "FID (change)")
@@ -227,7 +229,7 @@ def other_methods(found: Found) -> list[str]:
     heads = ["method", "concept", "seed", "seen before, plain → meta", *KEPT, "comes back, plain", "meta", RATIO]
     return [
         "## Other methods",
-        f"`metaunlearn bench {found.bench} --out runs/table1`: the mean percentage over all checkpoints of the "
+        f"`metaunlearn bench {METHODS} --out runs/table1`: the mean percentage over all checkpoints of the "
         "malicious attacks that both models of a line have; *part*: not all of them are measured. At most 0.40 is "
         "wanted.",
         in_markdown(heads, lines),
