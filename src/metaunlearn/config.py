@@ -114,6 +114,12 @@ class EraseSettings(Settings):
     L_forget on the step's own batch, which is least where the concept is still forgotten."""
     meta_retain: Literal["related", "unrelated", "both"] = "both"
     """Which retained pictures self-destruct in the meta objective."""
+    lipschitz_weight: float = Field(default=0.0, ge=0)
+    """kappa, weight in the unlearn objective of || grad L_DM(theta; D_FT) ||, over all parameters: how fast finetuning
+    on the concept could begin; 0: no such penalty."""
+    sharpness_radius: float = Field(default=0.0, ge=0)
+    """rho: L_forget is taken where it is worst within this distance of theta (sharpness-aware minimisation); 0: at
+    theta."""
     heal_steps: int = Field(default=0, ge=0)
     """Further outer steps, after the N of ``steps``, that lower lambda L_retain alone, without the concept; 0: none."""
     heal_learning_rate: float | None = Field(default=None, gt=0)
@@ -311,6 +317,9 @@ class StorySettings(Settings):
 
 REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
 
+FLATNESS = ("lipschitz_weight", "sharpness_radius")
+"""Penalties of ``meta/flatness.py``."""
+
 ASKS_NOTHING = {
     "meta_loss": "end",
     "post_attack_loss": "denoising",
@@ -319,6 +328,8 @@ ASKS_NOTHING = {
     "retain_weighting": "none",
     "heal_steps": "0",
     "heal_learning_rate": "none",
+    "lipschitz_weight": "0",
+    "sharpness_radius": "0",
 }
 """Keys that change an objective, and the value of each that changes nothing."""
 
@@ -341,6 +352,8 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
         "retain_weighting": ("retain_weight", settings.retain_weight),
         "heal_steps": ("retain_weight", settings.retain_weight),
         "heal_learning_rate": ("heal_steps", settings.heal_steps),
+        "lipschitz_weight": ("gamma1", settings.gamma1),
+        "sharpness_radius": ("gamma1", settings.gamma1),
     }
     for key in asked_for(overrides, without):
         needed, value = without[key]

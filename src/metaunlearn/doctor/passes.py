@@ -83,6 +83,8 @@ def at_theta(settings: EraseSettings, *, meta: bool, forget: bool) -> Pass:
 
 
 def _objectives(found: Passes, s: EraseSettings, *, meta: bool, forget: bool) -> None:
+    if meta or forget:
+        _flatness(found, s, forget=forget)
     if not meta:
         if forget:
             found[at_theta(s, meta=False, forget=True)] += s.accumulation
@@ -101,6 +103,14 @@ def _objectives(found: Passes, s: EraseSettings, *, meta: bool, forget: bool) ->
         found[Pass("forward", s.batch_size, first_order)] += s.accumulation * (1 + s.direct_term * ends)
         if s.direct_term:
             found[Pass("trained", s.batch_size, first_order=True)] += s.accumulation
+
+
+def _flatness(found: Passes, s: EraseSettings, *, forget: bool) -> None:
+    """Each penalty takes the gradient that gives its direction; the one then a product along it, the other another."""
+    if s.lipschitz_weight:
+        found[Pass("all", s.batch_size)] += 3 * s.accumulation
+    if s.sharpness_radius and forget:
+        found[Pass("all", s.batch_size, first_order=True)] += 2 * s.accumulation
 
 
 def _defended(found: Passes, method: DefendedMethod, s: EraseSettings) -> None:

@@ -150,6 +150,11 @@ NO_FORGET_LOSS = (
     "finetuning, and the second stage of a closed-form method, such as UCE or RECE, has none. Choose an optimised "
     "method (method=..., --method esd-u-1), or post_attack_loss=denoising."
 )
+NO_SHARPNESS = (
+    "sharpness_radius (--set sharpness_radius=...) is about the method's own forget loss, and the second stage of a "
+    "closed-form method, such as UCE or RECE, has none. Choose an optimised method (method=..., --method esd-u-1), "
+    "sharpness_radius=0, or lipschitz_weight, which every method has."
+)
 
 
 class DefenceGradient(NamedTuple):
@@ -175,9 +180,9 @@ class Defence(Protocol):
 
 META_SETTINGS = (
     "gamma2", "zeta", "zeta_related", "zeta_unrelated", "zeta_margin", "direct_term", "common_noise", "meta_retain",
-    "meta_loss", "post_attack_loss", "inner_horizon",
+    "meta_loss", "post_attack_loss", "inner_horizon", "lipschitz_weight", "sharpness_radius",
 )  # fmt: skip
-"""Settings of the meta objective that no other defence reads."""
+"""Settings of the meta objective, and of other ways to resist, that no method with a defence of its own reads."""
 
 
 @runtime_checkable

@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import REPLACED_BY_ATTACKERS, EraseSettings, asked_for, refuse_ignored, refuse_without_meta
+from metaunlearn.config import (
+    FLATNESS,
+    REPLACED_BY_ATTACKERS,
+    EraseSettings,
+    asked_for,
+    refuse_ignored,
+    refuse_without_meta,
+)
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.imma import Imma
 from metaunlearn.erasure.interface import (
     NO_FORGET_LOSS,
+    NO_SHARPNESS,
     DefendedMethod,
     FollowingMethod,
     Method,
@@ -214,8 +222,12 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
 
 def check_objective(chosen: Configured, *, meta: bool) -> None:
     """UserError when the settings ask for a loss that the method does not have."""
-    if meta and chosen.settings.post_attack_loss == "forget" and not isinstance(chosen.method, OptimisedMethod):
+    if isinstance(chosen.method, OptimisedMethod):
+        return
+    if meta and chosen.settings.post_attack_loss == "forget":
         raise UserError(NO_FORGET_LOSS)
+    if meta and chosen.settings.sharpness_radius:
+        raise UserError(NO_SHARPNESS)
 
 
 def refuse_unheard(name: str, overrides: Sequence[str], *, meta: bool) -> None:
@@ -228,7 +240,7 @@ def refuse_unheard(name: str, overrides: Sequence[str], *, meta: bool) -> None:
         return
     refuse_without_meta(overrides)
     kind = find(name).kind
-    for key in asked_for(overrides, ("retain_weighting", "heal_steps", "heal_learning_rate")):
+    for key in asked_for(overrides, ("retain_weighting", "heal_steps", "heal_learning_rate", *FLATNESS)):
         if callable(getattr(kind, "edit", None)):
             raise UserError(
                 f"{key} (--set {key}=...) would be ignored, because a closed-form method without the meta objective "

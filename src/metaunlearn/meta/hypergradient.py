@@ -335,14 +335,15 @@ def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products =
     return GradientDifference(precision=products) if name == "gradient-difference" else MODES[name]()
 
 
-def product_named(name: str, theta: Params) -> HessianProduct | None:
-    """How the mode called ``name`` multiplies by a Hessian, None where it is taken as zero.
+def usual_product(theta: Params) -> HessianProduct:
+    """The gradient difference at its usual step; where ``theta``'s precision is too low for it, the double backward."""
+    return double_backward_product if low_precision(theta) else GradientDifference().product
 
-    ``auto`` is the gradient difference at its usual step, unless ``theta``'s precision is too low for it.
-    """
-    if name == "auto":
-        name = "double-backward" if low_precision(theta) else "gradient-difference"
+
+def product_named(name: str, theta: Params) -> HessianProduct | None:
+    """How the mode called ``name`` multiplies by a Hessian, None where it is taken as zero; ``auto``: as usual."""
     return {
+        "auto": usual_product(theta),
         "first-order": None,
         "double-backward": double_backward_product,
         "gradient-difference": GradientDifference().product,

@@ -193,6 +193,12 @@ def outer_loss(
     return loss
 
 
+def forget_loss(model: TextToImageModel, batch: ForgetBatch) -> Loss:
+    """L_forget by itself."""
+    target = batch.target.detach()  # A method may have computed it from theta; it is a constant.
+    return lambda theta: _errors(model.predict(theta, batch.x_t, batch.t, batch.cond), target).mean()
+
+
 def _regression(model: TextToImageModel, batch: Batch) -> ForgetBatch:
     """L_DM on ``batch`` as the regression that it is, like L_forget."""
     schedule = model.schedule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,16 @@ from metaunlearn.checkpoint import restore_training, save_training, step_generat
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Epochs, Independent
+from metaunlearn.diffusion import denoising_loss_of
 from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained
 from metaunlearn.meta.diagnostics import diagnose
-from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve
+from metaunlearn.meta.flatness import sharpness, steepness
+from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve, usual_product
 from metaunlearn.meta.objective import (
     direct_loss,
+    forget_loss,
     l_retain_loss,
     losses_at_theta,
     meta_problem,
@@ -97,6 +100,7 @@ class Algorithm1:
         once theta has moved."""
         self.sampler = Independent() if settings.replacement else Epochs(seed)
         self.step = 0
+        self._product = usual_product(self.theta)
         self.mode: MetaGradientMode | None = None
         if meta:
             probes = [
@@ -208,6 +212,9 @@ class Algorithm1:
             record |= found.record
             for name in self.trained:
                 gradient[name] = gradient[name] + self.settings.gamma1 * found.gradient[name]
+        for term in self._flatness(parts, record):
+            for name in self.trained:
+                gradient[name] = gradient[name] + self.settings.gamma1 * term[name]
         if self.meta and self.settings.attackers:
             record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
@@ -308,6 +315,21 @@ class Algorithm1:
         s = self.settings
         loss = direct_loss(self.first_order_model, parts, zeta_weights(s), active)
         return scale(value_and_gradient(self.processes.shared(loss), self.theta, self.trained).gradient, s.zeta)
+
+    def _flatness(self, parts: Sequence[OuterDraw], record: Record) -> Iterator[Params]:
+        """The gradients of the penalties that are asked for, to be added to L_unlearn's; ``record`` says their size."""
+        s, share = self.settings, self.processes.shared
+        if s.lipschitz_weight:
+            concept = share(mean_of([denoising_loss_of(self.model, part.outer) for part in parts]))
+            steep = steepness(concept, self.theta, self._product)
+            record["concept_slope"] = steep.value
+            yield scale(steep.gradient, s.lipschitz_weight)
+        batches = [part.forget for part in parts if part.forget is not None]
+        if s.sharpness_radius and batches:
+            forget = share(mean_of([forget_loss(self.first_order_model, batch) for batch in batches]))
+            sharp = sharpness(forget, self.theta, s.sharpness_radius)
+            record["sharpness"] = sharp.value.item()
+            yield sharp.gradient
 
     def _check(self, record: Record, gradient: dict[str, Tensor]) -> None:
         losses = [value for key, value in record.items() if key.startswith("loss_")]
