@@ -212,7 +212,9 @@ def test_a_trial_that_breaks_down_is_kept_as_failed(tmp_path: Path, monkeypatch:
     ]
     assert result.records[2].message == "the loss is not finite"
     assert result.to_dict()["failed"] == [2]
-    assert "2 (failed)" in (tmp_path / "out" / PAGE_FILE).read_text()
+    page = (tmp_path / "out" / PAGE_FILE).read_text()
+    assert "2 (start) (failed)" in page
+    assert "*start*: settings that the recipe gives" in page
 
 
 def test_what_has_lost_too_much_is_not_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +237,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     assert ">plain<" in drawing
     assert ">2<" in drawing
     assert ">33<" not in drawing
+    assert ">33<" in figure([*records[:3], record(33, 11, 4.0, role="start")])
     assert figure([]).startswith("<svg xmlns")
 
 

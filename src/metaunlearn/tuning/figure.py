@@ -13,9 +13,10 @@ LABELS = {"plain": "plain", "default": "default"}
 
 
 def figure(records: Sequence[Record]) -> str:
-    """A whole SVG file; trials that failed or were given up are not in it."""
+    """A whole SVG file; trials that failed or were given up are not in it. Those of ``start`` have their numbers."""
     drawn = [record for record in records if record.status == "complete"]
     best = frontier(records)
+    starts = [_point(record) for record in drawn if record.role == "start" and record not in best]
     points = [_point(record) for record in drawn if record.role not in BASELINES]
     marked = [_point(record) for record in drawn if record.role in BASELINES]
     limit = max([1.0, *(point["lost"] for point in [*points, *marked])])
@@ -37,6 +38,7 @@ def figure(records: Sequence[Record]) -> str:
     line = {"type": "line", "interpolate": "step-after", "strokeWidth": 2, "color": "var(--meta)"}
     layers: list[dict[str, Any]] = [
         _layer(points, _mark("var(--original)", 28, opacity=0.45), place),
+        _layer(starts, _text("var(--original)", -9), {**place, "text": {"field": "trial"}}),
         _layer([_point(record) for record in best], line, place),
         _layer(
             [_point(record) for record in best],

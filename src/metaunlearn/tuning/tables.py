@@ -31,8 +31,8 @@ def frontier_page(read: TuneRecipe, records: Sequence[Record], figure: str) -> s
 
 
 def name_of(record: Record) -> str:
-    """``plain``, ``default``, or the trial's number."""
-    return NAMES.get(record.role, str(record.trial))
+    """``plain``, ``default``, or the trial's number, and whether the recipe gave its settings."""
+    return NAMES.get(record.role, f"{record.trial}{' (start)' if record.role == 'start' else ''}")
 
 
 def _definitions(read: TuneRecipe) -> str:
@@ -44,7 +44,8 @@ def _definitions(read: TuneRecipe) -> str:
         f"the concept under the worst of {len(tune.attacks)} attacks ({attacks}), each the mean over its checkpoints. "
         f"*Lost*: {weights.unrelated:g} × points of unrelated + {weights.related:g} × points of related "
         f"concepts + {weights.fid:g} × percent of FID, each beside the original, before any attack, and at least 0. "
-        "Lower is better in both. *plain*: erased without the meta objective; *default*: the recipe's own settings."
+        "Lower is better in both. *plain*: erased without the meta objective; *default*: the recipe's own settings"
+        f"{'; *start*: settings that the recipe gives to begin with' if tune.start else ''}."
     )
 
 
