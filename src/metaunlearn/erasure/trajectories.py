@@ -117,7 +117,9 @@ def sample_trajectories(
     batches = processes.each(-(-count // batch_size), batch, together=are_pieces(theta.values()))
     order = _order(count, steps, batch_size)
     found = {name: torch.cat([rows[name] for rows in batches]) for name in batches[0]}
-    return TrajectoryBank(cond=cond, **{name: rows[order.to(rows.device)] for name, rows in found.items()})
+    if not torch.equal(order, torch.arange(len(order))):
+        found = {name: rows[order.to(rows.device)] for name, rows in found.items()}
+    return TrajectoryBank(cond=cond, **found)
 
 
 def _order(count: int, steps: int, batch_size: int) -> Tensor:
