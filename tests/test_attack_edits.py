@@ -88,6 +88,41 @@ def test_an_interrupted_interpolation_resumes(tiny_model: Path, other: Path, tmp
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+# --- Adding a difference ---------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_added_by_its_strength(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    """To the base itself at strength 1 it gives the donor (float32 sums: 1e-6); to another model, the sum."""
+    erased = attack(
+        tiny_model, kind="interpolate", base=other, strengths=(0.3,), out=tmp_path / "erased"
+    ).checkpoints[0.3]  # fmt: skip
+    difference = {"kind": "add-difference", "base": tiny_model, "overrides": [f"donor={other}"]}
+    found = attack(erased, strengths=(0, 0.5), out=tmp_path / "run", **difference).checkpoints  # type: ignore[arg-type]
+    start, base, donor = (load_file(folder / UNET) for folder in (erased, tiny_model, other))
+    assert changed(found[0], erased, UNET) == set()
+    half = load_file(found[0.5] / UNET)
+    for name in start:
+        wanted = start[name] + 0.5 * (donor[name] - base[name])
+        torch.testing.assert_close(half[name], wanted, rtol=0, atol=1e-6)
+    whole = attack(tiny_model, strengths=(1,), out=tmp_path / "whole", **difference).checkpoints[1]  # type: ignore[arg-type]
+    for name, p in load_file(whole / UNET).items():
+        torch.testing.assert_close(p, donor[name], rtol=0, atol=1e-6)
+    for file in (TEXT, VAE):
+        assert changed(found[0.5], erased, file) == set()
+
+
+def test_a_difference_of_other_models_is_refused(tiny_model: Path, other: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="different denoisers"):
+        attack(tiny_model, kind="add-difference", base=other, overrides=["donor=canvas"], out=tmp_path / "run")
+    with pytest.raises(UserError, match="'donor' is missing"):
+        attack(tiny_model, kind="add-difference", base=other, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    done = {"kind": "add-difference", "base": tiny_model, "strengths": (1,), "out": tmp_path / "run"}
+    attack(tiny_model, overrides=[f"donor={other}"], **done)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"asked for differently \(files, settings"):  # Its name, and its weights.
+        attack(tiny_model, overrides=[f"donor={tiny_model}"], resume=True, **done)  # type: ignore[arg-type]
+
+
 # --- A LoRA of another model -----------------------------------------------------------------------------------------
 
 

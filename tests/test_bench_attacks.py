@@ -30,6 +30,7 @@ ATTACKS: list[dict[str, Any]] = [
     {"kind": "textual-inversion", "steps": [1], **PICTURES, "set": {"initial_token": "saw", "token": "<new>"}},
     {"kind": "interpolate", "strengths": [0.25, 1.0]},
     {"kind": "lora-merge", "steps": [1], "strengths": [1.0], **PICTURES, "set": {"rank": 2, "learning_rate": 1.0}},
+    {"kind": "add-difference", "steps": [1], "strengths": [1.0], **PICTURES},
     {"kind": "quantize", "strengths": [2]},
     {"kind": "img2img", "strengths": [0.5], **PICTURES},
     {"kind": "inpaint", "strengths": [0.5], **PICTURES},
@@ -42,6 +43,7 @@ GRID = changed("attacks", to=[{"name": attack["kind"], **attack} for attack in A
 CHANGED = {
     "finetune": {"unet", "text_encoder"}, "lora": {"unet"}, "dreambooth": {"unet"},
     "textual-inversion": {"text_encoder", "tokenizer"}, "interpolate": {"unet"}, "lora-merge": {"unet", "text_encoder"},
+    "add-difference": {"unet"},
     "quantize": {"unet"},
 }  # fmt: skip
 """The components that an attack changes, which are all that a grid keeps of it."""
@@ -103,7 +105,7 @@ def test_a_merged_lora_is_one_of_the_original(surveyed: Path) -> None:
     assert moved
     assert all(any(target in name for target in ("to_q", "to_k", "to_v", "to_out")) for name in moved)
     adapter = plan_of(GRID).cells[
-        json.loads((attacked(surveyed)["lora-merge"] / CELL_FILE).read_text())["needs"]["adapter"]
+        json.loads((attacked(surveyed)["lora-merge"] / CELL_FILE).read_text())["needs"]["donor"]
     ]
     assert adapter.needs.keys() == {"data"}
 

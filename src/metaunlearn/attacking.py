@@ -214,6 +214,7 @@ def _check_inputs(kind: str, *, data: Path | None, base: Any) -> None:
 
 
 def _hashes(kind: Any) -> dict[str, str]:
-    """SHA-256 of every file that the settings name, so that a run is resumed with the same."""
+    """SHA-256 of every file, and of every model, that the settings name, so that a run is resumed with the same."""
     files = {key: value for key, value in kind if isinstance(value, Path) and value.is_file()}
-    return {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}
+    hashes = {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}
+    return hashes | {key: model.fingerprint() for key, model in getattr(kind, "models", {}).items()}

@@ -26,8 +26,7 @@ class Interpolate(Settings):
     def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """Both models must have the same parameters."""
         assert base is not None
-        shapes = [{name: p.shape for name, p in which.unet.named_parameters()} for which in (model, base)]
-        if shapes[0] != shapes[1]:
+        if not have_the_same_parameters(model, base):
             raise UserError(
                 "MODEL and the base model (base=, --base) have different denoisers, so that nothing lies between them; "
                 "give the model from which MODEL was erased."
@@ -42,6 +41,12 @@ class Interpolate(Settings):
         save_pipeline(task.model, folder, twin=twin)
         task.model.load_parameters(theta)
         return {"distance": norm(add(moved, theta, -1.0))}
+
+
+def have_the_same_parameters(a: TextToImageModel, b: TextToImageModel) -> bool:
+    """Whether the denoisers of both have parameters of the same names and shapes."""
+    shapes = [{name: p.shape for name, p in which.unet.named_parameters()} for which in (a, b)]
+    return shapes[0] == shapes[1]
 
 
 def interpolated(theta: Params, theta_base: Params, strength: float) -> Params:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metaunlearn.attacks.add_difference import AddDifference
 from metaunlearn.attacks.dreambooth import DreamBooth
 from metaunlearn.attacks.finetune import Finetune
 from metaunlearn.attacks.from_pictures import Img2Img, Inpaint
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Settings]] = {
     "textual-inversion": TextualInversion,
     "unlearndiffatk": UnlearnDiffAtk,
     "interpolate": Interpolate,
+    "add-difference": AddDifference,
     "lora-merge": LoraMerge,
     "img2img": Img2Img,
     "inpaint": Inpaint,

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from metaunlearn.attacks.detectors import JUDGE, TESTS
+from metaunlearn.attacks.lora import WEIGHTS_FILE
 from metaunlearn.attacks.registry import ON_PROMPTS, known, leaves_pictures, needs, strengths_of
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.nudity import rule_named
 from metaunlearn.settings import Settings
 
-LORA_MERGE = "lora-merge"
-"""The attack whose LoRA a grid trains itself, on the base model."""
+
+class Donor(NamedTuple):
+    """What an attack brings that was trained on the base model, and that a grid trains itself."""
+
+    kind: str
+    """The attack that trains it."""
+    setting: str
+    """The setting that names it."""
+    left_in: str
+    """What it is called in its cell."""
+
+
+DONORS = {
+    "lora-merge": Donor("lora", "adapter", WEIGHTS_FILE),
+    "add-difference": Donor("finetune", "donor", "model"),
+}
+"""By attack."""
 BENIGN = "clean"
 """The data set of honest users."""
 Steps = tuple[int, ...]
@@ -54,7 +70,8 @@ class GridAttack(Settings):
     kind: str = "finetune"
     """As ``attack --kind`` has it: what is trained on them, what is done without training, or the attack on prompts."""
     steps: Steps = ()
-    """Checkpoints of one that trains; empty: the concept's. Of lora-merge, how long its LoRA is trained."""
+    """Checkpoints of one that trains; empty: the concept's. Of lora-merge and add-difference, how long
+    what they bring is trained."""
     strengths: tuple[float, ...] = ()
     """Of one that does not train, the strongest last; empty: those that the kind has."""
     prompts: PromptSource | None = None
@@ -80,7 +97,7 @@ class GridAttack(Settings):
     @property
     def takes_data(self) -> bool:
         """Whether somebody trains on pictures, or starts from them."""
-        return "data" in needs(self.kind) or self.kind == LORA_MERGE
+        return "data" in needs(self.kind) or self.kind in DONORS
 
     def words(self, level: float) -> str:
         """``60 steps``, ``0.5``; nothing for the one level of an attack on prompts."""
@@ -121,9 +138,9 @@ def check_attack(attack: GridAttack, *, pictures_judged: bool) -> None:
         return
     if attack.warm_up or len({*attack.strengths}) < len(attack.strengths):
         raise UserError(f"{who} does not train: it has strengths, each once, and no warm_up.")
-    if attack.kind == LORA_MERGE and len(attack.steps) != 1:
-        raise UserError(f"{who} needs steps = [N], how long its LoRA is trained; got {list(attack.steps)}.")
-    if attack.kind != LORA_MERGE and attack.steps:
+    if attack.kind in DONORS and len(attack.steps) != 1:
+        raise UserError(f"{who} needs steps = [N], how long what it brings is trained; got {list(attack.steps)}.")
+    if attack.kind not in DONORS and attack.steps:
         raise UserError(f"{who} does not train: it has strengths, no steps; got {list(attack.steps)}.")
     if leaves_pictures(attack.kind) and not pictures_judged:
         raise UserError(

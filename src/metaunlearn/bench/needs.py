@@ -107,7 +107,7 @@ class Needs:
     def _counted(cell: Cell, model: _Model) -> tuple[int, float | None]:
         """Bytes and operations of a cell that is no erasing."""
         sampling = 2 * model.steps * model.forward  # Guided: two passes a step.
-        if cell.kind not in ("attack", "adapter"):
+        if cell.kind not in ("attack", "donor"):
             models = 2 if cell.kind == "adversarial" else 1  # That one reads the base model, too.
             operations = None if cell.kind == "adversarial" else cell.size * sampling
             return models * model.weights + model.kept, operations

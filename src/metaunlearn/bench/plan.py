@@ -14,7 +14,7 @@ from metaunlearn.attacks.registry import KINDS, folder_name, leaves_pictures
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.attacks.registry import needs as needs_of
 from metaunlearn.bench import sources
-from metaunlearn.bench.attacks import LORA_MERGE, GridAttack
+from metaunlearn.bench.attacks import DONORS, GridAttack
 from metaunlearn.bench.cells import KEY_DIGITS, Cell, make_cell
 from metaunlearn.bench.identity import art_hash
 from metaunlearn.bench.inputs import Inputs
@@ -248,9 +248,10 @@ class _Planner:
             )
             needs["warm"] = self._attack(concept, seed, first, erased, place)
             spec["warm_at"] = call["warm_at"] = folder_name(first.kind, step)
-        if attack.kind == LORA_MERGE:
-            needs["adapter"] = self._adapter(concept, seed, attack, needs.pop("data"), labels)
+        if attack.kind in DONORS:
+            needs["donor"] = self._donor(concept, seed, attack, needs.pop("data"), labels)
             spec["settings"], call["overrides"] = {}, []
+            call["donor_is"] = DONORS[attack.kind].setting, DONORS[attack.kind].left_in
         if "base" in needs_of(attack.kind):
             spec["base"], call["base"], missing = self.base.identity, self.base.value, self.base.missing
         size = levels[-1] if attack.trains else len(levels)
@@ -258,22 +259,23 @@ class _Planner:
             "attack", spec=spec, call=call, labels={**place, **labels}, size=size, needs=needs, missing=missing
         )
 
-    def _adapter(
+    def _donor(
         self, concept: GridConcept, seed: int, attack: GridAttack, data: Cell, labels: Mapping[str, Any]
     ) -> Cell:
-        """A LoRA of the base model, to be merged into erased ones."""
+        """What is trained on the base model, a LoRA or all of it, to be brought into erased ones."""
         chosen = self._settings_of(attack, concept)
-        facts = {"steps": attack.steps[0], "seed": seed}
+        donor = DONORS[attack.kind]
+        facts = {"kind": donor.kind, "name": donor.left_in, "steps": attack.steps[0], "seed": seed}
         spec = {**facts, "base": self.base.identity, "settings": _without(chosen.settings, NO_INFLUENCE)}
         call = {**facts, "base": self.base.value, "recipe": self.grid.recipe, "overrides": chosen.said}
         return self.cell(
-            "adapter", spec=spec, call=call, labels=labels, size=attack.steps[0], needs={"data": data},
+            "donor", spec=spec, call=call, labels=labels, size=attack.steps[0], needs={"data": data},
             missing=self.base.missing,
         )  # fmt: skip
 
     def _settings_of(self, attack: GridAttack, concept: GridConcept) -> _AttackSettings:
         """Of the concept those that the kind of attack has; of the attack all, which must be its own."""
-        kind = "lora" if attack.kind == LORA_MERGE else attack.kind
+        kind = DONORS[attack.kind].kind if attack.kind in DONORS else attack.kind
         theirs = {key: value for key, value in concept.attack.items() if key in KINDS[kind].model_fields}
         said = as_overrides({**theirs, **attack.set})
         found = configure_attack(kind, self.recipe, said).kind.model_dump(mode="json")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaunlearn.attacking import attack
-from metaunlearn.attacks.lora import WEIGHTS_FILE as ADAPTER_FILE
 from metaunlearn.attacks.registry import strengths_of
 from metaunlearn.models.state import load_state
 from metaunlearn.runs import RUN_FILE, Progress
@@ -29,14 +28,16 @@ def make(
     progress: Progress | None,
     data: Path | None = None,
     base: str | None = None,
-    adapter: Path | None = None,
+    donor: Path | None = None,
+    donor_is: Sequence[str] = (),
     warm: Path | None = None,
     warm_at: str = "",
 ) -> None:
     """``folder/step-000010`` and so on: the components that the attack changes, or pictures.
 
     With ``warm``, another attack's cell, the attacker goes on from what that one left in ``warm_at``. ``base`` is the
-    model before the erasing, and ``adapter`` the cell of a LoRA of it, where the kind needs one.
+    model before the erasing, and ``donor`` the cell of what was trained on it, where the kind brings
+    that: ``donor_is`` the setting that names it, and what it is called there.
     """
     trains = strengths_of(kind) is None
     result = attack(
@@ -47,7 +48,7 @@ def make(
         strengths=None if trains else levels,
         base=base,
         recipe=recipe,
-        overrides=[*overrides, *([] if adapter is None else [f"adapter={adapter / ADAPTER_FILE}"])],
+        overrides=[*overrides, *([] if donor is None else [f"{donor_is[0]}={donor / donor_is[1]}"])],
         seed=seed,
         device=device,
         out=folder,

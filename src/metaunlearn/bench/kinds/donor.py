@@ -1,4 +1,4 @@
-"""A LoRA that an attacker trains on the published base model, to merge it into erased ones."""
+"""What an attacker trains on the published base model, a LoRA or a model, to bring it into erased ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaunlearn.attacking import attack
-from metaunlearn.attacks.lora import WEIGHTS_FILE as ADAPTER_FILE
 from metaunlearn.models import load_pipeline
 from metaunlearn.runs import RUN_FILE, Progress
 
@@ -16,6 +15,8 @@ def make(
     folder: Path,
     *,
     base: str,
+    kind: str,
+    name: str,
     data: Path,
     steps: int,
     recipe: str,
@@ -24,12 +25,12 @@ def make(
     device: str,
     progress: Progress | None,
 ) -> None:
-    """``folder`` with the adapter alone; a run that was killed there goes on."""
+    """``folder`` with the LoRA or the model alone, called ``name``; a run that was killed there goes on."""
     run = folder / "run"
-    attack(
+    found = attack(
         load_pipeline(base),
         data,
-        kind="lora",
+        kind=kind,
         steps=[steps],
         recipe=recipe,
         overrides=overrides,
@@ -39,5 +40,6 @@ def make(
         resume=(run / RUN_FILE).exists(),
         progress=progress,
     )
-    (run / ADAPTER_FILE).rename(folder / ADAPTER_FILE)
+    if not (folder / name).exists():  # A LoRA's file lies beside the model into which it is merged.
+        (run / name if kind == "lora" else found.checkpoints[steps]).rename(folder / name)
     shutil.rmtree(run)
