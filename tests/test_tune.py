@@ -238,6 +238,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     assert ">2<" in drawing
     assert ">33<" not in drawing
     assert ">33<" in figure([*records[:3], record(33, 11, 4.0, role="start")])
+    assert ">33<" not in figure([record(1, 20, 2.0, role="default"), record(33, 20, 2.0, role="start")])
     assert figure([]).startswith("<svg xmlns")
 
 

@@ -19,6 +19,8 @@ def figure(records: Sequence[Record]) -> str:
     starts = [_point(record) for record in drawn if record.role == "start" and record not in best]
     points = [_point(record) for record in drawn if record.role not in BASELINES]
     marked = [_point(record) for record in drawn if record.role in BASELINES]
+    # A baseline's settings may come again, under its name then.
+    numbered = [point for record in best if (point := _point(record))["at"] not in [one["at"] for one in marked]]
     limit = max([1.0, *(point["lost"] for point in [*points, *marked])])
     x = {
         "field": "lost",
@@ -46,7 +48,7 @@ def figure(records: Sequence[Record]) -> str:
             place,
         ),
         _layer(
-            [_point(record) for record in best if record.role not in BASELINES],
+            numbered,
             _text("var(--meta)", -11),
             {**place, "text": {"field": "trial"}},
         ),
@@ -63,7 +65,7 @@ def figure(records: Sequence[Record]) -> str:
 def _point(record: Record) -> dict[str, Any]:
     return {
         "lost": record.lost, "regained": record.regained, "trial": str(record.trial),
-        "label": LABELS.get(record.role, ""),
+        "label": LABELS.get(record.role, ""), "at": [record.lost, record.regained],
     }  # fmt: skip
 
 
