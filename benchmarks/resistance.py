@@ -5,7 +5,8 @@
         --methods runs/table1/methods-canvas/results.json [FILE ...]
 
 Several files are parts of one grid that several machines made: of each concept and seed the one with most of it
-counts. The other methods are those of ``methods-canvas``, as far as they are there.
+counts. The other methods are those of ``methods-canvas``, as far as they are there; where several files have one, the
+last one's figures count.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     parts, others = (read(files) for files in (options.results, options.methods))
     made_with = sorted({f"torch {part.versions['torch']}" for part in [*parts, *others]})
-    text = page(joined(parts), joined(others) if others else None, options.out, " and ".join(made_with))
+    text = page(joined(parts), others, options.out, " and ".join(made_with))
     write_atomic(options.out, text)
 
 
@@ -80,7 +81,7 @@ def joined(parts: Sequence[Found]) -> Found:
     return replace(first, rows=rows, protocols={name: one for part in parts for name, one in part.protocols.items()})
 
 
-def page(found: Found, others: Found | None, out: Path, made_with: str) -> str:
+def page(found: Found, others: Sequence[Found], out: Path, made_with: str) -> str:
     """The page; its charts are written beside ``out``."""
     lines = [[str(cell) for cell in row] for concept in found.grid.concepts for row in summary(found, concept)]
     methods = ", ".join(found.grid.methods)
@@ -95,7 +96,7 @@ def page(found: Found, others: Found | None, out: Path, made_with: str) -> str:
         "other attacks, each over all its checkpoints. *Steps to half* of what the original shows, plain → meta, are "
         f"interpolated between checkpoints. Made with {made_with}.",
         in_markdown(HEADS, [*lines, WANTED]),
-        *([] if others is None else other_methods(others)),
+        *(other_methods(others) if others else []),
         "## All figures", NOTE,
     ]  # fmt: skip
     for concept in found.grid.concepts:
@@ -207,14 +208,21 @@ def resistance(found: Found, concept: str, seed: int) -> Resistance | None:
     )
 
 
-def other_methods(found: Found) -> list[str]:
-    """The same of all methods of a grid, in the parts of a page; of several seeds with a line of their means."""
+def other_methods(parts: Sequence[Found]) -> list[str]:
+    """The same of all methods of grids, in the parts of a page; of several seeds with a line of their means.
+
+    Of a method, concept and seed that several parts have the last one's counts.
+    """
     lines = []
-    order = found.grid.methods.index
-    whole = sorted(ratios(found), key=lambda ratio: (order(ratio.line.method), ratio.concept, ratio.seed))
-    for (method, concept), group in groupby(whole, key=lambda ratio: (ratio.line.method, ratio.concept)):
-        seeds = list(group)
-        before = [_untouched(found, ratio) for ratio in seeds]
+    order = list(dict.fromkeys(method for found in parts for method in found.grid.methods)).index
+    of_each = {
+        (ratio.line.method, ratio.concept, ratio.seed): (found, ratio) for found in parts for ratio in ratios(found)
+    }
+    whole = sorted(of_each.items(), key=lambda item: (order(item[0][0]), *item[0][1:]))
+    for (method, concept), group in groupby(whole, key=lambda item: item[0][:2]):
+        both = [value for _, value in group]
+        seeds = [ratio for _, ratio in both]
+        before = [_untouched(found, ratio) for found, ratio in both]
         for ratio, (plain, meta) in zip(seeds, before, strict=True):
             part = "" if ratio.whole else " (part)"
             shown = "–" if ratio.value is None else f"{ratio.value:.2f}"
