@@ -32,8 +32,8 @@ def attack(
         typer.Option(
             "--kind",
             metavar="NAME",
-            help="finetune, lora, dreambooth, textual-inversion, unlearndiffatk, interpolate, add-difference, "
-            "lora-merge, img2img, inpaint, quantize.",
+            help="finetune, lora, dreambooth, textual-inversion, lora-merge, add-difference, interpolate, quantize, "
+            "img2img, inpaint, unlearndiffatk.",
         ),
     ] = "finetune",
     steps: Annotated[
