@@ -32,8 +32,8 @@ def attack(
         typer.Option(
             "--kind",
             metavar="NAME",
-            help="finetune, lora, dreambooth, textual-inversion, lora-merge, add-difference, interpolate, quantize, "
-            "img2img, inpaint, unlearndiffatk.",
+            help="finetune, lora, dreambooth, textual-inversion, unlearndiffatk, lora-merge, interpolate, quantize, "
+            "img2img, inpaint, add-difference.",
         ),
     ] = "finetune",
     steps: Annotated[
