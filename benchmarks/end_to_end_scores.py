@@ -19,10 +19,11 @@ import torch
 from official_loop import OfficialLoop, pictures
 
 from metaunlearn.attacking import attack
+from metaunlearn.bench.formats import slug
 from metaunlearn.canvas.datasets import write_dataset
 from metaunlearn.canvas.measure import Measurement, measure
 from metaunlearn.canvas.tasks import task_for
-from metaunlearn.checkpoint import load_tensors, restore_training, save_tensors, save_training, step_generator
+from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import Counts
 from metaunlearn.files import write_atomic
 from metaunlearn.metrics import load_judge
@@ -60,7 +61,7 @@ def main() -> None:
     lines = [line("original", original, {})]
     for name, folder in models.items():
         before = measured(folder, BEFORE, options.seed)
-        after = attacked(folder, data, options.out / "attacked" / folder.name, options.seed)
+        after = attacked(folder, data, options.out / "attacked" / slug(name), options.seed)
         lines.append(line(name, before, after))
         print(lines[-1], flush=True)
     heads = ["model", "unrelated", "related", "FID", "CLIP score", "knife before", *(f"{step} steps" for step in STEPS)]
@@ -76,7 +77,7 @@ def main() -> None:
 
 def train(out: Path, steps: int, rate: float, seed: int) -> Path:
     """A pipeline that the other loop made; what is there already is not made again."""
-    done, state, drawn = out / "model", out / "state.safetensors", out / "generator.safetensors"
+    done, state, part = out / "model", out / "state.safetensors", out / "part"
     if done.exists():
         return done
     loop = OfficialLoop(CONCEPT, pictures(CONCEPT, seed + 1), seed)
@@ -85,17 +86,16 @@ def train(out: Path, steps: int, rate: float, seed: int) -> Path:
     trained = {name: loop.student.get_parameter(name) for name in loop.trained}
     first = 0
     if state.exists():
-        first, _ = restore_training(state, trained, loop.optimizer)
-        loop.generator.set_state(load_tensors(drawn)[0]["state"])
+        first, more = restore_training(state, trained, loop.optimizer)
+        loop.generator.set_state(more["generator"])
     for step in range(first + 1, steps + 1):
         loop.step()
         if step % EVERY == 0:
-            save_training(state, trained, loop.optimizer, step, {})
-            save_tensors(drawn, {"state": loop.generator.get_state()})
+            save_training(state, trained, loop.optimizer, step, {"generator": loop.generator.get_state()})
             print(f"{rate:g}: {step} of {steps} steps", flush=True)
     loop.pipeline.unet.load_state_dict(loop.student.state_dict())
-    loop.pipeline.save_pretrained(done, safe_serialization=True)
-    return done
+    loop.pipeline.save_pretrained(part, safe_serialization=True)
+    return part.rename(done)
 
 
 def attacked(model: Path, data: Path, out: Path, seed: int) -> dict[int, float]:

@@ -13,9 +13,9 @@ from metaunlearn.bench import sources
 from metaunlearn.runs import versions
 
 KINDS = ("pictures", "data", "given", "erase", "donor", "attack", "measure", "evaluate", "judge", "adversarial")
-"""The model's own pictures; the attacker's real ones, of Canvas or of the call; an erased model; a LoRA to merge into
-some; what an attack leaves; scores of a state: on a task of Canvas, on prompts, of the pictures that an attack left, or
-under attacked prompts."""
+"""The model's own pictures; the attacker's real ones, of Canvas or of the call; an erased model; what is trained on the
+base model to be brought into some; what an attack leaves; scores of a state: on a task of Canvas, on prompts, of the
+pictures that an attack left, or under attacked prompts."""
 SCORES = ("measure", "evaluate", "judge", "adversarial")
 """Those of them that a row is."""
 NUMERICAL = ("torch", "diffusers", "transformers")

@@ -222,11 +222,11 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
 
 def check_objective(chosen: Configured, *, meta: bool) -> None:
     """UserError when the settings ask for a loss that the method does not have."""
-    if isinstance(chosen.method, OptimisedMethod):
+    if not meta or isinstance(chosen.method, OptimisedMethod):
         return
-    if meta and chosen.settings.post_attack_loss == "forget":
+    if chosen.settings.post_attack_loss == "forget":
         raise UserError(NO_FORGET_LOSS)
-    if meta and chosen.settings.sharpness_radius:
+    if chosen.settings.sharpness_radius:
         raise UserError(NO_SHARPNESS)
 
 

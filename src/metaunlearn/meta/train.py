@@ -100,7 +100,6 @@ class Algorithm1:
         once theta has moved."""
         self.sampler = Independent() if settings.replacement else Epochs(seed)
         self.step = 0
-        self._product = usual_product(self.theta)
         self.mode: MetaGradientMode | None = None
         if meta:
             probes = [
@@ -321,7 +320,7 @@ class Algorithm1:
         s, share = self.settings, self.processes.shared
         if s.lipschitz_weight:
             concept = share(mean_of([denoising_loss_of(self.model, part.outer) for part in parts]))
-            steep = steepness(concept, self.theta, self._product)
+            steep = steepness(concept, self.theta, usual_product(self.theta))
             record["concept_slope"] = steep.value
             yield scale(steep.gradient, s.lipschitz_weight)
         batches = [part.forget for part in parts if part.forget is not None]

@@ -20,7 +20,8 @@ def figure(records: Sequence[Record]) -> str:
     points = [_point(record) for record in drawn if record.role not in BASELINES]
     marked = [_point(record) for record in drawn if record.role in BASELINES]
     # A baseline's settings may come again, under its name then.
-    numbered = [point for record in best if (point := _point(record))["at"] not in [one["at"] for one in marked]]
+    named = {(record.lost, record.regained) for record in drawn if record.role in BASELINES}
+    numbered = [_point(record) for record in best if (record.lost, record.regained) not in named]
     limit = max([1.0, *(point["lost"] for point in [*points, *marked])])
     x = {
         "field": "lost",
@@ -65,7 +66,7 @@ def figure(records: Sequence[Record]) -> str:
 def _point(record: Record) -> dict[str, Any]:
     return {
         "lost": record.lost, "regained": record.regained, "trial": str(record.trial),
-        "label": LABELS.get(record.role, ""), "at": [record.lost, record.regained],
+        "label": LABELS.get(record.role, ""),
     }  # fmt: skip
 
 
