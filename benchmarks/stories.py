@@ -2,8 +2,7 @@
 
     make results            # or: python benchmarks/stories.py --concept knife --seed 0
 
-Runs that are finished already are read, not repeated; one that was stopped goes on. The page also has what
-``metaunlearn bench attacks-canvas`` has found, if it was run (--attacks).
+Runs that are finished already are read, not repeated; one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -15,21 +14,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from metaunlearn.bench.formats import slug, to_markdown
-from metaunlearn.bench.results import RESULTS_FILE, found_in
-from metaunlearn.bench.tables import NOTE, concept_tables
 from metaunlearn.canvas.catalog import TASKS
-from metaunlearn.report.charts import as_file
 from metaunlearn.report.data import as_summary
-from metaunlearn.report.grid.survey import surveys
 from metaunlearn.report.story import half_back, relearning_curve
 
 RECIPES = {TASKS["harmful"]: "demo", TASKS["character"]: "demo-character", TASKS["style"]: "demo-style"}
 """Each task's story: the attacks differ, because a concept comes back the sooner the simpler it is."""
 SEEDS = (0, 1, 2)
 MODELS = ("unlearn", "meta-unlearn")
-EVERY_ATTACK = "attacks-canvas"
-"""The recipe of their grid."""
 
 
 def main() -> None:
@@ -38,7 +30,6 @@ def main() -> None:
     parser.add_argument("--concept", action="append", choices=RECIPES, help="default: all three")
     parser.add_argument("--seed", action="append", type=int, help="default: 0, 1, 2")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
-    parser.add_argument("--attacks", type=Path, default=Path("runs/attacks"), help="of the grid of every attack")
     parser.add_argument("--out", type=Path, default=Path("docs/stories.md"))
     parser.add_argument(
         "--finished", action="store_true", help="write the page of the runs that are there; run nothing"
@@ -50,7 +41,7 @@ def main() -> None:
             if options.finished and not (options.runs / f"{concept}-{seed}" / "summary.json").exists():
                 continue
             summaries.append(story(concept, seed, options.runs / f"{concept}-{seed}"))
-            options.out.write_text(page(summaries) + every_attack(options.attacks, options.out))
+            options.out.write_text(page(summaries))
             print(f"{concept}, seed {seed}: done", flush=True)
 
 
@@ -77,26 +68,6 @@ def page(summaries: Sequence[dict[str, Any]]) -> str:
         group = [summary for summary in summaries if summary["concept"] == concept]
         lines += [f"## {concept}", "", *_conditions(group), "", *_before(group), "", *_attacks(group), ""]
     return "\n".join(lines)
-
-
-def every_attack(folder: Path, page: Path) -> str:
-    """A section with the tables of the grid in ``folder``, and its chart beside ``page``; empty without one."""
-    results = folder / EVERY_ATTACK / RESULTS_FILE
-    if not results.exists():
-        return ""
-    found = found_in(json.loads(results.read_text()))
-    parts = [
-        "## Every attack",
-        f"`metaunlearn bench {found.bench} --out {folder}`, then `python benchmarks/stories.py --finished`: "
-        f"{len(found.rows)} of {found.rows_in_all} states. {NOTE}",
-    ]  # fmt: skip
-    for concept in found.grid.concepts:
-        for number, survey in enumerate(surveys(found, concept)):
-            file = page.with_name(f"{found.bench}-{slug(concept.name)}-{number}.svg")
-            file.write_text(as_file(survey.svg))
-            parts.append(f"![{survey.description}]({file.name})\n\nRound: plainly unlearned; diamond: meta-unlearned.")
-        parts += [f"### {table.title}\n\n{to_markdown(table)}" for table in concept_tables(found, concept)]
-    return "\n\n".join(parts) + "\n"
 
 
 def _cell(triple: Sequence[float] | None) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,8 @@ FAST = (
     "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4", "checkpoint_every=2",
 )  # fmt: skip
 SHARDED = [f"sharded {name}" for name in ("plain", "difference", "adamw", "sdd")]
+CRASH = "SIGSEGV"
+LAST_WORDS = 6000
 RELATIVE = 1e-5
 """How far two processes' weights may be from one's: their sums have another order."""
 
@@ -129,23 +133,31 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         "killed": erasing(tiny_model, "steps=5", "meta_gradient=first-order", "sharded=true", "inner_horizon=9"),
     }  # fmt: skip
     one, two = folder / "one", folder / "two"
-    with (
-        one_thread(),
-        pytest.MonkeyPatch.context() as patch,
-    ):  # Cut off after step 2 in one process, to be resumed by two.
-        break_at_the_fourth_step(patch)
-        assert main([*calls["resumed"][:-1], "--out", str(two / "resumed")]) == 1
     with one_thread():
         for name, call in calls.items():
             if name not in {"refused", "refused sharded", "broken"}:
                 assert main([*call, "--out", str(one / name)]) == 0, name
-    todo = folder / "calls.json"
+    done = launch(calls, two)
+    if CRASH in done.stderr:  # Seen once in some twenty runs of all tests, in a sharded one; where is in the warning.
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # Said, and no error.
+            warnings.warn(f"a process crashed; all are started again:\n{done.stderr[-LAST_WORDS:]}", stacklevel=1)
+        shutil.rmtree(two)
+        done = launch(calls, two)
+    return Launched(one, two, done.returncode, done.stderr)
+
+
+def launch(calls: dict[str, list[str]], two: Path) -> subprocess.CompletedProcess[str]:
+    """All ``calls`` by two processes; "resumed" goes on from where one was cut off, after its second step."""
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        break_at_the_fourth_step(patch)
+        assert main([*calls["resumed"][:-1], "--out", str(two / "resumed")]) == 1
+    todo = two.with_name("calls.json")
     todo.write_text(json.dumps([[*call, "--out", str(two / name)] for name, call in calls.items()]))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).with_name("two_processes.py")
-    environment = process_environment() | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, script, todo], env=environment, capture_output=True, text=True)
-    return Launched(one, two, done.returncode, done.stderr)
+    environment = process_environment() | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    return subprocess.run([*launcher, script, todo], env=environment, capture_output=True, text=True)
 
 
 def distance(one: Path, two: Path, file: str = UNET) -> float:
