@@ -17,6 +17,7 @@ from resistance import CHOSEN_ON, UNTOUCHED, Scores, curve, in_markdown, in_step
 from metaunlearn.bench.recipe import steps_of
 from metaunlearn.bench.results import Found
 from metaunlearn.files import write_atomic
+from metaunlearn.recipe import read_recipe
 from metaunlearn.report.charts import Frame, as_file, draw
 from metaunlearn.report.data import ModelName
 
@@ -93,14 +94,27 @@ def page(found: Found, drawing: str) -> str:
         f"{len(found.rows)} of {found.rows_in_all} states, torch {found.versions['torch']}. The columns with numbers "
         f"have the percentage of 100 pictures that show the concept after so many steps of {CHOSEN_ON}. One seed, so "
         "ten points more or less are chance. A plain model is as long trained, with the same pictures retained, as the "
-        "next one below it; what each line sets is in the recipe (`metaunlearn recipes show ladder-canvas`).",
+        "next one below it.",
         in_markdown(heads, [[*untouched, f"{start['fid']:.2f}", f"{start['concept']:.0f}"] + [""] * 8, *lines]),
+        "What a line with the meta objective changes beside the one before it; where it is more than one setting, "
+        "which of them did it was not measured:\n\n" + "\n".join(changes(found)),
         f"![Across, what was lost before any attack; upwards, how often the concept is seen.]({drawing})",
         "Across: the FID before any attack above the original's, in percent. Upwards: how often the concept is seen, "
         f"on average over {steps[-1]} steps of the attack (the area under the curve). Circles are plain models, "
         "diamonds have the meta objective; the numbers are the table's.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def changes(found: Found) -> Iterator[str]:
+    """A line of a list for each rung: the settings that differ from the rung's before it."""
+    base = read_recipe(found.grid.recipe).erase
+    before: dict[str, Any] = {}
+    for number, variant in enumerate(found.grid.variants, 1):
+        now = {**base, **variant.set}
+        changed = [f"{key} = {value}" for key, value in now.items() if before and before.get(key) != value]
+        yield f"{number}. {', '.join(f'`{one}`' for one in changed) or 'the start'}"
+        before = now
 
 
 def _half(rung: Rung, start: dict[str, float]) -> str:

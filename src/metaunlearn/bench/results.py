@@ -26,6 +26,8 @@ RESULTS_FILE = "results.json"
 PERCENTAGES = ("concept", "related", "unrelated")
 SCORES = (*PERCENTAGES, "clip_score", "fid")
 """Those that the first tables show; a recipe may name others."""
+EACH = "each"
+"""In the score ``concept``, a digit for each picture: 1 where the judge saw it."""
 DIGEST_DIGITS = 8
 
 
@@ -37,7 +39,7 @@ class Measured:
     cell: str
     """The name of the cell with its scores and pictures."""
     scores: dict[str, dict[str, Any]]
-    """By score: value, low, high, n, hits (of a percentage), and the digest of its protocol."""
+    """By score: value, low, high, n, hits (of a percentage), the digest of its protocol, and maybe ``each``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +175,10 @@ class Results:
         self.protocols[digest] = score["protocol"]
         share = score["protocol"].get("interval", "Wilson" if key in PERCENTAGES else "") == "Wilson"
         hits = {"hits": round(score["value"] * score["n"] / 100)} if share else {}
-        return {name: score[name] for name in ("value", "low", "high", "n")} | hits | {"protocol": digest}
+        said = score["protocol"].get("concept")
+        seen = "".join(str(int(row["saw"] == said)) for row in score["raw"] if "saw" in row)
+        each = {EACH: seen} if key == "concept" and said and len(seen) == score["n"] else {}
+        return {name: score[name] for name in ("value", "low", "high", "n")} | hits | each | {"protocol": digest}
 
 
 def other_scores(rows: Sequence[Measured]) -> list[str]:

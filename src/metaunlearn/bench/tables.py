@@ -12,6 +12,7 @@ from metaunlearn.bench.formats import Entry, Table, slug, to_markdown, turned
 from metaunlearn.bench.lines import by_line, names_of, ratios
 from metaunlearn.bench.published import differs, published_tables
 from metaunlearn.bench.recipe import Grid, GridConcept, levels_of
+from metaunlearn.bench.relearned import relearning_tables
 from metaunlearn.bench.results import SCORES, Found, Measured, Pooled, other_scores, pooled
 from metaunlearn.bench.state import BEFORE
 
@@ -49,7 +50,7 @@ def markdown(found: Found) -> str:
     ]  # fmt: skip
     for concept in grid.concepts:
         for place, table in enumerate(concept_tables(found, concept)):
-            parts += [f"{'###' if place else '##'} {table.title}", to_markdown(table)]
+            parts += [f"{'###' if place else '##'} {table.title}", *filter(None, [table.note]), to_markdown(table)]
     for table in ratio_tables(found):
         parts += [f"## {table.title}", table.note, to_markdown(table)]
     beside, published = beside_tables(found), published_tables(grid.published)
@@ -108,7 +109,7 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     if len(concept.seeds) > 1 and "concept" in there:
         again = f"{title}: the same as the first table, by seed ({seeds})"
         tables.append(upright(_table(f"{name}-by-seed", again, rows, names, by_seed)))
-    return tables
+    return [*tables, *map(upright, relearning_tables(found, concept))]
 
 
 def _original_last(table: Table) -> Table:

@@ -3,7 +3,8 @@
 theta_0 = theta + Delta, where Delta = theta_M - theta is what its last turn left, taken as a constant: d theta_0 /
 d theta is the identity, and the meta-gradient is exact through the M steps of this turn and to first order through
 those before, as in truncated backpropagation through time. theta moves between two turns, and theta_0 with it. Once the
-attacker has taken ``horizon`` steps it starts afresh, from theta and with Delta = 0.
+attacker has taken ``horizon`` steps it starts afresh, from theta and with Delta = 0. Its optimiser's moments begin at
+zero in every turn.
 
 It takes every second outer step. The others have the paper's attacker, which starts at theta: what holds against a long
 attack only would leave a short one room.

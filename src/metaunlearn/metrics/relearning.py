@@ -98,14 +98,15 @@ def relearning(
     """
     if hits.ndim != 2 or hits.shape[1] == 0:
         raise UserError(f"Expected hits of K checkpoints by at least one picture (hits=), got {tuple(hits.shape)}.")
-    curve = _curve(steps, hits)
+    steps = tuple(steps)
+    curve = Curve(steps, tuple((100 * hits.double().mean(dim=1)).tolist()))
     n, half = hits.shape[1], original / 2
-    draws = [_curve(steps, hits[:, torch.randint(n, (n,), generator=generator)]) for _ in range(resamples)]
-    areas = torch.tensor([drawn.area() for drawn in draws], dtype=torch.float64)
-    low, high = areas.quantile(tails(confidence)).tolist()
+    picked = torch.randint(n, (resamples, n), generator=generator)
+    drawn = 100 * hits[:, picked].double().mean(dim=2)  # (K, resamples)
+    low, high = _areas(steps, drawn).quantile(tails(confidence)).tolist()
     value = curve.area()
     # A resample that does not get there lies beyond any step: infinity sorts it to its place.
-    halves = sorted(math.inf if (at := drawn.steps_to(half)) is None else at for drawn in draws)
+    halves = _steps_to(steps, drawn, half).sort().values.tolist()
     ends = [halves[min(round(q * (resamples - 1)), resamples - 1)] for q in tails(confidence).tolist()]
     half_low, half_high = (None if math.isinf(end) else end for end in ends)
     return Relearning(
@@ -115,6 +116,26 @@ def relearning(
         half_high=half_high,
         limit=curve.limit,
     )
+
+
+def _areas(steps: Sequence[int], scores: Tensor) -> Tensor:
+    """:meth:`Curve.area` of each column of ``scores`` (K, R)."""
+    if len(steps) == 1:
+        return scores[0]
+    at = torch.tensor(steps, dtype=scores.dtype)
+    return torch.trapezoid(scores, at, dim=0) / (at[-1] - at[0])
+
+
+def _steps_to(steps: Sequence[int], scores: Tensor, level: float) -> Tensor:
+    """:meth:`Curve.steps_to` of each column of ``scores`` (K, R); infinity where it is None."""
+    at = torch.tensor(steps, dtype=scores.dtype)
+    reached = scores >= level
+    first = reached.int().argmax(dim=0)
+    before = (first - 1).clamp(min=0)
+    s0, s1 = (scores.gather(0, index[None])[0] for index in (before, first))
+    rise = torch.where(s1 > s0, (level - s0) / (s1 - s0), torch.ones_like(s0))
+    found = torch.where(first == 0, at[0], at[before] + (at[first] - at[before]) * rise)
+    return torch.where(reached.any(dim=0), found, torch.full_like(found, math.inf))
 
 
 def worst_case(curves: Mapping[str, Curve], step: int | None = None) -> tuple[str, float]:
@@ -142,7 +163,3 @@ def soonest(curves: Mapping[str, Curve], original: float) -> tuple[str, float] |
         return None
     name = min(reached, key=reached.__getitem__)
     return name, reached[name]
-
-
-def _curve(steps: Sequence[int], hits: Tensor) -> Curve:
-    return Curve(tuple(steps), tuple((100 * hits.double().mean(dim=1)).tolist()))

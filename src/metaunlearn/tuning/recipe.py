@@ -95,7 +95,8 @@ class Tune(Settings):
     trials: int = Field(default=60, ge=0)
     """How many, beside the plain model and the default."""
     startup: int = Field(default=12, gt=0)
-    """Trials that are drawn at random before the sampler learns from them."""
+    """Trials, the baselines and ``start`` among them, before the sampler learns from them; what it has to choose
+    until then is drawn at random."""
     seed: int = Field(default=0, ge=0)
     """Of the sampler."""
     attack: dict[str, Any] = Field(default_factory=dict)
