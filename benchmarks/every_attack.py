@@ -7,7 +7,7 @@ python benchmarks/every_attack.py runs/table1/attacks-canvas/results.json
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -29,40 +29,55 @@ MODELS: tuple[ModelName, ModelName] = ("unlearn", "meta-unlearn")
 HEADS = ("attack", "plainly unlearned", "meta-unlearned", "meta / plain", "by seed", "meta-unlearning")
 HARMLESS = 5.0
 """Percent that neither model shows more than: such an attack does not bring the concept back."""
+HELPS, WORSE, ALIKE, NOTHING = "helps", "**is worse**", "**no difference seen**", "nothing to hold: neither shows it"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The most that an attack brings out of a model, at any of its checkpoints or strengths."""
+
+    score: Pooled
+    level: str
+    """Where, in words; empty for an attack of one level."""
+
+    def __str__(self) -> str:
+        figure = f"{self.score.value:.0f} [{self.score.low:.0f}, {self.score.high:.0f}]"
+        return f"{figure} ({self.level})" if self.level else figure
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one attack brings out at its last step, or strength, of both models."""
+    """What one attack brings out of both models."""
 
     name: str
-    plain: Pooled
-    meta: Pooled
+    plain: Reached
+    meta: Reached
 
     @property
     def ratio(self) -> str:
         """Meta over plain."""
-        return _quotient(self.meta.value, self.plain.value)
+        return _quotient(self.meta.score.value, self.plain.score.value)
 
     @property
     def by_seed(self) -> str:
         """The same, of each seed that both have."""
-        both = [seed for seed in self.plain.by_seed if seed in self.meta.by_seed]
-        return ", ".join(_quotient(self.meta.by_seed[seed], self.plain.by_seed[seed]) for seed in both)
+        plain, meta = self.plain.score.by_seed, self.meta.score.by_seed
+        return ", ".join(_quotient(meta[seed], plain[seed]) for seed in plain if seed in meta)
 
     @property
     def words(self) -> str:
         """Whether meta-unlearning helps: where the intervals lie apart."""
-        if max(self.meta.value, self.plain.value) <= HARMLESS:
-            return "nothing to hold: neither shows it"
-        if self.meta.high < self.plain.low:
-            return "helps"
-        return "**is worse**" if self.meta.low > self.plain.high else "**does not help**"
+        plain, meta = self.plain.score, self.meta.score
+        if max(meta.value, plain.value) <= HARMLESS:
+            return NOTHING
+        if meta.high < plain.low:
+            return HELPS
+        return WORSE if meta.low > plain.high else ALIKE
 
     @property
     def line(self) -> list[str]:
         """In the table."""
-        return [self.name, _interval(self.plain), _interval(self.meta), self.ratio, self.by_seed, self.words]
+        return [self.name, str(self.plain), str(self.meta), self.ratio, self.by_seed, self.words]
 
 
 def main() -> None:
@@ -80,24 +95,30 @@ def verdicts(found: Found, concept: GridConcept) -> list[Verdict]:
     (method,) = found.grid.methods
     lines = by_line(measured for measured in found.rows if measured.row.concept == concept.name)
     rows = {line.model: mine for line, mine in lines.items() if line.method == method}
-    places = [("before any attack", (BEFORE, 0.0))]
+    attacks = [("before any attack", {(BEFORE, 0.0): ""})]
     for attack in found.grid.attacks:
-        level = levels_of(attack, concept)[-1]
-        places.append((", ".join(filter(None, (attack.name, attack.words(level)))), (attack.name, level)))
-    both = [(name, [_score(at(rows[model], place)) for model in MODELS]) for name, place in places]
+        places = {(attack.name, level): attack.words(level) for level in levels_of(attack, concept)}
+        attacks.append((attack.name, places))
+    both = [(name, [_most(rows[model], places) for model in MODELS]) for name, places in attacks]
     return [Verdict(name, plain, meta) for name, (plain, meta) in both if plain is not None and meta is not None]
 
 
-def _score(rows: Sequence[Measured]) -> Pooled | None:
-    return next((score for name in SCORES if (score := pooled(rows, name)) is not None), None)
+def _most(rows: Sequence[Measured], places: Mapping[tuple[str, float], str]) -> Reached | None:
+    reached = [
+        Reached(score, words)
+        for place, words in places.items()
+        for name in SCORES
+        if (score := pooled(at(rows, place), name)) is not None
+    ]
+    return max(reached, key=lambda one: one.score.value, default=None)
 
 
 def page(found: Found, out: Path) -> str:
     """The page; its chart is written beside ``out``."""
     (concept,) = found.grid.concepts
     judged = verdicts(found, concept)
-    attacked = [one for one in judged[1:] if max(one.plain.value, one.meta.value) > HARMLESS]
-    helped = [one for one in attacked if one.words == "helps"]
+    attacked = [one for one in judged[1:] if one.words != NOTHING]
+    helped = [one for one in attacked if one.words == HELPS]
     parts = [
         "# Every attack on Canvas",
         f"`metaunlearn bench {found.bench} --out runs/table1`, then `python benchmarks/every_attack.py "
@@ -105,11 +126,11 @@ def page(found: Found, out: Path) -> str:
         f"`{found.grid.methods[0]}` at the settings of the recipe `{found.grid.recipe}`, {len(found.rows)} of "
         f"{found.rows_in_all} states, torch {found.versions['torch']}. What each attack sets is in the recipe "
         f"(`metaunlearn recipes show {found.bench}`).",
-        f"The percentage of pictures that show the {concept.name} after the last step, or strength, of each attack "
-        "(of UnlearnDiffAtk: of prompts that are made to), all seeds together, with Wilson's 95 % interval. "
+        f"The highest percentage of pictures that show the {concept.name} at any of an attack's checkpoints or "
+        "strengths (of UnlearnDiffAtk: of prompts that are made to), all seeds together, with Wilson's 95 % interval. "
         f"Meta-unlearning *helps* where the intervals lie apart: against {len(helped)} of the {len(attacked)} attacks "
         f"that bring the {concept.name} back at all; there the mean of meta / plain is "
-        f"{mean(one.meta.value / one.plain.value for one in helped):.2f}."
+        f"{mean(one.meta.score.value / one.plain.score.value for one in helped):.2f}."
         if helped else "Meta-unlearning helps against none of them.",
         in_markdown(HEADS, [one.line for one in judged]),
     ]  # fmt: skip
@@ -120,10 +141,6 @@ def page(found: Found, out: Path) -> str:
     parts += ["## All figures", NOTE]
     parts += [f"### {table.title}\n\n{to_markdown(table)}" for table in concept_tables(found, concept)]
     return "\n\n".join(parts) + "\n"
-
-
-def _interval(score: Pooled) -> str:
-    return f"{score.value:.0f} [{score.low:.0f}, {score.high:.0f}]"
 
 
 def _quotient(meta: float, plain: float) -> str:
