@@ -67,6 +67,28 @@ def test_generated_pictures_get_the_scores_of_their_model(
     assert of_model["concept"]["protocol"]["seeds"] == "0-1 5-6"
 
 
+def test_pictures_of_another_precision_say_so(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"metrics": ["concept"], "judge": "canvas", "concept": "knife"}
+    drawn = {"overrides": ["precision=bf16"]}
+    of_model = evaluate_into(str(tiny_model), prompts, tmp_path / "model", **drawn, **options)["results"]
+    generate_into(str(tiny_model), prompts, tmp_path / "generated", **drawn)
+    assert of_model["concept"]["protocol"]["precision"] == "bf16"
+    for name, folder in (("a", tmp_path / "generated"), ("b", tmp_path / "model" / "images")):
+        assert evaluate_pictures_into(folder, tmp_path / name, prompts=prompts, **options)["results"] == of_model
+
+
+def test_one_text_under_several_seeds_is_as_many_prompts(tiny_model: Path, tmp_path: Path) -> None:
+    """As UnlearnCanvas has it: two rows of the same words with the seeds 188 and 288, a picture each."""
+    prompts = tmp_path / "prompts.jsonl"
+    row = '{"prompt": "a knife", "label": "knife", "seed": %d}\n'
+    prompts.write_text(row % 188 + row % 288)
+    options: dict[str, Any] = {"metrics": ["accuracy"], "judge": "canvas"}
+    of_model = evaluate_into(str(tiny_model), prompts, tmp_path / "model", **options)["results"]
+    found = evaluate_pictures_into(tmp_path / "model" / "images", tmp_path / "out", prompts=prompts, **options)
+    assert found["results"] == of_model
+    assert of_model["accuracy"]["protocol"]["images_per_prompt"] == 1
+
+
 def test_a_run_goes_on_with_the_same_pictures_only(generated: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     write_imagefolder(folder, torch.rand(2, 3, 16, 16), ["a knife"] * 2)

@@ -59,6 +59,8 @@ class PictureEvaluation:
     request: Request
     sampled: Sequence[Sampled] | None
     """One a picture, where the folder's records say how all were drawn."""
+    asked: Sequence[Depicted] = ()
+    """The prompts, if they were given and the pictures are in their order."""
 
     def run(
         self,
@@ -97,15 +99,14 @@ class PictureEvaluation:
     def _facts(self, size: tuple[int, int]) -> dict[str, Any]:
         """The part of the protocol that all metrics share: of pictures that were drawn here, as when drawing them."""
         facts: dict[str, Any] = {"image_size": list(size)}
-        if any(draw.text for draw in self.request.draws):
-            runs = [list(run) for _, run in groupby(self.request.draws)]
-            alike = len({len(run) for run in runs}) == 1
-            facts["prompts"] = prompts_hash([run[0] for run in runs] if alike else self.request.draws)
-            facts["images_per_prompt"] = len(runs[0]) if alike else 1
+        draws = self.request.draws
+        if any(draw.text for draw in draws):
+            asked = self.asked or _asked_by_captions(draws)
+            facts |= {"prompts": prompts_hash(asked), "images_per_prompt": len(draws) // len(asked)}
         if self.sampled is None:
             return facts | {"sampling": "unknown"}
         seeds, scales = ([getattr(one, key) for one in self.sampled] for key in ("seed", "guidance_scale"))
-        return facts | sampling_facts(seeds, scales, self.sampled[0].steps)
+        return facts | sampling_facts(seeds, scales, self.sampled[0].steps, self.sampled[0].precision)
 
 
 def plan_pictures(
@@ -128,9 +129,11 @@ def plan_pictures(
     distances = [metric for metric in named.values() if isinstance(metric, Distance)]
     for distance in distances:
         require_pairs(len(entries), f"the pictures in {folder} (pictures=, --pictures)", distance.name.upper())
+    asked = [Depicted(text=prompt.text, label=prompt.label, role=prompt.role) for prompt in prompts]
+    drawn = _as_drawn(entries, asked)
     request = Request(
         judge=judge,
-        draws=_depicted(entries, prompts),
+        draws=drawn or _depicted(entries, asked),
         concept=concept,
         alternatives=alternatives,
         reference=None if reference is None or not distances else Reference.open(reference, size=min(height, width)),
@@ -141,7 +144,12 @@ def plan_pictures(
         metric.check(request)
     files = [entry.file for entry in entries]
     return PictureEvaluation(
-        folder=folder, files=files, metrics=named, request=request, sampled=sampled_in(folder, entries)
+        folder=folder,
+        files=files,
+        metrics=named,
+        request=request,
+        sampled=sampled_in(folder, entries),
+        asked=asked if drawn else (),
     )
 
 
@@ -241,14 +249,25 @@ def _size(entries: Sequence[Entry]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _depicted(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> list[Depicted]:
-    """What each picture should show: its caption, with the label and role of the prompt that has these words."""
-    if not prompts:
-        return [Depicted(text=entry.text) for entry in entries]
-    asked = [Depicted(text=prompt.text, label=prompt.label, role=prompt.role) for prompt in prompts]
+def _as_drawn(entries: Sequence[Entry], asked: Sequence[Depicted]) -> list[Depicted]:
+    """What each picture should show if they are all of the prompts' in their order, else nothing.
+
+    This also tells prompts of the same words apart.
+    """
     repeated = [one for one in asked for _ in range(len(entries) // len(asked))]
-    if [one.text for one in repeated] == [entry.text for entry in entries]:
-        return repeated  # As they were drawn: also tells prompts of the same words apart.
+    return repeated if [one.text for one in repeated] == [entry.text for entry in entries] else []
+
+
+def _asked_by_captions(draws: Sequence[Depicted]) -> list[Depicted]:
+    """Which prompts gave these pictures: equal ones in a row are one prompt's, if all have equally many."""
+    runs = [list(run) for _, run in groupby(draws)]
+    return [run[0] for run in runs] if len({len(run) for run in runs}) == 1 else list(draws)
+
+
+def _depicted(entries: Sequence[Entry], asked: Sequence[Depicted]) -> list[Depicted]:
+    """What each picture should show: its caption, with the label and role of the prompt that has these words."""
+    if not asked:
+        return [Depicted(text=entry.text) for entry in entries]
     by_text: dict[str, Depicted] = {}
     for one in asked:
         if by_text.setdefault(one.text, one) != one:
