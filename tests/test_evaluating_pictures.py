@@ -208,6 +208,44 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("L", r"000001.png of .* is grey \(L\), 000000.png is RGB"),
+        ("RGBA", "000001.png of .* is RGBA"),
+        ("P", "000001.png of .* is P"),
+        ("CMYK", "000001.jpg of .* is CMYK"),
+        ("RGB with a transparent colour", "000001.png of .* is RGB with a transparent colour"),
+    ],
+)
+@pytest.mark.parametrize("spoilt", ["pictures", "reference"])
+def test_pictures_of_other_modes_are_refused(tmp_path: Path, mode: str, says: str, spoilt: str) -> None:
+    """One of three pictures of one size; as generated ones or as real ones."""
+    folders = {name: painted(tmp_path / name) for name in ("pictures", "reference")}
+    (folders[spoilt] / "metadata.jsonl").unlink()
+    (folders[spoilt] / "000001.png").unlink()
+    ending, extra = ("jpg", {}) if mode == "CMYK" else ("png", {"transparency": (0, 0, 0)} if " " in mode else {})
+    Image.new(mode.partition(" ")[0], (8, 8)).save(folders[spoilt] / f"000001.{ending}", **extra)
+    with pytest.raises(UserError, match=rf"{says}.*") as caught:
+        evaluate_pictures(
+            folders["pictures"], metrics=["fid"], judge=ColourJudge(), reference=folders["reference"],
+            out=tmp_path / "out",
+        )  # fmt: skip
+    assert f"--{spoilt}" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_grey_pictures_are_measured_as_a_whole_set_and_real_ones_may_have_any_size(tmp_path: Path) -> None:
+    for name, sizes in (("pictures", ((8, 8), (8, 8))), ("reference", ((8, 8), (30, 9)))):
+        (tmp_path / name).mkdir()
+        for number, size in enumerate(sizes):
+            Image.new("L", size, 40 + 9 * number).save(tmp_path / name / f"{number}.png")
+    options: dict[str, Any] = {"metrics": ["fid"], "judge": ColourJudge(), "reference": tmp_path / "reference"}
+    score = evaluate_pictures(tmp_path / "pictures", **options)["fid"]
+    assert score.n == 2
+    assert score.protocol["resize"].startswith("centre square, bicubic with antialiasing to 8 pixels")
+
+
 def test_command_line(call: Call, generated: Path, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     looked_for = ("--metrics", "concept,clip-score", "--concept", "knife", "--out", tmp_path / "out")
     outcome = call("evaluate", "--pictures", generated, "--judge", "canvas", *looked_for, "--json")
