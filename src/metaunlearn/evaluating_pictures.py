@@ -28,7 +28,7 @@ from metaunlearn.metrics.fid import require_pairs
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import AnyMetric, Request, metrics_named
+from metaunlearn.metrics.measures import AnyMetric, Request, metrics_named, refuse_unread
 from metaunlearn.metrics.measuring import (
     RESULTS,
     Progress,
@@ -205,6 +205,7 @@ def evaluate_pictures_into(
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """The command: ``out`` gets ``results.json``, ``raw.jsonl`` and ``run.json``; returns the results' content."""
+    refuse_unread(metrics, judge=judge, concept=concept, alternatives=alternatives, reference=reference)
     device = processes.device(device)
     evaluation = plan_pictures(
         folder,

@@ -40,7 +40,7 @@ from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.settings import resolve
 
-__all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "check_metrics", "evaluate", "plan"]
+__all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "evaluate", "plan"]
 
 IMAGES = "images"
 
@@ -194,11 +194,6 @@ def evaluate(
         overrides=overrides,
     )
     return evaluation.run(pipeline, out=None if out is None else Path(out), progress=progress)
-
-
-def check_metrics(metrics: Sequence[str]) -> None:
-    """UserError unless all are metrics as :func:`evaluate` takes them, at least one."""
-    metrics_named(metrics)
 
 
 def _facts(

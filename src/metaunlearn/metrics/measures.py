@@ -217,6 +217,29 @@ METRICS: dict[str, Callable[[str | None], AnyMetric]] = {
 }
 """By name: the metric, from what stands behind a colon in ``NAME:VARIANT``, such as ``nudity:rece-9@0.6``."""
 
+READS = {
+    "--judge": frozenset({"concept", "accuracy", "clip-score", "fid", "kid", "ua", "ira", "cra", "nsfw"}),
+    "--concept": frozenset({"concept"}),
+    "--alternative": frozenset({"concept", "accuracy", "ua", "ira", "cra"}),
+    "--reference": frozenset({"fid", "kid"}),
+}
+"""Options of the command, and the metrics that read them; of ``fid:FILE`` and ``kid:FILE`` none reads a judge."""
+
+
+def refuse_unread(names: Sequence[str], **options: Any) -> None:
+    """UserError for an option, by its Python name, that was given and that none of the metrics ``names`` reads."""
+    metrics_named(names)
+    for name, value in options.items():
+        option = f"--{name.removesuffix('s')}"
+        # With weights of their own they do without the judge's features.
+        idle = {"fid", "kid"} - {*names} if option == "--judge" else set()
+        reading = {given.partition(":")[0] for given in names} & READS[option] - idle
+        if value and not reading:
+            raise UserError(
+                f"{option} ({name}=) would do nothing for --metrics {','.join(names)} (metrics=): it is for "
+                f"{', '.join(sorted(READS[option]))}. Leave it out."
+            )
+
 
 def metrics_named(names: Sequence[str]) -> dict[str, AnyMetric]:
     """The metrics of ``names``, each ``NAME`` or ``NAME:VARIANT``, by the key that their score gets; at least one."""
