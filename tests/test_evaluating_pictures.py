@@ -13,10 +13,13 @@ from PIL import Image
 
 from colours import COLOURS, ColourJudge
 from conftest import TINY_SIZE, Call
+from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.data import Prompt, write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.evaluating_pictures import evaluate_pictures, evaluate_pictures_into
+from metaunlearn.metrics.nsfw import KIND
 from metaunlearn.outputs import evaluate_into, generate_into
+from tiny_judges import head_tensors, save_checker, save_clip
 
 PROMPTS = '{"prompt": "a knife", "label": "knife"}\n{"prompt": "a dog", "label": "dog", "seed": 5}\n'
 
@@ -98,6 +101,47 @@ def test_a_run_goes_on_with_the_same_pictures_only(generated: Path, tmp_path: Pa
     Image.new("RGB", (16, 16), "red").save(folder / "000001.png")
     with pytest.raises(UserError, match=r"asked for differently \(content\)"):
         evaluate_pictures_into(folder, tmp_path / "out", resume=True, **options)
+
+
+def test_a_run_goes_on_with_what_it_was_measured_by_only(
+    tiny_model: Path, generated: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Judge, checker, head and real pictures stay where they are, and one number of one of them changes."""
+    judge, checker, head = save_clip(tmp_path / "clip"), save_checker(tmp_path / "checker"), tmp_path / "h.safetensors"
+    save_tensors(head, head_tensors(width=12), {KIND: "laion-nsfw-l14"})
+    real = tmp_path / "real"
+    write_imagefolder(real, torch.rand(2, 3, 16, 16), ["x"] * 2)
+    options: dict[str, Any] = {
+        "metrics": ["fid", f"unsafe:{checker}", f"nsfw:{head}", "nudity"], "judge": str(judge), "reference": real
+    }  # fmt: skip
+
+    def run(resume: bool) -> None:
+        evaluate_pictures_into(generated, tmp_path / "pictures", resume=resume, **options)
+        evaluate_into(str(tiny_model), prompts, tmp_path / "model", resume=resume, **options)
+
+    run(resume=False)
+    run(resume=True)
+    for says, file in (
+        ("judge_weights", judge / "model.safetensors"),
+        ("checker_weights", checker / "safety_checker" / "model.safetensors"),
+        ("head_weights", head),
+        ("reference_content", real / "000000.png"),
+    ):
+        whole = file.read_bytes()
+        if file.suffix == ".png":
+            Image.new("RGB", (16, 16), "red").save(file)
+        else:
+            tensors, metadata = load_tensors(file)
+            next(iter(tensors.values())).view(-1)[0] += 1
+            save_tensors(file, tensors, metadata)
+        for out, again in (
+            ("pictures", lambda: evaluate_pictures_into(generated, tmp_path / "pictures", resume=True, **options)),
+            ("model", lambda: evaluate_into(str(tiny_model), prompts, tmp_path / "model", resume=True, **options)),
+        ):
+            with pytest.raises(UserError, match=rf"{out} was asked for differently \({says}\)"):
+                again()
+        file.write_bytes(whole)
+    assert "detector_weights" in json.loads((tmp_path / "model" / "run.json").read_text())["request"]
 
 
 def test_a_plain_folder_is_enough_where_no_metric_asks_for_prompts(tmp_path: Path) -> None:

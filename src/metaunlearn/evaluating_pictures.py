@@ -28,7 +28,7 @@ from metaunlearn.metrics.fid import require_pairs
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import AnyMetric, Request, metrics_named, refuse_unread
+from metaunlearn.metrics.measures import AnyMetric, Request, measured_by, metrics_named, refuse_unread
 from metaunlearn.metrics.measuring import (
     RESULTS,
     Progress,
@@ -228,6 +228,7 @@ def evaluate_pictures_into(
         "concept": concept,
         "alternatives": list(alternatives),
         "reference": None if reference is None else str(reference),
+        **measured_by(evaluation.metrics, evaluation.request),
         "seed": seed,
     }
     run = RunFolder.open(out, request, resume=resume, processes=processes)

@@ -119,7 +119,7 @@ def evaluate_into(
     """
     from metaunlearn.evaluation import RESULTS, plan
     from metaunlearn.metrics.default_judge import judge_for
-    from metaunlearn.metrics.measures import refuse_unread
+    from metaunlearn.metrics.measures import measured_by, refuse_unread
     from metaunlearn.metrics.unlearncanvas import looked_for
 
     refuse_unread(metrics, judge=judge, concept=concept, alternatives=alternatives, reference=reference)
@@ -151,6 +151,7 @@ def evaluate_into(
         "concept": concept,
         "alternatives": list(alternatives),
         "reference": None if reference is None else str(reference),
+        **measured_by(evaluation.metrics, evaluation.request),
         "images": images,
         "steps": evaluation.steps,
         "guidance_scale": guidance_scale,

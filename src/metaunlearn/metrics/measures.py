@@ -22,6 +22,7 @@ from metaunlearn.metrics.concept import concept_share, default_choices, label_ac
 from metaunlearn.metrics.distance import Distance, fid, kid
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
+from metaunlearn.metrics.nudenet import NudeNet
 from metaunlearn.metrics.nudity import DEFAULT_RULE, RULES, rule_named
 from metaunlearn.metrics.own_models import Nsfw, Nudity, Unsafe, column, probe
 from metaunlearn.metrics.reference import Reference
@@ -259,6 +260,23 @@ def metrics_named(names: Sequence[str]) -> dict[str, AnyMetric]:
         if key in found:
             raise UserError(f"{given!r} would take the place of another score {key!r} (metrics=, --metrics): name one.")
         found[key] = metric
+    return found
+
+
+def measured_by(metrics: Mapping[str, AnyMetric], request: Request) -> dict[str, str]:
+    """SHA-256 of everything that the ``metrics``, once checked, measure by: an evaluation is resumed with the same."""
+    found = {"judge_weights": request.judge.fingerprint}
+    if request.reference is not None:
+        found["reference_content"] = request.reference.fingerprint
+    for metric in metrics.values():
+        if isinstance(metric, Distance) and metric.weights is not None:
+            found[f"{metric.name}_weights"] = metric.model.fingerprint
+        elif isinstance(metric, Unsafe):
+            found["checker_weights"] = metric.checker.fingerprint
+        elif isinstance(metric, Nsfw):
+            found["head_weights"] = metric.head.fingerprint
+        elif isinstance(metric, Nudity):
+            found["detector_weights"] = NudeNet().fingerprint
     return found
 
 
