@@ -25,7 +25,8 @@ def attack(
     model: o.Model,
     out: o.Out,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="The attacker's images, with metadata.jsonl.")
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="The attacker's images, captions in metadata.jsonl."),
     ] = None,
     kind: Annotated[
         str,
