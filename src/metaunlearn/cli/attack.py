@@ -55,7 +55,7 @@ def attack(
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="For unlearndiffatk and --search: .txt, .csv or .jsonl."),
+        typer.Option("--prompts", metavar="FILE", help="For unlearndiffatk, --search: .txt, .csv, .json or .jsonl."),
     ] = None,
     success: Annotated[
         str | None,
