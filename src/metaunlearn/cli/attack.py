@@ -81,7 +81,8 @@ def attack(
 ) -> None:
     """Attack MODEL as an abuser would.
 
-    DIR gets a complete pipeline folder for every checkpoint, or the success rate of an attack on prompts.
+    DIR gets a complete pipeline folder for every checkpoint, or the success rate of an attack on prompts. A checkpoint
+    can be the MODEL of another attack.
     """
     checkpoints = None if steps is None else o.parse_steps(steps)
     graded = None if strengths is None else o.parse_numbers(strengths)
