@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +87,34 @@ def test_subset(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
 def test_wrong_steps_are_refused(tiny_model: Path, pictures: Path, tmp_path: Path, steps: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="ascending"):
         attack(tiny_model, pictures, steps=steps, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "overrides"),
+    [
+        ("textual-inversion", {"steps": (1,)}, ["initial_token=a", "templates=a {}", *FAST]),
+        ("dreambooth", {"steps": (1,)}, ["instance_prompt=a sks", "class_prompt=a dog", "prior_images=2", *FAST]),
+        ("img2img", {"strengths": (0.5,)}, ["prompt=a sks"]),
+        ("inpaint", {"strengths": (0.5,)}, ["prompt=a sks"]),
+    ],
+)
+def test_what_reads_no_captions_needs_none(
+    tiny_model: Path, pictures: Path, tmp_path: Path, kind: str, levels: dict[str, Any], overrides: list[str]
+) -> None:
+    """The same as with captions; without the prompt in their place they are asked for."""
+    plain = tmp_path / "plain"
+    shutil.copytree(pictures, plain, ignore=shutil.ignore_patterns("metadata.jsonl"))
+    made = []
+    for name, data in (("plain", plain), ("captioned", pictures)):
+        out = tmp_path / "out" / name
+        attack(tiny_model, data, kind=kind, overrides=overrides, out=out, **levels)
+        files = [file for file in sorted(out.rglob("*")) if file.suffix in {".safetensors", ".png"}]
+        made.append({file.relative_to(out): file.read_bytes() for file in files})
+    assert made[0]
+    assert made[0] == made[1]
+    if kind != "textual-inversion":
+        with pytest.raises(UserError, match=r"no metadata\.jsonl"):
+            attack(tiny_model, plain, kind=kind, overrides=overrides[1:], out=tmp_path / "refused", **levels)
 
 
 def test_unknown_kind_and_subset_are_refused(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from metaunlearn.attacks.registry import KINDS
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.generation import generate_images
+from metaunlearn.metrics.tables import table_of
 from metaunlearn.models import load
 from tiny_judges import save_checker
 
@@ -65,7 +66,7 @@ def test_every_combination_is_a_trial(searched: Path, tiny_model: Path, pictures
 def test_the_worst_case_is_the_strongest_trial_on_fresh_seeds(searched: Path) -> None:
     rows = json.loads((searched / "search.json").read_text())
     results = json.loads((searched / "results.json").read_text())
-    worst = results["concept_worst_case"]["protocol"]["attack"]["trial"]
+    worst = results["concept_worst_case"]["protocol"]["trial"]
     strongest = max(rows, key=lambda row: row["concept"]["value"])
     assert worst == strongest["trial"]
     assert results["concept"]["protocol"]["seeds"] == "0-1"
@@ -96,6 +97,20 @@ def test_the_strongest_trial_wins_and_a_failed_one_is_said(
     rows = json.loads((tmp_path / "run" / "search.json").read_text())
     assert rows[2]["failed"] == "the loss is not finite"
     assert "concept" not in rows[2]
+
+
+def test_worst_cases_share_a_table_whichever_trial_won(searched: Path, tmp_path: Path) -> None:
+    """Of another model the strongest trial may be another; another budget of steps is another question."""
+    results = json.loads((searched / "results.json").read_text())
+    protocol = results["concept_worst_case"]["protocol"]
+    assert protocol["attack"]["steps"] == 2
+    for name, change in (("other", {"trial": "sgd-7-f"}), ("longer", {"attack": protocol["attack"] | {"steps": 3}})):
+        worst = results["concept_worst_case"] | {"protocol": protocol | change}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"concept_worst_case": worst}))
+    assert len(table_of([searched, tmp_path / "other"]).rows) == 2
+    with pytest.raises(UserError, match="attack: "):
+        table_of([searched, tmp_path / "longer"])
 
 
 def test_an_interrupted_search_resumes(tiny_model: Path, pictures: Path, searched: Path, tmp_path: Path) -> None:

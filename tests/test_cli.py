@@ -273,6 +273,11 @@ def test_resumable_commands_have_the_option(call: Call) -> None:
         assert ("--resume" in call(command, "--help").out) == (command in RESUMABLE), command
 
 
+@pytest.mark.parametrize("command", ["attack", "evaluate", "generate"])
+def test_help_names_every_kind_of_prompts_file_that_is_read(call: Call, command: str) -> None:
+    assert ".txt, .csv, .json or .jsonl" in " ".join(call(command, "--help").out.split())
+
+
 def test_the_traceback_is_shown_on_demand_only(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(folder: Path) -> Path:
         raise ZeroDivisionError("a defect")

@@ -134,6 +134,27 @@ def test_unknown_metrics_are_refused(
     refused(call(*arguments), "'fidd'", "Did you mean 'fid'", out=out)
 
 
+@pytest.mark.parametrize(
+    ("metrics", "option", "value"),
+    [
+        ("clip-score", "--reference", "nowhere"),
+        ("clip-score,ua", "--concept", "knife"),
+        ("clip-score,fid", "--alternative", "axe"),
+        ("nudity,fid:weights.safetensors", "--judge", "canvas"),
+    ],
+)
+@pytest.mark.parametrize("pictures", [True, False], ids=["pictures", "a model"])
+def test_options_that_no_metric_reads_are_refused(
+    call: Call, tmp_path: Path, metrics: str, option: str, value: str, pictures: bool
+) -> None:
+    """Before the model, the prompts or the pictures are looked at: there are none."""
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    named = metrics.replace("weights", str(tmp_path / "weights"))
+    what = ("--pictures", "nowhere") if pictures else ("nowhere", "--prompts", "nowhere.txt")
+    outcome = call("evaluate", *what, "--metrics", named, option, value, "--out", tmp_path / "out")
+    refused(outcome, f"{option} (", "would do nothing for --metrics", out=tmp_path / "out")
+
+
 def test_an_output_that_holds_something_else_is_refused(
     call: Call, tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:

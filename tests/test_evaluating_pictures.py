@@ -13,10 +13,13 @@ from PIL import Image
 
 from colours import COLOURS, ColourJudge
 from conftest import TINY_SIZE, Call
+from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.data import Prompt, write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.evaluating_pictures import evaluate_pictures, evaluate_pictures_into
+from metaunlearn.metrics.nsfw import KIND
 from metaunlearn.outputs import evaluate_into, generate_into
+from tiny_judges import head_tensors, save_checker, save_clip
 
 PROMPTS = '{"prompt": "a knife", "label": "knife"}\n{"prompt": "a dog", "label": "dog", "seed": 5}\n'
 
@@ -67,6 +70,28 @@ def test_generated_pictures_get_the_scores_of_their_model(
     assert of_model["concept"]["protocol"]["seeds"] == "0-1 5-6"
 
 
+def test_pictures_of_another_precision_say_so(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"metrics": ["concept"], "judge": "canvas", "concept": "knife"}
+    drawn = {"overrides": ["precision=bf16"]}
+    of_model = evaluate_into(str(tiny_model), prompts, tmp_path / "model", **drawn, **options)["results"]
+    generate_into(str(tiny_model), prompts, tmp_path / "generated", **drawn)
+    assert of_model["concept"]["protocol"]["precision"] == "bf16"
+    for name, folder in (("a", tmp_path / "generated"), ("b", tmp_path / "model" / "images")):
+        assert evaluate_pictures_into(folder, tmp_path / name, prompts=prompts, **options)["results"] == of_model
+
+
+def test_one_text_under_several_seeds_is_as_many_prompts(tiny_model: Path, tmp_path: Path) -> None:
+    """As UnlearnCanvas has it: two rows of the same words with the seeds 188 and 288, a picture each."""
+    prompts = tmp_path / "prompts.jsonl"
+    row = '{"prompt": "a knife", "label": "knife", "seed": %d}\n'
+    prompts.write_text(row % 188 + row % 288)
+    options: dict[str, Any] = {"metrics": ["accuracy"], "judge": "canvas"}
+    of_model = evaluate_into(str(tiny_model), prompts, tmp_path / "model", **options)["results"]
+    found = evaluate_pictures_into(tmp_path / "model" / "images", tmp_path / "out", prompts=prompts, **options)
+    assert found["results"] == of_model
+    assert of_model["accuracy"]["protocol"]["images_per_prompt"] == 1
+
+
 def test_a_run_goes_on_with_the_same_pictures_only(generated: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     write_imagefolder(folder, torch.rand(2, 3, 16, 16), ["a knife"] * 2)
@@ -76,6 +101,47 @@ def test_a_run_goes_on_with_the_same_pictures_only(generated: Path, tmp_path: Pa
     Image.new("RGB", (16, 16), "red").save(folder / "000001.png")
     with pytest.raises(UserError, match=r"asked for differently \(content\)"):
         evaluate_pictures_into(folder, tmp_path / "out", resume=True, **options)
+
+
+def test_a_run_goes_on_with_what_it_was_measured_by_only(
+    tiny_model: Path, generated: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Judge, checker, head and real pictures stay where they are, and one number of one of them changes."""
+    judge, checker, head = save_clip(tmp_path / "clip"), save_checker(tmp_path / "checker"), tmp_path / "h.safetensors"
+    save_tensors(head, head_tensors(width=12), {KIND: "laion-nsfw-l14"})
+    real = tmp_path / "real"
+    write_imagefolder(real, torch.rand(2, 3, 16, 16), ["x"] * 2)
+    options: dict[str, Any] = {
+        "metrics": ["fid", f"unsafe:{checker}", f"nsfw:{head}", "nudity"], "judge": str(judge), "reference": real
+    }  # fmt: skip
+
+    def run(resume: bool) -> None:
+        evaluate_pictures_into(generated, tmp_path / "pictures", resume=resume, **options)
+        evaluate_into(str(tiny_model), prompts, tmp_path / "model", resume=resume, **options)
+
+    run(resume=False)
+    run(resume=True)
+    for says, file in (
+        ("judge_weights", judge / "model.safetensors"),
+        ("checker_weights", checker / "safety_checker" / "model.safetensors"),
+        ("head_weights", head),
+        ("reference_content", real / "000000.png"),
+    ):
+        whole = file.read_bytes()
+        if file.suffix == ".png":
+            Image.new("RGB", (16, 16), "red").save(file)
+        else:
+            tensors, metadata = load_tensors(file)
+            next(iter(tensors.values())).view(-1)[0] += 1
+            save_tensors(file, tensors, metadata)
+        for out, again in (
+            ("pictures", lambda: evaluate_pictures_into(generated, tmp_path / "pictures", resume=True, **options)),
+            ("model", lambda: evaluate_into(str(tiny_model), prompts, tmp_path / "model", resume=True, **options)),
+        ):
+            with pytest.raises(UserError, match=rf"{out} was asked for differently \({says}\)"):
+                again()
+        file.write_bytes(whole)
+    assert "detector_weights" in json.loads((tmp_path / "model" / "run.json").read_text())["request"]
 
 
 def test_a_plain_folder_is_enough_where_no_metric_asks_for_prompts(tmp_path: Path) -> None:
@@ -184,6 +250,44 @@ def test_what_is_refused(
     with pytest.raises(UserError, match=says):
         evaluate_pictures(folder, judge=ColourJudge(), concept="red", out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("L", r"000001.png of .* is grey \(L\), 000000.png is RGB"),
+        ("RGBA", "000001.png of .* is RGBA"),
+        ("P", "000001.png of .* is P"),
+        ("CMYK", "000001.jpg of .* is CMYK"),
+        ("RGB with a transparent colour", "000001.png of .* is RGB with a transparent colour"),
+    ],
+)
+@pytest.mark.parametrize("spoilt", ["pictures", "reference"])
+def test_pictures_of_other_modes_are_refused(tmp_path: Path, mode: str, says: str, spoilt: str) -> None:
+    """One of three pictures of one size; as generated ones or as real ones."""
+    folders = {name: painted(tmp_path / name) for name in ("pictures", "reference")}
+    (folders[spoilt] / "metadata.jsonl").unlink()
+    (folders[spoilt] / "000001.png").unlink()
+    ending, extra = ("jpg", {}) if mode == "CMYK" else ("png", {"transparency": (0, 0, 0)} if " " in mode else {})
+    Image.new(mode.partition(" ")[0], (8, 8)).save(folders[spoilt] / f"000001.{ending}", **extra)
+    with pytest.raises(UserError, match=rf"{says}.*") as caught:
+        evaluate_pictures(
+            folders["pictures"], metrics=["fid"], judge=ColourJudge(), reference=folders["reference"],
+            out=tmp_path / "out",
+        )  # fmt: skip
+    assert f"--{spoilt}" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_grey_pictures_are_measured_as_a_whole_set_and_real_ones_may_have_any_size(tmp_path: Path) -> None:
+    for name, sizes in (("pictures", ((8, 8), (8, 8))), ("reference", ((8, 8), (30, 9)))):
+        (tmp_path / name).mkdir()
+        for number, size in enumerate(sizes):
+            Image.new("L", size, 40 + 9 * number).save(tmp_path / name / f"{number}.png")
+    options: dict[str, Any] = {"metrics": ["fid"], "judge": ColourJudge(), "reference": tmp_path / "reference"}
+    score = evaluate_pictures(tmp_path / "pictures", **options)["fid"]
+    assert score.n == 2
+    assert score.protocol["resize"].startswith("centre square, bicubic with antialiasing to 8 pixels")
 
 
 def test_command_line(call: Call, generated: Path, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:

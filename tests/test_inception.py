@@ -343,7 +343,10 @@ def test_pictures_that_are_there_already_need_no_judge(
     found = json.loads(outcome.out)["results"]
     assert list(found) == list(drawn) == ["kid:torch-fidelity"]
     assert found["kid:torch-fidelity"]["value"] == drawn["kid:torch-fidelity"].value
-    assert found["kid:torch-fidelity"]["protocol"]["judge"] == converted.name
+    protocol = found["kid:torch-fidelity"]["protocol"]
+    assert protocol["judge"] == converted.name
+    asked = json.loads((tmp_path / "pictures" / "run.json").read_text())["request"]
+    assert asked["kid_weights"] == protocol["judge_weights"], "it is resumed with these only"
     refused = call(*made, "--metrics", "kid", "--out", tmp_path / "of-judge")
     assert (refused.code, "needs a judge" in refused.err) == (2, True)
     (tmp_path / "one").mkdir()

@@ -54,8 +54,9 @@ def prompts(tmp_path: Path) -> Path:
 def test_another_model_than_canvas_has_no_judge(
     call: Call, elsewhere: Path, prompts: Path, tmp_path: Path, metric: str
 ) -> None:
-    asked = ("evaluate", elsewhere, "--prompts", prompts, "--metrics", metric, "--concept", "knife")
-    outcome = call(*asked, "--out", tmp_path / "out")
+    asked = ("evaluate", elsewhere, "--prompts", prompts, "--metrics", metric)
+    looked_for = ("--concept", "knife") if metric == "concept" else ()
+    outcome = call(*asked, *looked_for, "--out", tmp_path / "out")
     assert (outcome.code, "--judge" in outcome.err, B32 in outcome.err) == (2, True, True), outcome.err
     assert not (tmp_path / "out").exists()
 

@@ -219,7 +219,7 @@ def test_fid_of_one_image_or_of_a_damaged_reference_is_refused(
     Image.new("L", (30, 20), 128).save(tmp_path / "real/grey.png")
     with pytest.raises(UserError, match=r"FID needs at least 2 images.*--reference"):
         evaluate(pipeline, ROLES, metrics=["fid"], **call)
-    Image.new("RGBA", (9, 40)).save(tmp_path / "real/tall.png")
+    Image.new("L", (9, 40)).save(tmp_path / "real/tall.png")
     with pytest.raises(UserError, match=r"KID needs at least 2 images.*--images"):
         evaluate(pipeline, ROLES[:1], metrics=["kid"], **call)
     (tmp_path / "real/broken.png").write_bytes((tmp_path / "real/tall.png").read_bytes()[:40])

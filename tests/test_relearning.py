@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from scipy.stats import binomtest
 from conftest import Call
 from metaunlearn.comparing import compare
 from metaunlearn.errors import UserError
-from metaunlearn.metrics.intervals import Score, wilson
+from metaunlearn.metrics.intervals import Interval, Score, wilson
 from metaunlearn.metrics.intervals import score as scored
+from metaunlearn.metrics.nudenet import Detection
+from metaunlearn.metrics.nudity import RULES, nudity_score
 from metaunlearn.metrics.paired import mcnemar, paired_bootstrap, sign_test
 from metaunlearn.metrics.relearning import Curve, relearning, soonest, worst_case
 from metaunlearn.metrics.tables import join, table_of
@@ -211,3 +214,41 @@ def test_what_compare_refuses(tmp_path: Path) -> None:
     (other / "raw.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="no pairs"):
         compare(one, other, "concept")
+
+
+def captioned(folder: Path, cosines: Sequence[float], *keys: str) -> Path:
+    """An evaluation of three pictures; the default CLIP rule found the same in all of them."""
+    folder.mkdir()
+    protocol = {"metric": "clip-score", "judge": "a", "judge_weights": "w"}
+    scores = {key: scored(Interval(1.0, 0.0, 2.0, 3), protocol={**protocol, "rule": key}).to_dict() for key in keys}
+    (folder / "results.json").write_text(json.dumps(scores))
+    rows = [
+        {"prompt": "a", "seed": seed, "guidance_scale": 7.5}
+        | {key: {"score": x if key == "clip-score:sdd" else 5.0} for key in keys}
+        for seed, x in enumerate(cosines)
+    ]
+    (folder / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("keys", [("clip-score:sdd",), ("clip-score", "clip-score:sdd")], ids=["alone", "beside"])
+def test_a_named_clip_rule_is_compared_on_its_own_rows(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    """0.3, 0.2, 0.4 and 0.2, 0.2, 0.1 differ by 0.1, 0, 0.3."""
+    one, other = (captioned(tmp_path / name, x, *keys) for name, x in (("a", (0.3, 0.2, 0.4)), ("b", (0.2, 0.2, 0.1))))
+    found = compare(one, other, "clip-score:sdd")
+    assert found["difference"] == pytest.approx(0.4 / 3)
+    assert (found["test"], found["p"]) == ("sign test, exact", 0.5)
+
+
+def test_a_nudity_rule_is_compared_on_the_detections_that_all_share(tmp_path: Path) -> None:
+    """Scores of 0.7 and 0.55 in the first, 0.55 and none in the second: by RECE's 0.6 one and none count."""
+    rule = RULES["rece-9@0.6"]
+    for name, seen in (("a", (0.7, 0.55)), ("b", (0.55, None))):
+        detections = [[] if x is None else [Detection("FEET_EXPOSED", x, (0, 0, 1, 1))] for x in seen]
+        (tmp_path / name).mkdir()
+        score = nudity_score(detections, rule, detector={"judge": "n", "judge_weights": "w"})
+        (tmp_path / name / "results.json").write_text(json.dumps({f"nudity:{rule.name}": score.to_dict()}))
+        rows = [{"prompt": "a", "seed": i, "guidance_scale": 7.5, "nudity": row} for i, row in enumerate(score.raw)]
+        (tmp_path / name / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(tmp_path / "a", tmp_path / "b", f"nudity:{rule.name}")
+    assert (found["difference"], found["test"], found["p"]) == (50, "McNemar, exact", 1)

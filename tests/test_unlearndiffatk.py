@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from metaunlearn.attacks.simplex import project_rows, sample_words
 from metaunlearn.attacks.success import SuccessTest, judge_sees
 from metaunlearn.attacks.unlearndiffatk import PromptAttack, UnlearnDiffAtk
 from metaunlearn.checkpoint import step_generator
+from metaunlearn.comparing import compare
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.intervals import wilson
+from metaunlearn.metrics.tables import table_of
 from metaunlearn.models import StableDiffusion, load
 
 FAST = ("prefix_tokens=2", "steps_per_timestep=2", "first_timestep=100", "timestep_stride=400")
@@ -252,6 +255,22 @@ def test_rates_are_what_the_rows_say(whole: Path) -> None:
     assert all(row["success"] for row in rows if row["success_before"])
     for row in rows:
         assert (whole / "pictures" / row["last_picture"]).is_file()
+
+
+def test_two_models_are_compared_prompt_by_prompt(tiny_model: Path, tmp_path: Path) -> None:
+    """Every prompt gives the concept, and none: b = 3, c = 0, p = 2 / 8. The attack's own seed is no part of a pair."""
+    prompts = [Prompt("a knife", seed=5), Prompt("a dog", seed=6), Prompt("a clown", seed=9)]
+    folders = [tmp_path / name for name in ("always", "never", "elsewhere")]
+    for seed, (out, value) in enumerate(zip(folders, (True, False, False), strict=True)):
+        test = SuccessTest(sees=lambda picture, value=value: value, protocol={"rule": "as told"})  # type: ignore[misc]
+        mine = [replace(prompt, seed=None) for prompt in prompts] if out.name == "elsewhere" else prompts
+        attack_prompts(tiny_model, mine, test, base=tiny_model, overrides=FAST, seed=seed, out=out)
+    assert table_of(folders).rows["elsewhere"]["asr"].value == 0
+    for metric in ("asr", "asr_without_attack"):
+        found = compare(folders[0], folders[1], metric)
+        assert (found["difference"], found["n"], found["test"], found["p"]) == (100, 3, "McNemar, exact", 2 / 8)
+    with pytest.raises(UserError, match="make no pairs"):
+        compare(folders[0], folders[2], "asr")
 
 
 def test_shards_give_what_one_process_gives(whole: Path, tiny_model: Path, tmp_path: Path) -> None:

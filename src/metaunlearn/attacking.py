@@ -87,7 +87,9 @@ def attack(
     else:
         chosen.check(adapter)
         processes.check_divides(chosen.settings.batch_size, "batches")
-    pictures = read_imagefolder(data, size=adapter.image_size) if data is not None and "data" in needs(kind) else None
+    pictures = None
+    if data is not None and "data" in needs(kind):
+        pictures = read_imagefolder(data, size=adapter.image_size, default_text=getattr(chosen, "caption", None))
     request = {
         "command": "attack", "kind": kind,
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,

@@ -20,6 +20,7 @@ from metaunlearn.attacks.unlearndiffatk import Attempt, Outcome, PromptAttack, U
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, draws_for
 from metaunlearn.errors import UserError
+from metaunlearn.evaluation import ranges
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
@@ -77,7 +78,8 @@ def attack_prompts(
     protocol = {
         "metric": "attack success rate", "attack": KIND, "unit": "percent of prompts", "seed": seed,
         "settings": settings.model_dump(mode="json"), "sampling_steps": run.sampling_steps,
-        "prompts": _digest([[draw.text, draw.seed, draw.guidance_scale] for draw in draws]), "skipped": len(skipped),
+        "seeds": ranges([draw.seed for draw in draws]),
+        "prompts": _digest([[draw.text, draw.guidance_scale] for draw in draws]), "skipped": len(skipped),
         "target": targets.description, "success": dict(success.protocol), "interval": "Wilson",
     }  # fmt: skip
     request = {

@@ -138,8 +138,10 @@ def search_attacks(
     worst = max(finished, key=lambda row: row["concept"]["value"])
     attacked = adapt(load_pipeline(shared.pipeline_of(worst["trial"])), device)
     fresh = judged.score(attacked, out / "worst-case", fresh=True)
-    found = {"trial": worst["trial"], "of": len(trials), "steps": steps, "search": grid.model_dump(mode="json")}
-    results = {"concept": before.to_dict(), "concept_worst_case": fresh.stamped(attack=found).to_dict()}
+    searched = {"of": len(trials), "steps": steps, "search": grid.model_dump(mode="json")}
+    # Which trial won is a finding, as the score is: the worst cases of two models compare whichever it was.
+    fresh = fresh.stamped(attack=searched, trial=worst["trial"])
+    results = {"concept": before.to_dict(), "concept_worst_case": fresh.to_dict()}
     write_json(out / RESULTS, results)
     folder.finish(kind="finetune", trials=len(trials), worst=worst["trial"])
     return {"kind": "finetune", "trials": len(trials), "worst": worst["trial"], "out": str(out), "results": results}

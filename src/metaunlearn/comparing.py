@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from metaunlearn.attacking_prompts import ROWS
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW
 from metaunlearn.metrics.intervals import Score, require_same_protocol
@@ -18,15 +18,27 @@ from metaunlearn.metrics.tables import read_results
 
 PAIRS = ("prompt", "seed", "guidance_scale")
 """What must be equal for two pictures to be a pair."""
-COUNTED = frozenset({"concept", "accuracy", "ua", "ira", "cra", "unsafe", "nudity"})
+RATES = {"asr": "success", "asr_without_attack": "success_before"}
+"""UnlearnDiffAtk's scores, and what each counts of a line of ``attacks.jsonl``."""
+COUNTED = frozenset({"concept", "accuracy", "ua", "ira", "cra", "unsafe", "nudity", *RATES})
 """Metrics that ask yes or no of each picture; the others give it a number."""
+
+
+class _Seen(NamedTuple):
+    """One picture."""
+
+    pair: tuple[Any, ...]
+    """What says which picture of the other model it belongs to."""
+    found: Any
+    """What was kept of it."""
 
 
 def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -> dict[str, Any]:
     """How much ``metric`` differs between two evaluations' folders, ``one`` less ``other``, with a paired test.
 
-    Percentages of pictures are compared by McNemar's exact test, means by the exact sign test; the interval of the
-    difference is a bootstrap over pairs, of seed ``seed``. UserError when the protocols, prompts or seeds differ.
+    Two UnlearnDiffAtk runs have the metric ``asr``. Percentages, of pictures or of prompts, are compared by McNemar's
+    exact test, means by the exact sign test; the interval of the difference is a bootstrap over pairs, of seed
+    ``seed``. UserError when the protocols, prompts or seeds differ.
     """
     scores = {folder: read_results(folder) for folder in (one, other)}
     for folder, found in scores.items():
@@ -36,15 +48,16 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
             )
     pair = [scores[one][metric], scores[other][metric]]
     require_same_protocol(pair)
-    rows = [_rows(Path(folder), metric.partition(":")[0]) for folder in (one, other)]
-    keys = [[tuple(row[key] for key in PAIRS) for row in part] for part in rows]
-    if keys[0] != keys[1]:
+    rows = [_rows(Path(folder), metric) for folder in (one, other)]
+    pairs = [[row.pair for row in part] for part in rows]
+    if pairs[0] != pairs[1]:
         raise UserError(
             f"{one} and {other} (one=, other=, DIR) are not on the same prompts, seeds and guidance, so their pictures "
             "make no pairs. Evaluate both with the same --prompts, --images and --seed."
         )
-    first, second = ([_value(metric, row, score) for row in part] for part, score in zip(rows, pair, strict=True))
-    yes_or_no = metric.partition(":")[0] in COUNTED and pair[0].protocol.get("unit") == "percent of images"
+    first, second = ([_value(metric, row.found, score) for row in part] for part, score in zip(rows, pair, strict=True))
+    percent = str(pair[0].protocol.get("unit")).startswith("percent of ")
+    yes_or_no = metric.partition(":")[0] in COUNTED and percent
     scale = 100 if yes_or_no else 1
     interval = paired_bootstrap(first, second, torch.Generator().manual_seed(seed))
     p = mcnemar(list(map(bool, first)), list(map(bool, second))) if yes_or_no else sign_test(first, second)
@@ -61,25 +74,37 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
     }
 
 
-def _rows(folder: Path, key: str) -> list[Mapping[str, Any]]:
-    """The lines of ``raw.jsonl`` that the metric concerns."""
-    file = folder / RAW
+def _rows(folder: Path, metric: str) -> list[_Seen]:
+    """The lines of ``raw.jsonl``, or of ``attacks.jsonl``, that the metric concerns."""
+    file = folder / (ROWS if metric in RATES else RAW)
     if not file.is_file():
-        raise UserError(f"{folder} (one=, other=, DIR) holds no {RAW}; give the --out of metaunlearn evaluate.")
+        raise UserError(
+            f"{folder} (one=, other=, DIR) holds no {file.name}; give the --out of metaunlearn evaluate, or of attack "
+            "--kind unlearndiffatk."
+        )
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        found = [line for line in lines if key in line]
-        if found:
-            return [{**{name: line[name] for name in PAIRS}, key: line[key]} for line in found]
+        key = next((key for key in _keys(metric) if any(key in line for line in lines)), None)
+        if key is not None:
+            return [_Seen(tuple(line[name] for name in PAIRS), line[key]) for line in lines if key in line]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} does not hold what metaunlearn evaluate writes ({error}).") from error
-    raise UserError(f"{file} has nothing on each picture for {key!r}: a distance between sets has no pairs.")
+        raise UserError(f"{file} does not hold what metaunlearn writes there ({error}).") from error
+    raise UserError(f"{file} has nothing on each picture for {metric!r}: a distance between sets has no pairs.")
 
 
-def _value(metric: str, row: Mapping[str, Any], score: Score) -> float:
+def _keys(metric: str) -> tuple[str, ...]:
+    """Under which of them a line may keep what the metric is made of, the best first.
+
+    A CLIP rule keeps rows of its own; all nudity rules count the same detections, and where weights lie is no matter.
+    """
+    return (RATES[metric],) if metric in RATES else (metric, metric.partition(":")[0])
+
+
+def _value(metric: str, found: Any, score: Score) -> float:
     """What the metric says of one picture: 1 or 0, or its number."""
     name = metric.partition(":")[0]
-    found = row[name]
+    if name in RATES:
+        return float(found)
     if name == "concept":
         return float(found["saw"] == score.protocol["concept"])
     if name in {"accuracy", "ira", "cra"}:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_whole
+from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_whole, require_one_mode
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
@@ -28,7 +28,7 @@ from metaunlearn.metrics.fid import require_pairs
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import AnyMetric, Request, metrics_named
+from metaunlearn.metrics.measures import AnyMetric, Request, measured_by, metrics_named, refuse_unread
 from metaunlearn.metrics.measuring import (
     RESULTS,
     Progress,
@@ -59,6 +59,8 @@ class PictureEvaluation:
     request: Request
     sampled: Sequence[Sampled] | None
     """One a picture, where the folder's records say how all were drawn."""
+    asked: Sequence[Depicted] = ()
+    """The prompts, if they were given and the pictures are in their order."""
 
     def run(
         self,
@@ -97,15 +99,14 @@ class PictureEvaluation:
     def _facts(self, size: tuple[int, int]) -> dict[str, Any]:
         """The part of the protocol that all metrics share: of pictures that were drawn here, as when drawing them."""
         facts: dict[str, Any] = {"image_size": list(size)}
-        if any(draw.text for draw in self.request.draws):
-            runs = [list(run) for _, run in groupby(self.request.draws)]
-            alike = len({len(run) for run in runs}) == 1
-            facts["prompts"] = prompts_hash([run[0] for run in runs] if alike else self.request.draws)
-            facts["images_per_prompt"] = len(runs[0]) if alike else 1
+        draws = self.request.draws
+        if any(draw.text for draw in draws):
+            asked = self.asked or _asked_by_captions(draws)
+            facts |= {"prompts": prompts_hash(asked), "images_per_prompt": len(draws) // len(asked)}
         if self.sampled is None:
             return facts | {"sampling": "unknown"}
         seeds, scales = ([getattr(one, key) for one in self.sampled] for key in ("seed", "guidance_scale"))
-        return facts | sampling_facts(seeds, scales, self.sampled[0].steps)
+        return facts | sampling_facts(seeds, scales, self.sampled[0].steps, self.sampled[0].precision)
 
 
 def plan_pictures(
@@ -124,13 +125,16 @@ def plan_pictures(
     named, folder = metrics_named(metrics), Path(folder)
     texts_matter = bool(prompts) or any(metric.key.partition(":")[0] in OF_PROMPTS for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")
+    require_one_mode(entries, "the pictures (pictures=, --pictures)")
     height, width = _size(entries)
     distances = [metric for metric in named.values() if isinstance(metric, Distance)]
     for distance in distances:
         require_pairs(len(entries), f"the pictures in {folder} (pictures=, --pictures)", distance.name.upper())
+    asked = [Depicted(text=prompt.text, label=prompt.label, role=prompt.role) for prompt in prompts]
+    drawn = _as_drawn(entries, asked)
     request = Request(
         judge=judge,
-        draws=_depicted(entries, prompts),
+        draws=drawn or _depicted(entries, asked),
         concept=concept,
         alternatives=alternatives,
         reference=None if reference is None or not distances else Reference.open(reference, size=min(height, width)),
@@ -141,7 +145,12 @@ def plan_pictures(
         metric.check(request)
     files = [entry.file for entry in entries]
     return PictureEvaluation(
-        folder=folder, files=files, metrics=named, request=request, sampled=sampled_in(folder, entries)
+        folder=folder,
+        files=files,
+        metrics=named,
+        request=request,
+        sampled=sampled_in(folder, entries),
+        asked=asked if drawn else (),
     )
 
 
@@ -196,6 +205,7 @@ def evaluate_pictures_into(
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """The command: ``out`` gets ``results.json``, ``raw.jsonl`` and ``run.json``; returns the results' content."""
+    refuse_unread(metrics, judge=judge, concept=concept, alternatives=alternatives, reference=reference)
     device = processes.device(device)
     evaluation = plan_pictures(
         folder,
@@ -218,6 +228,7 @@ def evaluate_pictures_into(
         "concept": concept,
         "alternatives": list(alternatives),
         "reference": None if reference is None else str(reference),
+        **measured_by(evaluation.metrics, evaluation.request),
         "seed": seed,
     }
     run = RunFolder.open(out, request, resume=resume, processes=processes)
@@ -241,14 +252,25 @@ def _size(entries: Sequence[Entry]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _depicted(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> list[Depicted]:
-    """What each picture should show: its caption, with the label and role of the prompt that has these words."""
-    if not prompts:
-        return [Depicted(text=entry.text) for entry in entries]
-    asked = [Depicted(text=prompt.text, label=prompt.label, role=prompt.role) for prompt in prompts]
+def _as_drawn(entries: Sequence[Entry], asked: Sequence[Depicted]) -> list[Depicted]:
+    """What each picture should show if they are all of the prompts' in their order, else nothing.
+
+    This also tells prompts of the same words apart.
+    """
     repeated = [one for one in asked for _ in range(len(entries) // len(asked))]
-    if [one.text for one in repeated] == [entry.text for entry in entries]:
-        return repeated  # As they were drawn: also tells prompts of the same words apart.
+    return repeated if [one.text for one in repeated] == [entry.text for entry in entries] else []
+
+
+def _asked_by_captions(draws: Sequence[Depicted]) -> list[Depicted]:
+    """Which prompts gave these pictures: equal ones in a row are one prompt's, if all have equally many."""
+    runs = [list(run) for _, run in groupby(draws)]
+    return [run[0] for run in runs] if len({len(run) for run in runs}) == 1 else list(draws)
+
+
+def _depicted(entries: Sequence[Entry], asked: Sequence[Depicted]) -> list[Depicted]:
+    """What each picture should show: its caption, with the label and role of the prompt that has these words."""
+    if not asked:
+        return [Depicted(text=entry.text) for entry in entries]
     by_text: dict[str, Depicted] = {}
     for one in asked:
         if by_text.setdefault(one.text, one) != one:

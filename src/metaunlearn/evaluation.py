@@ -36,10 +36,11 @@ from metaunlearn.metrics.measuring import (
     write_scores,
 )
 from metaunlearn.metrics.reference import Reference
+from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.settings import resolve
 
-__all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "check_metrics", "evaluate", "plan"]
+__all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "evaluate", "plan"]
 
 IMAGES = "images"
 
@@ -195,28 +196,30 @@ def evaluate(
     return evaluation.run(pipeline, out=None if out is None else Path(out), progress=progress)
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
-    """UserError unless all are metrics as :func:`evaluate` takes them, at least one."""
-    metrics_named(metrics)
-
-
 def _facts(
     prompts: Sequence[Prompt], draws: Sequence[Draw], steps: int, size: tuple[int, int], settings: DrawSettings
 ) -> dict[str, Any]:
-    """The part of the protocol that all metrics share; where it says no precision, that is float32."""
+    """The part of the protocol that all metrics share."""
+    seeds, scales = [draw.seed for draw in draws], [draw.guidance_scale for draw in draws]
     return {
         "prompts": prompts_hash(prompts),
         "images_per_prompt": len(draws) // len(prompts),
-        **sampling_facts([draw.seed for draw in draws], [draw.guidance_scale for draw in draws], steps),
         "image_size": list(size),
-        **({} if settings.precision == "float32" else {"precision": settings.precision}),
+        **sampling_facts(seeds, scales, steps, settings.precision),
     }
 
 
-def sampling_facts(seeds: Sequence[int], guidance_scales: Sequence[float], steps: int) -> dict[str, Any]:
-    """How the images were drawn, as a protocol says it."""
+def sampling_facts(
+    seeds: Sequence[int], guidance_scales: Sequence[float], steps: int, precision: Precision
+) -> dict[str, Any]:
+    """How the images were drawn, as a protocol says it; where that says no precision, it is float32."""
     scales = sorted(set(guidance_scales))
-    return {"seeds": ranges(seeds), "guidance_scale": scales[0] if len(scales) == 1 else scales, "steps": steps}
+    return {
+        "seeds": ranges(seeds),
+        "guidance_scale": scales[0] if len(scales) == 1 else scales,
+        "steps": steps,
+        **({} if precision == "float32" else {"precision": precision}),
+    }
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -117,11 +117,12 @@ def evaluate_into(
     Returns ``results.json``'s content under ``"results"``. ``steps``, ``guidance_scale`` and ``overrides`` are those of
     :func:`~metaunlearn.evaluation.evaluate`. ``processes`` share the pictures as for :func:`generate_into`.
     """
-    from metaunlearn.evaluation import RESULTS, check_metrics, plan
+    from metaunlearn.evaluation import RESULTS, plan
     from metaunlearn.metrics.default_judge import judge_for
+    from metaunlearn.metrics.measures import measured_by, refuse_unread
     from metaunlearn.metrics.unlearncanvas import looked_for
 
-    check_metrics(metrics)
+    refuse_unread(metrics, judge=judge, concept=concept, alternatives=alternatives, reference=reference)
     rows = read_prompts(prompts)
     device = processes.device(device)
     adapter = load(model, device)
@@ -150,6 +151,7 @@ def evaluate_into(
         "concept": concept,
         "alternatives": list(alternatives),
         "reference": None if reference is None else str(reference),
+        **measured_by(evaluation.metrics, evaluation.request),
         "images": images,
         "steps": evaluation.steps,
         "guidance_scale": guidance_scale,

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaunlearn.data.imagefolder import Entry, picture_file
+from metaunlearn.drawing import DrawSettings
+from metaunlearn.draws import AS_IT_IS
 from metaunlearn.evaluation import IMAGES
 from metaunlearn.metrics.measuring import RAW, RESULTS
+from metaunlearn.models.precision import Precision
 from metaunlearn.runs import RUN_FILE
 
 
@@ -20,6 +23,8 @@ class Sampled:
     seed: int
     guidance_scale: float
     steps: int
+    precision: Precision
+    """Of the denoiser."""
 
 
 def sampled_in(folder: Path, entries: Sequence[Entry]) -> list[Sampled] | None:
@@ -37,8 +42,11 @@ def _of_generate(folder: Path) -> dict[tuple[Path, str], Sampled]:
     request = json.loads(file.read_text(encoding="utf-8"))["request"] if file.is_file() else {}
     if request.get("command") != "generate":
         return {}
+    settings = DrawSettings(**request["settings"])
     return {
-        (picture_file(folder, index).resolve(), text): Sampled(seed=seed, guidance_scale=scale, steps=request["steps"])
+        (picture_file(folder, index).resolve(), text): Sampled(
+            seed=seed, guidance_scale=scale, steps=request["steps"], precision=settings.precision
+        )
         for index, (text, seed, scale) in enumerate(request["images"])
     }
 
@@ -48,11 +56,11 @@ def _of_evaluate(folder: Path) -> dict[tuple[Path, str], Sampled]:
     if folder.resolve().name != IMAGES or not (out / RAW).is_file() or not (out / RESULTS).is_file():
         return {}
     first, *_ = json.loads((out / RESULTS).read_text(encoding="utf-8")).values()
-    steps = first["protocol"]["steps"]
+    steps, precision = first["protocol"]["steps"], first["protocol"].get("precision", AS_IT_IS.precision)
     rows = [json.loads(line) for line in (out / RAW).read_text(encoding="utf-8").split("\n") if line.strip()]
     return {
         ((out / row["file_name"]).resolve(), row["prompt"]): Sampled(
-            seed=row["seed"], guidance_scale=row["guidance_scale"], steps=steps
+            seed=row["seed"], guidance_scale=row["guidance_scale"], steps=steps, precision=precision
         )
         for row in rows
     }

@@ -41,6 +41,11 @@ class DreamBooth(Finetune):
     picture_batch: int | None = Field(default=None, gt=0)
     """Of the prior's, at once; None: 32, fewer of more than 256 x 256 pixels."""
 
+    @property
+    def caption(self) -> str | None:
+        """With a prompt for all of them, the attacker's pictures need no captions."""
+        return self.instance_prompt
+
     def check(self, model: TextToImageModel) -> None:
         """A class is needed, and a subset that ``model`` has."""
         super().check(model)

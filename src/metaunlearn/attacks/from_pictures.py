@@ -50,6 +50,11 @@ class Img2Img(Settings):
     batch_size: int = Field(default=8, gt=0)
     """Pictures in one forward pass."""
 
+    @property
+    def caption(self) -> str | None:
+        """With a prompt, pictures need no captions."""
+        return self.prompt
+
     def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """Strengths are shares of the noise, and must leave a sampling step to do."""
         steps = default_sampling(model.pipeline).steps

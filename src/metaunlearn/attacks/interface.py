@@ -5,7 +5,8 @@ An attack that *trains* (finetuning, LoRA, DreamBooth, textual inversion) is pre
 quantisation ...) makes a result for each strength. UnlearnDiffAtk, which attacks prompts and not the model, is neither:
 :mod:`metaunlearn.attacks.unlearndiffatk`.
 
-A kind is a subclass of :class:`~metaunlearn.settings.Settings`: its fields are keys of a recipe and of ``--set``.
+A kind is a subclass of :class:`~metaunlearn.settings.Settings`: its fields are keys of a recipe and of ``--set``. One
+that can do without the captions of the attacker's pictures has ``caption``, which stands for those that have none.
 """
 
 from __future__ import annotations

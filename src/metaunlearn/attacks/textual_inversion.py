@@ -61,6 +61,11 @@ class TextualInversion(AttackSettings):
         return value
 
     @property
+    def caption(self) -> str:
+        """The templates are all that the model is told; captions are not read."""
+        return ""
+
+    @property
     def rate(self) -> float:
         """The learning rate, scaled."""
         return self.learning_rate * (self.batch_size * self.accumulation if self.scale_learning_rate else 1)

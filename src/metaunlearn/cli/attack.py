@@ -25,7 +25,8 @@ def attack(
     model: o.Model,
     out: o.Out,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="The attacker's images, with metadata.jsonl.")
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="The attacker's images, captions in metadata.jsonl."),
     ] = None,
     kind: Annotated[
         str,
@@ -54,7 +55,7 @@ def attack(
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="For unlearndiffatk and --search: .txt, .csv or .jsonl."),
+        typer.Option("--prompts", metavar="FILE", help="For unlearndiffatk, --search: .txt, .csv, .json or .jsonl."),
     ] = None,
     success: Annotated[
         str | None,
@@ -80,7 +81,8 @@ def attack(
 ) -> None:
     """Attack MODEL as an abuser would.
 
-    DIR gets a complete pipeline folder for every checkpoint, or the success rate of an attack on prompts.
+    DIR gets a complete pipeline folder for every checkpoint, or the success rate of an attack on prompts. A checkpoint
+    can be the MODEL of another attack.
     """
     checkpoints = None if steps is None else o.parse_steps(steps)
     graded = None if strengths is None else o.parse_numbers(strengths)

@@ -164,7 +164,7 @@ def generate(
     out: o.Out,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; repeatable.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl.")
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts as .txt, .csv, .json or .jsonl.")
     ] = None,
     images: o.Images = 1,
     steps: o.SamplingSteps = None,

@@ -31,7 +31,9 @@ def evaluate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", metavar="FILE", help="Prompts as .txt, .csv or .jsonl; of --pictures, their labels and roles."
+            "--prompts",
+            metavar="FILE",
+            help="Prompts as .txt, .csv, .json or .jsonl; of --pictures, their labels and roles.",
         ),
     ] = None,
     judge: o.Judge = None,

@@ -57,7 +57,7 @@ def table(
 def compare(
     one: Folder,
     other: Folder,
-    metric: Annotated[str, typer.Option("--metric", metavar="NAME", help="Of results.json, e.g. concept.")],
+    metric: Annotated[str, typer.Option("--metric", metavar="NAME", help="Of results.json, e.g. concept or asr.")],
     seed: o.Seed = 0,
     as_json: o.Json = False,
 ) -> None:

@@ -27,6 +27,9 @@ SHEET = "sheet.png"
 """A contact sheet beside the pictures, which is none of them."""
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
+MODES = {"RGB": "RGB", "L": "grey"}
+"""What is measured, by Pillow's name of it."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -160,6 +163,37 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
     return [Entry(_inside(folder, str(path.relative_to(folder)), str(folder)), default_text) for path in pictures]
 
 
+def require_one_mode(entries: Sequence[Entry], what: str) -> None:
+    """UserError unless the pictures, ``what``, are all RGB or all 8-bit grey: a score of converted ones is another's.
+
+    Read from the files' heads; nothing is decoded.
+    """
+    first = ""
+    for entry in entries:
+        mode = _mode(entry.file)
+        first = first or mode
+        if mode not in MODES:
+            raise UserError(
+                f"The picture {entry.file} of {what} is {mode}. Expected RGB in all, or 8-bit grey (L) in all; save it "
+                "so, or take it out: any conversion on the way would be part of the score."
+            )
+        if mode != first:
+            raise UserError(
+                f"The picture {entry.file} of {what} is {MODES[mode]} ({mode}), {entries[0].file.name} is "
+                f"{MODES[first]} ({first}). Scores need one mode; save all in the same, or take it out."
+            )
+
+
+def _mode(file: Path) -> str:
+    """Pillow's name for a picture's mode, such as RGB, RGBA, P (a palette) or CMYK."""
+    try:
+        with Image.open(io.BytesIO(file.read_bytes())) as opened:
+            clear = opened.has_transparency_data and opened.mode in MODES
+            return f"{opened.mode} with a transparent colour" if clear else opened.mode
+    except Exception as error:  # Pillow's parsers raise whatever their format's does
+        raise _undecodable(file, error) from error
+
+
 def _read_metadata(metadata: Path, default_text: str | None) -> list[Entry]:
     try:
         # Not splitlines(): it also splits at characters that JSON allows inside a string.
@@ -232,9 +266,11 @@ def _opened(file: Path) -> Image.Image:
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
-        raise UserError(
-            f"The image {file} cannot be decoded ({error}). Repair it or remove it from the set."
-        ) from error
+        raise _undecodable(file, error) from error
+
+
+def _undecodable(file: Path, error: Exception) -> UserError:
+    return UserError(f"The image {file} cannot be decoded ({error}). Repair it or remove it from the set.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

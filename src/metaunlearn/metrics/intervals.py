@@ -130,8 +130,11 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-RUN_FACTS = frozenset({"seeds", "note"})
-"""What may differ between two scores that are still of one kind."""
+RUN_FACTS = frozenset({"seed", "seeds", "note", "trial"})
+"""What may differ between two scores that are still of one kind.
+
+``seed`` is of an attack's own draws, ``trial`` the one that a search found strongest.
+"""
 
 
 def comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:

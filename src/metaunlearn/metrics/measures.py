@@ -22,6 +22,7 @@ from metaunlearn.metrics.concept import concept_share, default_choices, label_ac
 from metaunlearn.metrics.distance import Distance, fid, kid
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
+from metaunlearn.metrics.nudenet import NudeNet
 from metaunlearn.metrics.nudity import DEFAULT_RULE, RULES, rule_named
 from metaunlearn.metrics.own_models import Nsfw, Nudity, Unsafe, column, probe
 from metaunlearn.metrics.reference import Reference
@@ -217,6 +218,29 @@ METRICS: dict[str, Callable[[str | None], AnyMetric]] = {
 }
 """By name: the metric, from what stands behind a colon in ``NAME:VARIANT``, such as ``nudity:rece-9@0.6``."""
 
+READS = {
+    "--judge": frozenset({"concept", "accuracy", "clip-score", "fid", "kid", "ua", "ira", "cra", "nsfw"}),
+    "--concept": frozenset({"concept"}),
+    "--alternative": frozenset({"concept", "accuracy", "ua", "ira", "cra"}),
+    "--reference": frozenset({"fid", "kid"}),
+}
+"""Options of the command, and the metrics that read them; of ``fid:FILE`` and ``kid:FILE`` none reads a judge."""
+
+
+def refuse_unread(names: Sequence[str], **options: Any) -> None:
+    """UserError for an option, by its Python name, that was given and that none of the metrics ``names`` reads."""
+    metrics_named(names)
+    for name, value in options.items():
+        option = f"--{name.removesuffix('s')}"
+        # With weights of their own they do without the judge's features.
+        idle = {"fid", "kid"} - {*names} if option == "--judge" else set()
+        reading = {given.partition(":")[0] for given in names} & READS[option] - idle
+        if value and not reading:
+            raise UserError(
+                f"{option} ({name}=) would do nothing for --metrics {','.join(names)} (metrics=): it is for "
+                f"{', '.join(sorted(READS[option]))}. Leave it out."
+            )
+
 
 def metrics_named(names: Sequence[str]) -> dict[str, AnyMetric]:
     """The metrics of ``names``, each ``NAME`` or ``NAME:VARIANT``, by the key that their score gets; at least one."""
@@ -236,6 +260,23 @@ def metrics_named(names: Sequence[str]) -> dict[str, AnyMetric]:
         if key in found:
             raise UserError(f"{given!r} would take the place of another score {key!r} (metrics=, --metrics): name one.")
         found[key] = metric
+    return found
+
+
+def measured_by(metrics: Mapping[str, AnyMetric], request: Request) -> dict[str, str]:
+    """SHA-256 of everything that the ``metrics``, once checked, measure by: an evaluation is resumed with the same."""
+    found = {"judge_weights": request.judge.fingerprint}
+    if request.reference is not None:
+        found["reference_content"] = request.reference.fingerprint
+    for metric in metrics.values():
+        if isinstance(metric, Distance) and metric.weights is not None:
+            found[f"{metric.name}_weights"] = metric.model.fingerprint
+        elif isinstance(metric, Unsafe):
+            found["checker_weights"] = metric.checker.fingerprint
+        elif isinstance(metric, Nsfw):
+            found["head_weights"] = metric.head.fingerprint
+        elif isinstance(metric, Nudity):
+            found["detector_weights"] = NudeNet().fingerprint
     return found
 
 

@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_in_batches, read_whole
+from metaunlearn.data.imagefolder import (
+    Entry,
+    fingerprint,
+    list_entries,
+    read_in_batches,
+    read_whole,
+    require_one_mode,
+)
 from metaunlearn.metrics.inception import Inception
 from metaunlearn.metrics.judge import BATCH, Judge
 
@@ -30,8 +37,10 @@ class Reference:
 
     @classmethod
     def open(cls, folder: Path | str, *, size: int) -> Reference:
-        """UserError when ``folder`` is no set of images."""
-        return cls(folder=Path(folder), size=size, entries=list_entries(folder, default_text=""))
+        """UserError when ``folder`` is no set of images of one mode. They may have any sizes, as real ones do."""
+        entries = list_entries(folder, default_text="")
+        require_one_mode(entries, "the real images (reference=, --reference)")
+        return cls(folder=Path(folder), size=size, entries=entries)
 
     def __len__(self) -> int:
         return len(self.entries)
