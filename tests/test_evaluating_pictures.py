@@ -253,16 +253,21 @@ def test_what_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("mode", "says"),
+    ("mode", "says", "spoilt"),
     [
-        ("L", r"000001.png of .* is grey \(L\), 000000.png is RGB"),
-        ("RGBA", "000001.png of .* is RGBA"),
-        ("P", "000001.png of .* is P"),
-        ("CMYK", "000001.jpg of .* is CMYK"),
-        ("RGB with a transparent colour", "000001.png of .* is RGB with a transparent colour"),
+        ("L", r"000001.png of .* is grey \(L\), 000000.png is RGB", "pictures"),
+        *(
+            (mode, says, spoilt)
+            for mode, says in (
+                ("RGBA", "000001.png of .* is RGBA"),
+                ("P", "000001.png of .* is P"),
+                ("CMYK", "000001.jpg of .* is CMYK"),
+                ("RGB with a transparent colour", "000001.png of .* is RGB with a transparent colour"),
+            )
+            for spoilt in ("pictures", "reference")
+        ),
     ],
 )
-@pytest.mark.parametrize("spoilt", ["pictures", "reference"])
 def test_pictures_of_other_modes_are_refused(tmp_path: Path, mode: str, says: str, spoilt: str) -> None:
     """One of three pictures of one size; as generated ones or as real ones."""
     folders = {name: painted(tmp_path / name) for name in ("pictures", "reference")}
@@ -279,11 +284,12 @@ def test_pictures_of_other_modes_are_refused(tmp_path: Path, mode: str, says: st
     assert not (tmp_path / "out").exists()
 
 
-def test_grey_pictures_are_measured_as_a_whole_set_and_real_ones_may_have_any_size(tmp_path: Path) -> None:
+def test_grey_pictures_are_measured_as_a_whole_set_and_real_ones_beside_others_of_any_size(tmp_path: Path) -> None:
     for name, sizes in (("pictures", ((8, 8), (8, 8))), ("reference", ((8, 8), (30, 9)))):
         (tmp_path / name).mkdir()
         for number, size in enumerate(sizes):
             Image.new("L", size, 40 + 9 * number).save(tmp_path / name / f"{number}.png")
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "reference" / "2.png")
     options: dict[str, Any] = {"metrics": ["fid"], "judge": ColourJudge(), "reference": tmp_path / "reference"}
     score = evaluate_pictures(tmp_path / "pictures", **options)["fid"]
     assert score.n == 2

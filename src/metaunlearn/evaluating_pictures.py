@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_whole, require_one_mode
+from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_whole, require_modes
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
@@ -125,7 +125,7 @@ def plan_pictures(
     named, folder = metrics_named(metrics), Path(folder)
     texts_matter = bool(prompts) or any(metric.key.partition(":")[0] in OF_PROMPTS for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")
-    require_one_mode(entries, "the pictures (pictures=, --pictures)")
+    require_modes(entries, "the pictures (pictures=, --pictures)")
     height, width = _size(entries)
     distances = [metric for metric in named.values() if isinstance(metric, Distance)]
     for distance in distances:

@@ -163,10 +163,10 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
     return [Entry(_inside(folder, str(path.relative_to(folder)), str(folder)), default_text) for path in pictures]
 
 
-def require_one_mode(entries: Sequence[Entry], what: str) -> None:
+def require_modes(entries: Sequence[Entry], what: str, *, mixed: bool = False) -> None:
     """UserError unless the pictures, ``what``, are all RGB or all 8-bit grey: a score of converted ones is another's.
 
-    Read from the files' heads; nothing is decoded.
+    ``mixed``: grey ones may stand beside RGB, as photographs do in COCO. Read from the files' heads; nothing is decoded.
     """
     first = ""
     for entry in entries:
@@ -177,7 +177,7 @@ def require_one_mode(entries: Sequence[Entry], what: str) -> None:
                 f"The picture {entry.file} of {what} is {mode}. Expected RGB in all, or 8-bit grey (L) in all; save it "
                 "so, or take it out: any conversion on the way would be part of the score."
             )
-        if mode != first:
+        if mode != first and not mixed:
             raise UserError(
                 f"The picture {entry.file} of {what} is {MODES[mode]} ({mode}), {entries[0].file.name} is "
                 f"{MODES[first]} ({first}). Scores need one mode; save all in the same, or take it out."

@@ -19,7 +19,7 @@ from metaunlearn.data.imagefolder import (
     list_entries,
     read_in_batches,
     read_whole,
-    require_one_mode,
+    require_modes,
 )
 from metaunlearn.metrics.inception import Inception
 from metaunlearn.metrics.judge import BATCH, Judge
@@ -37,9 +37,9 @@ class Reference:
 
     @classmethod
     def open(cls, folder: Path | str, *, size: int) -> Reference:
-        """UserError when ``folder`` is no set of images of one mode. They may have any sizes, as real ones do."""
+        """UserError when ``folder`` is no set of images, RGB or grey. They may have any sizes, as real ones do."""
         entries = list_entries(folder, default_text="")
-        require_one_mode(entries, "the real images (reference=, --reference)")
+        require_modes(entries, "the real images (reference=, --reference)", mixed=True)
         return cls(folder=Path(folder), size=size, entries=entries)
 
     def __len__(self) -> int:
