@@ -19,11 +19,13 @@ from colours import COLOURS, ColourJudge, coloured
 from metaunlearn import canvas
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.canvas.catalog import NAMES, STYLES
+from metaunlearn.doctor.meter import Meter
 from metaunlearn.errors import UserError
 from metaunlearn.metrics import (
     bootstrap_mean,
     clip_score,
     concept_score,
+    fid,
     fid_score,
     frechet_distance,
     label_accuracy,
@@ -32,6 +34,7 @@ from metaunlearn.metrics import (
     wilson,
 )
 from metaunlearn.metrics.concept import default_choices
+from metaunlearn.metrics.fid import bootstrap_frechet, fid_of_features
 from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, weights_hash
 from metaunlearn.metrics.preprocessing import Preprocessing, read_preprocessor
 from tiny_judges import new_clip, save_clip, write_preprocessor
@@ -202,6 +205,50 @@ def test_equal_sets_are_at_distance_zero_even_with_few_images() -> None:
     few = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(few, few + 1) == pytest.approx(20, abs=1e-5)
+
+
+@pytest.mark.parametrize(("generated", "real"), [(7, 5), (9, 40), (40, 30), (30, 10)])
+def test_fid_s_interval_is_that_of_resampled_sets(generated: int, real: int) -> None:
+    """Counts must give what the plain distance does of images that are really repeated; 12 features."""
+    one, other = (torch.randn(n, 12, generator=torch.Generator().manual_seed(n)) for n in (generated, real))
+    interval = bootstrap_frechet(one, other, torch.Generator().manual_seed(4), resamples=20)
+    generator = torch.Generator().manual_seed(4)
+    picks = [torch.randint(generated, (generated,), generator=generator) for _ in range(20)]
+    slow = torch.tensor([frechet_distance(one[pick], other) for pick in picks], dtype=torch.float64)
+    low, high = (slow - slow.mean()).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert interval.value == pytest.approx(frechet_distance(one, other), rel=1e-12)
+    assert (interval.low, interval.high) == pytest.approx((interval.value + low, interval.value + high), rel=1e-7)
+
+
+def test_of_many_features_the_resamples_are_linearised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image's influence is the derivative of the distance by its weight, here by central differences; and of 600
+    images the interval is hardly another for it."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(30, 4, generator=generator) + 0.5, torch.randn(20, 4, generator=generator)
+    sample = fid._Sample(one, fid._Target.of(other))
+    moved = torch.eye(30, dtype=torch.float64)[:3] - torch.eye(30, dtype=torch.float64)[3:6]  # Still 30 in all.
+    slopes = (sample.distances(1 + 1e-4 * moved) - sample.distances(1 - 1e-4 * moved)) / 2e-4
+    assert torch.allclose(moved @ sample.influences(), slopes, rtol=1e-5)
+
+    many = torch.randn(600, 4, generator=generator) * 1.2
+    exact = fid_of_features(many, other, ColourJudge())
+    monkeypatch.setattr(fid, "LARGE", 3)
+    linear = fid_of_features(many, other, ColourJudge())
+    assert linear.value == exact.value
+    assert (linear.low, linear.high) == pytest.approx((exact.low, exact.high), rel=0.02)
+    assert (linear.low, linear.high) != (exact.low, exact.high)
+    assert "linearised" in linear.protocol["interval"]
+    assert "linearised" not in exact.protocol["interval"]
+
+
+@pytest.mark.skipif(not Meter("cpu").sees_memory, reason="needs Linux")
+def test_fid_makes_no_copies_of_all_features_for_a_resample() -> None:
+    """Of 30,000 x 256 in float64, 59 MiB, it holds one; a conversion and drawn images that are copied make it six."""
+    generator = torch.Generator().manual_seed(0)
+    made, real = torch.randn(30_000, 256, generator=generator), torch.randn(300, 256, generator=generator)
+    bootstrap_frechet(made[:400], real, generator, resamples=2)  # What the first call loads stays.
+    peak = Meter("cpu").peak(lambda: bootstrap_frechet(made, real, generator, resamples=2)) / 2**20
+    assert 50 < peak < 200
 
 
 def test_fid_says_when_it_is_biased(caplog: pytest.LogCaptureFixture) -> None:
