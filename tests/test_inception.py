@@ -71,7 +71,7 @@ def published(numbers: dict[str, Tensor], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def converted(published: Path) -> Iterator[Path]:
     file = published.with_suffix(".safetensors")
-    assert convert("inception-fid", published, file)["tensors"] == WEIGHTS
+    assert convert("inception-fid", published, file, published=False)["tensors"] == WEIGHTS
     yield file
     file.unlink()
 
@@ -190,7 +190,7 @@ def test_halving_by_hand() -> None:
 
 def test_convert_on_the_command_line(published: Path, numbers: dict[str, Tensor], tmp_path: Path, call: Call) -> None:
     out = tmp_path / "inception.safetensors"
-    outcome = call("convert", "inception-fid", published, "--out", out, "--json")
+    outcome = call("convert", "inception-fid", published, "--out", out, "--own", "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["metrics"] == f"fid:{out}"
     state = Inception.load(out).network.state_dict()
@@ -219,7 +219,7 @@ def test_other_weights_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
 def test_what_is_no_pickle_is_told_without_another_publisher_s_name(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read as weights alone") as told:
-        convert("inception-fid", tmp_path / "junk.pth", tmp_path / "inception.safetensors")
+        convert("inception-fid", tmp_path / "junk.pth", tmp_path / "inception.safetensors", published=False)
     assert "LAION" not in str(told.value)
 
 
@@ -245,7 +245,7 @@ def test_what_stands_behind_the_colon(tmp_path: Path) -> None:
     ]  # fmt: skip
     for metrics, told in (
         ([f"fid:{file}@clean_fid"], "Did you mean 'clean-fid'"),
-        (["fid:none.safetensors"], r"no .safetensors file here.*metaunlearn convert inception-fid"),
+        (["fid:none.safetensors"], r"no .safetensors file here.*curl -L .* && metaunlearn convert inception-fid pt_"),
         (["kid:inception.pth@clean-fid"], r"kid:FILE\) are no .safetensors file"),
         ([f"fid:{file}", f"fid:{file}@clean-fid"], "another score 'fid:clean-fid'"),
     ):
