@@ -327,6 +327,27 @@ def test_features_of_both_kinds_are_kept_for_a_run_that_goes_on(
     assert evaluation.run(pipeline, kept=tmp_path / "kept") == first
 
 
+def test_distances_of_inception_do_not_depend_on_the_batches(
+    pipeline: SimpleNamespace, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures drawn and taken through the network one by one, and together."""
+    write_imagefolder(tmp_path / "real", pictures(2, 24, 24), ["x", "x"])
+    found = []
+    for size in (1, 32):
+        monkeypatch.setattr("metaunlearn.generation.BATCH", size)
+        monkeypatch.setattr("metaunlearn.metrics.inception.BATCH", size)
+        found.append(
+            evaluate(
+                pipeline, [Prompt("red"), Prompt("blue")], metrics=[f"fid:{converted}", f"kid:{converted}"],
+                judge=NoJudge(), reference=tmp_path / "real",
+            )
+        )  # fmt: skip
+    assert list(found[0]) == ["fid:clean-fid", "kid:clean-fid"]
+    for name, score in found[0].items():
+        other = found[1][name]
+        assert (other.value, other.low, other.high) == pytest.approx((score.value, score.low, score.high), rel=1e-4)
+
+
 def test_pictures_that_are_there_already_need_no_judge(
     pipeline: SimpleNamespace, converted: Path, tmp_path: Path, call: Call
 ) -> None:

@@ -15,12 +15,15 @@ from torchmetrics.image.kid import poly_mmd
 
 from colours import COLOURS, ColourJudge
 from conftest import Call
+from metaunlearn.checkpoint import save_tensors
 from metaunlearn.data import Prompt, write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import evaluate
 from metaunlearn.metrics import kid
 from metaunlearn.metrics.kid import bootstrap_kernel_distance, kernel_distance, kid_of_features
+from metaunlearn.metrics.nsfw import KIND
 from metaunlearn.rescoring import rescore
+from tiny_judges import head_tensors, save_checker
 
 
 def features(count: int, shift: float, seed: int) -> Tensor:
@@ -177,7 +180,11 @@ def test_ua_needs_roles_and_labels(pipeline: SimpleNamespace) -> None:
 def test_no_metric_depends_on_the_batches(
     pipeline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two guidance scales and batches of 1, 4 and 32: the same scores, the same raw rows, in the same order."""
+    """Two guidance scales and batches of 1, 4 and 32: the same scores, the same raw rows, in the same order. (Those of
+    Inception are in test_inception.py.)"""
+    save_tensors(tmp_path / "head.safetensors", head_tensors(), {KIND: "laion-nsfw-l14"})
+    own = [f"unsafe:{save_checker(tmp_path / 'checker')}", f"nsfw:{tmp_path / 'head.safetensors'}"]
+    names = ["concept", "accuracy", "clip-score", "fid", "kid", "ua", "ira", "cra", "nudity", "nudity:mace-9", *own]
     write_imagefolder(tmp_path / "real", torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0)), ["x"] * 9)
     prompts = [Prompt(p.text, label=p.label, role=p.role, guidance_scale=float(i % 2)) for i, p in enumerate(ROLES)]
     found = []
@@ -186,7 +193,7 @@ def test_no_metric_depends_on_the_batches(
         scores = evaluate(
             pipeline,
             prompts,
-            metrics=["concept", "accuracy", "clip-score", "fid", "kid", "ua", "ira", "cra", "nudity", "nudity:mace-9"],
+            metrics=names,
             judge=ColourJudge(),
             concept="red",
             alternatives=("green", "blue"),
@@ -195,6 +202,8 @@ def test_no_metric_depends_on_the_batches(
             out=tmp_path / str(size),
         )
         found.append({name: (score.value, score.low, score.high, score.n, score.raw) for name, score in scores.items()})
+    assert len(found[0]) == len(names)
+    assert 0 < found[0]["unsafe"][0] < 100, "a test that only sees one verdict"
     for name, (value, low, high, n, raw) in found[0].items():
         for other in (found[1][name], found[2][name]):
             assert other[:3] == pytest.approx((value, low, high), rel=1e-5, abs=1e-7), name
