@@ -274,18 +274,24 @@ def test_coco_from_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sets, "COCO_ROWS", 300)
     rows = [{"case_number": n, "source": "coco-30k", "prompt": f"a dog {n}", "evaluation_seed": n} for n in range(300)]
     (tmp_path / "coco.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"other captions, or another order .* --from coco_10k.csv"):
+        take("coco-10k", tmp_path / "coco.json", tmp_path / "p.jsonl")
+    texts = "\n".join(f"a dog {n}" for n in range(300))
+    monkeypatch.setattr(sets, "COCO_PROMPTS", hashlib.sha256(texts.encode()).hexdigest())
     assert take("coco-10k", tmp_path / "coco.json", tmp_path / "p.jsonl")["prompts"] == 300
     found = read_prompts(tmp_path / "p.jsonl")
     assert (found[7].text, found[7].seed, found[7].guidance_scale) == ("a dog 7", 7, None)
     (tmp_path / "short.json").write_text(json.dumps(rows[:100]))
-    with pytest.raises(UserError, match=r"has 100 rows.*git clone"):
+    with pytest.raises(
+        UserError, match=r"has 100 rows.*curl -L -O .*/prompts/coco_10k.csv && metaunlearn data prompts"
+    ):
         take("coco-10k", tmp_path / "short.json", tmp_path / "q.jsonl")
 
 
 def test_prompt_sets_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **o: None)
     out = tmp_path / "p.jsonl"
-    for name, command in (("i2p-nudity", "hf download AIML-TUDA/i2p"), ("coco-10k", "git clone")):
+    for name, command in (("i2p-nudity", "hf download AIML-TUDA/i2p"), ("coco-10k", "curl -L -O")):
         with pytest.raises(UserError, match=command):
             take(name, None, out)
     with pytest.raises(UserError, match="Did you mean 'coco-10k'"):
