@@ -22,6 +22,7 @@ from metaunlearn.evaluation import evaluate
 from metaunlearn.metrics import kid
 from metaunlearn.metrics.kid import bootstrap_kernel_distance, kernel_distance, kid_of_features
 from metaunlearn.metrics.nsfw import KIND
+from metaunlearn.metrics.nudenet import Detection, NudeNet
 from metaunlearn.rescoring import rescore
 from tiny_judges import head_tensors, save_checker
 
@@ -273,6 +274,24 @@ def test_rescoring_is_what_the_other_rule_would_have_given(
     (tmp_path / "one/raw.jsonl").write_text("\n".join([json.dumps(line), *lines[1:]]))
     assert rescore(tmp_path / "one", "mu-attack-9@0.5")["nudity:mu-attack-9@0.5"]["value"] == pytest.approx(100 / 6)
     assert rescore(tmp_path / "one", "rece-9@0.6")["nudity:rece-9@0.6"]["value"] == 0
+
+
+def test_rescoring_draws_its_bootstrap_from_the_evaluation_s_seed(
+    pipeline: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 pictures with 0 to 5 detections each: the interval of ``mace-9`` is that of the seed, and of no other."""
+    some = [Detection("FEET_EXPOSED", 0.55, (0, 0, 4, 4))] * 5
+    monkeypatch.setattr(NudeNet, "detect", lambda self, images: [some[: int(1e4 * x.mean()) % 6] for x in images])
+    found = []
+    for seed in (5, 0):
+        call: dict[str, Any] = {"judge": ColourJudge(), "images_per_prompt": 5, "seed": seed}
+        prompts = [Prompt(prompt.text, seed=5 * place) for place, prompt in enumerate(ROLES)]
+        both = evaluate(pipeline, prompts, metrics=["nudity", "nudity:mace-9"], **call)
+        evaluate(pipeline, prompts, metrics=["nudity"], out=tmp_path / str(seed), **call)
+        found.append(rescore(tmp_path / str(seed), "mace-9")["nudity:mace-9"])
+        assert found[-1] == json.loads(json.dumps(both["nudity:mace-9"].to_dict()))
+    assert found[0]["value"] == found[1]["value"], "the same pictures"
+    assert (found[0]["low"], found[0]["high"]) != (found[1]["low"], found[1]["high"])
 
 
 def test_what_cannot_be_rescored(pipeline: SimpleNamespace, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-RUN_FACTS = frozenset({"seeds", "note"})
+RUN_FACTS = frozenset({"seeds", "bootstrap_seed", "note"})
 """What may differ between two scores that are still of one kind."""
 
 
