@@ -71,7 +71,7 @@ def published(numbers: dict[str, Tensor], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def converted(published: Path) -> Iterator[Path]:
     file = published.with_suffix(".safetensors")
-    assert convert("inception-fid", published, file)["tensors"] == WEIGHTS
+    assert convert("inception-fid", published, file, published=False)["tensors"] == WEIGHTS
     yield file
     file.unlink()
 
@@ -190,7 +190,7 @@ def test_halving_by_hand() -> None:
 
 def test_convert_on_the_command_line(published: Path, numbers: dict[str, Tensor], tmp_path: Path, call: Call) -> None:
     out = tmp_path / "inception.safetensors"
-    outcome = call("convert", "inception-fid", published, "--out", out, "--json")
+    outcome = call("convert", "inception-fid", published, "--out", out, "--own", "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["metrics"] == f"fid:{out}"
     state = Inception.load(out).network.state_dict()
@@ -219,7 +219,7 @@ def test_other_weights_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
 def test_what_is_no_pickle_is_told_without_another_publisher_s_name(tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read as weights alone") as told:
-        convert("inception-fid", tmp_path / "junk.pth", tmp_path / "inception.safetensors")
+        convert("inception-fid", tmp_path / "junk.pth", tmp_path / "inception.safetensors", published=False)
     assert "LAION" not in str(told.value)
 
 
@@ -245,7 +245,7 @@ def test_what_stands_behind_the_colon(tmp_path: Path) -> None:
     ]  # fmt: skip
     for metrics, told in (
         ([f"fid:{file}@clean_fid"], "Did you mean 'clean-fid'"),
-        (["fid:none.safetensors"], r"no .safetensors file here.*metaunlearn convert inception-fid"),
+        (["fid:none.safetensors"], r"no .safetensors file here.*curl -L .* && metaunlearn convert inception-fid pt_"),
         (["kid:inception.pth@clean-fid"], r"kid:FILE\) are no .safetensors file"),
         ([f"fid:{file}", f"fid:{file}@clean-fid"], "another score 'fid:clean-fid'"),
     ):
@@ -325,6 +325,27 @@ def test_features_of_both_kinds_are_kept_for_a_run_that_goes_on(
     assert found == {"judge": (2, 3), str(converted): (2, 2048)}
     monkeypatch.setattr("metaunlearn.draws.generate_images", None)
     assert evaluation.run(pipeline, kept=tmp_path / "kept") == first
+
+
+def test_distances_of_inception_do_not_depend_on_the_batches(
+    pipeline: SimpleNamespace, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures drawn and taken through the network one by one, and together."""
+    write_imagefolder(tmp_path / "real", pictures(2, 24, 24), ["x", "x"])
+    found = []
+    for size in (1, 32):
+        monkeypatch.setattr("metaunlearn.generation.BATCH", size)
+        monkeypatch.setattr("metaunlearn.metrics.inception.BATCH", size)
+        found.append(
+            evaluate(
+                pipeline, [Prompt("red"), Prompt("blue")], metrics=[f"fid:{converted}", f"kid:{converted}"],
+                judge=NoJudge(), reference=tmp_path / "real",
+            )
+        )  # fmt: skip
+    assert list(found[0]) == ["fid:clean-fid", "kid:clean-fid"]
+    for name, score in found[0].items():
+        other = found[1][name]
+        assert (other.value, other.low, other.high) == pytest.approx((score.value, score.low, score.high), rel=1e-4)
 
 
 def test_pictures_that_are_there_already_need_no_judge(

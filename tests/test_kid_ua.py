@@ -15,12 +15,16 @@ from torchmetrics.image.kid import poly_mmd
 
 from colours import COLOURS, ColourJudge
 from conftest import Call
+from metaunlearn.checkpoint import save_tensors
 from metaunlearn.data import Prompt, write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import evaluate
 from metaunlearn.metrics import kid
 from metaunlearn.metrics.kid import bootstrap_kernel_distance, kernel_distance, kid_of_features
+from metaunlearn.metrics.nsfw import KIND
+from metaunlearn.metrics.nudenet import Detection, NudeNet
 from metaunlearn.rescoring import rescore
+from tiny_judges import head_tensors, save_checker
 
 
 def features(count: int, shift: float, seed: int) -> Tensor:
@@ -177,7 +181,11 @@ def test_ua_needs_roles_and_labels(pipeline: SimpleNamespace) -> None:
 def test_no_metric_depends_on_the_batches(
     pipeline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two guidance scales and batches of 1, 4 and 32: the same scores, the same raw rows, in the same order."""
+    """Two guidance scales and batches of 1, 4 and 32: the same scores, the same raw rows, in the same order. (Those of
+    Inception are in test_inception.py.)"""
+    save_tensors(tmp_path / "head.safetensors", head_tensors(), {KIND: "laion-nsfw-l14"})
+    own = [f"unsafe:{save_checker(tmp_path / 'checker')}", f"nsfw:{tmp_path / 'head.safetensors'}"]
+    names = ["concept", "accuracy", "clip-score", "fid", "kid", "ua", "ira", "cra", "nudity", "nudity:mace-9", *own]
     write_imagefolder(tmp_path / "real", torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0)), ["x"] * 9)
     prompts = [Prompt(p.text, label=p.label, role=p.role, guidance_scale=float(i % 2)) for i, p in enumerate(ROLES)]
     found = []
@@ -186,7 +194,7 @@ def test_no_metric_depends_on_the_batches(
         scores = evaluate(
             pipeline,
             prompts,
-            metrics=["concept", "accuracy", "clip-score", "fid", "kid", "ua", "ira", "cra", "nudity", "nudity:mace-9"],
+            metrics=names,
             judge=ColourJudge(),
             concept="red",
             alternatives=("green", "blue"),
@@ -195,6 +203,8 @@ def test_no_metric_depends_on_the_batches(
             out=tmp_path / str(size),
         )
         found.append({name: (score.value, score.low, score.high, score.n, score.raw) for name, score in scores.items()})
+    assert len(found[0]) == len(names)
+    assert 0 < found[0]["unsafe"][0] < 100, "a test that only sees one verdict"
     for name, (value, low, high, n, raw) in found[0].items():
         for other in (found[1][name], found[2][name]):
             assert other[:3] == pytest.approx((value, low, high), rel=1e-5, abs=1e-7), name
@@ -264,6 +274,24 @@ def test_rescoring_is_what_the_other_rule_would_have_given(
     (tmp_path / "one/raw.jsonl").write_text("\n".join([json.dumps(line), *lines[1:]]))
     assert rescore(tmp_path / "one", "mu-attack-9@0.5")["nudity:mu-attack-9@0.5"]["value"] == pytest.approx(100 / 6)
     assert rescore(tmp_path / "one", "rece-9@0.6")["nudity:rece-9@0.6"]["value"] == 0
+
+
+def test_rescoring_draws_its_bootstrap_from_the_evaluation_s_seed(
+    pipeline: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 pictures with 0 to 5 detections each: the interval of ``mace-9`` is that of the seed, and of no other."""
+    some = [Detection("FEET_EXPOSED", 0.55, (0, 0, 4, 4))] * 5
+    monkeypatch.setattr(NudeNet, "detect", lambda self, images: [some[: int(1e4 * x.mean()) % 6] for x in images])
+    found = []
+    for seed in (5, 0):
+        call: dict[str, Any] = {"judge": ColourJudge(), "images_per_prompt": 5, "seed": seed}
+        prompts = [Prompt(prompt.text, seed=5 * place) for place, prompt in enumerate(ROLES)]
+        both = evaluate(pipeline, prompts, metrics=["nudity", "nudity:mace-9"], **call)
+        evaluate(pipeline, prompts, metrics=["nudity"], out=tmp_path / str(seed), **call)
+        found.append(rescore(tmp_path / str(seed), "mace-9")["nudity:mace-9"])
+        assert found[-1] == json.loads(json.dumps(both["nudity:mace-9"].to_dict()))
+    assert found[0]["value"] == found[1]["value"], "the same pictures"
+    assert (found[0]["low"], found[0]["high"]) != (found[1]["low"], found[1]["high"])
 
 
 def test_what_cannot_be_rescored(pipeline: SimpleNamespace, tmp_path: Path) -> None:

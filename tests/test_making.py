@@ -6,6 +6,9 @@ import csv
 import hashlib
 import json
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,17 @@ import torch
 from PIL import Image
 
 from conftest import Call, new_tiny_pipeline
+from metaunlearn import making
 from metaunlearn.data import prompt_sets as sets
 from metaunlearn.data import read_imagefolder, read_prompts
-from metaunlearn.data.duplicates import difference_hash, find_duplicates
+from metaunlearn.data.duplicates import Duplicate, difference_hash, find_duplicates
 from metaunlearn.data.prompt_sets import COCO_ROWS, I2P_NUDITY, I2P_ROWS, take
 from metaunlearn.data.recipes import RECIPES
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.files import write_atomic
 from metaunlearn.making import make_set
 from metaunlearn.models.singlefile import save_single_file
+from metaunlearn.runs import RunFolder
 from metaunlearn.sharing import Shard
 from tiny_models import NEW
 
@@ -102,6 +108,69 @@ def test_a_killed_set_goes_on_and_shards_give_the_same_files(tmp_path: Path) -> 
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed") == contents(tmp_path / "shards")
     with pytest.raises(UserError, match="asked for differently"):
         make_set("snoopy", tmp_path / "shards", generator=Seeds(), overrides=FEW, shard="1/3")
+
+
+def test_of_shards_that_end_together_one_completes_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither looks whether the set is drawn before both have drawn their last batch; the duplicate is of both."""
+    with pytest.raises(KeyboardInterrupt):  # The folder is there; nothing is drawn.
+        make_set("clean", tmp_path / "set", generator=Seeds(stop_at=0), overrides=FEW, shard="1/2")
+    together, looks = threading.Barrier(2), []
+
+    def write(file: Path, payload: str) -> None:
+        write_atomic(file, payload)
+        if file.name in {"00002", "00003"}:
+            together.wait(timeout=60)
+
+    def find(files: list[Path], *, nearest: int) -> list[Duplicate]:
+        looks.append(len(files))
+        time.sleep(0.3)  # The other would be at it by then.
+        return find_duplicates(files, nearest=nearest)
+
+    def draw(shard: str) -> dict[str, Any]:
+        generator = Seeds(same=(2, 5))
+        return make_set("clean", tmp_path / "set", generator=generator, overrides=FEW, shard=shard)
+
+    monkeypatch.setattr(making, "write_atomic", write)
+    monkeypatch.setattr(making, "find_duplicates", find)
+    monkeypatch.setattr(RunFolder, "_write", guarded(RunFolder._write))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(draw, ("1/2", "2/2")))
+    assert looks == [7]
+    assert [(one["pending"], one["images"], len(one["duplicates"])) for one in found] == [(0, 6, 1)] * 2
+    assert len(read_imagefolder(tmp_path / "set", size=16).texts) == 6
+    assert not (tmp_path / "set/state").exists()
+
+
+def guarded(write: Any) -> Any:
+    """Two processes have no partial file in common, two threads do: one at a time."""
+    lock = threading.Lock()
+
+    def one_at_a_time(*arguments: Any, **options: Any) -> None:
+        with lock:
+            write(*arguments, **options)
+
+    return one_at_a_time
+
+
+@pytest.mark.parametrize("at", ["unlink", "finish"])
+def test_a_run_killed_while_it_leaves_duplicates_out_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Before the first duplicate is gone, and after the last: the same set as of a run that was not killed."""
+    call: dict[str, Any] = {"generator": Seeds(same=(2, 5, 6)), "overrides": FEW}
+    make_set("clean", tmp_path / "whole", **call)
+
+    def kill(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr(Path if at == "unlink" else RunFolder, at, kill)
+        with pytest.raises(KeyboardInterrupt):
+            make_set("clean", tmp_path / "set", **call)
+    make_set("clean", tmp_path / "set", **{**call, "generator": Seeds(stop_at=0)}, resume=True)
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+    assert not (tmp_path / "set/000006.png").exists()
+    assert not (tmp_path / "set/state").exists()
 
 
 def test_identical_and_near_pictures_are_left_out(tmp_path: Path) -> None:
@@ -274,18 +343,24 @@ def test_coco_from_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sets, "COCO_ROWS", 300)
     rows = [{"case_number": n, "source": "coco-30k", "prompt": f"a dog {n}", "evaluation_seed": n} for n in range(300)]
     (tmp_path / "coco.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"other captions, or another order .* --from coco_10k.csv"):
+        take("coco-10k", tmp_path / "coco.json", tmp_path / "p.jsonl")
+    texts = "\n".join(f"a dog {n}" for n in range(300))
+    monkeypatch.setattr(sets, "COCO_PROMPTS", hashlib.sha256(texts.encode()).hexdigest())
     assert take("coco-10k", tmp_path / "coco.json", tmp_path / "p.jsonl")["prompts"] == 300
     found = read_prompts(tmp_path / "p.jsonl")
     assert (found[7].text, found[7].seed, found[7].guidance_scale) == ("a dog 7", 7, None)
     (tmp_path / "short.json").write_text(json.dumps(rows[:100]))
-    with pytest.raises(UserError, match=r"has 100 rows.*git clone"):
+    with pytest.raises(
+        UserError, match=r"has 100 rows.*curl -L -O .*/prompts/coco_10k.csv && metaunlearn data prompts"
+    ):
         take("coco-10k", tmp_path / "short.json", tmp_path / "q.jsonl")
 
 
 def test_prompt_sets_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **o: None)
     out = tmp_path / "p.jsonl"
-    for name, command in (("i2p-nudity", "hf download AIML-TUDA/i2p"), ("coco-10k", "git clone")):
+    for name, command in (("i2p-nudity", "hf download AIML-TUDA/i2p"), ("coco-10k", "curl -L -O")):
         with pytest.raises(UserError, match=command):
             take(name, None, out)
     with pytest.raises(UserError, match="Did you mean 'coco-10k'"):

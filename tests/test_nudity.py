@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -154,7 +155,17 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         NudeNet()
 
 
+def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The one of the package is that of 3.4.2, whatever the package calls itself."""
+    (tmp_path / "320n.onnx").write_bytes(b"another")
+    monkeypatch.setattr(nudenet, "_network_file", lambda: tmp_path / "320n.onnx")
+    other = hashlib.sha256(b"another").hexdigest()
+    with pytest.raises(UserError, match=rf"320n.onnx .*expected SHA-256 c15d.*got {other}.*nudenet==3\.4\.2"):
+        NudeNet()
+
+
 def test_protocol_names_weights_and_channels(detector: NudeNet) -> None:
     protocol = detector_protocol(detector)
+    assert protocol["judge"] == "NudeNet 3.4.2, 320n"
     assert protocol["judge_weights"] == detector.fingerprint
     assert protocol["channels"] == "BGR"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.metrics import safety
 from metaunlearn.metrics.nsfw import ARCHITECTURES, KIND, NsfwHead, nsfw_score
 from metaunlearn.metrics.safety import SafetyChecker, unsafe_score
+from metaunlearn.published import PUBLISHED
 from tiny_judges import MEAN, STD, head_tensors, new_checker, save_checker
 
 
@@ -133,7 +136,9 @@ def test_the_h14_head_has_no_relu_before_its_last_layer_and_no_sigmoid() -> None
 
 def test_convert_reads_weights_alone_and_writes_safetensors(call: Call, tmp_path: Path) -> None:
     torch.save(head_tensors(), tmp_path / "head.pth")
-    outcome = call("convert", "laion-nsfw-l14", tmp_path / "head.pth", "--out", tmp_path / "h.safetensors", "--json")
+    outcome = call(
+        "convert", "laion-nsfw-l14", tmp_path / "head.pth", "--out", tmp_path / "h.safetensors", "--json", "--own"
+    )
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["clip"] == "openai/clip-vit-large-patch14"
     tensors, metadata = load_tensors(tmp_path / "h.safetensors")
@@ -150,35 +155,59 @@ def test_what_convert_refuses(tmp_path: Path) -> None:
     head = tmp_path / "head.pth"
     torch.save(head_tensors(), head)
     out = tmp_path / "h.safetensors"
+    own = functools.partial(convert, published=False)
     with pytest.raises(UserError, match="Did you mean 'laion-nsfw-l14'"):
-        convert("laion-nsfw-114", head, out)
+        own("laion-nsfw-114", head, out)
     with pytest.raises(UserError, match="do not exist"):
-        convert("laion-nsfw-l14", tmp_path / "none.pth", out)
+        own("laion-nsfw-l14", tmp_path / "none.pth", out)
     with pytest.raises(UserError, match="must end in"):
-        convert("laion-nsfw-l14", head, tmp_path / "h.bin")
+        own("laion-nsfw-l14", head, tmp_path / "h.bin")
     with pytest.raises(UserError, match=r"is no laion-nsfw-h14: it lacks layers.0.bias"):
-        convert("laion-nsfw-h14", head, out)
+        own("laion-nsfw-h14", head, out)
     torch.save({**head_tensors(), "linear_2.weight": torch.zeros(6, 9)}, head)
     with pytest.raises(UserError, match="do not follow"):
-        convert("laion-nsfw-l14", head, out)
+        own("laion-nsfw-l14", head, out)
     torch.save([1, 2], head)
     with pytest.raises(UserError, match="holds a list"):
-        convert("laion-nsfw-l14", head, out)
+        own("laion-nsfw-l14", head, out)
     torch.save(Harmful(), head)
     with pytest.raises(UserError, match="weights alone"):
-        convert("laion-nsfw-l14", head, out)
+        own("laion-nsfw-l14", head, out)
     for junk in (b"nonsense", b"", b"\x8a", b"M", b"b", b"X\x01"):  # Each makes the reader raise another exception.
         head.write_bytes(junk)
         with pytest.raises(UserError, match="weights alone"):
-            convert("laion-nsfw-l14", head, out)
+            own("laion-nsfw-l14", head, out)
     assert not out.exists()
     out.write_bytes(b"")
     with pytest.raises(UserError, match="exists already"):
-        convert("laion-nsfw-l14", head, out)
+        own("laion-nsfw-l14", head, out)
+
+
+def test_only_the_published_file_unless_it_is_one_s_own(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SHA-256, and Git's name of a file, of "hello" with a line's end, as sha256sum and git hash-object print them."""
+    file, out = tmp_path / "head.pth", tmp_path / "h.safetensors"
+    file.write_text("hello\n")
+    digests = {
+        "laion-nsfw-l14": "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+        "laion-nsfw-h14": "git:ce013625030ba8dba906f756967f9e9ca394464a",
+    }
+    for name, digest in digests.items():
+        with pytest.raises(UserError, match=rf"expected {PUBLISHED[name].digest}, got {digest}.*curl -L -o .*--own"):
+            convert(name, file, out)
+        monkeypatch.setitem(PUBLISHED, name, dataclasses.replace(PUBLISHED[name], digest=digest))
+        with pytest.raises(UserError, match="weights alone"):  # It is the file, and goes on to be read.
+            convert(name, file, out)
+    told = call("convert", "--help").out
+    for weights in PUBLISHED.values():
+        assert weights.fetch in told
+        assert weights.fetch.startswith(f"curl -L -o {weights.file} https://github.com/")
+    assert PUBLISHED["inception-fid"].file[-12:-4] == PUBLISHED["inception-fid"].digest[7:15]
 
 
 def test_heads_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="metaunlearn convert"):
+    with pytest.raises(UserError, match=r"curl -L -o .* && metaunlearn convert laion-nsfw-l14 clip_ViT-L-14"):
         NsfwHead.load(tmp_path / "head.pth")
     (tmp_path / "h.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):

@@ -16,14 +16,16 @@ from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.files import check_new_file
 from metaunlearn.metrics.inception import INCEPTION, NETWORK, trunk
 from metaunlearn.metrics.nsfw import ARCHITECTURES, KIND, check_tensors
+from metaunlearn.published import PUBLISHED
 
 NAMES = (*ARCHITECTURES, INCEPTION)
 
 
-def convert(name: str, file: Path | str, out: Path | str) -> dict[str, Any]:
+def convert(name: str, file: Path | str, out: Path | str, *, published: bool = True) -> dict[str, Any]:
     """Write the weights ``name``, one of ``NAMES``, in the pickle ``file`` to ``out``.
 
-    UserError when the file holds more than tensors, or other tensors than those of ``name``. Returns the summary.
+    UserError when it is not the ``published`` file, holds more than tensors, or other tensors than those of ``name``.
+    Returns the summary.
     """
     file, out = Path(file), Path(out)
     if name not in NAMES:
@@ -32,8 +34,10 @@ def convert(name: str, file: Path | str, out: Path | str) -> dict[str, Any]:
             f"There are: {', '.join(NAMES)}."
         )
     if not file.is_file():
-        raise UserError(f"The weights {file} (file=, FILE) do not exist.")
+        raise UserError(f"The weights {file} (file=, FILE) do not exist. Fetch them: {PUBLISHED[name].fetch}")
     check_new_file(out, ".safetensors")
+    if published:
+        PUBLISHED[name].check(file)
     tensors = _read(file)
     summary = {"name": name, "out": str(out)}
     if name == INCEPTION:

@@ -7,7 +7,9 @@ drawn on several machines into one folder, and a killed run goes on.
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaunlearn.bench.locks import Locks
 from metaunlearn.data.duplicates import find_duplicates
 from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.errors import RunError, UserError, first_line
-from metaunlearn.files import write_atomic
+from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import Sampling, default_sampling, picture_size
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.autoencoder import as_rgb, decoding
@@ -31,6 +34,8 @@ from metaunlearn.runs import RunFolder
 from metaunlearn.settings import resolve
 from metaunlearn.sharing import Shard
 
+CHOSEN = "chosen.json"
+"""In the state of a run whose pictures are all drawn: which of them stay."""
 UNKNOWN = 1024 * 1024
 """Pixels of pictures whose size only the pipeline knows."""
 SHEET_SIDE = 256
@@ -84,10 +89,15 @@ def make_set(
             write_atomic(finished[number], "")
         if progress is not None:
             progress(done, len(mine))
-    pending = sum(len(batch) for batch, file in zip(batches, finished, strict=True) if not file.exists())
-    if pending:
-        return {"out": str(out), "pending": pending}
-    return {"out": str(out), "pending": 0, **_complete(folder, [text for text, _ in rows], settings)}
+    # Shards that end together all find the set drawn: one completes it, and the others wait for that.
+    with Locks(folder.state).guard():
+        if folder.complete:
+            shutil.rmtree(folder.state, ignore_errors=True)  # The guard has made it anew.
+            return {"out": str(out), "pending": 0, **folder.summary()}
+        pending = sum(len(batch) for batch, file in zip(batches, finished, strict=True) if not file.exists())
+        if pending:
+            return {"out": str(out), "pending": pending}
+        return {"out": str(out), "pending": 0, **_complete(folder, [text for text, _ in rows], settings)}
 
 
 def _load(generator: Any, dtype: str) -> Any:
@@ -185,19 +195,28 @@ def _decoding(pipeline: Any, pictures: int, options: dict[str, Any]) -> Abstract
 
 def _complete(folder: RunFolder, texts: Sequence[str], settings: MakeSettings) -> dict[str, Any]:
     """Leave out duplicates, and write captions, contact sheet and the final ``run.json``."""
+    chosen = folder.state / CHOSEN
+    if not chosen.exists():
+        write_json(chosen, _chosen(folder, texts, settings))
+    # From here on pictures may be gone: a run that is killed does not look at them again, but goes on leaving them out.
+    facts: dict[str, Any] = json.loads(chosen.read_text())
+    for duplicate in facts["duplicates"]:
+        (folder.path / duplicate["file"]).unlink(missing_ok=True)
+    folder.finish(**facts)
+    return facts
+
+
+def _chosen(folder: RunFolder, texts: Sequence[str], settings: MakeSettings) -> dict[str, Any]:
+    """Which pictures are left out; captions and contact sheet are of the others."""
     files = [picture_file(folder.path, index) for index in range(len(texts))]
     duplicates = find_duplicates(files, nearest=settings.near_duplicates)
     left_out = {found.index for found in duplicates}
     kept = [index for index in range(len(files)) if index not in left_out]
     write_captions(folder.path, [files[index] for index in kept], [texts[index] for index in kept])
     contact_sheet([files[index] for index in kept][:SHEET_PICTURES], side=SHEET_SIDE).save(folder.path / SHEET_FILE)
-    facts = {
+    return {
         "images": len(kept),
         "duplicates": [{"file": files[found.index].name, "of": files[found.of].name, "bits": found.distance}
                        for found in duplicates],
         "sheet": SHEET_FILE,
     }  # fmt: skip
-    folder.finish(**facts)
-    for index in left_out:  # Last: a run that is killed before finds all pictures again.
-        files[index].unlink(missing_ok=True)
-    return facts

@@ -39,9 +39,11 @@ def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
         if line.strip():
             where = f"{folder / RAW}, line {number}"
             detections.append([from_json(item, where) for item in _detections(line, where)])
-    detector = {key: earlier["protocol"].get(key) for key in DETECTOR}
-    found = nudity_score(detections, wanted, detector=detector)
-    facts = {key: value for key, value in earlier["protocol"].items() if key not in found.protocol}
+    protocol = earlier["protocol"]
+    detector = {key: protocol.get(key) for key in DETECTOR}
+    # Evaluations of earlier versions do not say their seed, which was 0 unless somebody asked for another.
+    found = nudity_score(detections, wanted, detector=detector, seed=protocol.get("bootstrap_seed", 0))
+    facts = {key: value for key, value in protocol.items() if key not in found.protocol}
     entry = {f"nudity:{rule}": found.stamped(**facts).to_dict()}
     write_json(file, results | entry)
     return entry

@@ -120,6 +120,11 @@ class RunFolder:
         """Where the run keeps what it needs to go on after it was killed."""
         return self.path / STATE_FOLDER
 
+    @property
+    def complete(self) -> bool:
+        """Whether the run is complete by now; where shards share a folder, another may have completed it."""
+        return json.loads((self.path / RUN_FILE).read_text())["status"] == "complete"
+
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds of a complete run, without the request."""
         record = json.loads((self.path / RUN_FILE).read_text())

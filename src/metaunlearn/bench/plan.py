@@ -276,7 +276,9 @@ class _Planner:
     def _settings_of(self, attack: GridAttack, concept: GridConcept) -> _AttackSettings:
         """Of the concept those that the kind of attack has; of the attack all, which must be its own."""
         kind = DONORS[attack.kind].kind if attack.kind in DONORS else attack.kind
-        theirs = {key: value for key, value in concept.attack.items() if key in KINDS[kind].model_fields}
+        # What a concept says is of finetuning weights: its learning rate would be none for words.
+        of_weights = {} if attack.on_prompts else concept.attack
+        theirs = {key: value for key, value in of_weights.items() if key in KINDS[kind].model_fields}
         said = as_overrides({**theirs, **attack.set})
         found = configure_attack(kind, self.recipe, said).kind.model_dump(mode="json")
         return _AttackSettings(dict(found), said)

@@ -17,7 +17,7 @@ from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.state import State
 from metaunlearn.bench.store import Store
-from metaunlearn.metrics.intervals import wilson
+from metaunlearn.metrics.intervals import comparable, wilson
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import versions
 from metaunlearn.settings import resolve
@@ -170,9 +170,9 @@ class Results:
         return self._read[name]
 
     def _short(self, key: str, score: dict[str, Any]) -> dict[str, Any]:
-        protocol = json.dumps(score["protocol"], sort_keys=True)
+        protocol = json.dumps(comparable(score["protocol"]), sort_keys=True)
         digest = hashlib.sha256(protocol.encode()).hexdigest()[:DIGEST_DIGITS]
-        self.protocols[digest] = score["protocol"]
+        self.protocols.setdefault(digest, score["protocol"])
         share = score["protocol"].get("interval", "Wilson" if key in PERCENTAGES else "") == "Wilson"
         hits = {"hits": round(score["value"] * score["n"] / 100)} if share else {}
         said = score["protocol"].get("concept")

@@ -15,7 +15,7 @@ from metaunlearn.cli.datasets import data as data_sets
 from metaunlearn.cli.evaluate import evaluate
 from metaunlearn.cli.grids import bench
 from metaunlearn.cli.information import doctor, recipes
-from metaunlearn.cli.measuring import compare, convert, rescore, table
+from metaunlearn.cli.measuring import FETCHING, compare, convert, rescore, table
 from metaunlearn.cli.tables import story_lines
 from metaunlearn.cli.tuning import tune
 from metaunlearn.errors import UserError
@@ -231,5 +231,6 @@ app.command(name="delta")(checkpoints.delta)
 app.command(name="apply")(checkpoints.apply)
 app.command(name="card")(checkpoints.card)
 app.command(name="doctor")(doctor)
-for _command in (table, compare, rescore, convert):
+for _command in (table, compare, rescore):
     app.command()(_command)
+app.command(epilog=FETCHING)(convert)

@@ -11,6 +11,7 @@ from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.cli.tables import scores_table
 from metaunlearn.files import check_new_file
+from metaunlearn.published import PUBLISHED
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder.")]
 
@@ -77,19 +78,24 @@ def compare(
     )
 
 
+FETCHING = "\b\n" + "\n".join(("Fetch the published files with", *(weights.fetch for weights in PUBLISHED.values())))
+"""The end of convert's help, whose lines are not to be broken."""
+
+
 def convert(
     name: Annotated[str, typer.Argument(metavar="NAME", help="laion-nsfw-l14, laion-nsfw-h14 or inception-fid.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The published file of weights, a pickle.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
+    own: Annotated[bool, typer.Option("--own", help="FILE is of your own, not the published one.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Make safetensors of weights published as a pickle.
 
-    It is read for its tensors alone; a file that holds code is refused.
+    It is read for its tensors alone; a file that holds code is refused, and so is another than the published one.
     """
     with working(as_json=as_json) as console:
         from metaunlearn.converting import convert as run
 
-        summary = run(name, file, out)
+        summary = run(name, file, out, published=not own)
     judge = f" --judge {summary['clip']}" if "clip" in summary else ""
     console.result(summary, f"{name}: {out}", f"measure with --metrics {summary['metrics']}{judge}")

@@ -166,7 +166,7 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
 def require_modes(entries: Sequence[Entry], what: str, *, mixed: bool = False) -> None:
     """UserError unless the pictures, ``what``, are all RGB or all 8-bit grey: a score of converted ones is another's.
 
-    ``mixed``: grey ones may stand beside RGB, as photographs do in COCO. Read from the files' heads; nothing is decoded.
+    ``mixed``: grey ones may stand beside RGB, as photographs do in COCO. Read from the files' heads; none is decoded.
     """
     first = ""
     for entry in entries:

@@ -33,7 +33,11 @@ I2P_NUDITY_SEEDS = "7bad20750dc88c11c0c195dc0c2806a0a1038900a81b370a0bcd410280e0
 """SHA-256 of their seeds, by which a copy without case numbers is known to have the published order."""
 COCO_ROWS = 9969
 """Prompts of the "10k" subset."""
-UNLEARNDIFFATK = "https://github.com/OPTML-Group/Diffusion-MU-Attack"
+COCO_PROMPTS = "8b37a1c694abc94a8069ba9d508f5bfe28d4f72be2cb9a151dd39583883724c0"
+"""SHA-256 of them, a line each, in the order of UnlearnDiffAtk's copy."""
+UNLEARNDIFFATK = (
+    "https://raw.githubusercontent.com/OPTML-Group/Diffusion-MU-Attack/5a3e5d37fb8787113e5d479204ab593a60e303e0/prompts"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +113,16 @@ def _case_number(row: Mapping[str, Any], where: str) -> int:
 
 
 def coco_10k(rows: Sequence[Mapping[str, Any]], file: Path) -> list[Mapping[str, Any]]:
-    """All rows of a copy of the subset, which must be complete."""
+    """All rows of a copy of the subset, which must have its captions in their order."""
+    fetch = f"Fetch it with: {PROMPT_SETS['coco-10k'].fetch}"
     if len(rows) != COCO_ROWS:
+        raise UserError(f"{file} (source=, --from) has {len(rows)} rows; the published subset has {COCO_ROWS}. {fetch}")
+    texts = "\n".join(prompt_of(row, f"{file}, row {place}").text for place, row in enumerate(rows, start=1))
+    found = hashlib.sha256(texts.encode()).hexdigest()
+    if found != COCO_PROMPTS:
         raise UserError(
-            f"{file} (source=, --from) has {len(rows)} rows; the published subset has {COCO_ROWS}. "
-            f"Fetch it with: {PROMPT_SETS['coco-10k'].fetch}"
+            f"{file} (source=, --from) has as many rows as the published subset, but other captions, or another order "
+            f"(expected the SHA-256 {COCO_PROMPTS}, got {found}). {fetch}"
         )
     return list(rows)
 
@@ -122,14 +131,16 @@ PROMPT_SETS = {
     "i2p-nudity": PromptSet(
         description="UnlearnDiffAtk's 142 prompts of I2P, on which the nudity score is published",
         select=i2p_nudity,
-        fetch=f"git clone {UNLEARNDIFFATK} (its prompts/i2p.csv), or hf download AIML-TUDA/i2p i2p_benchmark.csv "
+        fetch=f"curl -L -O {UNLEARNDIFFATK}/i2p.csv && metaunlearn data prompts i2p-nudity --from i2p.csv "
+        "--out nudity.jsonl; or, for the cache, hf download AIML-TUDA/i2p i2p_benchmark.csv "
         "--repo-type dataset --revision 6594f223b0544fcbf63a6889417a6b9d2e40a77c",
         cached=("AIML-TUDA/i2p", "6594f223b0544fcbf63a6889417a6b9d2e40a77c", "i2p_benchmark.csv"),
     ),
     "coco-10k": PromptSet(
         description="the 10k subset of COCO-30k, 9,969 captions, for FID and CLIP score",
         select=coco_10k,
-        fetch=f"git clone {UNLEARNDIFFATK} (its prompts/coco_10k.csv)",
+        fetch=f"curl -L -O {UNLEARNDIFFATK}/coco_10k.csv && metaunlearn data prompts coco-10k --from coco_10k.csv "
+        "--out coco.jsonl",
     ),
 }
 """By name."""

@@ -25,16 +25,17 @@ from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.inception_network import FEATURES, SIZE, FidInception
 from metaunlearn.metrics.judge import weights_hash
+from metaunlearn.published import PUBLISHED, making
 
 INCEPTION = "inception-fid"
 """The name that ``convert`` takes."""
 NETWORK = "network"
 """Key of a converted file's metadata that says what it is."""
-PUBLISHED = "pytorch-fid's pt_inception-2015-12-05-6726825d.pth"
 CLASSES = 1008
 """Of the last layer, which FID does not use. It tells the weights from torchvision's, which have 1,000."""
 BATCH = 32
-MAKE = f"metaunlearn convert {INCEPTION} FILE --out INCEPTION.safetensors"
+MAKE = making(INCEPTION, "INCEPTION.safetensors")
+EXPECTED = f"Expected pytorch-fid's {PUBLISHED[INCEPTION].file}: {PUBLISHED[INCEPTION].fetch}"
 
 
 def _clean(picture: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class Inception:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{where} cannot be read: {error}.") from error
         if metadata.get(NETWORK) != INCEPTION:
-            raise UserError(f"{where} are those of something else. Make them of pytorch-fid's weights: {MAKE}.")
+            raise UserError(f"{where} are those of something else. Make them of pytorch-fid's weights: {MAKE}")
         network = _empty()
         network.load_state_dict(trunk(tensors, str(file)), assign=True)
         return cls(network.to(device), way, name=file.name)
@@ -123,7 +124,7 @@ class Inception:
 def check_file(file: Path) -> Path:
     """``file``, if it can be one of weights; UserError otherwise."""
     if file.suffix != ".safetensors" or not file.is_file():
-        raise UserError(f"{_where(file)} are no .safetensors file here. Make one of pytorch-fid's: {MAKE}.")
+        raise UserError(f"{_where(file)} are no .safetensors file here. Make one of pytorch-fid's: {MAKE}")
     return file
 
 
@@ -152,13 +153,12 @@ def trunk(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     missing, foreign = sorted({*shapes} - {*tensors}), sorted({*tensors} - {*shapes} - beside)
     if missing or foreign:
         raise UserError(
-            f"{where} is no {INCEPTION}: it lacks {_some(missing)} and has beside {_some(foreign)}. "
-            f"Expected {PUBLISHED}."
+            f"{where} is no {INCEPTION}: it lacks {_some(missing)} and has beside {_some(foreign)}. {EXPECTED}"
         )
     if last is not None and len(last) != CLASSES:
         raise UserError(
             f"{where} is no {INCEPTION}: its last layer has {len(last)} classes, that of FID's network {CLASSES}. "
-            f"torchvision's weights, which have 1000, are another network. Expected {PUBLISHED}."
+            f"torchvision's weights, which have 1000, are another network. {EXPECTED}"
         )
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:

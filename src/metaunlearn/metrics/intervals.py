@@ -130,7 +130,7 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-RUN_FACTS = frozenset({"seed", "seeds", "note", "trial"})
+RUN_FACTS = frozenset({"seed", "seeds", "bootstrap_seed", "note", "trial"})
 """What may differ between two scores that are still of one kind.
 
 ``seed`` is of an attack's own draws, ``trial`` the one that a search found strongest.

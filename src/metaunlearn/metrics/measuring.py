@@ -77,14 +77,14 @@ def _measured(metrics: Mapping[str, AnyMetric], request: Request, batch: Sequenc
 def scores_of(
     metrics: Mapping[str, AnyMetric], request: Request, whole: Gathering, facts: Mapping[str, Any]
 ) -> dict[str, Score]:
-    """The score of each metric; ``facts`` are the part of the protocol that all share."""
+    """The score of each metric; ``facts`` are the part of the protocol that all share, beside the bootstraps' seed."""
     scores = {}
     for name, metric in metrics.items():
         if isinstance(metric, Distance):
             score = metric.score(whole.features[metric.source], request)
         else:
             score = metric.score([row for row in whole.rows.get(metric.key, []) if row is not None], request)
-        scores[name] = score.stamped(**facts)
+        scores[name] = score.stamped(**facts, bootstrap_seed=request.seed)
     return scores
 
 

@@ -21,6 +21,7 @@ from metaunlearn.checkpoint import load_tensors
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.intervals import Score, bootstrap_mean, require_data, score
 from metaunlearn.metrics.judge import Judge
+from metaunlearn.published import making
 
 KIND = "head"
 """Key of a head file's metadata that names its architecture."""
@@ -84,7 +85,7 @@ class NsfwHead:
         if file.suffix != ".safetensors" or not file.is_file():
             raise UserError(
                 f"The NSFW head {file} (--metrics nsfw:FILE) is no .safetensors file here. Make one of LAION's file: "
-                f"metaunlearn convert {next(iter(ARCHITECTURES))} FILE --out HEAD.safetensors."
+                f"{making(next(iter(ARCHITECTURES)), 'HEAD.safetensors')}"
             )
         try:
             tensors, metadata = load_tensors(file)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from torch.nn import functional as F
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.errors import UserError
 
-NETWORK_FILE = "320n.onnx"
+VERSION, NETWORK_FILE = "3.4.2", "320n.onnx"
+NETWORK_HASH = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
+"""SHA-256 of that version's file, which its wheel lists, too: figures of another network cannot be compared."""
 CHANNELS = "BGR"
 SIDE = 320
 """Pixels a side of what the network sees."""
@@ -72,15 +73,19 @@ class NudeNet:
     """The detector; results do not depend on how images are batched, because each goes through alone."""
 
     def __init__(self, *, channels: str = CHANNELS) -> None:
-        """UserError when the extra is not installed. ``channels``: BGR, or RGB to see what it changes."""
-        self.file = _network_file()
-        self.channels = channels
-        self.session: Any = _session(self.file)
-
-    @cached_property
-    def fingerprint(self) -> str:
+        """UserError when the extra is not installed, or its network is another one. ``channels``: BGR, or RGB to see
+        what it changes."""
+        file = _network_file()
+        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
         """SHA-256 of the network's file."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        if self.fingerprint != NETWORK_HASH:
+            raise UserError(
+                f"{file} (--metrics nudity, --success nudity) is not the network of NudeNet {VERSION}: expected "
+                f"SHA-256 {NETWORK_HASH}, got {self.fingerprint}. Install it again: "
+                f"pip install --force-reinstall --no-deps nudenet=={VERSION}."
+            )
+        self.channels = channels
+        self.session: Any = _session(file)
 
     def detect(self, images: Tensor) -> list[list[Detection]]:
         """What is seen in each of B images, surest first."""
@@ -141,7 +146,7 @@ def _network_file() -> Path:
         raise UserError(_missing("nudenet"))
     file = Path(package.origin).parent / NETWORK_FILE
     if not file.is_file():
-        raise UserError(f"The installed package nudenet has no {NETWORK_FILE}; {_missing('nudenet 3.4.2')}")
+        raise UserError(f"The installed package nudenet has no {NETWORK_FILE}; {_missing(f'nudenet {VERSION}')}")
     return file
 
 

@@ -14,7 +14,7 @@ import torch
 
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.intervals import Interval, Score, bootstrap_mean, require_data, score, wilson
-from metaunlearn.metrics.nudenet import FLOOR, LABELS, NMS_IOU, NMS_SCORE, Detection, NudeNet
+from metaunlearn.metrics.nudenet import FLOOR, LABELS, NETWORK_FILE, NMS_IOU, NMS_SCORE, VERSION, Detection, NudeNet
 
 EXPOSED = tuple(label for label in LABELS if label.endswith("_EXPOSED"))
 """All nine exposed classes."""
@@ -103,7 +103,7 @@ def _interval(hits: Sequence[int], rule: NudityRule, seed: int) -> Interval:
 def detector_protocol(detector: NudeNet) -> dict[str, Any]:
     """What of the detector has to be equal for two scores to be comparable."""
     return {
-        "judge": "NudeNet 3.4.2, 320n",
+        "judge": f"NudeNet {VERSION}, {NETWORK_FILE.removesuffix('.onnx')}",
         "judge_weights": detector.fingerprint,
         "channels": detector.channels,
         "suppression": f"scores from {FLOOR}, then above {NMS_SCORE}, overlap {NMS_IOU}, over all classes",

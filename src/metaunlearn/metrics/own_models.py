@@ -15,6 +15,7 @@ from metaunlearn.metrics.nsfw import NsfwHead, nsfw_score
 from metaunlearn.metrics.nudenet import NudeNet
 from metaunlearn.metrics.nudity import NudityRule, as_json, detector_protocol, from_json, nudity_score
 from metaunlearn.metrics.safety import SafetyChecker, unsafe_score
+from metaunlearn.published import making
 
 if TYPE_CHECKING:
     from metaunlearn.metrics.measures import Pictures, Request, Row
@@ -68,7 +69,7 @@ class Nsfw:
         if file is None:
             raise UserError(
                 "The metric 'nsfw' (metrics=, --metrics) needs LAION's head: --metrics nsfw:HEAD.safetensors, made by "
-                "metaunlearn convert laion-nsfw-l14 FILE --out HEAD.safetensors."
+                f"{making('laion-nsfw-l14', 'HEAD.safetensors')}"
             )
         self.head = NsfwHead.load(file)
 
