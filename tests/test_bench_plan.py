@@ -247,3 +247,10 @@ def test_settings_pass_as_set_says_them() -> None:
     found = resolve(EraseSettings, {**read_recipe("small").erase, **parse_overrides(said)})
     assert (found.steps, found.stratified, found.meta_gradient) == (5, False, "first-order")
     assert [attacker.model_dump() for attacker in found.attackers] == mixture
+
+
+def test_what_a_concept_says_of_finetuning_is_not_for_words() -> None:
+    """Words are found at the authors' rate of 0.01, whatever the concept's rate for weights is."""
+    attack = {"name": "words", "kind": "unlearndiffatk", "prompts": {"texts": ["a knife"]}}
+    (row,) = [row for row in plan_of(changed("attacks", to=[attack])).rows if row.attack == "words"]
+    assert row.cell.spec["settings"]["learning_rate"] == 0.01

@@ -64,6 +64,17 @@ def test_unequal_numbers_of_pictures_weigh_by_number(tmp_path: Path) -> None:
     assert found.value == pytest.approx(100 * 31 / 40)
 
 
+def test_seeds_do_not_keep_scores_apart(tmp_path: Path) -> None:
+    plan, store = plan_of(GRID), Store(tmp_path)
+    for row in plan.rows:
+        found = score(10.0)
+        write_scores(store, row, concept={**found, "protocol": {**found["protocol"], "seed": row.seed}})
+    rows = Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).found().rows
+    both = pooled([one for one in rows if (one.row.model, one.row.attack) == ("unlearn", "before")], "concept")
+    assert both is not None
+    assert both.by_seed == {0: 10.0, 1: 10.0}
+
+
 def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     plan, store = plan_of(GRID), Store(tmp_path)
     first, second = [row for row in plan.rows if (row.model, row.attack) == ("unlearn", "before")]
