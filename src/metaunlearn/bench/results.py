@@ -175,10 +175,15 @@ class Results:
         self.protocols.setdefault(digest, score["protocol"])
         share = score["protocol"].get("interval", "Wilson" if key in PERCENTAGES else "") == "Wilson"
         hits = {"hits": round(score["value"] * score["n"] / 100)} if share else {}
-        said = score["protocol"].get("concept")
-        seen = "".join(str(int(row["saw"] == said)) for row in score["raw"] if "saw" in row)
-        each = {EACH: seen} if key == "concept" and said and len(seen) == score["n"] else {}
+        each = _each(score) if key == "concept" else {}
         return {name: score[name] for name in ("value", "low", "high", "n")} | hits | each | {"protocol": digest}
+
+
+def _each(score: Mapping[str, Any]) -> dict[str, str]:
+    """Whether the judge saw the concept in each picture, where the cell says what it saw."""
+    said = score["protocol"].get("concept")
+    seen = "".join(str(int(row["saw"] == said)) for row in score["raw"] if "saw" in row)
+    return {EACH: seen} if said and len(seen) == score["n"] else {}
 
 
 def other_scores(rows: Sequence[Measured]) -> list[str]:
