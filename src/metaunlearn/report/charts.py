@@ -43,7 +43,9 @@ LABEL_GAP = 9.0
 """Least distance of two labels at the end of curves, in percent of the vertical axis of ``WHOLE``."""
 
 ROW = 26
-"""Pixels of one name in ``intervals_chart``."""
+"""Pixels of one name in ``intervals_chart``, downwards ..."""
+LETTER, MAX_LABEL = 6.6, 260
+"""... and of a letter of it, and of all of them at most, across."""
 
 _LIGHT = {
     "--ink": "#17181c", "--soft": "#5b5e66", "--grid": "#e9e9e4", "--original": "#60646c", "--unlearn": "#b8460e",
@@ -246,7 +248,8 @@ def intervals_chart(scores: Sequence[tuple[str, ModelName, Score]]) -> Markup:
         {"name": name, "model": model, "value": score.value, "low": score.low, "high": score.high}
         for name, model, score in scores
     ]
-    frame = Frame(width=560, height=ROW * len(names), left=190, right=24, top=8)
+    left = min(MAX_LABEL, round(LETTER * max(map(len, names))))
+    frame = Frame(width=560, height=ROW * len(names), left=left, right=24, top=8)
     x = {
         "type": "quantitative",
         "title": None,

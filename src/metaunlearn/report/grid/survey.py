@@ -1,4 +1,4 @@
-"""All attacks of a grid side by side: how much of a concept the last step, or the last strength, of each brings out."""
+"""All attacks of a grid side by side: how much of a concept each brings out, at the step or strength that does most."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def surveys(found: Found, concept: GridConcept) -> list[Survey]:
 def _survey(found: Found, concept: GridConcept, pair: list[Line], lines: dict[Line, list[Measured]]) -> Survey | None:
     places = [("before any attack", (BEFORE, 0.0))]
     for attack in found.grid.attacks:
-        level = levels_of(attack, concept)[-1]
+        level = max(reversed(levels_of(attack, concept)), key=lambda level: _most(pair, lines, (attack.name, level)))
         name = ", ".join(filter(None, (attack.name, attack.words(level))))
         places.append((name, (attack.name, level)))
     scores: list[tuple[str, ModelName, Score]] = []
@@ -54,6 +54,11 @@ def _survey(found: Found, concept: GridConcept, pair: list[Line], lines: dict[Li
     title = f"{concept.name}: {pair[-1].title}"
     said = [f"{name}, {MODEL_TITLES[model].lower()}: {score.value:.0f} %" for name, model, score in scores]
     return Survey(title=title, svg=intervals_chart(scores), description=f"{title}. {'; '.join(said)}.")
+
+
+def _most(pair: list[Line], lines: dict[Line, list[Measured]], place: tuple[str, float]) -> float:
+    """The highest of the models' percentages at ``place``; below all of them where nothing is measured."""
+    return max((score.value for line in pair if (score := _score(at(lines[line], place))) is not None), default=-1.0)
 
 
 def _score(rows: list[Measured]) -> Score | None:
