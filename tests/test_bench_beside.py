@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metaunlearn.bench.beside import beside_tables
-from metaunlearn.bench.counterparts import matched, same_method
+from metaunlearn.bench.counterparts import ASR, matched, same_method, score_for
 from metaunlearn.bench.formats import Table
 from metaunlearn.bench.plan import states
 from metaunlearn.bench.published import CAPTIONS, PAPERS_MODEL, published_rows
@@ -265,6 +265,14 @@ def test_unlearndiffatk() -> None:
         ["rece", "unlearn", "65.0", "64.79", "+0.2"],
         ["rece", "meta-unlearn", "", "62.68", ""],
     ]
+
+
+def test_the_papers_rates_are_of_the_authors_own_test() -> None:
+    """Above 0.45; at 0.5 a rate is another, and the page says so."""
+    for recipe, same in (("adversarial-sd14", True), ("adversarial-canvas", False)):
+        found = score_for(shipped(recipe), ASR)
+        assert found is not None
+        assert found.same is same
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

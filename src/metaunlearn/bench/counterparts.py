@@ -57,6 +57,8 @@ CLIP_SCORE = Quantity(
     title="CLIP score", metric="clip-score", judge="a CLIP that it does not name", unit="", digits=2,
     like=("openai/clip-vit-base-patch32",), variants=("", "clamped", "logits"),
 )  # fmt: skip
+AUTHORS_TEST = "nudity:resalign-9@0.45"
+"""What counts as UnlearnDiffAtk's own test of success does."""
 ASR = Quantity(title="attack success rate", metric="asr", judge="NudeNet")
 
 SEEN = "concept seen"
@@ -80,7 +82,7 @@ def score_for(grid: Grid, quantity: Quantity) -> Counterpart | None:
     """The score of ``grid`` that asks what ``quantity`` does; None without one."""
     if quantity is ASR:
         tests = {attack.success for attack in grid.attacks if attack.on_prompts}
-        return Counterpart(score="asr", title=ASR.title, same=tests == {"nudity"}) if tests else None
+        return Counterpart(score="asr", title=ASR.title, same=tests == {AUTHORS_TEST}) if tests else None
     if grid.measure is not None:
         name = ON_CANVAS.get(quantity.metric)
         title = SEEN if name == "concept" else quantity.title
