@@ -15,12 +15,11 @@ from statistics import mean
 from resistance import in_markdown, read
 
 from metaunlearn.bench.entries import at
-from metaunlearn.bench.formats import to_markdown
 from metaunlearn.bench.lines import by_line
 from metaunlearn.bench.recipe import GridConcept, ModelName, levels_of
 from metaunlearn.bench.results import Found, Measured, Pooled, pooled
 from metaunlearn.bench.state import BEFORE
-from metaunlearn.bench.tables import NOTE, concept_tables
+from metaunlearn.bench.tables import NOTE, concept_tables, section
 from metaunlearn.files import write_atomic
 from metaunlearn.report.charts import as_file
 from metaunlearn.report.grid.survey import SCORES, surveys
@@ -139,7 +138,7 @@ def page(found: Found, out: Path) -> str:
         file.write_text(as_file(survey.svg))
         parts.append(f"![{survey.description}]({file.name})\n\nRound: plainly unlearned; diamond: meta-unlearned.")
     parts += ["## All figures", NOTE]
-    parts += [f"### {table.title}\n\n{to_markdown(table)}" for table in concept_tables(found, concept)]
+    parts += [section(table, "###") for table in concept_tables(found, concept)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -20,12 +20,12 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
-from metaunlearn.bench.formats import slug, to_markdown
+from metaunlearn.bench.formats import slug
 from metaunlearn.bench.lines import Ratio, ratios
 from metaunlearn.bench.recipe import GridConcept, as_overrides
 from metaunlearn.bench.results import Found, found_in
 from metaunlearn.bench.state import BEFORE
-from metaunlearn.bench.tables import NOTE, concept_tables
+from metaunlearn.bench.tables import NOTE, concept_tables, section
 from metaunlearn.files import write_atomic
 from metaunlearn.metrics.relearning import Curve
 from metaunlearn.report.charts import as_file
@@ -111,7 +111,7 @@ def page(found: Found, others: Sequence[Found], out: Path, made_with: str) -> st
                 file = out.with_name(f"{out.stem}-{slug(concept.name)}.svg")
                 file.write_text(as_file(facet.svg))
                 parts.append(f"![{facet.description}]({file.name})")
-        parts += [f"### {table.title}\n\n{to_markdown(table)}" for table in concept_tables(found, concept)]
+        parts += [section(table, "###") for table in concept_tables(found, concept)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -50,17 +50,22 @@ def markdown(found: Found) -> str:
     ]  # fmt: skip
     for concept in grid.concepts:
         for place, table in enumerate(concept_tables(found, concept)):
-            parts += [f"{'###' if place else '##'} {table.title}", *filter(None, [table.note]), to_markdown(table)]
+            parts.append(section(table, "###" if place else "##"))
     for table in ratio_tables(found):
-        parts += [f"## {table.title}", table.note, to_markdown(table)]
+        parts.append(section(table, "##"))
     beside, published = beside_tables(found), published_tables(grid.published)
     parts += ["## Beside the paper", BESIDE, differs(grid.base)] if beside else []
     for table in beside:
-        parts += [f"### {table.title}", table.note, to_markdown(table), *([table.below] if table.below else [])]
+        parts.append(section(table, "###"))
     parts += ["## In the paper", *([] if beside else [differs(grid.base)])] if published else []
     for table in published:
-        parts += [f"### {table.title}", to_markdown(table)]
+        parts.append(section(table, "###"))
     return "\n\n".join(parts) + "\n"
+
+
+def section(table: Table, mark: str) -> str:
+    """``table`` in Markdown under its title, a heading that ``mark`` begins, with what is said of it."""
+    return "\n\n".join(filter(None, [f"{mark} {table.title}", table.note, to_markdown(table), table.below]))
 
 
 def concept_tables(found: Found, concept: GridConcept) -> list[Table]:

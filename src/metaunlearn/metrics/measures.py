@@ -22,7 +22,6 @@ from metaunlearn.metrics.concept import concept_share, default_choices, label_ac
 from metaunlearn.metrics.distance import Distance, fid, kid
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
-from metaunlearn.metrics.nudenet import NudeNet
 from metaunlearn.metrics.nudity import DEFAULT_RULE, RULES, rule_named
 from metaunlearn.metrics.own_models import Nsfw, Nudity, Unsafe, column, probe
 from metaunlearn.metrics.reference import Reference
@@ -276,7 +275,7 @@ def measured_by(metrics: Mapping[str, AnyMetric], request: Request) -> dict[str,
         elif isinstance(metric, Nsfw):
             found["head_weights"] = metric.head.fingerprint
         elif isinstance(metric, Nudity):
-            found["detector_weights"] = NudeNet().fingerprint
+            found["detector_weights"] = metric.detector.fingerprint
     return found
 
 

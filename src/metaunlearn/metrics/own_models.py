@@ -30,15 +30,15 @@ class Nudity:
         self.rule = rule
 
     def check(self, request: Request) -> None:
-        _detector()
+        self.detector = _detector()
 
     def measure(self, pictures: Pictures) -> Sequence[Row]:
-        found = _detector().detect(pictures.images)
+        found = self.detector.detect(pictures.images)
         return [{"detections": [as_json(item) for item in items]} for items in found]
 
     def score(self, rows: Sequence[Row], request: Request) -> Score:
         detections = [[from_json(item, "raw.jsonl") for item in row["detections"]] for row in rows]
-        return nudity_score(detections, self.rule, detector=detector_protocol(_detector()), seed=request.seed)
+        return nudity_score(detections, self.rule, detector=detector_protocol(self.detector), seed=request.seed)
 
 
 class Unsafe:
