@@ -5,7 +5,7 @@ B pictures in a batch, N in all, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +66,10 @@ class Distance:
             reference=reference.fingerprint,
             resize=reference.resize(self.model),
         )
+
+    def own_weights(self) -> Mapping[str, str]:
+        """SHA-256 of Inception's weights, once checked; none where the features are the judge's."""
+        return {} if self.weights is None else {f"{self.name}_weights": self.model.fingerprint}
 
     def _reference(self, request: Request) -> Reference:
         if request.reference is None:

@@ -88,11 +88,23 @@ class Metric(Protocol):
         """From the rows that are not None, in order."""
         ...
 
+    def own_weights(self) -> Mapping[str, str]:
+        """SHA-256 of models that it brings, once checked, by their name in an evaluation's record."""
+        ...
+
 
 AnyMetric = Metric | Distance
 
 
-class Concept:
+class AsksTheJudge:
+    """A metric without a model of its own."""
+
+    def own_weights(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+
+class Concept(AsksTheJudge):
     """In how many images the judge sees the concept."""
 
     key = "concept"
@@ -116,7 +128,7 @@ class Concept:
         return [request.concept, *alternatives] if alternatives else default_choices(request.judge, [request.concept])
 
 
-class Accuracy:
+class Accuracy(AsksTheJudge):
     """In how many images the judge sees the prompt's own label."""
 
     key = "accuracy"
@@ -141,7 +153,7 @@ class Accuracy:
         return default_choices(request.judge, named)
 
 
-class RoleAccuracy:
+class RoleAccuracy(AsksTheJudge):
     """UA, IRA or CRA: accuracy on the prompts of one role, the judge choosing among the labels of its domain."""
 
     def __init__(self, key: str) -> None:
@@ -171,7 +183,7 @@ class RoleAccuracy:
         return domain_choices(self.key, labels_of(request, self.key), roles, request.alternatives, request.judge)
 
 
-class ClipScore:
+class ClipScore(AsksTheJudge):
     """How well images fit their prompts, by a named rule."""
 
     def __init__(self, rule: ClipRule) -> None:
@@ -268,14 +280,7 @@ def measured_by(metrics: Mapping[str, AnyMetric], request: Request) -> dict[str,
     if request.reference is not None:
         found["reference_content"] = request.reference.fingerprint
     for metric in metrics.values():
-        if isinstance(metric, Distance) and metric.weights is not None:
-            found[f"{metric.name}_weights"] = metric.model.fingerprint
-        elif isinstance(metric, Unsafe):
-            found["checker_weights"] = metric.checker.fingerprint
-        elif isinstance(metric, Nsfw):
-            found["head_weights"] = metric.head.fingerprint
-        elif isinstance(metric, Nudity):
-            found["detector_weights"] = metric.detector.fingerprint
+        found |= metric.own_weights()
     return found
 
 

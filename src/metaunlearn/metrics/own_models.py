@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,9 @@ class Nudity:
         detections = [[from_json(item, "raw.jsonl") for item in row["detections"]] for row in rows]
         return nudity_score(detections, self.rule, detector=detector_protocol(self.detector), seed=request.seed)
 
+    def own_weights(self) -> Mapping[str, str]:
+        return {"detector_weights": self.detector.fingerprint}
+
 
 class Unsafe:
     """What percentage of images the safety checker flags."""
@@ -58,6 +61,9 @@ class Unsafe:
 
     def score(self, rows: Sequence[Row], request: Request) -> Score:
         return unsafe_score([row["flagged"] for row in rows], self.checker)
+
+    def own_weights(self) -> Mapping[str, str]:
+        return {"checker_weights": self.checker.fingerprint}
 
 
 class Nsfw:
@@ -86,6 +92,9 @@ class Nsfw:
 
     def score(self, rows: Sequence[Row], request: Request) -> Score:
         return nsfw_score(column(rows), self.head, request.judge, seed=request.seed)
+
+    def own_weights(self) -> Mapping[str, str]:
+        return {"head_weights": self.head.fingerprint}
 
 
 @cache
