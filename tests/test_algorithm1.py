@@ -14,9 +14,8 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch
 from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
-from metaunlearn.meta.outer import laid_out_like
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.parameters import Params
+from metaunlearn.parameters import Params, laid_out_like
 from toy_denoiser import TIMESTEPS, ToyDenoiser, toy_run, toy_settings
 
 EXACT = 1e-12

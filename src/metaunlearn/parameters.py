@@ -215,6 +215,14 @@ def named(like: Params, found: Iterable[Tensor]) -> Params:
     return dict(zip(like, as_pieces(found, like.values()), strict=True))
 
 
+def laid_out_like(p: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient``, its numbers in memory in the order of ``p``'s.
+
+    A fused AdamW goes through both in memory's order, and the gradient of a convolution may have its channels last.
+    """
+    return gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
+
+
 def dot(a: Params, b: Params) -> float:
     """<a, b>, summed over parameters in float64."""
     pairs = zip(map(own, a.values()), map(own, _aligned(a, b)), strict=True)

@@ -35,11 +35,21 @@ from metaunlearn.meta.hypergradient import (
     double_backward_product,
 )
 from metaunlearn.meta.objective import simulated_finetuning
-from metaunlearn.meta.outer import laid_out_like, outer_optimizer
+from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
-from metaunlearn.parameters import Loss, Params, add, moved_average, norm, scale, subset, value_and_gradient
+from metaunlearn.parameters import (
+    Loss,
+    Params,
+    add,
+    laid_out_like,
+    moved_average,
+    norm,
+    scale,
+    subset,
+    value_and_gradient,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

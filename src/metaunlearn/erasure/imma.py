@@ -35,7 +35,6 @@ from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.erasure.interface import META_SETTINGS, DefenceGradient, ErasureTask
 from metaunlearn.errors import UserError
 from metaunlearn.lowrank import merged, new_factors, target_modules
-from metaunlearn.meta.inner import shift
 from metaunlearn.meta.objective import attackers_rule
 from metaunlearn.meta.optimizers import State
 from metaunlearn.models.interface import TextToImageModel
@@ -134,10 +133,9 @@ class ImmaDefence:
             return denoising_loss(self.model, merged(theta, factors, 1.0), batch)
 
         value, gradient = value_and_gradient(self.processes.shared(loss), lora.factors)
-        direction, state = self.rule.step(lora.state, gradient, lora.steps + 1)
-        rate = self.attacker.learning_rate
-        shrunk = scale(lora.factors, 1 - rate * self.rule.weight_decay)
-        return value, Lora(shift(shrunk, direction, -rate), state, lora.steps + 1)
+        steps = lora.steps + 1
+        factors, state = self.rule.step(lora.factors, lora.state, gradient, steps, self.attacker.learning_rate)
+        return value, Lora(factors, state, steps)
 
     def _loss_of_theta(self, factors: Params, batch: Batch) -> Loss:
         return lambda theta: denoising_loss(self.model, merged(theta, factors, 1.0), batch)

@@ -47,9 +47,9 @@ class Clipped:
         """The rule's."""
         return self.rule.start(tuned)
 
-    def step(self, state: State, gradient: Params, m: int) -> Step:
+    def step(self, theta: Params, state: State, gradient: Params, m: int, learning_rate: float) -> Step:
         """The rule's step on g'_m."""
-        return self.rule.step(state, self.clip(gradient), m)
+        return self.rule.step(theta, state, self.clip(gradient), m, learning_rate)
 
     def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """The rule's way back, then the clipping's."""

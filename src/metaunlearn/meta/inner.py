@@ -93,15 +93,17 @@ class InnerLoop:
         for m, loss in enumerate(losses, start=1):
             # A gradient that is kept whole is wanted so; the step itself needs only what the attacker tunes.
             value, gradient = value_and_gradient(loss, current, None if keep_gradients else self.adapted)
-            direction, state = self.optimizer.step(state, self.project(gradient), m)
-            current = shift(self.decay(current), direction, -self.learning_rate)
+            tuned, state = self.optimizer.step(
+                self.project(current), state, self.project(gradient), m, self.learning_rate
+            )
+            current = current | tuned
             values.append(value)
             if not keep_path:
                 path.pop()
             path.append(current)
             if keep_gradients or keep_tuned:
                 gradients.append(gradient)
-            del gradient, direction  # else they would stay alive while the next step computes its own
+            del gradient, tuned  # else they would stay alive while the next step computes its own
             if visit is not None and m < len(losses):
                 visit(m, current)
         return Trajectory(thetas=path, losses=torch.stack(values), gradients=gradients)
@@ -119,7 +121,7 @@ class InnerLoop:
         return Adjoint(add(self.decay(v), hessian_product(direction), -self.learning_rate), w)
 
     def decay(self, v: Params) -> Params:
-        """(1 - tau delta P) v, of theta and of its adjoint alike."""
+        """(1 - tau delta P) v."""
         shrink = self.learning_rate * self.optimizer.weight_decay
         return v | scale(self.project(v), 1 - shrink) if shrink else v
 

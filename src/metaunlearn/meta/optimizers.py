@@ -30,7 +30,7 @@ from torch import Tensor
 
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.meta.store import Sets
-from metaunlearn.parameters import Params, add, named, own_of, scale
+from metaunlearn.parameters import Params, add, laid_out_like, named, own_of, scale
 
 Tensors = tuple[Tensor, ...]
 """One for each parameter, in the order of a dictionary's names."""
@@ -40,10 +40,10 @@ State = tuple[Params, ...]
 
 
 class Step(NamedTuple):
-    """What one step does."""
+    """Where one step leads, over what the attacker tunes."""
 
-    direction: Params
-    """q_m: theta moves by -tau q_m."""
+    theta: Params
+    """theta_m."""
     state: State
     """s_m."""
 
@@ -74,8 +74,8 @@ class UpdateRule(Protocol):
         """Zeros: s_0, and also w_M."""
         ...
 
-    def step(self, state: State, gradient: Params, m: int) -> Step:
-        """q_m and s_m from s_{m-1} and g_m, m = 1..M."""
+    def step(self, theta: Params, state: State, gradient: Params, m: int, learning_rate: float) -> Step:
+        """theta_m and s_m from theta_{m-1}, s_{m-1} and g_m, m = 1..M, all left as they were."""
         ...
 
     def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
@@ -94,9 +94,9 @@ class SGD:
         """SGD remembers nothing."""
         return ()
 
-    def step(self, state: State, gradient: Params, m: int) -> Step:
+    def step(self, theta: Params, state: State, gradient: Params, m: int, learning_rate: float) -> Step:
         """q_m = g_m."""
-        return Step(gradient, ())
+        return Step(add(theta, gradient, -learning_rate), ())
 
     def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m = P v_m."""
@@ -124,11 +124,11 @@ class Momentum:
         """b_0 = 0."""
         return (_zeros(tuned),)
 
-    def step(self, state: State, gradient: Params, m: int) -> Step:
+    def step(self, theta: Params, state: State, gradient: Params, m: int, learning_rate: float) -> Step:
         """q_m = b_m = mu b_{m-1} + g_m."""
         [b] = state
         b = add(gradient, b, self.momentum)
-        return Step(b, (b,))
+        return Step(add(theta, b, -learning_rate), (b,))
 
     def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """d_m = P v_m + w_m,   w_{m-1} = mu d_m."""
@@ -181,13 +181,22 @@ class Adam:
         """a_0 = b_0 = 0."""
         return _zeros(tuned), _zeros(tuned)
 
-    def step(self, state: State, gradient: Params, m: int) -> Step:
-        """q_m, and the moments a_m and b_m."""
-        like = state[0]
-        moments = [own_of(part) for part in state]
-        a, b = self._moments(moments[0], moments[1], own_of(gradient, names=like))
-        direction, _ = self._corrected(a, b, m)
-        return Step(named(like, direction), (named(like, a), named(like, b)))
+    def step(self, theta: Params, state: State, gradient: Params, m: int, learning_rate: float) -> Step:
+        """One pass over the parameters, by torch's fused kernel.
+
+        That knows no eps_root, so what is kept in b's place is b_m + (1 - beta2^m) eps_root, whose root over
+        1 - beta2^m is the same: it grows by (1 - beta2) (g_m^2 + eps_root) as b_m does by (1 - beta2) g_m^2.
+        """
+        a, b = state
+        moved, a_m = ([p.clone() for p in own_of(part, names=theta)] for part in (theta, a))
+        b_m = torch._foreach_add(own_of(b, names=theta), self.eps_root * (1 - self.beta2) / self.beta2)
+        g = [laid_out_like(p, of_p) for p, of_p in zip(moved, own_of(gradient, names=theta), strict=True)]
+        count = torch.full((), float(m), device=moved[0].device)
+        torch._fused_adamw_(
+            moved, g, a_m, b_m, [], [count] * len(moved), lr=learning_rate, beta1=self.beta1, beta2=self.beta2,
+            weight_decay=self.weight_decay, eps=self.eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+        return Step(named(theta, moved), (named(theta, a_m), named(theta, b_m)))
 
     def pull_back(self, v: Params, w: State, gradients: Sets) -> StepAdjoint:
         """The transpose of ``step``; with r = sqrt(b^ + eps_root),

@@ -28,14 +28,6 @@ def outer_optimizer(parameters: Sequence[Tensor], settings: EraseSettings) -> to
     return torch.optim.AdamW(list(parameters), fused=True, **options)
 
 
-def laid_out_like(p: Tensor, gradient: Tensor) -> Tensor:
-    """``gradient``, its numbers in memory in the order of ``p``'s.
-
-    A fused AdamW goes through both in memory's order, and the gradient of a convolution may have its channels last.
-    """
-    return gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
-
-
 def _bitsandbytes() -> Any:
     try:
         import bitsandbytes

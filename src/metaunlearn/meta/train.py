@@ -33,12 +33,22 @@ from metaunlearn.meta.objective import (
     retain_weights,
     zeta_weights,
 )
-from metaunlearn.meta.outer import laid_out_like, outer_optimizer
+from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.meta.persistent import PersistentAttack, has_a_turn
 from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import Products, float32_products, in_precision
-from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, same, scale, value_and_gradient
+from metaunlearn.parameters import (
+    Params,
+    add,
+    laid_out_like,
+    mean_of,
+    moved_average,
+    norm,
+    same,
+    scale,
+    value_and_gradient,
+)
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.shards import are_pieces, piece, whole
 
