@@ -75,6 +75,16 @@ def test_a_concepts_settings_may_be_of_one_method_alone() -> None:
         check_grid(resolve(Grid, changed("concepts", 0, "by_method", to={"esd-u-1": {}}, of=both)))
 
 
+def test_settings_may_be_of_one_model_alone() -> None:
+    longer = changed("by_model", to={"unlearn": {"steps": 9}}, of=BOTH)
+    before, after = (names(plan_of(grid), "erase") for grid in (BOTH, longer))
+    [other] = after - before
+    assert len(before & after) == 1
+    assert plan_of(longer).cells[other].labels["model"] == "unlearn"
+    with pytest.raises(UserError, match="no erased model 'original'"):
+        check_grid(resolve(Grid, changed("by_model", to={"original": {}}, of=BOTH)))
+
+
 def test_a_closed_form_edit_needs_no_pictures() -> None:
     edit = changed("models", to=["unlearn"], of=changed("methods", to=["uce"]))
     assert names(plan_of(edit), "pictures") == set()

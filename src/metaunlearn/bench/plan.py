@@ -192,8 +192,10 @@ class _Planner:
         place: Mapping[str, Any],
     ) -> Cell:
         meta = model == "meta-unlearn"
-        of_method = concept.by_method.get(method, {})
-        said = [*as_overrides({**self.grid.set, **concept.set, **of_method, **variant.set}), *self.overrides]
+        of_method, of_model = concept.by_method.get(method, {}), self.grid.by_model.get(model, {})
+        said = [
+            *as_overrides({**self.grid.set, **concept.set, **of_method, **variant.set, **of_model}), *self.overrides
+        ]  # fmt: skip
         if has_defence(method):
             said = heard_by(method, self.recipe, said)
         chosen = _configured(method, self.grid.recipe, tuple(said))

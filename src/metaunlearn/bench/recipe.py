@@ -124,6 +124,9 @@ class Grid(Settings):
     """How concepts are erased."""
     models: tuple[ModelName, ...] = Field(default=("original", "unlearn", "meta-unlearn"), min_length=1)
     """Not erased, erased plainly, erased with the meta objective."""
+    by_model: dict[ModelName, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of erasing one of ``models`` alone, over all others: a plain one may take as many steps as have as many
+    gradients."""
     concepts: tuple[GridConcept, ...] = Field(min_length=1)
     attacks: tuple[GridAttack, ...] = ()
     variants: tuple[GridVariant, ...] = (GridVariant(name=""),)
@@ -202,6 +205,8 @@ def check_grid(grid: Grid) -> None:
     roles = [prompts.name for prompts in grid.prompts] or ["concept", "related", "unrelated"]
     if grid.pictures != GridPictures():
         _known(grid.pictures.roles, roles, "[grid.pictures]: no pictures have the role")
+    erased = [model for model in grid.models if model != "original"]
+    _known(grid.by_model, erased, "[grid.by_model]: the grid has no erased model")
     for what in ("concepts", "attacks", "variants", "prompts"):
         names = [item.name for item in getattr(grid, what)]
         if len({*names}) < len(names):
