@@ -111,6 +111,18 @@ def test_a_grid_in_progress_has_gaps(results: Results) -> None:
     assert "| esd-x-1 | meta-unlearn | 0.0, 0.0 | 10.0, – | 20.0, – |" in text
 
 
+def test_a_seed_run_alone_is_named_once(results: Results) -> None:
+    import shutil
+
+    for row in results.plan.rows:
+        if row.seed == 1:
+            shutil.rmtree(results.store.folder(row.cell.name))
+    text = markdown(results.found())
+    assert "Seed 0 of 0, 1." in text
+    assert "of 2 seeds" not in text
+    assert "by seed" not in text.split("## meta / plain")[0]
+
+
 def test_a_variant_is_set_against_the_only_plain_run(tmp_path: Path) -> None:
     grid = changed("models", to=["unlearn", "meta-unlearn"])
     grid["variants"] = [

@@ -73,6 +73,7 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     rows = [measured for measured in found.rows if measured.row.concept == concept.name]
     if not rows:
         return []
+    concept, of_seeds = _of_seeds(concept, rows)
     every = columns_of(found.grid, concept)
     on_prompts = {attack.name for attack in found.grid.attacks if attack.on_prompts}
     columns = [place for place in every if place[0] not in on_prompts]
@@ -114,7 +115,17 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     if len(concept.seeds) > 1 and "concept" in there:
         again = f"{title}: the same as the first table, by seed ({seeds})"
         tables.append(upright(_table(f"{name}-by-seed", again, rows, names, by_seed)))
-    return [*tables, *map(upright, relearning_tables(found, concept))]
+    tables += map(upright, relearning_tables(found, concept))
+    return [replace(table, note=" ".join(filter(None, [of_seeds, table.note]))) for table in tables]
+
+
+def _of_seeds(concept: GridConcept, rows: Sequence[Measured]) -> tuple[GridConcept, str]:
+    """``concept`` with the seeds alone of which anything is measured, and, where others are to come, which they are."""
+    there = tuple(seed for seed in concept.seeds if any(measured.row.seed == seed for measured in rows))
+    if there == concept.seeds:
+        return concept, ""
+    seeds = f"Seed{'s' if len(there) > 1 else ''} {', '.join(map(str, there))} of {', '.join(map(str, concept.seeds))}."
+    return concept.model_copy(update={"seeds": there}), seeds
 
 
 def _original_last(table: Table) -> Table:
