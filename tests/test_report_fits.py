@@ -25,8 +25,8 @@ def test_plain_and_meta_are_both_seen_on_a_phone(wide_page: Path, tmp_path: Path
         const table = inner.querySelector('[id=tables] ~ figure table');
         const heads = [...table.tHead.rows[0].cells].filter((head) => head.getBoundingClientRect().right <= width);
         found = heads.map((head) => head.textContent).join(' | ');"""
-    seen = in_frames(tmp_path, wide_page, (375,), script)["375"]
-    assert seen.startswith("attack | esd-x-1 unlearn | esd-x-1 meta-unlearn")
+    expected = {"375": "attack | esd-x-1 unlearn | esd-x-1 meta-unlearn | (none) original"}
+    assert in_frames(tmp_path, wide_page, (375,), script) == expected
     assert '<th scope="col">(none) original</th>' in wide_page.read_text()
 
 

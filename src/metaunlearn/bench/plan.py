@@ -193,9 +193,8 @@ class _Planner:
     ) -> Cell:
         meta = model == "meta-unlearn"
         of_method, of_model = concept.by_method.get(method, {}), self.grid.by_model.get(model, {})
-        said = [
-            *as_overrides({**self.grid.set, **concept.set, **of_method, **variant.set, **of_model}), *self.overrides
-        ]  # fmt: skip
+        settings = {**self.grid.set, **concept.set, **of_method, **variant.set, **of_model}
+        said = [*as_overrides(settings), *self.overrides]
         if has_defence(method):
             said = heard_by(method, self.recipe, said)
         chosen = _configured(method, self.grid.recipe, tuple(said))

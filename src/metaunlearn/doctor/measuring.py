@@ -35,21 +35,11 @@ from metaunlearn.meta.hypergradient import (
     double_backward_product,
 )
 from metaunlearn.meta.objective import simulated_finetuning
-from metaunlearn.meta.outer import outer_optimizer
+from metaunlearn.meta.outer import clipped_step, outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
-from metaunlearn.parameters import (
-    Loss,
-    Params,
-    add,
-    laid_out_like,
-    moved_average,
-    norm,
-    scale,
-    subset,
-    value_and_gradient,
-)
+from metaunlearn.parameters import Loss, Params, add, moved_average, norm, scale, subset, value_and_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +170,10 @@ class Bench:
         optimizer = outer_optimizer(list(moved.values()), self.settings)
 
         def update() -> None:
-            for name, p in moved.items():
-                p.grad = laid_out_like(p, gradient[name] + self.settings.gamma2 * gradient[name])
             norm(gradient)
-            torch.nn.utils.clip_grad_norm_(list(moved.values()), self.settings.max_gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            summed = {name: g + self.settings.gamma2 * g for name, g in gradient.items()}
+            clipped_step(optimizer, moved, summed, self.settings.max_gradient_norm)
+            del summed
             for _ in range(self.averages):
                 moved_average(gradient, moved, 0.9)
 

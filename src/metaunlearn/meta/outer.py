@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
+from metaunlearn.parameters import Params, laid_out_like
 
 
 def check_outer_optimizer(settings: EraseSettings) -> None:
@@ -26,6 +27,16 @@ def outer_optimizer(parameters: Sequence[Tensor], settings: EraseSettings) -> to
         return optimizer
     # Fused: one pass over the parameters, and their step counts stay where they are.
     return torch.optim.AdamW(list(parameters), fused=True, **options)
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, trained: Params, gradient: Params, max_norm: float) -> Tensor:
+    """One step of ``optimizer`` along the gradient of ``trained``, cut to ``max_norm``; its norm before that."""
+    for name, p in trained.items():
+        p.grad = laid_out_like(p, gradient[name])
+    length = torch.nn.utils.clip_grad_norm_(list(trained.values()), max_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return length
 
 
 def _bitsandbytes() -> Any:

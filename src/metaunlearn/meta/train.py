@@ -33,22 +33,12 @@ from metaunlearn.meta.objective import (
     retain_weights,
     zeta_weights,
 )
-from metaunlearn.meta.outer import outer_optimizer
+from metaunlearn.meta.outer import clipped_step, outer_optimizer
 from metaunlearn.meta.persistent import PersistentAttack, has_a_turn
 from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import Products, float32_products, in_precision
-from metaunlearn.parameters import (
-    Params,
-    add,
-    laid_out_like,
-    mean_of,
-    moved_average,
-    norm,
-    same,
-    scale,
-    value_and_gradient,
-)
+from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, same, scale, value_and_gradient
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.shards import are_pieces, piece, whole
 
@@ -271,15 +261,10 @@ class Algorithm1:
         in_tf32 = self.settings.precision == "tf32"
         with float32_products("tf32") if in_tf32 else nullcontext():
             gradient, record = self.heal_gradient() if heals else self.outer_gradient()
-        for name in self.trained:
-            self.theta[name].grad = laid_out_like(self.theta[name], gradient[name])
-        length = torch.nn.utils.clip_grad_norm_(
-            [self.theta[name] for name in self.trained], self.settings.max_gradient_norm
-        )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.settings)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        moving = {name: self.theta[name] for name in self.trained}
+        length = clipped_step(self.optimizer, moving, gradient, self.settings.max_gradient_norm)
         self.attack = self._attack_next
         self.step += 1
         if self.average is not None and self.settings.ema_decay is not None:

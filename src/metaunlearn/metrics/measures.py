@@ -100,7 +100,7 @@ class AsksTheJudge:
     """A metric without a model of its own."""
 
     def own_weights(self) -> Mapping[str, str]:
-        """None."""
+        """Nothing: the judge is the request's."""
         return {}
 
 
