@@ -16,6 +16,7 @@ from metaunlearn.bench.estimate import outlook
 from metaunlearn.bench.results import RESULTS_FILE, Results
 from metaunlearn.bench.run import TABLES_FILE, run_grid
 from metaunlearn.bench.store import CELL_FILE, Store
+from metaunlearn.bench.work import make
 from metaunlearn.checkpoint import load_tensors
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
@@ -174,6 +175,17 @@ def test_two_processes_share_the_work(tiny_grid: Path, tmp_path: Path) -> None:
     assert [process.exitcode for process in both] == [0, 0]
     assert sum(int(count.read_text()) for count in counts) == CELLS
     assert results(out) == results(tiny_grid / "out")
+
+
+def test_a_cell_that_another_process_made_meanwhile_is_not_counted(bench: Path) -> None:
+    """Between the look at what is left and the taking of the lock it may have become whole, or have been dropped."""
+    store = Store(Path("out"))
+    cell = next(cell for cell in plan_of(TINY).cells.values() if cell.kind == "data")
+    assert make(store, cell).state == "there"
+    store.remove(cell.name)
+    store.remove(cell.name)
+    assert not store.whole(cell.name)
+    assert make(store, cell).state == "made"
 
 
 def test_two_nodes_of_a_ray_cluster_and_a_worker_killed_in_the_middle(

@@ -209,8 +209,9 @@ class _Loop:
             self.failed[cell.name] = outcome.message
             logger.warning("%s (%s) failed: %s", cell.name, named, outcome.message)
             return
-        self.made += 1
-        logger.info("%s: %s, %.0f s", cell.kind, named, outcome.seconds)
+        if outcome.state == "made":
+            self.made += 1
+            logger.info("%s: %s, %.0f s", cell.kind, named, outcome.seconds)
         if cell.kind in SCORES:
             self.write()
             self._drop_checkpoints(cell.needs.get("attack"))

@@ -60,10 +60,14 @@ class Store:
         partial.rename(self.folder(cell.name))
 
     def remove(self, name: str) -> None:
-        """Drop a cell; under another name first, so that no half of it is taken for the whole."""
+        """Drop a cell, unless another process has; under another name first, so that no half of it is taken for the
+        whole."""
         waste = self.cells / f".{name}.removed"
-        shutil.rmtree(waste, ignore_errors=True)  # Of a process that was killed here.
-        self.folder(name).rename(waste)
+        with self.locks.guard():
+            if not self.whole(name):
+                return
+            shutil.rmtree(waste, ignore_errors=True)  # Of a process that was killed here.
+            self.folder(name).rename(waste)
         shutil.rmtree(waste)
 
     def complain(self, name: str, traceback: str) -> Path:

@@ -20,8 +20,8 @@ class Outcome:
     """What became of a submitted cell."""
 
     cell: Cell
-    state: Literal["made", "busy", "failed"]
-    """``busy``: another process is making it."""
+    state: Literal["made", "there", "busy", "failed"]
+    """``there``: another process made it since it was submitted; ``busy``: another process is making it."""
     message: str = ""
     """Why it failed."""
     seconds: float = 0.0
@@ -36,7 +36,7 @@ def make(store: Store, cell: Cell, *, device: str = "cpu", progress: Progress | 
         if not mine:
             return Outcome(cell, "busy")
         if store.whole(cell.name):
-            return Outcome(cell, "made")
+            return Outcome(cell, "there")
         began = time.monotonic()
         try:
             _fill(store, cell, device, progress)
