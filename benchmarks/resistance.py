@@ -2,11 +2,12 @@
 
     metaunlearn bench resistance-canvas --out runs/table1
     python benchmarks/resistance.py runs/table1/resistance-canvas/results.json [FILE ...] \
-        --methods runs/table1/methods-canvas/results.json [FILE ...]
+        --plain FILE [FILE ...] --methods runs/table1/methods-canvas/results.json [FILE ...]
 
 Several files are parts of one grid that several machines made: of each concept and seed the one with most of it
-counts. The other methods are those of ``methods-canvas``, as far as they are there; where several files have one, the
-last one's figures count.
+counts. Where that one has no plainly unlearned model, it comes from an earlier version of the grid (``--plain``),
+whose plainly unlearned models had the same settings. The other methods are those of ``methods-canvas``, as far as they
+are there; where several files have one, the last one's figures count.
 """
 
 from __future__ import annotations
@@ -56,12 +57,16 @@ def main() -> None:
     """Read, join, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="results.json of a resistance grid")
+    parser.add_argument("--plain", type=Path, nargs="*", default=[], metavar="FILE", help="of earlier resistance grids")
     parser.add_argument("--methods", type=Path, nargs="*", default=[], metavar="FILE", help="of a methods grid")
     parser.add_argument("--out", type=Path, default=Path("docs/resistance.md"))
     options = parser.parse_args()
-    parts, others = (read(files) for files in (options.results, options.methods))
-    made_with = sorted({f"torch {part.versions['torch']}" for part in [*parts, *others]})
-    text = page(joined(parts), others, options.out, " and ".join(made_with))
+    parts, plain, others = (read(files) for files in (options.results, options.plain, options.methods))
+    made_with = sorted({f"torch {part.versions['torch']}" for part in [*parts, *plain, *others]})
+    found = joined(parts)
+    if plain:
+        found = with_plain(found, joined(plain))
+    text = page(found, others, options.out, " and ".join(made_with))
     write_atomic(options.out, text)
 
 
@@ -83,16 +88,28 @@ def joined(parts: Sequence[Found]) -> Found:
     return replace(first, rows=rows, protocols={name: one for part in parts for name, one in part.protocols.items()})
 
 
+def with_plain(found: Found, earlier: Found) -> Found:
+    """``found``, with the plainly unlearned models that it lacks taken from an earlier version of the grid."""
+    there = {(row.concept, row.seed) for row in (measured.row for measured in found.rows) if row.model == "unlearn"}
+    asked = {(concept.name, seed) for concept in found.grid.concepts for seed in concept.seeds}
+    taken = [
+        measured
+        for measured in earlier.rows
+        if measured.row.model == "unlearn" and (measured.row.concept, measured.row.seed) in asked - there
+    ]
+    return replace(found, rows=[*found.rows, *taken], protocols={**earlier.protocols, **found.protocols})
+
+
 def page(found: Found, others: Sequence[Found], out: Path, made_with: str) -> str:
     """The page; its charts are written beside ``out``."""
     lines = [[str(cell) for cell in row] for concept in found.grid.concepts for row in summary(found, concept)]
     methods = ", ".join(found.grid.methods)
+    of_plain = "".join(f", `{said}`" for said in as_overrides(found.grid.by_model.get("unlearn", {})))
     parts = [
         "# Resistance on Canvas",
         f"`metaunlearn bench {found.bench} --out runs/table1`, then `python benchmarks/resistance.py "
         f"runs/table1/{found.bench}/results.json`: {len(found.rows)} of {found.rows_in_all} states, `{methods}` at the "
-        f"settings of the recipe `{found.grid.recipe}`, plainly unlearned for as many steps with the same "
-        "retained pictures.",
+        f"settings of the recipe `{found.grid.recipe}`; plainly unlearned with the same retained pictures{of_plain}.",
         "*Comes back*: the mean percentage over the first four checkpoints of the attack that the settings were chosen "
         f"on ({CHOSEN_ON}), in the meta-unlearned model over the plain one. *Other attacks*: the mean of that ratio "
         f"over the others, each over all its checkpoints; {' and '.join(LOOKED_AT)} were looked at on knife, seed 0, "

@@ -82,7 +82,7 @@ def main() -> None:
 def erased(concept: str, method: str, steps: int, overrides: list[str], device: str = "cpu") -> Algorithm1:
     """Canvas after ``steps`` outer steps: the run holds its parameters, data and settings."""
     model = adapt(own_pipeline("canvas"), device)
-    chosen = configure(method, read_recipe("small"), overrides)
+    chosen = configure(method, read_recipe("small-unbounded"), overrides)
     if not isinstance(chosen.method, OptimisedMethod):
         raise SystemExit("--method: an optimised one (esd-..., sdd).")
     prompts = prompts_for(model.pipeline, [concept])
