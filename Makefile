@@ -10,7 +10,7 @@ PIP_ARGS ?=
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The others take an hour (make results, end_to_end_scores.py), read what bench or tune has made (resistance.py, ladder.py, frontier.py, every_attack.py), want a GPU
 # (full_size.py), or are none (official_loop.py, rivals.py).
-OTHERS = $(addprefix benchmarks/,stories.py resistance.py ladder.py frontier.py every_attack.py official_loop.py end_to_end_scores.py exact_or_first_order.py full_size.py rivals.py)
+OTHERS = $(addprefix benchmarks/,stories.py resistance.py ladder.py frontier.py every_attack.py official_loop.py end_to_end_scores.py full_size.py rivals.py)
 BENCHMARKS = $(filter-out $(OTHERS),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
@@ -41,7 +41,6 @@ canvas: $(STAMP)  ## Train the embedded model again, from the npm packages
 
 results: $(STAMP)  ## Tell the stories of docs/stories.md again
 	$(BIN)/python benchmarks/stories.py $(ARGS)
-	$(BIN)/python benchmarks/exact_or_first_order.py
 
 package: $(STAMP)  ## Build, check and try out what is published, into dist/
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[release]'
