@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.report import read_summary, rows
@@ -58,8 +60,11 @@ def _base(model: str) -> str:
 
 
 def _licence_of(model: str) -> str | None:
-    """What the base model's own card says."""
+    """What the base model's own card says, in its folder or in the hub's cache."""
     card = Path(model) / CARD_FILE
+    if not Path(model).exists() and model.count("/") == 1:
+        cached = try_to_load_from_cache(model, CARD_FILE)
+        card = Path(cached) if isinstance(cached, str) else card
     found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(), re.MULTILINE) if card.is_file() else None
     return found[1] if found else None
 

@@ -10,7 +10,6 @@ from huggingface_hub import try_to_load_from_cache
 from metaunlearn.bench import sources
 from metaunlearn.bench.recipe import CANVAS
 from metaunlearn.metrics.hub import Repository
-from metaunlearn.models.loading import VARIANTS
 
 
 @functools.cache
@@ -18,10 +17,9 @@ def pipeline_identity(model: str) -> str | None:
     """Of a base model; None when it is neither here nor in the hub's cache."""
     if model == CANVAS:
         return sources.files_hash(_canvas() / "pipeline")
-    weights = ["unet/diffusion_pytorch_model" + (f".{variant}" if variant else "") for variant in VARIANTS]
     if Path(model).exists():
         return sources.files_hash(Path(model))
-    return _cached(model, None, "model_index.json", [f"{name}.safetensors" for name in weights])
+    return _cached(model, None, "model_index.json", "unet/*.safetensors")
 
 
 @functools.cache
@@ -31,7 +29,7 @@ def judge_identity(judge: str) -> str | None:
         return sources.files_hash(_canvas() / "judge")
     if Path(judge).exists():
         return sources.files_hash(Path(judge))
-    return _cached(*Repository.parse(judge), "config.json", ["model.safetensors"])
+    return _cached(*Repository.parse(judge), "config.json", "model*.safetensors")
 
 
 @functools.cache
@@ -46,8 +44,8 @@ def _canvas() -> Path:
     return weights_folder()
 
 
-def _cached(model: str, revision: str | None, index: str, weights: list[str]) -> str | None:
+def _cached(model: str, revision: str | None, index: str, weights: str) -> str | None:
     found = try_to_load_from_cache(model, index, revision=revision) if model.count("/") == 1 else None
     # The cache keeps each revision in a folder named by its commit.
-    there = isinstance(found, str) and any((Path(found).parent / name).is_file() for name in weights)
+    there = isinstance(found, str) and any(Path(found).parent.glob(weights))
     return f"{model}@{Path(str(found)).parent.name}" if there else None

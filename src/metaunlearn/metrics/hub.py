@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.fetching import fetch_command
 from metaunlearn.metrics.preprocessing import PREPROCESSOR, PROCESSOR
 
 HUB_SECONDS = 10
@@ -38,9 +39,7 @@ class Repository(NamedTuple):
     @property
     def download(self) -> str:
         """The command that fetches it into the cache."""
-        files = " ".join(f'"{pattern}"' for pattern in FILES)
-        at = f" --revision {self.revision}" if self.revision else ""
-        return f"hf download {self.id}{at} --include {files}"
+        return fetch_command(self.id, FILES, revision=self.revision)
 
 
 class Found(NamedTuple):

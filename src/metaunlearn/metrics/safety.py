@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.errors import UserError, first_line
+from metaunlearn.fetching import fetch_command
 from metaunlearn.metrics.hub import Repository, snapshot
 from metaunlearn.metrics.intervals import Score, require_data, score, wilson
 from metaunlearn.metrics.judge import BATCH, weights_hash
@@ -25,9 +26,11 @@ REPOSITORY = "CompVis/stable-diffusion-v1-4"
 REVISION = "133a221b8aa7292a167afc5127cb63fb5005638b"
 OPTIONS = "--metrics unsafe:DIR, --success unsafe:DIR"
 CHECKER, EXTRACTOR = "safety_checker", "feature_extractor"
-FETCH = (
-    f'hf download {REPOSITORY} --revision {REVISION} --include "{CHECKER}/*.json" '
-    f'"{CHECKER}/model.safetensors" "{EXTRACTOR}/*" --local-dir DIR'
+FETCH = fetch_command(
+    REPOSITORY,
+    (f"{CHECKER}/*.json", f"{CHECKER}/model.safetensors", f"{EXTRACTOR}/*"),
+    revision=REVISION,
+    folder="DIR",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError
+from metaunlearn.fetching import fetch_pipeline
 from metaunlearn.models.checks import REFINER, check_class
 from metaunlearn.models.components import networks
 
 CANVAS = "canvas"
 HUB_SECONDS = 10
 """How long the hub may take to say whether it has a model."""
+CARD = "README.md"
+"""What says a model's licence, which goes on to what is made of it."""
 VARIANTS = (None, "fp16", "bf16")
 """Of a repository's weights, in the order of preference: the plain ones, then half precision, cast to float32."""
 
@@ -108,25 +112,27 @@ def _load_from_hub(model: str) -> Any:
             f"MODEL {model!r} does not exist: no such folder or file, and no hub id. 'canvas' always works."
         )
     index = try_to_load_from_cache(model, "model_index.json")
+    lacks = ""
     if isinstance(index, str):
-        options = _options(json.loads(Path(index).read_text()))
-        for variant in VARIANTS:
-            try:
-                return DiffusionPipeline.from_pretrained(model, variant=variant, local_files_only=True, **options)
-            except (OSError, ValueError):
-                pass  # Not all of it is in the cache, or not in this variant.
+        _options(json.loads(Path(index).read_text()))  # What cannot be worked with needs no download, either.
+        try:
+            return load_folder(Path(index).parent)
+        except UserError as error:
+            lacks = f" ({error})"
     try:
         # Asked first because one request fails at once where there is no network; a download tries for long.
         files = [file.rfilename for file in HfApi().model_info(model, timeout=HUB_SECONDS).siblings or []]
         variant = choose_variant(files, model)
         options = _options(DiffusionPipeline.load_config(model))
-        return DiffusionPipeline.from_pretrained(model, variant=variant, **options)
+        folder = Path(DiffusionPipeline.download(model, variant=variant, **options))
+        with contextlib.suppress(Exception):  # Not every model has a card.
+            hf_hub_download(model, CARD)
+        return load_folder(folder)
     except UserError:
         raise
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
         reason = str(error).strip().splitlines()[0].rstrip(". ") if str(error).strip() else type(error).__name__
         raise UserError(
-            f"MODEL {model!r} is no folder here, is not in the cache and could not be had from the hub: {reason}. "
-            f'Fetch it where there is a network (hf download {model} --include "*.json" "*.txt" "*/*model.safetensors" '
-            '--exclude "safety_checker/*" --local-dir DIR) and give the folder.'
+            f"MODEL {model!r} is no folder here, is not whole in the cache{lacks} and could not be had from the hub: "
+            f"{reason}. Fetch it where there is a network ({fetch_pipeline(model, folder='DIR')}) and give the folder."
         ) from error

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from metaunlearn.errors import UserError
+from metaunlearn.fetching import CONFIGURATION, fetch_command
 from metaunlearn.models.layout import Family, Part, family_of_keys, family_of_pipeline, to_diffusers, to_original
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -101,7 +102,7 @@ def _configuration(path: Path, family: Family, given: Path | None) -> Path:
     raise UserError(
         f"MODEL {path} is a checkpoint of {family.name}, which holds weights only: its tokenizer's vocabulary and its "
         "configuration are needed, too (a few MB, no weights). Fetch them where there is a network with\n"
-        f'  hf download {where} --include "*.json" "*.txt" --local-dir DIR\n'
+        f"  {fetch_command(where, CONFIGURATION, folder='DIR')}\n"
         f"and turn the file into a folder that every command takes:\n"
         f"  metaunlearn import {path} --config DIR --out FOLDER"
     )

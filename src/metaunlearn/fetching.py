@@ -1,0 +1,34 @@
+"""What to type to fetch files from the hub, on a machine that reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CONFIGURATION = ("*.json", "*.txt")
+"""Of a pipeline: all but its weights."""
+PIPELINE = (*CONFIGURATION, "README.md", "*/*model.safetensors", "*/*model-*.safetensors")
+"""Of a pipeline: what is loaded, whole or in shards, but for ``PASSED_OVER``, and its card."""
+PASSED_OVER = ("safety_checker/*",)
+
+
+def fetch_command(
+    repository: str,
+    include: Sequence[str] = (),
+    *,
+    exclude: Sequence[str] = (),
+    revision: str | None = None,
+    folder: str = "",
+) -> str:
+    """The ``hf download`` of these files of ``repository``, into the cache or ``folder``. No pattern: all of them.
+
+    ``hf`` takes one pattern after each ``--include``, and further ones for names of files.
+    """
+    words = [f"hf download {repository}", *([f"--revision {revision}"] if revision else [])]
+    words += [f'--include "{pattern}"' for pattern in include]
+    words += [f'--exclude "{pattern}"' for pattern in exclude]
+    return " ".join([*words, *([f"--local-dir {folder}"] if folder else [])])
+
+
+def fetch_pipeline(repository: str, *, folder: str = "") -> str:
+    """The same of a whole pipeline."""
+    return fetch_command(repository, PIPELINE, exclude=PASSED_OVER, folder=folder)

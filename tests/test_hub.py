@@ -1,0 +1,104 @@
+"""Models of the hub: what the commands fetch that messages tell, and what becomes of what the cache holds."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaunlearn.bench.identity import pipeline_identity
+from metaunlearn.cards import _licence_of
+from metaunlearn.errors import UserError
+from metaunlearn.fetching import CONFIGURATION, PASSED_OVER, PIPELINE, fetch_command, fetch_pipeline
+from metaunlearn.metrics.hub import FILES, Repository
+from metaunlearn.metrics.safety import FETCH
+from metaunlearn.models.loading import load_pipeline
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("command", "include", "exclude", "folder"),
+    [
+        (fetch_pipeline("some/model", folder="DIR"), PIPELINE, PASSED_OVER, "DIR"),
+        (fetch_pipeline("some/model"), PIPELINE, PASSED_OVER, None),
+        (fetch_command("some/model", CONFIGURATION, folder="DIR"), CONFIGURATION, None, "DIR"),
+        (Repository.parse("some/model@main").download, FILES, None, None),
+        (FETCH, ("safety_checker/*.json", "safety_checker/model.safetensors", "feature_extractor/*"), None, "DIR"),
+    ],
+)
+def test_hubs_own_command_understands_what_is_told(
+    command: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...] | None,
+    folder: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        importlib.import_module("huggingface_hub.cli.download"),
+        "snapshot_download",
+        lambda **given: asked.update(given) or "there",
+    )
+    program, *words = shlex.split(command)
+    assert program == "hf"
+    importlib.import_module("huggingface_hub.cli.hf").app.main(args=words, standalone_mode=False)
+    assert (asked["allow_patterns"], asked["ignore_patterns"]) == (list(include), exclude and list(exclude))
+    assert asked["local_dir"] == folder
+
+
+def cached(model: Path, name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``somebody/NAME`` in a cache of the hub's layout, and no hub; its snapshot."""
+
+    class Nobody:
+        def model_info(self, *_: Any, **__: Any) -> None:
+            raise OSError("no route to host")
+
+    snapshot = cache / f"models--somebody--{name}" / "snapshots" / COMMIT
+    shutil.copytree(model, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("metaunlearn.models.loading.HfApi", Nobody)
+    return snapshot
+
+
+def test_a_cached_model_is_the_folder_that_it_was(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its denoiser comes in shards; and a grid knows it by its commit."""
+    snapshot = cached(tiny_model, "whole", tmp_path, monkeypatch)
+    there = load_pipeline(tiny_model).unet
+    shutil.rmtree(snapshot / "unet")
+    there.save_pretrained(snapshot / "unet", max_shard_size="200KB")
+    assert len(list((snapshot / "unet").glob("*.safetensors"))) > 1
+    found = load_pipeline("somebody/whole").unet
+    assert all(torch.equal(a, b) for a, b in zip(there.parameters(), found.parameters(), strict=True))
+    assert pipeline_identity("somebody/whole") == f"somebody/whole@{COMMIT}"
+
+
+@pytest.mark.parametrize("lacking", ["tokenizer/vocab.json", "unet/diffusion_pytorch_model.safetensors", "vae"])
+def test_a_part_of_a_model_in_the_cache_is_not_taken_for_it(
+    lacking: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = cached(tiny_model, "part", tmp_path, monkeypatch)
+    for file in (snapshot / "tokenizer").glob("tokenizer.json"):
+        file.unlink()
+    shutil.rmtree(snapshot / lacking, ignore_errors=True)
+    (snapshot / lacking).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"not whole in the cache \(.*no route to host.*hf download somebody/part"):
+        load_pipeline("somebody/part")
+
+
+def test_the_licence_of_a_cached_model_goes_on(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = cached(tiny_model, "licensed", tmp_path, monkeypatch)
+    assert _licence_of("somebody/licensed") is None
+    (snapshot / "README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n# A model\n")
+    assert _licence_of("somebody/licensed") == "creativeml-openrail-m"
