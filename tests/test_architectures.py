@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from huggingface_hub import split_torch_state_dict_into_shards
 
 from metaunlearn.erasure.uce import projections
 from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.parameters import subset
+from metaunlearn.pipelines import WHOLE
 
 PUBLISHED = {
     "sd14": (859_520_964, 83_653_863, [123_060_480]),
@@ -45,3 +47,10 @@ def test_subsets_hold_what_their_rules_say(name: str) -> None:
     assert widths == {unet.config.cross_attention_dim}
     first = {key.split(".attn2.")[0] for key in subset(names, "first-xattn")}
     assert first == {f"down_blocks.{int(name == 'sdxl')}.attentions.0.transformer_blocks.0"}
+
+
+def test_a_denoiser_is_saved_in_one_file() -> None:
+    """As its authors publish it: XL's, in float32, is larger than what diffusers would put into one."""
+    state = ARCHITECTURES["sdxl"].build_unet().state_dict()
+    assert split_torch_state_dict_into_shards(state, max_shard_size="10GB").is_sharded
+    assert not split_torch_state_dict_into_shards(state, max_shard_size=WHOLE).is_sharded

@@ -109,3 +109,17 @@ def test_command_line(call: Call, tiny_model: Path, erased: Path, tmp_path: Path
         assert found.code == 2
         assert says in found.err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_pipeline_in_half_precision_stays_one(tmp_path: Path) -> None:
+    """All of it, though the work is done in float32; and its delta is to the float32 of its numbers."""
+    base = new_sd1().to(torch.float16)
+    result = erase(base, ["zebra"], method="uce", meta=False, out=tmp_path / "run", delta=True)
+    parts = [base.unet, base.vae, base.text_encoder]
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float16}
+    assert result.pipeline.text_encoder.dtype == torch.float32
+    apply_delta(base, tmp_path / "run" / DELTA_FILE, tmp_path / "applied")
+    assert (tmp_path / "applied" / UNET).read_bytes() == (tmp_path / "run" / UNET).read_bytes()
+    mixed = new_sd1()
+    mixed.vae.half()
+    assert {part.dtype for part in (load(mixed).pipeline.unet, load(mixed).pipeline.vae)} == {torch.float32}

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
 
 from conftest import Call
 from metaunlearn.errors import UserError
@@ -37,6 +43,24 @@ def with_rgba() -> Any:
     return pipeline
 
 
+def with_tiny_autoencoder() -> Any:
+    pipeline = new_sd1()
+    pipeline.vae = AutoencoderTiny(latent_channels=pipeline.vae.config.latent_channels)
+    return pipeline
+
+
+def with_adapter() -> Any:
+    pipeline = new_sd1()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))
+    return pipeline
+
+
+def with_long_prompts() -> Any:
+    pipeline = new_sd1()
+    pipeline.tokenizer.model_max_length = 1000
+    return pipeline
+
+
 def inpainting() -> Any:
     parts = {**new_sd1().components, "image_encoder": None}
     return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
@@ -62,13 +86,18 @@ NO_CROSS_ATTENTION = {
     [
         (lambda: without(new_sd1(), "tokenizer"), "no tokenizer"),
         (lambda: without(new_sdxl(), "text_encoder_2", "vae"), "no vae and no text_encoder_2"),
-        (lambda: without(new_sdxl(), "text_encoder"), "refiner"),
+        (lambda: without(new_sdxl(), "text_encoder"), "has no text_encoder"),
         (refiner, "refiner"),
         (inpainting, "starts from a picture"),
         (lambda: with_unet(in_channels=9), "takes 9 channels but its latents have 4"),
         (lambda: with_unet(time_cond_proj_dim=8), "distilled"),
         (lambda: with_unet(**NO_CROSS_ATTENTION), "no cross-attention"),
         (with_rgba, "autoencoder takes pictures of 4 channels"),
+        (with_tiny_autoencoder, "autoencoder is a AutoencoderTiny"),
+        (with_adapter, r"adapter \(LoRA\)"),
+        (lambda: with_unet(sample_size=None), "how large its latents are"),
+        (lambda: with_unet(cross_attention_dim=24), "give 16 numbers a token and its denoiser takes 24"),
+        (with_long_prompts, "cuts prompts at 1000 tokens and its text_encoder has places for"),
         (object, "MODEL is a object, which has no adapter"),
     ],
 )

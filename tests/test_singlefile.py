@@ -22,6 +22,7 @@ from metaunlearn.exporting import export, import_checkpoint
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.layout import FAMILIES, Family, Link, family_of_keys, to_diffusers, to_original
+from metaunlearn.models.layout.markers import IN_WORDS
 from metaunlearn.models.singlefile import load_single_file, save_single_file
 from tiny_models import NEW, new_sdxl
 
@@ -140,7 +141,7 @@ def test_tiny_pipelines_go_around_number_for_number(name: str, tmp_path: Path) -
         pictures.append(pipeline("a fox", num_inference_steps=2, generator=generator, output_type="pt").images)
     assert torch.equal(*pictures)
     with safe_open(file, framework="pt") as opened:
-        assert opened.metadata()["modelspec.prediction_type"] == one.scheduler.config.prediction_type
+        assert opened.metadata()["modelspec.prediction_type"] == IN_WORDS[one.scheduler.config.prediction_type]
 
 
 def test_diffusers_loads_what_is_exported(tmp_path: Path) -> None:
@@ -184,6 +185,37 @@ def test_half_precision_and_markers(tmp_path: Path) -> None:
         pipeline.scheduler.register_to_config(**options)
         save_single_file(pipeline, tmp_path / "marked.safetensors")
         assert set(load_file(tmp_path / "marked.safetensors")) - set(half) == markers
+
+
+def test_what_a_file_says_it_predicts_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the configuration folder says; a file of XL by its tensors, any by its metadata, ours or another's."""
+    for name, words in (("sdxl", "v"), ("sd2", "epsilon"), ("sd1", "v_prediction")):
+        config = _saved(NEW[name](), tmp_path / name)
+        pipeline = NEW[name]()
+        predicts = {"v": "v_prediction"}.get(words, words)
+        pipeline.scheduler.register_to_config(prediction_type=predicts, rescale_betas_zero_snr=name == "sdxl")
+        file = tmp_path / f"{name}.safetensors"
+        save_single_file(pipeline, file)
+        if name == "sd1":  # Written by somebody who has diffusers' word.
+            save_file(load_file(file), file, {"modelspec.prediction_type": words})
+        found = load_single_file(file, config).scheduler.config
+        assert (found.prediction_type, bool(found.get("rescale_betas_zero_snr"))) == (predicts, name == "sdxl")
+    assert "predicts v_prediction, as it says itself" in caplog.text
+    save_file(load_file(tmp_path / "sd2.safetensors"), tmp_path / "mute.safetensors")
+    assert load_single_file(tmp_path / "mute.safetensors", tmp_path / "sd2").scheduler.config.prediction_type
+    assert "mute.safetensors does not say what it predicts" in caplog.text
+
+
+def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    pipeline = NEW["sd1"]()
+    pipeline.unet.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"unet does not go into one file .*'extra.weight'"):
+        save_single_file(pipeline, tmp_path / "model.safetensors")
+    folder = _saved(NEW["sd1"](), tmp_path / "config")
+    save_single_file(NEW["sd1"](), tmp_path / "model.safetensors")
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(UserError, match="no scheduler that can be read"):
+        load_single_file(tmp_path / "model.safetensors", folder)
 
 
 def _saved(pipeline: object, folder: Path) -> Path:

@@ -67,7 +67,8 @@ def attack(
     """
     known(kind)
     check_trackers(trackers)
-    adapter = adapt(own_pipeline(model, *getattr(KINDS[kind], "copies", ())), processes.device(device))
+    where, copies = processes.device(device), getattr(KINDS[kind], "copies", ())
+    adapter = adapt(own_pipeline(model, *copies, device=where), where)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     read = read_recipe(recipe)
     configured = configure(kind, read, overrides)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import check_new_file
-from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models import adapt, in_float32, load_pipeline
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.parameters import digest
 from metaunlearn.pipelines import save_pipeline
@@ -57,7 +57,7 @@ def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
     Returns what the command line prints with ``--json``. Raises UserError before any work.
     """
     check_new_file(out, ".safetensors")
-    before, after = _modules(load_pipeline(base)), _modules(load_pipeline(model))
+    before, after = (_modules(in_float32(load_pipeline(one))) for one in (base, model))
     _check_same(before, after)
     tensors: dict[str, Tensor] = {}
     hashes: dict[str, dict[str, str]] = {"base": {}, "result": {}}
@@ -93,7 +93,7 @@ def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
     try:
         with safe_open(delta, framework="pt") as file:
             hashes = _hashes(delta, dict(file.metadata() or {}))
-            pipeline = load_pipeline(base) if isinstance(base, str | Path) else copy.deepcopy(base)
+            pipeline = load_pipeline(base) if isinstance(base, str | Path) else copy.deepcopy(base).to(torch.float32)
             modules = _modules(pipeline)
             for component, expected in hashes["base"].items():
                 found = digest(dict(modules[component].named_parameters())) if component in modules else "none"

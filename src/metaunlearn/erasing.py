@@ -108,7 +108,8 @@ def erase(
         raise UserError("trackers=... follow what a run logs in its folder; give one (out=..., --out DIR).")
     check_trackers(trackers)
     hub = sign_in(push) if push is not None and processes.main else None
-    adapter = adapt(own_pipeline(model), processes.device(device))
+    where = processes.device(device)
+    adapter = adapt(own_pipeline(model, device=where), where)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     chosen = configure(method, read_recipe(recipe), overrides)
     if meta is None and chosen.defended:

@@ -16,6 +16,10 @@ from metaunlearn.files import write_json
 from metaunlearn.generation import default_sampling, write_sampling
 from metaunlearn.models.interface import TextToImageModel
 
+WHOLE = "100GB"
+"""Least size of a component that comes in several files: diffusers' 10 GB would cut XL's denoiser in float32 in two,
+which its authors publish, and other programs expect, as one."""
+
 
 def save_pipeline(
     model: TextToImageModel, folder: Path, *, twin: Path | None = None, changed: Sequence[str] = ("unet",)
@@ -28,13 +32,14 @@ def save_pipeline(
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     if twin is None:
-        model.pipeline.save_pretrained(staging, safe_serialization=True)
+        model.pipeline.save_pretrained(staging, safe_serialization=True, max_shard_size=WHOLE)
         _name_processors_for_all(staging / "model_index.json")
         write_sampling(staging, default_sampling(model.pipeline))
     else:
         _link_all_but(changed, twin, staging)
         for name in changed:
-            getattr(model.pipeline, name).save_pretrained(staging / name, safe_serialization=True)
+            part = getattr(model.pipeline, name)
+            part.save_pretrained(staging / name, safe_serialization=True, max_shard_size=WHOLE)
     folder.mkdir(parents=True, exist_ok=True)
     for entry in sorted(staging.iterdir()):
         target = folder / entry.name

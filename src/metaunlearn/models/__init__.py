@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.models.interface import TextToImageModel
@@ -19,6 +20,7 @@ __all__ = [
     "StableDiffusionXL",
     "TextToImageModel",
     "adapt",
+    "in_float32",
     "load",
     "load_pipeline",
     "own_pipeline",
@@ -40,19 +42,47 @@ def adapt(pipeline: Any, device: str | torch.device = "cpu") -> TextToImageModel
     return ADAPTERS[check_pipeline(pipeline)](pipeline, device=device)
 
 
-def own_pipeline(model: Any, *others: str) -> Any:
-    """A pipeline whose denoiser may be changed: loaded afresh, or around a copy where the caller gave a pipeline.
+def own_pipeline(model: Any, *others: str, device: str | torch.device | None = None) -> Any:
+    """A pipeline whose denoiser may be changed: loaded afresh, or around copies where the caller gave a pipeline.
 
-    ``others`` are further components that may be changed, where it has them, e.g. ``"text_encoder_2"``.
+    ``others`` are further components that may be changed, where it has them, e.g. ``"text_encoder_2"``; ``device`` is
+    where it goes next.
     """
-    return load_pipeline(model) if isinstance(model, str | Path) else with_own_denoiser(model, *others)
+    return load_pipeline(model) if isinstance(model, str | Path) else with_own_denoiser(model, *others, device=device)
 
 
-def with_own_denoiser(pipeline: Any, *others: str) -> Any:
-    """The same pipeline around a copy of its denoiser, and of ``others``: the caller's weights stay untouched."""
+def with_own_denoiser(pipeline: Any, *others: str, device: str | torch.device | None = None) -> Any:
+    """The same pipeline around a copy of its denoiser, and of ``others``: the caller's weights stay untouched.
+
+    Copied, too, is what an adapter on ``device`` would cast or move. ``None``: it stays where it is.
+    """
     check_pipeline(pipeline)
-    there = [name for name in ("unet", *others) if name in pipeline.components]
-    return rebuilt(pipeline, **{name: copy.deepcopy(getattr(pipeline, name)) for name in there})
+    own = {
+        name: copy.deepcopy(part)
+        for name, part in pipeline.components.items()
+        if name in ("unet", *others) or not _ready(part, device)
+    }
+    return rebuilt(pipeline, **own)
+
+
+def in_float32(pipeline: Any) -> Any:
+    """The pipeline itself, or one around float32 copies of those components that are in another precision."""
+    check_pipeline(pipeline)
+    parts = {name: part for name, part in pipeline.components.items() if not _ready(part)}
+    own = {name: copy.deepcopy(part).float() for name, part in parts.items()}
+    return rebuilt(pipeline, **own) if own else pipeline
+
+
+def _ready(part: Any, device: str | torch.device | None = None) -> bool:
+    """Whether a component is in float32, and on ``device``, or has no weights."""
+    if not isinstance(part, nn.Module):
+        return True
+    wanted = None if device is None else torch.device(device)
+    return all(
+        p.dtype == torch.float32
+        and (wanted is None or (p.device.type == wanted.type and wanted.index in (None, p.device.index)))
+        for p in part.parameters()
+    )
 
 
 def rebuilt(pipeline: Any, kind: Any = None, **parts: Any) -> Any:

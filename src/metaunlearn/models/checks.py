@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, ConsistencyDecoderVAE, UNet2DConditionModel
 
 from metaunlearn.errors import UserError
 
@@ -19,12 +19,23 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 """Who reads a prompt, and who is told."""
 
+AUTOENCODERS = (AutoencoderKL, AsymmetricAutoencoderKL, ConsistencyDecoderVAE)
+"""Those whose encoder gives a distribution."""
+
 HANDLED = "Stable Diffusion 1.x and 2.x (StableDiffusionPipeline) and XL (StableDiffusionXLPipeline)"
 REFINER = (
     "MODEL is the refiner of Stable Diffusion XL: it only polishes what the base model drew and does not see most of a "
     "prompt, so nothing can be erased from it. Give the base model (stable-diffusion-xl-base-1.0), and publish it "
     "without a refiner, which still knows the concept."
 )
+
+
+def is_refiner(name: str, *, aesthetics: Any, text_encoder: Any) -> bool:
+    """Whether a pipeline of the class ``name`` refines what another drew.
+
+    It is told how beautiful that should be (``aesthetics``), or starts from a picture without a first ``text_encoder``.
+    """
+    return "XL" in name and bool(aesthetics or ("Img2Img" in name and text_encoder is None))
 
 
 def check_class(name: str) -> None:
@@ -41,7 +52,8 @@ def check_pipeline(pipeline: Any) -> str:
     """The name of the pipeline's class, if everything is there that erasing needs; else UserError."""
     name = type(pipeline).__name__
     config = getattr(pipeline, "config", {})
-    if "XL" in name and (config.get("requires_aesthetics_score") or getattr(pipeline, "text_encoder", True) is None):
+    first = getattr(pipeline, "text_encoder", None)
+    if is_refiner(name, aesthetics=config.get("requires_aesthetics_score"), text_encoder=first):
         raise UserError(REFINER)
     check_class(name)
     missing = [part for part in FAMILIES[name] if getattr(pipeline, part, None) is None]
@@ -51,8 +63,9 @@ def check_pipeline(pipeline: Any) -> str:
         )
     for tokenizer, encoder in TEXT:
         _check_text(pipeline, tokenizer, encoder)
+    _check_width(pipeline)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
-    _check_autoencoder(pipeline.vae.config)
+    _check_autoencoder(pipeline.vae)
     return name
 
 
@@ -65,9 +78,32 @@ def _check_text(pipeline: Any, tokenizer: str, encoder: str) -> None:
         raise UserError(
             f"MODEL's {tokenizer} has {tokens} tokens and its {encoder} knows {known}: they are not of one model."
         )
+    length = getattr(pipeline, tokenizer).model_max_length
+    places = getattr(getattr(pipeline, encoder).config, "max_position_embeddings", length)
+    if length > places:
+        raise UserError(
+            f"MODEL's {tokenizer} cuts prompts at {length} tokens and its {encoder} has places for {places}: set the "
+            f"tokenizer's model_max_length to {places}."
+        )
 
 
-def _check_autoencoder(config: Any) -> None:
+def _check_width(pipeline: Any) -> None:
+    encoders = [getattr(pipeline, encoder) for _, encoder in TEXT if getattr(pipeline, encoder, None) is not None]
+    width, expected = sum(encoder.config.hidden_size for encoder in encoders), pipeline.unet.config.cross_attention_dim
+    if isinstance(expected, int) and width != expected and pipeline.unet.config.encoder_hid_dim_type is None:
+        raise UserError(
+            f"MODEL's text encoders give {width} numbers a token and its denoiser takes {expected}: they are not of "
+            "one model."
+        )
+
+
+def _check_autoencoder(vae: Any) -> None:
+    config = vae.config
+    if not isinstance(vae, AUTOENCODERS):
+        raise UserError(
+            f"MODEL's autoencoder is a {type(vae).__name__}; expected an AutoencoderKL. Give the model with the "
+            "autoencoder that it was trained with, not with a small one for previews."
+        )
     channels = (config.in_channels, config.out_channels)
     if not set(channels) <= {1, 3}:
         raise UserError(
@@ -85,6 +121,16 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
         raise UserError(
             "MODEL's denoiser has no cross-attention (no attn2.to_k among its parameters), so no prompt reaches it and "
             "there is no concept to erase."
+        )
+    if any("lora_" in name for name, _ in unet.named_parameters()):
+        raise UserError(
+            "MODEL's denoiser has an adapter (LoRA) beside its weights, which would neither be erased nor saved. Fuse "
+            "it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights()), or unload it."
+        )
+    if unet.config.sample_size is None:
+        raise UserError(
+            "MODEL's denoiser does not say how large its latents are (sample_size is None in unet/config.json): give "
+            "it the side that it was trained at, 64 for pictures of 512 pixels."
         )
     channels = unet.config.in_channels
     if channels != latent_channels:

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError
 from metaunlearn.fetching import fetch_pipeline
-from metaunlearn.models.checks import REFINER, check_class
+from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import networks
 
 CANVAS = "canvas"
@@ -88,7 +88,8 @@ def choose_variant(files: list[str], model: str) -> str | None:
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:
     """How to load the pipeline of this ``model_index.json``; refuses before gigabytes are read."""
     name = str(index.get("_class_name", "pipeline without a class"))
-    if "XL" in name and (index.get("requires_aesthetics_score") or index.get("text_encoder", [1])[0] is None):
+    first = index.get("text_encoder", [1])[0]
+    if is_refiner(name, aesthetics=index.get("requires_aesthetics_score"), text_encoder=first):
         raise UserError(REFINER)
     check_class(name)
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}

