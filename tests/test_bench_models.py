@@ -410,3 +410,12 @@ def test_figures_share_the_erased_models(part: str, whole: str) -> None:
         for recipe in (part, whole)
     )
     assert mine <= theirs
+
+
+@pytest.mark.parametrize("suffix", ["-sd14", "-sdxl"])
+def test_commands_lead_to_the_folder_that_is_shared(suffix: str) -> None:
+    """Of the paper's tables and figures on one base model: what they have in common is made once."""
+    commands = [read_recipe(name) for name in recipe_names() if name.endswith(suffix)]
+    folders = [recipe.command.partition(" --out ")[2] for recipe in commands if recipe.grid]
+    assert len(folders) > 5
+    assert len(set(folders)) == 1
