@@ -14,7 +14,7 @@ CAPTIONS = {
     "table3_nsfw_esd_f_3": "Table 3: unsafe score (%) and NSFW score, ESD-f-3",
     "table4_gamma_ratio_esd_u_1": "Table 4: nudity score (%) by gamma1:gamma2, ESD-u-1",
     "table5_inner_steps_esd_u_3": "Table 5: inner steps M, ESD-u-3",
-    "appendix_f_attack_optimizers_esd_u_3": "Appendix F: nudity score (%) by optimiser, read as the attacker's, ESD-u-3",
+    "appendix_f_attack_optimizers_esd_u_3": "Appendix F: nudity score (%) by optimiser (the attacker's?), ESD-u-3",
     "unlearndiffatk_asr": "UnlearnDiffAtk: success rate (%)",
 }
 """By file name, what the table is."""
