@@ -46,7 +46,7 @@ def run(model: Path, out: Path, *more: str, resume: bool = False) -> None:
 
 
 def settings(*overrides: str) -> EraseSettings:
-    return resolve(EraseSettings, read_recipe("small").erase, overrides)
+    return resolve(EraseSettings, read_recipe("small-unbounded").erase, overrides)
 
 
 def logged(out: Path) -> list[dict]:
@@ -71,7 +71,7 @@ def mixed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_mixture_reads_alike_from_a_recipe_and_from_set() -> None:
     rows = [attacker.model_dump() for attacker in ATTACKERS]
-    assert resolve(EraseSettings, read_recipe("small").erase | {"attackers": rows}) == settings(MIXTURE)
+    assert resolve(EraseSettings, read_recipe("small-unbounded").erase | {"attackers": rows}) == settings(MIXTURE)
     assert settings(MIXTURE).simulated == ATTACKERS
     assert settings(MIXTURE, "attackers=[]") == settings()
 
@@ -79,7 +79,7 @@ def test_a_mixture_reads_alike_from_a_recipe_and_from_set() -> None:
 @pytest.mark.parametrize("said", ["inner_optimizer=sgd", "inner_learning_rate=1e-3", "inner_steps=2"])
 def test_one_attacker_beside_a_mixture_is_refused(said: str) -> None:
     """Whoever brings the mixture; the recipe's own inner keys give way to it in silence."""
-    recipe = read_recipe("small")
+    recipe = read_recipe("small-unbounded")
     key = said.partition("=")[0]
     with pytest.raises(UserError, match=rf"{key} .*would be ignored.*--set attackers=\[\]"):
         configure("esd-u-1", recipe, [MIXTURE, said])

@@ -69,7 +69,7 @@ class ToyForgetLoss:
         return ForgetBatch(x_t=x_t, t=t, cond=Conditioning(torch.ones(size, 2, 2).double()), target=target)
 
 
-def toy_settings(*overrides: str, recipe: str = "small") -> EraseSettings:
+def toy_settings(*overrides: str, recipe: str = "small-unbounded") -> EraseSettings:
     """A recipe's settings with some of one's own."""
     return resolve(EraseSettings, read_recipe(recipe).erase, overrides)
 
