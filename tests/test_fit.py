@@ -240,10 +240,7 @@ def diagnoses(run: Path) -> list[dict[str, Any]]:
 
 
 def test_doctor_reflects_it(tiny_model: Path) -> None:
-    once = [
-        "retain_loss=denoising",
-        "zeta_margin=none",
-    ]  # Neither takes passes without a gradient.
+    once = ["retain_loss=denoising", "zeta_margin=none"]  # Neither takes passes without a gradient.
     plain = doctor.estimate(tiny_model, overrides=once, speed=1e9)
     checked = doctor.estimate(tiny_model, overrides=[*once, "gradient_checkpointing=true"], speed=1e9)
     assert checked.seconds_per_step == pytest.approx(plain.seconds_per_step * 4 / 3)

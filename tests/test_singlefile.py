@@ -22,7 +22,6 @@ from metaunlearn.exporting import export, import_checkpoint
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.layout import FAMILIES, Family, Link, family_of_keys, to_diffusers, to_original
-from metaunlearn.models.layout.markers import IN_WORDS
 from metaunlearn.models.singlefile import load_single_file, save_single_file
 from tiny_models import NEW, new_sdxl
 
@@ -141,7 +140,8 @@ def test_tiny_pipelines_go_around_number_for_number(name: str, tmp_path: Path) -
         pictures.append(pipeline("a fox", num_inference_steps=2, generator=generator, output_type="pt").images)
     assert torch.equal(*pictures)
     with safe_open(file, framework="pt") as opened:
-        assert opened.metadata()["modelspec.prediction_type"] == IN_WORDS[one.scheduler.config.prediction_type]
+        in_words = {"epsilon": "epsilon", "v_prediction": "v"}[one.scheduler.config.prediction_type]
+        assert opened.metadata()["modelspec.prediction_type"] == in_words
 
 
 def test_diffusers_loads_what_is_exported(tmp_path: Path) -> None:
@@ -202,7 +202,8 @@ def test_what_a_file_says_it_predicts_counts(tmp_path: Path, caplog: pytest.LogC
         assert (found.prediction_type, bool(found.get("rescale_betas_zero_snr"))) == (predicts, name == "sdxl")
     assert "predicts v_prediction, as it says itself" in caplog.text
     save_file(load_file(tmp_path / "sd2.safetensors"), tmp_path / "mute.safetensors")
-    assert load_single_file(tmp_path / "mute.safetensors", tmp_path / "sd2").scheduler.config.prediction_type
+    mute = load_single_file(tmp_path / "mute.safetensors", tmp_path / "sd2")
+    assert mute.scheduler.config.prediction_type == NEW["sd2"]().scheduler.config.prediction_type
     assert "mute.safetensors does not say what it predicts" in caplog.text
 
 

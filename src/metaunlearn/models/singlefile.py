@@ -54,7 +54,8 @@ def load_single_file(path: Path, config: Path | None = None) -> Any:
             }
     except (OSError, SafetensorError) as error:
         raise UserError(f"MODEL {path} cannot be read as a .safetensors file: {error}") from error
-    return _assembled(family, folder, modules, _scheduler(path, family, folder, said))
+    index = json.loads((folder / "model_index.json").read_text())
+    return _assembled(family, folder, index, modules, _scheduler(path, family, folder, index, said))
 
 
 def save_single_file(pipeline: Any, path: Path, *, dtype: torch.dtype = torch.float32) -> Family:
@@ -156,9 +157,8 @@ def _tensors(module: Any, part: Part, file: Any) -> Iterator[tuple[str, Tensor]]
         yield from zip(link.diffusers, to_diffusers(link, file.get_tensor(link.original)), strict=True)
 
 
-def _scheduler(path: Path, family: Family, folder: Path, said: dict[str, Any]) -> Any:
+def _scheduler(path: Path, family: Family, folder: Path, index: dict[str, Any], said: dict[str, Any]) -> Any:
     """The configured one, but for what the file itself says of what it predicts."""
-    index = json.loads((folder / "model_index.json").read_text())
     try:
         kind = getattr(diffusers, index["scheduler"][1])
         scheduler = kind.from_pretrained(folder / "scheduler", local_files_only=True)
@@ -182,8 +182,7 @@ def _scheduler(path: Path, family: Family, folder: Path, said: dict[str, Any]) -
     return kind.from_config(scheduler.config, **said)
 
 
-def _assembled(family: Family, folder: Path, modules: dict[str, Any], scheduler: Any) -> Any:
-    index = json.loads((folder / "model_index.json").read_text())
+def _assembled(family: Family, folder: Path, index: dict[str, Any], modules: dict[str, Any], scheduler: Any) -> Any:
     names = ["tokenizer", "tokenizer_2"] if "text_encoder_2" in modules else ["tokenizer"]
     try:
         tokenizers = {name: CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names}
