@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+CARD = "README.md"
+"""What says a model's licence, which goes on to what is made of it."""
 CONFIGURATION = ("*.json", "*.txt")
 """Of a pipeline: all but its weights."""
-PIPELINE = (*CONFIGURATION, "README.md", "*/*model.safetensors", "*/*model-*.safetensors")
+PIPELINE = (*CONFIGURATION, CARD, "*/*model.safetensors", "*/*model-*.safetensors")
 """Of a pipeline: what is loaded, whole or in shards, but for ``PASSED_OVER``, and its card."""
 PASSED_OVER = ("safety_checker/*",)
 

@@ -13,15 +13,13 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError
-from metaunlearn.fetching import fetch_pipeline
+from metaunlearn.fetching import CARD, fetch_pipeline
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import networks
 
 CANVAS = "canvas"
 HUB_SECONDS = 10
 """How long the hub may take to say whether it has a model."""
-CARD = "README.md"
-"""What says a model's licence, which goes on to what is made of it."""
 VARIANTS = (None, "fp16", "bf16")
 """Of a repository's weights, in the order of preference: the plain ones, then half precision, cast to float32."""
 
