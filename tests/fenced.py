@@ -1,8 +1,8 @@
-"""The commands in the fenced blocks of README.md and docs/.
+"""The commands in README.md and docs/: those of the fenced blocks, and those in a sentence.
 
 A block marked ``bash`` is quick: the tests run its commands. One marked ``sh`` is slow: ``make docs-check`` runs it. A
 block without a mark has a model or pictures of the reader's own: the tests check its spelling, and ``make docs-check``
-runs those of README.md and the guides on stand-ins.
+runs those of README.md and the guides on stand-ins. Of a command in a sentence the tests check the spelling, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`((?:metaunlearn|make|python benchmarks/[^`\s]+) ?[^`]*)`(?!`)")
 
 
 class Command(NamedTuple):
@@ -33,3 +34,12 @@ def commands(mark: str) -> list[Command]:
             kept = (re.split(r"\s+#\s|\s{3,}(?=[a-z])", line.strip())[0] for line in lines)
             found += [Command(page.relative_to(ROOT).as_posix(), mark, line) for line in kept if line]
     return found
+
+
+def inline() -> list[Command]:
+    """Every command that stands in a sentence between backticks, page by page; the blocks left out."""
+    return [
+        Command(page.relative_to(ROOT).as_posix(), "inline", " ".join(line.split()))
+        for page in PAGES
+        for line in INLINE.findall(BLOCK.sub("", page.read_text()))
+    ]

@@ -16,12 +16,16 @@ import yaml
 
 import metaunlearn
 from conftest import Call, process_environment
-from fenced import PAGES, ROOT, commands
+from fenced import PAGES, ROOT, commands, inline
 from metaunlearn.cli import app
+from metaunlearn.recipe import recipe_names
 
 QUICK = sorted({command.line for command in commands("bash")})
 SLOW = commands("sh")
-WRITTEN = sorted({c.line for mark in ("", "bash", "sh") for c in commands(mark) if c.line.startswith("metaunlearn ")})
+LINES = sorted({c.line for c in [*(c for mark in ("", "bash", "sh") for c in commands(mark)), *inline()]})
+WRITTEN = [line for line in LINES if line.startswith("metaunlearn ")]
+SCRIPTS = [line for line in LINES if line.startswith("python benchmarks/")]
+TARGETS = [line for line in LINES if line.startswith("make ")]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
@@ -47,6 +51,27 @@ def test_every_command_and_option_exists(line: str) -> None:
         *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)),
     }
     assert {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("line", [line for line in WRITTEN if re.search(r"^metaunlearn (bench|tune) |--recipe ", line)])
+def test_every_recipe_exists(line: str) -> None:
+    """But for the reader's own file and a word in capitals that stands for a name."""
+    named = re.findall(r"^metaunlearn (?:bench|tune) (?!-)(\S+)|--recipe (\S+)", line)
+    names = [name for pair in named for name in pair if name and not name.endswith(".toml") and not name.isupper()]
+    assert [name for name in names if name not in recipe_names()] == []
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_every_script_and_option_exists(line: str) -> None:
+    _, script, *words = line.split()
+    text = (ROOT / script).read_text()
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in text] == []
+
+
+@pytest.mark.parametrize("line", TARGETS)
+def test_every_target_exists(line: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [word for word in re.sub(r"[A-Z_]+=('[^']*'|\S+)", "", line).split()[1:] if word not in targets] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -117,7 +142,9 @@ def test_the_slurm_scripts_run(number: int, tmp_path: Path) -> None:
 def test_there_is_something_to_check() -> None:
     assert len(QUICK) >= 6
     assert len(SLOW) >= 5
-    assert len(WRITTEN) >= 20
+    assert len(WRITTEN) >= 60
+    assert len(SCRIPTS) >= 10
+    assert len(TARGETS) >= 8
 
 
 @pytest.mark.skipif("DOCS_CHECK" not in os.environ, reason="slow: make docs-check")
