@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
 import time
+import unicodedata
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from pypdf import PdfReader
 
 from browser import chromium, in_frames, needs_chromium
 from metaunlearn.report.images import GRID_BUDGET, inline
@@ -61,6 +64,28 @@ def test_what_is_folded_up_is_printed(kind: str, tmp_path: Path, request: pytest
         const slides = [...inner.querySelectorAll('.compare')].filter((one) => one.checkVisibility());
         found = `${folded.length > 2} ${gone.length} ${narrow.length} ${slides.length}`;"""
     assert in_frames(tmp_path, tmp_path / "paper.html", (718,), script) == {"718": "true 0 0 0"}
+
+
+@needs_chromium
+@pytest.mark.parametrize("kind", ["bench", "demo"])
+def test_the_page_prints_to_pdf(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """As a file of several pages in which all headings are found, and the rows of all tables that are folded up."""
+    page, paper = request.getfixturevalue(f"{kind}_page"), tmp_path / "report.pdf"
+    chromium(tmp_path, f"--print-to-pdf={paper}", "--no-pdf-header-footer", page.as_uri())
+    printed = PdfReader(paper)
+    said = _letters(" ".join(sheet.extract_text() for sheet in printed.pages))
+    seen = re.sub(r'<span class="unseen">.*?</span>', "", page.read_text())
+    heads = re.findall(r"<(h1|h2|summary)\b[^>]*>(.*?)</\1>", seen, re.DOTALL)
+    rows = re.findall(r"<tr.*?</tr>", " ".join(re.findall(r"<details.*?</details>", seen, re.DOTALL)), re.DOTALL)
+    wanted = {_letters(re.sub(r"<[^>]*>", "", part)) for part in [*(text for _, text in heads), *rows]}
+    assert len(printed.pages) > 1
+    assert len(rows) >= 4
+    assert [part for part in sorted(wanted) if part not in said] == []
+
+
+def _letters(text: str) -> str:
+    """Without spaces, which a line's end takes, and ligatures."""
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", html.unescape(text))).lower()
 
 
 def _luminance(colour: str) -> float:
