@@ -214,6 +214,21 @@ def test_lines_say_how_they_know_and_what_to_switch_on(tiny_model: Path) -> None
     assert "another device (--device)" in nothing_left[-1]
 
 
+def test_lines_say_what_is_in_use_and_that_cards_can_share(tiny_model: Path) -> None:
+    machine = replace(doctor.inspect_machine(), accelerators=("a card", "a card"))
+    job = replace(doctor.estimate(tiny_model, speed=1e9), device="cuda", memory_bytes=3 * 2**30)
+    busy = doctor.describe(machine, replace(job, available_bytes=4 * 2**30, free_bytes=2**30))
+    assert busy[-1] == "  Only 1.0 GiB of it is free now: end what holds the rest, or wait for it."
+    assert "free now" not in doctor.describe(machine, replace(job, available_bytes=4 * 2**30, free_bytes=4 * 2**30))[-1]
+    short = replace(job, available_bytes=2 * 2**30, free_bytes=2**30)
+    assert "--num_processes 2" in doctor.describe(machine, short)[-1]
+    assert "--set sharded=true" in doctor.describe(machine, short)[-1]
+    alone = replace(machine, accelerators=("a card",))
+    on = replace(short, settings=short.settings.model_copy(update={"sharded": True}))
+    for there, wanted in ((alone, short), (machine, on), (machine, replace(short, device="cpu"))):
+        assert "sharded" not in "\n".join(doctor.describe(there, wanted))
+
+
 # --- What to switch on -----------------------------------------------------------------------------------------------
 
 

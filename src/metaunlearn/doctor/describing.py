@@ -24,10 +24,10 @@ def describe(machine: Machine, job: JobEstimate | None) -> list[str]:
             for name, version in machine.optional.items()
         ),
     ]
-    return lines if job is None else [*lines, "", *_describe_job(job)]
+    return lines if job is None else [*lines, "", *_describe_job(job, len(machine.accelerators))]
 
 
-def _describe_job(job: JobEstimate) -> list[str]:
+def _describe_job(job: JobEstimate, accelerators: int) -> list[str]:
     s = job.settings
     inner_steps = ", ".join(str(m) for m in sorted({attacker.steps for attacker in s.simulated}))
     lines = [
@@ -41,15 +41,29 @@ def _describe_job(job: JobEstimate) -> list[str]:
         f"({MEASURED if job.time_measured else COUNTED})",
     ]
     if job.available_bytes is not None and job.memory_bytes > job.available_bytes:
-        lines += [f"  {job.device} has less memory than that: {_size(job.available_bytes)}.", *_advise(job)]
+        lines += [
+            f"  {job.device} has less memory than that: {_size(job.available_bytes)}.",
+            *_advise(job, accelerators),
+        ]
+    elif job.free_bytes is not None and job.memory_bytes > job.free_bytes:
+        lines += [f"  Only {_size(job.free_bytes)} of it is free now: end what holds the rest, or wait for it."]
     return lines
 
 
-def _advise(job: JobEstimate) -> list[str]:
+def _advise(job: JobEstimate, accelerators: int) -> list[str]:
+    shared = []
+    if accelerators > 1 and job.device.startswith("cuda") and not job.settings.sharded:
+        shared = [
+            f"  Or share its parameters out over {accelerators} accelerators, with --set sharded=true: "
+            f"accelerate launch --multi_gpu --num_processes {accelerators} -m metaunlearn erase ..."
+        ]
     if not job.advice:
-        return ["  Everything that saves memory is on already: take a smaller model or another device (--device)."]
+        return [
+            "  Everything that saves memory is on already: take a smaller model or another device (--device).",
+            *shared,
+        ]
     lines = ["  Switch on, in this order, until it fits (what each saves; what is left with those above):"]
-    return lines + [_line(one, job.advice, job.available_bytes) for one in job.advice]
+    return [*lines, *(_line(one, job.advice, job.available_bytes) for one in job.advice), *shared]
 
 
 def _line(one: Advice, everything: Sequence[Advice], available: int | None) -> str:

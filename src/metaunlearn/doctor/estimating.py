@@ -58,6 +58,8 @@ class JobEstimate:
     """Where it would run."""
     available_bytes: int | None
     """Memory there is: the GPU's, or RAM; None: not known."""
+    free_bytes: int | None
+    """What of it is not in use now, before the job is there; None: not known."""
     memory_bytes: int
     """Peak on ``device``, beside the process itself."""
     seconds_per_step: float
@@ -94,6 +96,7 @@ def estimate(
     ``speed`` is the device's at multiplying matrices, in operations a second; None: timed. ``available_bytes``: the
     memory to fit into; None: what the device has.
     """
+    free = free_memory(device)
     adapter = adapt(own_pipeline(model)) if measured else load(model)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
@@ -126,6 +129,7 @@ def estimate(
         gradients_per_step=gradients_in(passes, settings.batch_size),
         device=device,
         available_bytes=available,
+        free_bytes=free,
         memory_bytes=memory,
         seconds_per_step=in_a_step,
         seconds=settings.steps * in_a_step * bool(passes) + job.beside_steps(one_forward, in_a_gradient),
