@@ -2,10 +2,10 @@
 
     python benchmarks/difference_step.py [--device cuda] [--out FILE]
 
-Canvas after a few steps of erasing a concept with the recipe ``small``; a simulated attacker of M steps of SGD. The
-reference is the double backward with products in float32's own 24 bits. Each figure is the worst over a few draws of
-pictures, noise and timesteps: ||g - g_ref|| / ||g_ref||. The rows "first order" are for scale: the first says what the
-products alone cost, the last what leaving the Hessian out does. Without CUDA there are no TF32 products.
+Canvas after a few steps of erasing a concept with the recipe ``small-unbounded``; a simulated attacker of M steps of
+SGD. The reference is the double backward with products in float32's own 24 bits. Each figure is the worst over a few
+draws of pictures, noise and timesteps: ||g - g_ref|| / ||g_ref||. The rows "first order" are for scale: the first says
+what the products alone cost, the last what leaving the Hessian out does. Without CUDA there are no TF32 products.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/end_to_end.py --out benchmarks/end_to_end.md
 
 The other loop is that of ``official_loop.py``. Ours draws latents from a bank, encodes once, has no copy and takes
-batches of 8 (recipe ``small``). The steps of both are timed in turn, so that a busy machine slows them alike. Making
-the forget and retain pictures is part of neither; the bank, which the other loop has not, is part of ours, spread over
-the steps of a run. What both reach: ``end_to_end_scores.py``.
+batches of 8 (recipe ``small-unbounded``). The steps of both are timed in turn, so that a busy machine slows them alike.
+Making the forget and retain pictures is part of neither; the bank, which the other loop has not, is part of ours,
+spread over the steps of a run. What both reach: ``end_to_end_scores.py``.
 """
 
 from __future__ import annotations

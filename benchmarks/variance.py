@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/variance.py
 
-Canvas after a few steps of erasing a concept with the recipe ``small``: grad L_meta of Eq. 3 at that point, direct term
-included, over the parameters that the method trains, for many draws of pictures, noise and timesteps; by four ways to
-draw them. Its expectation g is the same for all four, so one estimate of ||g||^2 from pairs of different draws (which
-is unbiased, unlike the norm of a mean) serves the four relative variances E ||g_i - g||^2 / ||g||^2.
-The spread in the table is a jackknife standard error.
+Canvas after a few steps of erasing a concept with the recipe ``small-unbounded``: grad L_meta of Eq. 3 at that point,
+direct term included, over the parameters that the method trains, for many draws of pictures, noise and timesteps; by
+four ways to draw them. Its expectation g is the same for all four, so one estimate of ||g||^2 from pairs of different
+draws (which is unbiased, unlike the norm of a mean) serves the four relative variances E ||g_i - g||^2 / ||g||^2. The
+spread in the table is a jackknife standard error.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
 UNKNOWN_LICENCE = "other"
 SETTINGS = (
-    "steps", "learning_rate", "batch_size", "gamma1", "gamma2", "zeta", "retain_weight", "inner_steps",
-    "inner_learning_rate", "inner_optimizer", "meta_gradient",
+    "steps", "learning_rate", "batch_size", "gamma1", "gamma2", "zeta", "post_attack_loss", "zeta_margin",
+    "retain_loss", "retain_weight", "meta_retain", "inner_steps", "inner_learning_rate", "inner_optimizer",
+    "meta_gradient",
 )  # fmt: skip
 """Those that a card shows; run.json has all."""
 

@@ -4,7 +4,8 @@ An outer step of Algorithm 1 takes, for each of its micro-batches of B pictures,
 of L_forget and L_retain (and of the direct term of Eq. 3, where that has pictures or noise of its own), and with the
 meta objective M gradients for the simulated attacker, one on 2 B pictures at theta_M (or at each theta_m, along the
 path), and M Hessian-vector products. Of a mixture of attackers, the mean. All but the attacker's batches come once for
-each micro-batch. A distilled L_retain asks MODEL, and SDD the student and now and then its teacher, without a gradient.
+each micro-batch. With ``zeta_margin`` the direct term is a gradient of its own, and two passes without a gradient say
+what counts. A distilled L_retain asks MODEL, and SDD the student and now and then its teacher, without a gradient.
 
 Closed-form edits themselves are not counted: they take seconds. Nor are diagnoses, and what ``auto`` tries at its
 start.

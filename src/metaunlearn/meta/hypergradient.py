@@ -64,7 +64,8 @@ class MetaProblem:
     inner: InnerLoop
     """How the attacker steps."""
     outer: Loss
-    """The part at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)."""
+    """The part at theta_M: -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain), or what ``post_attack_loss`` and
+    ``zeta_margin`` make of it."""
     along_path: bool = False
     """Whether ``outer`` is the mean over theta_1 .. theta_M rather than taken at theta_M alone."""
     active: Callable[[Params], Tensor] | None = None

@@ -1,8 +1,9 @@
 """Eq. 1 and Eq. 3 of the paper on concrete batches: what one outer step of Algorithm 1 minimises.
 
-Two kinds of gradient make up an outer step. What is evaluated at theta itself takes one forward pass: L_forget,
-lambda L_retain, and the direct term zeta L_DM(theta; D_retain) of Eq. 3. What lies at theta_M, after the simulated
-finetuning, is a :class:`~metaunlearn.meta.hypergradient.MetaProblem`.
+Two kinds of gradient make up an outer step. What is evaluated at theta itself takes one forward pass: L_forget, lambda
+L_retain, and the direct term zeta L_DM(theta; D_retain) of Eq. 3; with ``zeta_margin`` that term has a pass of its own,
+after theta_M has said which pictures count. What lies at theta_M, after the simulated finetuning, is a
+:class:`~metaunlearn.meta.hypergradient.MetaProblem`.
 """
 
 from __future__ import annotations
