@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from bench_grids import keep_pictures, made_up
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NEED_MORE = {"rivals"}
@@ -43,3 +47,26 @@ def test_a_step_of_the_official_codes_loop_moves_only_what_it_trains(monkeypatch
     moved = {name for name, p in loop.student.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(loop.trained)
     assert all(torch.equal(loop.teacher.get_parameter(name), p) for name, p in before.items())
+
+
+@pytest.mark.usefixtures("importable")
+def test_figures_have_a_row_for_each_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both pictures of both models, before and after the last step; what a prompt says is no markup."""
+    results = made_up(tmp_path)
+    keep_pictures(tmp_path, results, prompt="a <b>knife</b>")
+    grid = tmp_path / "tiny"
+    grid.mkdir()
+    (grid / "results.json").write_text(json.dumps(results.found().to_dict()))
+    page = tmp_path / "figures.md"
+    monkeypatch.setattr(sys, "argv", ["figures", str(grid), "--out", str(page)])
+    importlib.import_module("figures").main()
+    assert "![knife: esd-x-1, seed 0](figures-tiny.svg)" in page.read_text()
+    drawing = (tmp_path / "figures-tiny.svg").read_text()
+    said = re.findall(r"<text[^>]*>([^<]*)</text>", drawing)
+    assert said == [
+        "knife: esd-x-1, seed 0",
+        *("unlearned", "before", "unlearned", "HRM-m, 2 steps"),
+        *("meta-unlearned", "before", "meta-unlearned", "HRM-m, 2 steps"),
+    ]
+    assert drawing.count('href="data:image/webp;base64,') == 8
+    assert "a &lt;b&gt;knife" in drawing
