@@ -50,7 +50,10 @@ def main() -> None:
 def section(found: Found, cells: Path, page: Path) -> Iterator[str]:
     """The Markdown of one grid, its drawing beside ``page``; ``cells``: ``--out`` of bench."""
     yield f"## {found.bench}"
-    yield f"{found.description} (`metaunlearn bench {found.bench} --out runs/table1`)"
+    yield (
+        f"{found.description} Settings of the recipe `{found.grid.recipe}`. "
+        f"`metaunlearn bench {found.bench} --out runs/table1`"
+    )
     blocks = [(f"{concept}: {grid.title}", grid) for concept, grids in concept_pictures(found, cells) for grid in grids]
     if blocks:
         drawing = page.parent / f"{page.stem}-{found.bench}.svg"
