@@ -87,7 +87,7 @@ def drawn(blocks: Sequence[tuple[str, Grid]]) -> str:
             y += SIDE + GAP
         y += LINE
     svg.set("viewBox", f"0 0 {across + 2 * MARGIN} {y}")
-    svg.set("width", str(across + 2 * MARGIN))
+    svg.attrib |= {"width": str(across + 2 * MARGIN), "height": str(y)}
     ground.tail = "\n"
     return ElementTree.tostring(svg, encoding="unicode")
 
