@@ -59,7 +59,7 @@ class JobEstimate:
     available_bytes: int | None
     """Memory there is: the GPU's, or RAM; None: not known."""
     free_bytes: int | None
-    """What of it is not in use now, before the job is there; None: not known."""
+    """What of it is not in use now, before the job is there; None: not known, or the memory was given."""
     memory_bytes: int
     """Peak on ``device``, beside the process itself."""
     seconds_per_step: float
@@ -96,7 +96,7 @@ def estimate(
     ``speed`` is the device's at multiplying matrices, in operations a second; None: timed. ``available_bytes``: the
     memory to fit into; None: what the device has.
     """
-    free = free_memory(device)
+    free = free_memory(device) if available_bytes is None else None
     adapter = adapt(own_pipeline(model)) if measured else load(model)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
