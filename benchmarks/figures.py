@@ -12,21 +12,23 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
+from markupsafe import Markup
 from resistance import read
 
-from metaunlearn.bench.results import Found
+from metaunlearn.bench.results import RESULTS_FILE, Found
+from metaunlearn.bench.state import BEFORE
 from metaunlearn.files import write_atomic
 from metaunlearn.report.charts import as_file
 from metaunlearn.report.grid.pictures import concept_pictures
 from metaunlearn.report.grid.trends import trends
 from metaunlearn.report.pictures import Grid, Shot, Strip
+from metaunlearn.report.story import MODEL_TITLES
 
 SIDE, GAP, LINE, MARGIN = 64, 4, 16, 12
 """Pixels: of a picture, between pictures, of a line of words, around everything."""
 LABEL = 190
 """Width of the words to the left of a row of pictures."""
-COLOURS = {"original": "#555", "unlearn": "#a53c0a", "meta-unlearn": "#00638a"}
-RESULTS = "results.json"
+COLOURS = {"original": "var(--original)", "unlearn": "var(--unlearn)", "meta-unlearn": "var(--meta)"}
 
 
 def main() -> None:
@@ -35,9 +37,13 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a grid's folder in --out of bench")
     parser.add_argument("--out", type=Path, default=Path("docs/figures.md"))
     options = parser.parse_args()
-    found = [(folder, *read([folder / RESULTS])) for folder in options.folders]
-    parts = [part for folder, one in found for part in section(one, folder.parent, options.out)]
-    calls = " ".join(f"runs/table1/{one.bench}" for _, one in found)
+    found = read([folder / RESULTS_FILE for folder in options.folders])
+    parts = [
+        part
+        for one, folder in zip(found, options.folders, strict=True)
+        for part in section(one, folder.parent, options.out)
+    ]
+    calls = " ".join(f"runs/table1/{one.bench}" for one in found)
     head = [
         "# The paper's figures on Canvas",
         f"`python benchmarks/figures.py {calls}`, of the grids that the sections name. The pictures of a row have the "
@@ -57,7 +63,7 @@ def section(found: Found, cells: Path, page: Path) -> Iterator[str]:
     blocks = [(f"{concept}: {grid.title}", grid) for concept, grids in concept_pictures(found, cells) for grid in grids]
     if blocks:
         drawing = page.parent / f"{page.stem}-{found.bench}.svg"
-        write_atomic(drawing, drawn(blocks))
+        write_atomic(drawing, as_file(drawn(blocks)))
         yield f"![{'; '.join(title for title, _ in blocks)}]({drawing.name})"
     for place, trend in enumerate(trends(found, cells)):
         drawing = page.parent / f"{page.stem}-{found.bench}-{place}.svg"
@@ -66,11 +72,11 @@ def section(found: Found, cells: Path, page: Path) -> Iterator[str]:
         yield trend.description
 
 
-def drawn(blocks: Sequence[tuple[str, Grid]]) -> str:
+def drawn(blocks: Sequence[tuple[str, Grid]]) -> Markup:
     """An SVG of all blocks below each other: a title and rows of pictures."""
     across = max(LABEL + len(shots) * (SIDE + GAP) for _, grid in blocks for _, _, shots in rows(grid))
-    svg = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "font-family": "sans-serif"})
-    ground = ElementTree.SubElement(svg, "rect", {"width": "100%", "height": "100%", "fill": "#fff"})
+    svg = ElementTree.Element("svg", {"font-family": "sans-serif"})
+    ElementTree.SubElement(svg, "rect", {"width": "100%", "height": "100%", "fill": "#fff"})
     y = MARGIN
     for title, grid in blocks:
         y += LINE
@@ -86,36 +92,42 @@ def drawn(blocks: Sequence[tuple[str, Grid]]) -> str:
                 ElementTree.SubElement(image, "title").text = shot.alt
             y += SIDE + GAP
         y += LINE
-    svg.set("viewBox", f"0 0 {across + 2 * MARGIN} {y}")
-    svg.attrib |= {"width": str(across + 2 * MARGIN), "height": str(y)}
-    ground.tail = "\n"
-    return ElementTree.tostring(svg, encoding="unicode")
+    width = across + 2 * MARGIN
+    svg.attrib |= {"width": str(width), "height": str(y), "viewBox": f"0 0 {width} {y}"}
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))
 
 
 def rows(grid: Grid) -> list[tuple[tuple[str, str], str, list[Shot]]]:
     """Words, model and pictures of each row: a state's, or where a state shows one picture, all states' of a model."""
-    if all(len(strip.shots) == 1 for strip in grid.strips):
-        return [
-            ((said(first), f"{level(first)} to {level(last)}"), model, [strip.shots[0] for strip in strips])
-            for model, group in groupby(grid.strips, key=lambda strip: strip.model)
-            for strips in [list(group)]
-            for first, last in [(strips[0], strips[-1])]
-        ]
-    return [((said(strip), level(strip)), strip.model, strip.shots) for strip in grid.strips]
+    if any(len(strip.shots) > 1 for strip in grid.strips):
+        return [((said(strip.model), level(strip)), strip.model, strip.shots) for strip in grid.strips]
+    together = []
+    for model, group in groupby(grid.strips, key=lambda strip: strip.model):
+        strips = list(group)
+        shots = [shot for strip in strips for shot in strip.shots]
+        together.append(((said(model), f"{level(strips[0])} to {level(strips[-1])}"), model, shots))
+    return together
 
 
-def said(strip: Strip) -> str:
-    """Of the model."""
-    return {"original": "original", "unlearn": "unlearned", "meta-unlearn": "meta-unlearned"}[strip.model]
+def said(model: str) -> str:
+    """A model in words."""
+    return MODEL_TITLES[model].lower()
 
 
 def level(strip: Strip) -> str:
     """Of the attack."""
-    return "before" if strip.attack == "before" else f"{strip.attack}, {strip.level}"
+    return BEFORE if strip.attack == BEFORE else f"{strip.attack}, {strip.level}"
 
 
 def words(
-    svg: ElementTree.Element, x: int, y: int, text: str, *, size: int = 12, colour: str = "#222", weight: str = "normal"
+    svg: ElementTree.Element,
+    x: int,
+    y: int,
+    text: str,
+    *,
+    size: int = 12,
+    colour: str = "var(--ink)",
+    weight: str = "normal",
 ) -> None:
     """Add a line of words; (x, y) is where its first letter stands."""
     place = {"x": str(x), "y": str(y), "font-size": str(size), "fill": colour, "font-weight": weight}

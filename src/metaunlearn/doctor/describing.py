@@ -51,19 +51,17 @@ def _describe_job(job: JobEstimate, accelerators: int) -> list[str]:
 
 
 def _advise(job: JobEstimate, accelerators: int) -> list[str]:
-    shared = []
+    if job.advice:
+        lines = ["  Switch on, in this order, until it fits (what each saves; what is left with those above):"]
+        lines += [_line(one, job.advice, job.available_bytes) for one in job.advice]
+    else:
+        lines = ["  Everything that saves memory is on already: take a smaller model or another device (--device)."]
     if accelerators > 1 and job.device.startswith("cuda") and not job.settings.sharded:
-        shared = [
+        lines.append(
             f"  Or share its parameters out over {accelerators} accelerators, with --set sharded=true: "
             f"accelerate launch --multi_gpu --num_processes {accelerators} -m metaunlearn erase ..."
-        ]
-    if not job.advice:
-        return [
-            "  Everything that saves memory is on already: take a smaller model or another device (--device).",
-            *shared,
-        ]
-    lines = ["  Switch on, in this order, until it fits (what each saves; what is left with those above):"]
-    return [*lines, *(_line(one, job.advice, job.available_bytes) for one in job.advice), *shared]
+        )
+    return lines
 
 
 def _line(one: Advice, everything: Sequence[Advice], available: int | None) -> str:
