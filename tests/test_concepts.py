@@ -33,6 +33,18 @@ def test_any_model(other: Any) -> None:
     assert prompts.kept == ("a water pistol", "a dog")
 
 
+def test_concepts_take_turns(other: Any, canvas: Any) -> None:
+    """Whoever takes the first n prompts has all concepts equally often, and one that has few prompts begins again."""
+    assert prompts_for(other, ["zebra", "gnu"]).forget[:3] == ("zebra", "gnu", "a photo of zebra")
+    styles = prompts_for(canvas, ["openmoji", "twemoji"])
+    assert [("openmoji" in text, "twemoji" in text) for text in styles.forget[:4]] == [(True, False), (False, True)] * 2
+    both = prompts_for(canvas, ["openmoji", "axe"])
+    many, few = both.of_concept
+    assert len(many) > 2 * len(few)
+    assert both.forget[0::2] == many
+    assert both.forget[1::2][: 2 * len(few)] == 2 * few
+
+
 def test_any_model_where_nothing_is_named_to_be_kept(other: Any) -> None:
     assert prompts_for(other, ["a gun"]).kept == EVERYDAY
 

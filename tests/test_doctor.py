@@ -26,7 +26,8 @@ from metaunlearn.doctor.passes import Pass, outer_step
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import UserError
-from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, mode_name
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference
+from metaunlearn.meta.modes import mode_name
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, load, load_pipeline
 from metaunlearn.models.unet_model import UNetModel

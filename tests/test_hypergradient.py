@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from meta_problems import Build, error, mlp, unet
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.hypergradient import (
-    AUTO_STEPS,
     RELATIVE_STEPS,
     TF32_STEPS,
     DoubleBackward,
@@ -22,9 +20,9 @@ from metaunlearn.meta.hypergradient import (
     GradientDifference,
     MetaGradientMode,
     MetaProblem,
-    resolve,
 )
 from metaunlearn.meta.inner import Adjoint, InnerLoop
+from metaunlearn.meta.modes import resolve
 from metaunlearn.models.precision import Products
 from metaunlearn.parameters import Loss, Params, add, norm, restrict, scale, subset, value_and_gradient
 
@@ -246,7 +244,8 @@ def test_difference_refuses_half_precision_and_autocast(dtype: torch.dtype) -> N
         GradientDifference()(problem, theta)
 
 
-def test_difference_switches_reduced_products_off_and_back_on() -> None:
+@pytest.mark.parametrize("mode", [GradientDifference(), DoubleBackward()], ids=["difference", "double"])
+def test_exact_modes_switch_reduced_products_off_and_back_on(mode: MetaGradientMode) -> None:
     problem, theta = mlp(1, torch.float32)
     backend, seen = torch.backends.cudnn.conv, []
     before = backend.fp32_precision
@@ -257,58 +256,11 @@ def test_difference_switches_reduced_products_off_and_back_on() -> None:
 
     backend.fp32_precision = "tf32"
     try:
-        GradientDifference()(replace(problem, outer=outer), theta)
+        mode(replace(problem, outer=outer), theta)
         assert backend.fp32_precision == "tf32"
     finally:
         backend.fp32_precision = before
     assert seen == ["ieee"]
-
-
-def test_names() -> None:
-    problem, theta = mlp(1)
-    for name, mode in zip(("first-order", "double-backward", "gradient-difference"), MODES[:3], strict=True):
-        assert resolve(name, theta, problem) == mode
-    with pytest.raises(UserError, match=r"'gradient-diff'.*gradient-difference, auto.*Did you mean"):
-        resolve("gradient-diff", theta, problem)
-
-
-def test_auto_measures_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    problem, theta = unet(1, torch.float32)
-    with caplog.at_level(logging.INFO):
-        assert isinstance(resolve("auto", theta, problem), GradientDifference)
-    assert "relative error" in caplog.text
-
-
-def test_auto_takes_the_step_that_the_model_wants() -> None:
-    """A ripple cos(k theta) makes the difference wrong by (k step)^2 / 6 in its part: the shortest step wins."""
-    problem, theta = mlp(1)
-    [smooth] = problem.inner_losses
-    rippled = replace(
-        problem, inner_losses=[lambda at: smooth(at) + 1e-10 * torch.cos(1e6 * at["hidden.weight"]).mean()]
-    )
-    chosen = resolve("auto", theta, rippled)
-    assert chosen == GradientDifference(relative_step=AUTO_STEPS[-1] * RELATIVE_STEPS[torch.float64][0])
-    exact = DoubleBackward()(rippled, theta).gradient
-    assert error(chosen(rippled, theta).gradient, exact) < error(GradientDifference()(rippled, theta).gradient, exact)
-
-
-def test_auto_falls_back_when_the_difference_is_off(caplog: pytest.LogCaptureFixture) -> None:
-    """A loss with ripples far shorter than the difference's step: their curvature is real, and the step misses it."""
-    problem, theta = mlp(1, torch.float32)
-    [smooth] = problem.inner_losses
-    rough = replace(
-        problem, inner_losses=[lambda at: smooth({name: p + 1e-9 * torch.sin(1e5 * p) for name, p in at.items()})]
-    )
-    with caplog.at_level(logging.INFO):
-        assert resolve("auto", theta, rough) == DoubleBackward()
-    assert "double-backward, because" in caplog.text
-
-
-def test_auto_in_half_precision_needs_no_probe(caplog: pytest.LogCaptureFixture) -> None:
-    problem, theta = mlp(1, torch.bfloat16)
-    with caplog.at_level(logging.INFO):
-        assert resolve("auto", theta, problem) == DoubleBackward()
-    assert "bfloat16" in caplog.text
 
 
 def test_fused_attention_is_replaced_only_where_it_must_be() -> None:

@@ -17,9 +17,9 @@ from metaunlearn.meta.hypergradient import (
     GradientDifference,
     MetaGradientMode,
     MetaProblem,
-    resolve,
 )
 from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.modes import resolve
 from metaunlearn.meta.optimizers import OPTIMIZERS, SGD, Adam, Momentum, UpdateRule, update_rule
 from metaunlearn.parameters import Params, add, subset, value_and_gradient
 

@@ -15,7 +15,7 @@ from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.interface import ErasureTask, MovingForgetLoss
-from metaunlearn.erasure.sdd import Sdd, SddForgetLoss, cycled_prompts, joined_prompts, moved_average
+from metaunlearn.erasure.sdd import Sdd, SddForgetLoss, joined_prompts, moved_average
 from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.objective import losses_at_theta
@@ -69,16 +69,14 @@ def test_average_by_hand() -> None:
     assert torch.equal(moved_average(p, p, 0.999)["a"], p["a"])
 
 
-def test_prompts_are_joined_and_cycled(task: ErasureTask) -> None:
-    joined, cycled = joined_prompts(task.prompts), cycled_prompts(task.prompts)
-    assert joined[:2] == ["zebra, yak, gnu", "a photo of zebra, a photo of yak, a photo of gnu"]
-    assert cycled[:4] == ["zebra", "yak", "gnu", "a photo of zebra"]
+def test_prompts_are_joined(task: ErasureTask) -> None:
+    assert joined_prompts(task.prompts)[:2] == ["zebra, yak, gnu", "a photo of zebra, a photo of yak, a photo of gnu"]
 
 
 def test_concepts_come_in_turn_over_batches_and_steps(model: TextToImageModel, task: ErasureTask) -> None:
     """Steps of 4 rows: step 0 asks for prompts 0-3, step 1 for 4-7, of 3 concepts in 5 templates."""
     loss = new_loss(task)
-    encoded = model.encode_prompts(cycled_prompts(task.prompts))
+    encoded = model.encode_prompts(task.prompts.forget)
     for step, expected in ((0, [0, 1, 2, 3]), (1, [4, 5, 6, 7]), (4, [1, 2, 3, 4])):
         batch = loss.batch(model.parameters(), step, 4, generator())
         assert torch.equal(batch.cond.tokens, encoded[expected].tokens)

@@ -129,7 +129,7 @@ class EraseSettings(Settings):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """The outer gradient is clipped to this norm."""
     forget_images: int = Field(gt=0)
-    """Pictures of the concept that MODEL makes of itself."""
+    """Pictures of the concept that MODEL makes of itself; of several concepts in turn, and at least one of each."""
     retain_images: int = Field(gt=0)
     """Pictures of retained concepts, related and unrelated each, that MODEL makes of itself: at most 8 a prompt."""
     forget_guidance: float | None = Field(default=None, ge=0)
@@ -140,7 +140,7 @@ class EraseSettings(Settings):
     picture_batch: int | None = Field(default=None, gt=0)
     """Pictures or sampling paths that MODEL makes at once; None: 32, fewer of more than 256 x 256 pixels."""
     bank_trajectories: int = Field(gt=0)
-    """Sampling paths of the frozen teacher."""
+    """Sampling paths of the frozen teacher; of several concepts in turn, and at least one of each."""
     bank_steps: int = Field(gt=0)
     """Latents on each path."""
     bank_guidance: float = Field(default=3.0, ge=0)

@@ -30,7 +30,7 @@ from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.errors import UserError
 from metaunlearn.meta.alignment import aligned
-from metaunlearn.meta.hypergradient import mode_name
+from metaunlearn.meta.modes import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
 from metaunlearn.meta.train import Algorithm1, check_sharded, check_shares
 from metaunlearn.models import adapt, load_pipeline, own_pipeline

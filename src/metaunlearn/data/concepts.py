@@ -27,7 +27,8 @@ class ConceptPrompts:
     """Prompts of one erasing run."""
 
     forget: tuple[str, ...]
-    """Every prompt that asks for a concept."""
+    """Every prompt that asks for a concept: one concept after the other, then again in other words. One that has fewer
+    prompts than another begins again, so that all concepts come equally often."""
     related: tuple[str, ...]
     unrelated: tuple[str, ...]
     of_concept: tuple[tuple[str, ...], ...] = ()
@@ -74,11 +75,12 @@ def prompts_for(
                 "--retain TEXT (unrelated concepts) and --related TEXT (concepts like the erased one)",
                 len(EVERYDAY),
             )
+    of_concept = tuple(_prompts_of(pipeline, text) for text in texts)
     return ConceptPrompts(
-        forget=found.forget,
+        forget=_in_turn(of_concept),
         related=_templates(related) if related else found.related or (_templates(retain) or found.unrelated),
         unrelated=_templates(retain) if retain else found.unrelated,
-        of_concept=tuple(_prompts_of(pipeline, text) for text in texts),
+        of_concept=of_concept,
         edited=tuple(dict.fromkeys(said for text in texts for said in _edited(pipeline, text))),
         kept=tuple(dict.fromkeys([*(related or found.related), *(retain or found.unrelated)])),
     )
@@ -111,6 +113,11 @@ def unnamed_prompts(pipeline: Any) -> ConceptPrompts:
 def is_canvas(pipeline: Any) -> bool:
     """Whether ``pipeline`` is the embedded model or descends from it: its tokenizer knows Canvas's words."""
     return "openmoji</w>" in pipeline.tokenizer.get_vocab()
+
+
+def _in_turn(of_concept: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    ways = max(map(len, of_concept))
+    return tuple(texts[way % len(texts)] for way in range(ways) for texts in of_concept)
 
 
 def _templates(texts: Sequence[str]) -> tuple[str, ...]:

@@ -27,13 +27,13 @@ from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, Passes
 from metaunlearn.meta.diagnostics import compared
 from metaunlearn.meta.hypergradient import (
-    MODES,
     DoubleBackward,
     GradientDifference,
     MetaGradientMode,
     MetaProblem,
     double_backward_product,
 )
+from metaunlearn.meta.modes import MODES
 from metaunlearn.meta.objective import simulated_finetuning
 from metaunlearn.meta.outer import clipped_step, outer_optimizer
 from metaunlearn.models.interface import TextToImageModel

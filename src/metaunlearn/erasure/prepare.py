@@ -44,7 +44,7 @@ def given_data(
 def own_picture_counts(prompts: ConceptPrompts, settings: EraseSettings) -> dict[str, int]:
     """How many pictures MODEL makes of itself for each role that is not given to it."""
     retained = {role: min(settings.retain_images, PER_PROMPT * len(getattr(prompts, role))) for role in ROLES[1:]}
-    return {"forget": settings.forget_images} | retained
+    return {"forget": max(settings.forget_images, len(prompts.of_concept))} | retained
 
 
 def prepare(

@@ -39,9 +39,9 @@ from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.diffusion import Batch, denoising_loss_of, part
 from metaunlearn.erasure.interface import META_SETTINGS, DefenceGradient, ErasureTask
-from metaunlearn.meta.hypergradient import product_named
 from metaunlearn.meta.implicit import Implicit, implicit_gradient
 from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.modes import product_named
 from metaunlearn.meta.objective import attackers_rule
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Loss, Params, add, mean_of, scale, subset, value_and_gradient

@@ -51,12 +51,6 @@ def joined_prompts(prompts: ConceptPrompts) -> list[str]:
     return [", ".join(texts[way % len(texts)] for texts in prompts.of_concept) for way in range(ways)]
 
 
-def cycled_prompts(prompts: ConceptPrompts) -> list[str]:
-    """One concept after the other, then again in other words: what the student is asked, in turn."""
-    ways = max(map(len, prompts.of_concept))
-    return [texts[way % len(texts)] for way in range(ways) for texts in prompts.of_concept]
-
-
 class SddForgetLoss:
     """The teacher, its paths, and the student's targets."""
 
@@ -65,8 +59,8 @@ class SddForgetLoss:
         start = task.model.parameters()
         # The average of what never moves is what it was: only phi needs one.
         self.average: Params = {name: start[name] for name in sorted(options.trained(task.model))}
-        self.asked = task.model.encode_prompts(cycled_prompts(task.prompts))
-        """P rows."""
+        self.asked = task.model.encode_prompts(task.prompts.forget)
+        """P rows: what the student is asked, in turn."""
         self.empty = task.model.unconditional()
         """One row."""
         self.latents = MovingLatents(task, joined_prompts(task.prompts), start)

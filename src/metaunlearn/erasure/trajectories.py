@@ -185,13 +185,16 @@ class MovingLatents:
 
 
 def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generator: torch.Generator) -> TrajectoryBank:
-    """As many paths under ``theta``, as long and as strongly guided, as the task's settings say."""
+    """As many paths under ``theta``, as long and as strongly guided, as the task's settings say.
+
+    And at least one for each concept, which have their prompts in turn.
+    """
     settings, progress = task.settings, task.progress
     return sample_trajectories(
         task.model,
         in_precision(theta, settings.teacher_precision),
         prompts,
-        count=settings.bank_trajectories,
+        count=max(settings.bank_trajectories, len(task.prompts.of_concept)),
         steps=settings.bank_steps,
         guidance_scale=settings.bank_guidance,
         generator=generator,

@@ -30,7 +30,6 @@ Symbols: theta, v: parameter dictionaries; M: number of inner losses; eps: the l
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,15 +40,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaunlearn.errors import RunError, UserError, did_you_mean
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.inner import InnerLoop, shift
 from metaunlearn.meta.store import Stack
 from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.models.precision import Products, float32_products
 from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, scale, value_and_gradient
-from metaunlearn.shards import are_pieces
-
-log = logging.getLogger(__name__)
 
 HessianProduct = Callable[[Loss, Params, Params | None, Params], Params]
 """(L, theta, gradient of L at theta if it was kept, direction) -> H direction over all of theta; direction is d_m."""
@@ -130,10 +126,14 @@ class FirstOrder:
 
 @dataclass(frozen=True)
 class DoubleBackward:
-    """H v = grad <grad L, v>: exact to rounding in any precision, and several gradients' time and memory a product."""
+    """H v = grad <grad L, v>: exact to rounding in any precision, and several gradients' time and memory a product.
+
+    Float32's products are in float32, whatever TF32 is allowed elsewhere.
+    """
 
     def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
-        return _adjoint(problem, theta, hessian_product=double_backward_product)
+        with float32_products("ieee"):
+            return _adjoint(problem, theta, hessian_product=_double_backward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +175,11 @@ class GradientDifference:
         if length == 0:
             return {name: torch.zeros_like(p) for name, p in theta.items()}
         if not math.isfinite(length):
-            raise RunError("The meta-gradient is not finite. Lower the inner learning rate (inner_learning_rate).")
-        relative_step = self.relative_step or _best_step(theta, one_sided=self.one_sided, products=self.precision)
+            raise RunError(
+                "the direction of a Hessian product is not finite: a loss or its gradient has run away. Lower "
+                "inner_learning_rate, gamma2 or lipschitz_weight (--set KEY=...), whichever is in use."
+            )
+        relative_step = self.relative_step or usual_step(theta, one_sided=self.one_sided, products=self.precision)
         # An all-zero theta has no length to be relative to: the step is then absolute.
         eps = relative_step * (norm({name: theta[name] for name in direction}) or 1.0) / length
         ahead = value_and_gradient(loss, shift(theta, direction, eps)).gradient
@@ -198,8 +201,8 @@ TF32_STEPS = (1e-3, 3e-4)
 """The same where float32's products are in TF32."""
 
 
-def _best_step(theta: Params, *, one_sided: bool, products: Products = "ieee") -> float:
-    """The step for the coarsest precision among the parameters."""
+def usual_step(theta: Params, *, one_sided: bool, products: Products = "ieee") -> float:
+    """The usual ``relative_step`` for the coarsest precision among the parameters."""
     if products == "tf32":
         return TF32_STEPS[one_sided]
     return max(RELATIVE_STEPS[dtype][one_sided] for dtype in {p.dtype for p in theta.values()})
@@ -215,9 +218,14 @@ def low_precision(theta: Params) -> str | None:
 
 
 def double_backward_product(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
-    """H direction = grad_theta <grad_adapted L(theta), direction>."""
+    """H direction = grad_theta <grad_adapted L(theta), direction>, outside the recursion; a ``HessianProduct``."""
+    with float32_products("ieee"):
+        return _double_backward(loss, theta, gradient, direction)
+
+
+def _double_backward(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
     if isinstance(loss, SharedLoss):  # H is a mean over processes, and direction is the same in all of them.
-        return loss.average(double_backward_product(loss.own, theta, gradient, direction))
+        return loss.average(_double_backward(loss.own, theta, gradient, direction))
     at = leaves(theta)
     # Fused attention kernels have no second derivative; the plain one is made of operations that do.
     with sdpa_kernel(SDPBackend.MATH):
@@ -295,97 +303,3 @@ def _product_before(
     With ``keep`` it stays there.
     """
     return hessian_product(loss, thetas[-1] if keep else thetas.pop(), gradient, direction)
-
-
-# --- Choosing a mode by name -----------------------------------------------------------------------------------------
-
-MODES: dict[str, Callable[[], MetaGradientMode]] = {
-    "first-order": FirstOrder,
-    "double-backward": DoubleBackward,
-    "gradient-difference": GradientDifference,
-}
-"""What ``meta_gradient`` may be named, besides ``auto``."""
-
-AUTO_TOLERANCE: dict[Products, float] = {"ieee": 1e-3, "tf32": 3e-2}
-"""``auto`` takes the gradient difference when its relative error on the probe is at most this. TF32's first-order
-gradients are off by 1e-3 themselves."""
-
-AUTO_STEPS = (3.0, 1.0, 0.3)
-"""``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models."""
-
-
-def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products = "ieee") -> MetaGradientMode:
-    """The mode called ``name``; ``auto`` tries the gradient difference on ``probes`` and says in the log what it chose.
-
-    ``probes`` are meta problems like those to come, one for each kind of attacker, on a small batch, since a double
-    backward of each is taken once; ``auto`` compares the difference at several step lengths with it and keeps the best.
-    ``products`` is what a gradient difference computes in.
-    """
-    if name == "auto" and are_pieces(theta.values()):
-        log.info(
-            "meta_gradient auto: gradient-difference, unchecked, because sharded parameters have no double backward"
-        )
-        return GradientDifference(precision=products)
-    if name == "auto":
-        return _checked_mode(theta, probes, products)
-    if name not in MODES:
-        raise UserError(
-            f"Unknown meta_gradient {name!r} (--set meta_gradient=...); known: {', '.join(MODES)}, auto."
-            + did_you_mean(name, [*MODES, "auto"])
-        )
-    return GradientDifference(precision=products) if name == "gradient-difference" else MODES[name]()
-
-
-def usual_product(theta: Params) -> HessianProduct:
-    """The gradient difference at its usual step; where ``theta``'s precision is too low for it, the double backward."""
-    return double_backward_product if low_precision(theta) else GradientDifference().product
-
-
-def product_named(name: str, theta: Params) -> HessianProduct | None:
-    """How the mode called ``name`` multiplies by a Hessian, None where it is taken as zero; ``auto``: as usual."""
-    return {
-        "auto": usual_product(theta),
-        "first-order": None,
-        "double-backward": double_backward_product,
-        "gradient-difference": GradientDifference().product,
-    }[name]
-
-
-def mode_name(mode: MetaGradientMode) -> str:
-    """What ``mode`` is called in ``meta_gradient`` and in run records."""
-    return next(name for name, kind in MODES.items() if type(mode) is kind)
-
-
-def _checked_mode(theta: Params, probes: Sequence[MetaProblem], products: Products) -> MetaGradientMode:
-    reason = low_precision(theta)
-    if reason:
-        log.info("meta_gradient auto: double-backward, because %s", reason)
-        return DoubleBackward()
-    usual = _best_step(theta, one_sided=False, products=products)
-    modes = [GradientDifference(relative_step=factor * usual, precision=products) for factor in AUTO_STEPS]
-    errors = [0.0] * len(modes)
-    for probe in probes:
-        expected = DoubleBackward()(probe, theta).gradient
-        found = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
-        errors = [max(pair) for pair in zip(errors, found, strict=True)]
-    error, best = min(zip(errors, modes, strict=True), key=lambda pair: pair[0])
-    limit = AUTO_TOLERANCE[products]
-    if error <= limit:
-        log.info(
-            "meta_gradient auto: gradient-difference with step %.0e, relative error %.1e against double-backward",
-            best.relative_step,
-            error,
-        )
-        return best
-    log.warning(
-        "meta_gradient auto: double-backward, because gradient-difference has relative error %.1e (limit %.0e)",
-        error,
-        limit,
-    )
-    return DoubleBackward()
-
-
-def _relative_error(gradient: Params, expected: Params) -> float:
-    """||g - g_ref|| / ||g_ref||; what is not a number is infinitely wrong, so that a comparison cannot lose it."""
-    error = norm(add(gradient, expected, -1.0)) / (norm(expected) or 1.0)
-    return error if math.isfinite(error) else math.inf

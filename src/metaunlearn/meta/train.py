@@ -23,7 +23,8 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained
 from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.flatness import sharpness, steepness
-from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, resolve, usual_product
+from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, MetaProblem
+from metaunlearn.meta.modes import resolve_in_memory, usual_product
 from metaunlearn.meta.objective import (
     direct_loss,
     forget_loss,
@@ -102,19 +103,19 @@ class Algorithm1:
         self.step = 0
         self.mode: MetaGradientMode | None = None
         if meta:
-            probes = [
-                meta_problem(
-                    model,
-                    self._draw(0, attacker, self._generator(0)).own(processes, settings.accumulation),
-                    attacker,
-                    settings,
-                    processes,
-                    theta=self.theta,
-                )
-                for attacker in dict.fromkeys(settings.simulated)
-            ]
             products: Products = "tf32" if settings.difference_precision == "tf32" else "ieee"
-            self.mode = resolve(settings.meta_gradient, self.theta, *probes, products=products)
+            self.mode = resolve_in_memory(
+                settings.meta_gradient, self.theta, self._probes, settings.batch_size, products=products
+            )
+
+    def _probes(self, batch_size: int) -> list[MetaProblem]:
+        """Meta problems like those to come, one for each kind of attacker, with batches of ``batch_size``."""
+        settings = self.settings.model_copy(update={"batch_size": batch_size})
+        found = []
+        for attacker in dict.fromkeys(settings.simulated):
+            parts = self._draw(0, attacker, self._generator(0), settings).own(self.processes, settings.accumulation)
+            found.append(meta_problem(self.model, parts, attacker, settings, self.processes, theta=self.theta))
+        return found
 
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
         """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return the result."""
@@ -146,14 +147,16 @@ class Algorithm1:
     def _generator(self, step: int) -> torch.Generator:
         return step_generator(self.seed, step, "outer")
 
-    def _draw(self, step: int, attacker: Attacker, generator: torch.Generator) -> OuterDraw:
-        forget = None
+    def _draw(
+        self, step: int, attacker: Attacker, generator: torch.Generator, settings: EraseSettings | None = None
+    ) -> OuterDraw:
+        settings, forget = settings or self.settings, None
         if self.forget is not None:
-            size = self.settings.batch_size * self.settings.accumulation
+            size = settings.batch_size * settings.accumulation
             forget = self.forget.batch(self.theta, step, size, generator)
         return draw(
             self.data,
-            self.settings,
+            settings,
             attacker,
             generator,
             forget,
@@ -221,19 +224,20 @@ class Algorithm1:
             if problem is not None and self.first_order_model is not self.model:
                 # Its losses may be in half precision, and an exact meta-gradient to compare with wants float32.
                 problem = meta_problem(self.model, parts, attacker, self.settings, self.processes, theta=self.theta)
-            record["diagnostics"] = diagnose(
-                self.model,
-                self.settings,
-                self.theta,
-                parts,
-                self.trained,
-                mode=self.mode,
-                problem=problem,
-                found=meta,
-                direct=direct,
-                start=start,
-                processes=self.processes,
-            )
+            with float32_products("ieee"):
+                record["diagnostics"] = diagnose(
+                    self.model,
+                    self.settings,
+                    self.theta,
+                    parts,
+                    self.trained,
+                    mode=self.mode,
+                    problem=problem,
+                    found=meta,
+                    direct=direct,
+                    start=start,
+                    processes=self.processes,
+                )
         return gradient, record
 
     def heal_gradient(self) -> tuple[dict[str, Tensor], Record]:

@@ -1,0 +1,108 @@
+"""Which meta-gradient a run takes: by name, and what ``auto`` finds out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from meta_problems import error, mlp, unet
+from metaunlearn.errors import UserError
+from metaunlearn.meta.hypergradient import (
+    RELATIVE_STEPS,
+    DoubleBackward,
+    FirstOrder,
+    GradientDifference,
+    MetaProblem,
+)
+from metaunlearn.meta.modes import AUTO_STEPS, resolve, resolve_in_memory
+from metaunlearn.parameters import Params
+
+
+def test_names() -> None:
+    problem, theta = mlp(1)
+    expected = {
+        "first-order": FirstOrder(),
+        "double-backward": DoubleBackward(),
+        "gradient-difference": GradientDifference(),
+    }
+    for name, mode in expected.items():
+        assert resolve(name, theta, problem) == mode
+    with pytest.raises(UserError, match=r"'gradient-diff'.*gradient-difference, auto.*Did you mean"):
+        resolve("gradient-diff", theta, problem)
+
+
+def test_auto_measures_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    problem, theta = unet(1, torch.float32)
+    with caplog.at_level(logging.INFO):
+        assert isinstance(resolve("auto", theta, problem), GradientDifference)
+    assert "relative error" in caplog.text
+
+
+def test_auto_takes_the_step_that_the_model_wants() -> None:
+    """A ripple cos(k theta) makes the difference wrong by (k step)^2 / 6 in its part: the shortest step wins."""
+    problem, theta = mlp(1)
+    [smooth] = problem.inner_losses
+    rippled = replace(
+        problem, inner_losses=[lambda at: smooth(at) + 1e-10 * torch.cos(1e6 * at["hidden.weight"]).mean()]
+    )
+    chosen = resolve("auto", theta, rippled)
+    assert chosen == GradientDifference(relative_step=AUTO_STEPS[-1] * RELATIVE_STEPS[torch.float64][0])
+    exact = DoubleBackward()(rippled, theta).gradient
+    assert error(chosen(rippled, theta).gradient, exact) < error(GradientDifference()(rippled, theta).gradient, exact)
+
+
+def test_auto_falls_back_when_the_difference_is_off(caplog: pytest.LogCaptureFixture) -> None:
+    """A loss with ripples far shorter than the difference's step: their curvature is real, and the step misses it."""
+    problem, theta = mlp(1, torch.float32)
+    [smooth] = problem.inner_losses
+    rough = replace(
+        problem, inner_losses=[lambda at: smooth({name: p + 1e-9 * torch.sin(1e5 * p) for name, p in at.items()})]
+    )
+    with caplog.at_level(logging.INFO):
+        assert resolve("auto", theta, rough) == DoubleBackward()
+    assert "double-backward, because" in caplog.text
+
+
+def test_auto_in_half_precision_needs_no_probe(caplog: pytest.LogCaptureFixture) -> None:
+    problem, theta = mlp(1, torch.bfloat16)
+    with caplog.at_level(logging.INFO):
+        assert resolve("auto", theta, problem) == DoubleBackward()
+    assert "bfloat16" in caplog.text
+
+
+@pytest.mark.parametrize(("fits", "tried", "checked"), [(8, [8], True), (2, [8, 4, 2], True), (1, [8, 4, 2], False)])
+def test_auto_checks_itself_with_as_many_pictures_as_fit(
+    caplog: pytest.LogCaptureFixture, fits: int, tried: list[int], *, checked: bool
+) -> None:
+    """Of the smallest batch the double backward may not fit either: then the difference is taken as it is."""
+    problem, theta = mlp(1)
+    sizes = []
+
+    def probes(batch_size: int) -> list[MetaProblem]:
+        sizes.append(batch_size)
+
+        def outer(at: Params) -> torch.Tensor:
+            if batch_size > fits:
+                raise torch.OutOfMemoryError("full")
+            return problem.outer(at)
+
+        return [replace(problem, outer=outer)]
+
+    with caplog.at_level(logging.INFO):
+        mode = resolve_in_memory("auto", theta, probes, 8)
+    assert isinstance(mode, GradientDifference)
+    assert sizes == tried
+    assert ("relative error" in caplog.text) is checked
+    assert ("unchecked" in caplog.text) is not checked
+
+
+def test_only_auto_takes_a_probe() -> None:
+    _, theta = mlp(1)
+
+    def probes(batch_size: int) -> list[MetaProblem]:
+        raise AssertionError
+
+    assert resolve_in_memory("double-backward", theta, probes, 8) == DoubleBackward()
