@@ -14,7 +14,8 @@ from PIL import Image
 from browser import chromium, in_frames, needs_chromium
 from metaunlearn.errors import UserError
 from metaunlearn.report import Summary, build_report, headline, rows
-from metaunlearn.report.charts import spread
+from metaunlearn.report.charts import intervals_chart, spread
+from metaunlearn.report.data import Score
 from metaunlearn.report.runs import losses, read_log, thinned
 from metaunlearn.report.sections import self_destruction
 from report_fixtures import invented_summary, scores, write_runs, write_samples
@@ -113,6 +114,12 @@ def test_labels_are_kept_apart() -> None:
     assert spread([50, 51, 90], gap=9, low=2, high=98) == [50, 59, 90]
     placed = spread([97, 98, 96], gap=9, low=2, high=98)
     assert placed == [89, 98, 80]
+
+
+def test_decimals_are_cut_from_coordinates_and_not_from_labels() -> None:
+    drawing = intervals_chart([("lr 0.00005", "unlearn", Score(100 / 3, 30.0, 40.0))])
+    assert ">lr 0.00005</text>" in drawing
+    assert not re.search(r"<[^>]*\d\.\d{3}", drawing)
 
 
 @pytest.mark.parametrize(

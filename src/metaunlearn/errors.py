@@ -18,10 +18,21 @@ class RunError(MetaunlearnError):
     """The run failed on its way; what was good is kept. The command line exits with 1."""
 
 
+OFFERED = 3
+"""Names that a hint gives at most."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the closest known name, or an empty string when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """``" Did you mean 'x'?"``: the names that begin with ``word``, else the closest one; empty when none is close.
+
+    Of more than ``OFFERED`` such names the closest of them.
+    """
+    names = list(dict.fromkeys(known))
+    begun = [name for name in names if word and name.casefold().startswith(word.casefold())]
+    if len(begun) > OFFERED:
+        begun = difflib.get_close_matches(word, begun, n=1, cutoff=0)
+    close = begun or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -66,9 +66,13 @@ def slug(text: str) -> str:
 
 def to_markdown(table: Table) -> str:
     """A Markdown table; all but the first column to the right."""
-    lines = [table.heads, ["---", *["--:"] * (len(table.heads) - 1)]]
-    lines += [[str(entry) for entry in row] for row in table.rows]
+    lines = [[_cell(head) for head in table.heads], ["---", *["--:"] * (len(table.heads) - 1)]]
+    lines += [[_cell(str(entry)) for entry in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def to_csv(table: Table) -> str:
@@ -93,8 +97,26 @@ def to_csv(table: Table) -> str:
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "–": "--", "—": "---", "’": "'", "…": r"\dots{}", "−": "$-$", "±": r"$\pm$",
+    "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$", "≠": r"$\neq$", "≈": r"$\approx$",
+    "→": r"$\rightarrow$", "∞": r"$\infty$",
 }  # fmt: skip
+_SMALL = (
+    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega"
+)
+_LARGE = "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+_LATEX |= {
+    letter: rf"$\{name}$"
+    for letters, names in (("αβγδεζηθικλμνξπρστυφχψω", _SMALL), ("ΓΔΘΛΞΠΣΥΦΨΩ", _LARGE))
+    for letter, name in zip(letters, names.split(), strict=True)
+}
+_LATEX |= {
+    letter: rf"\text{place}script{{{digit}}}"
+    for place, letters in (("sub", "₀₁₂₃₄₅₆₇₈₉"), ("super", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    for digit, letter in enumerate(letters)
+}
 
 
 def to_latex(table: Table) -> str:

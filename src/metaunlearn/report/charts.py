@@ -297,5 +297,5 @@ def draw(spec: dict[str, Any], frame: Frame) -> Markup:
     drawing = vl_convert.vegalite_to_svg({"$schema": schema, "config": _CONFIG, **size, **spec}, allowed_base_urls=[])
     # Inline SVG needs no namespace; class names and the drawing library's roles would meet the page's own.
     drawing = re.sub(r' (?:xmlns(?::\w+)?|class|role|aria-\w+|pointer-events)="[^"]*"', "", drawing)
-    drawing = re.sub(r"(\d+\.\d{2})\d+", r"\1", drawing)
+    drawing = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag[0]), drawing)  # Not in its words.
     return Markup(drawing.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
