@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from metaunlearn import runs
-from metaunlearn.runs import BEAT, RunFolder
+from metaunlearn.errors import UserError
+from metaunlearn.runs import BEAT, NotThisRunError, RunFolder
 
 
 class Clock:
@@ -72,3 +73,17 @@ def test_peak_memory_is_the_largest_of_all_parts(tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"peak_memory_bytes": 10**15}))
     RunFolder.open(tmp_path / "run", {}, resume=True).finish()
     assert json.loads(file.read_text())["peak_memory_bytes"] == 10**15
+
+
+def test_what_cannot_go_on_is_told_from_other_mistakes(tmp_path: Path) -> None:
+    """Whoever made the folder may begin anew in the first two cases; in the last, work would be lost."""
+    RunFolder.open(tmp_path / "run", {"a": 1}, resume=False)
+    with pytest.raises(NotThisRunError, match=r"asked for differently \(a\)"):
+        RunFolder.open(tmp_path / "run", {"a": 2}, resume=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "years.txt").write_text("of work")
+    with pytest.raises(NotThisRunError, match="holds no run"):
+        RunFolder.open(tmp_path / "thesis", {"a": 1}, resume=True)
+    with pytest.raises(UserError, match="holds a run already") as error:
+        RunFolder.open(tmp_path / "run", {"a": 1}, resume=False)
+    assert not isinstance(error.value, NotThisRunError)

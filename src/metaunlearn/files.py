@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
+
+STALE = 3600.0
+"""Seconds after which a half-written file that nobody went on with was left by a killed process."""
 
 
 def check_new_file(out: Path, ending: str = "") -> None:
@@ -19,15 +26,31 @@ def check_new_file(out: Path, ending: str = "") -> None:
 
 
 def write_atomic(path: Path, payload: bytes | str) -> None:
-    """Write ``payload`` beside ``path``, flush it to disk, and rename it into place."""
+    """Write ``payload`` beside ``path``, flush it to disk, and rename it into place.
+
+    Several processes may write one ``path`` at once: each writes a file of its own, and the last one's stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     data = payload.encode() if isinstance(payload, str) else payload
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of ``path`` left: a state of training may have gigabytes."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > STALE:
+                partial.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

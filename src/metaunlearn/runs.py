@@ -45,6 +45,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+class NotThisRunError(UserError):
+    """What lies in a folder is no run, or one that was asked for differently: it cannot go on."""
+
+
 class RunFolder:
     """A result folder being filled: ``run.json`` is written first (status ``running``) and again at the end."""
 
@@ -64,8 +68,8 @@ class RunFolder:
     def open(cls, path: Path, request: Mapping[str, Any], *, resume: bool, processes: Processes = ALONE) -> RunFolder:
         """Claim ``path`` for the run that ``request`` describes; of several ``processes``, the main one does.
 
-        Raises UserError when the folder holds something else, holds a run and ``resume`` is off, or holds a run that
-        was asked for differently.
+        Raises UserError when the folder holds a run and ``resume`` is off, NotThisRunError when it holds something else
+        or a run that was asked for differently.
         """
         wanted = json.loads(json.dumps(request))
         if not processes.main:
@@ -91,7 +95,7 @@ class RunFolder:
     def _adopt(self, resume: bool) -> None:
         file = self.path / RUN_FILE
         if not file.is_file():
-            raise UserError(
+            raise NotThisRunError(
                 f"the output folder {self.path} is not empty and holds no run of metaunlearn; "
                 "choose another (out=..., --out DIR)."
             )
@@ -107,7 +111,7 @@ class RunFolder:
                 for key in {*earlier.get("request", {}), *self.request}
                 if earlier.get("request", {}).get(key) != self.request.get(key)
             )
-            raise UserError(
+            raise NotThisRunError(
                 f"the run in {self.path} was asked for differently ({', '.join(changed)}); "
                 "resume it with the same options, or choose another folder (out=..., --out DIR)."
             )

@@ -1,0 +1,61 @@
+"""Files that are whole or absent, also when several write one of them at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from metaunlearn import files
+from metaunlearn.files import STALE, write_atomic
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have written their half before either renames it: each renames its own, and one of them stays."""
+    together, replace, broken = threading.Barrier(2), Path.replace, []
+
+    def late(self: Path, target: Path) -> Path:
+        together.wait(timeout=60)
+        return replace(self, target)
+
+    def write(text: str) -> None:
+        try:
+            write_atomic(tmp_path / "report.html", text)
+        except OSError as error:
+            broken.append(error)
+
+    monkeypatch.setattr(Path, "replace", late)
+    writers = [threading.Thread(target=write, args=(text * 1000,)) for text in ("a", "b")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert broken == []
+    assert (tmp_path / "report.html").read_text() in ("a" * 1000, "b" * 1000)
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_an_error_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text("before")
+
+    def full(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomic(tmp_path / "a.json", "after")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.json": "before"}
+
+
+def test_what_a_killed_writer_left_goes_in_time(tmp_path: Path) -> None:
+    """Only that of the same file, and only when nobody can be writing it any more."""
+    old = time.time() - 2 * STALE
+    for name, age in {".a[1].json.x.partial": old, ".a[1].json.y.partial": None, ".b.json.x.partial": old}.items():
+        (tmp_path / name).write_text("half")
+        if age is not None:
+            os.utime(tmp_path / name, (age, age))
+    write_atomic(tmp_path / "a[1].json", "whole")
+    assert {file.name for file in tmp_path.iterdir()} == {".a[1].json.y.partial", ".b.json.x.partial", "a[1].json"}
