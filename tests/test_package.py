@@ -9,15 +9,20 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from packaging.licenses import canonicalize_license_expression
 
 import metaunlearn
 from metaunlearn.attacking_search import Search
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.canvas.catalog import NAMES, STYLES
+from metaunlearn.doctor.describing import describe
+from metaunlearn.doctor.machine import OPTIONAL, REQUIRED, inspect_machine
 from metaunlearn.erasure.registry import configure
 from metaunlearn.recipe import read_recipe, recipe_names
 from metaunlearn.settings import resolve
@@ -143,6 +148,47 @@ def test_the_tested_versions_fulfil_the_requirements() -> None:
     for requirement in project["dependencies"] + extras:
         name, bound = requirement.split(">=")
         assert _numbers(pins[_normal(name)]) >= _numbers(bound), requirement
+
+
+def test_the_doctor_looks_for_everything_that_may_be_asked_for() -> None:
+    """Every dependency, and every package of the extras that are not for developers, under the extra that has it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {_normal(name) for name in REQUIRED} == {_normal(item.split(">=")[0]) for item in project["dependencies"]}
+    extras = {
+        _normal(item.split(">=")[0]): extra
+        for extra, group in project["optional-dependencies"].items()
+        if extra not in ("dev", "docs", "release", "rivals")
+        for item in group
+    }
+    assert {_normal(name): extra for name, (_, extra) in OPTIONAL.items() if extra} == extras
+    assert not {*REQUIRED} & {*OPTIONAL}
+
+
+def test_the_doctor_says_what_a_missing_package_is_for() -> None:
+    machine = inspect_machine()
+    gone = replace(machine, optional=dict.fromkeys(machine.optional))
+    lines = [line.split(maxsplit=1) for line in describe(gone, None)]
+    assert ["ray", "not installed; needed for bench --ray: pip install 'metaunlearn[ray]'"] in lines
+    assert ["trackio", "not installed; needed for --tracker trackio: pip install trackio"] in lines
+
+
+def test_trackers_can_be_started() -> None:
+    """accelerate's have ``start()`` since 1.8 and Trackio since 1.9; with an older one tracking would fail quietly."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = dict(item.split(">=") for item in project["dependencies"])
+    assert _numbers(bounds["accelerate"]) >= (1, 9)
+    assert callable(GeneralTracker.start)
+    assert "trackio" in LOGGER_TYPE_TO_CLASS
+
+
+def test_the_licence_is_an_expression_of_all_that_is_in_the_wheel() -> None:
+    """As NOTICE has them, by their SPDX names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    said = project["license"]
+    assert canonicalize_license_expression(said) == said
+    spdx = {"Apache License 2.0": "Apache-2.0", "CC BY 4.0": "CC-BY-4.0", "CC BY-SA 4.0": "CC-BY-SA-4.0", "MIT": "MIT"}
+    named = re.findall(r"Licence: ([^,\n]+),", (ROOT / "NOTICE").read_text())
+    assert {spdx[name] for name in named} == set(said.split(" AND "))
 
 
 def _normal(name: str) -> str:

@@ -19,12 +19,16 @@ def describe(machine: Machine, job: JobEstimate | None) -> list[str]:
         f"Python {machine.python} on {machine.system}",
         f"{machine.cores} cores, {memory}, accelerators: {', '.join(machine.accelerators) or 'none'}",
         *(f"  {name:<18} {version or 'MISSING'}" for name, version in machine.packages.items()),
-        *(
-            f"  {name:<18} {version or f'not installed; needed for {OPTIONAL[name]}'}"
-            for name, version in machine.optional.items()
-        ),
+        *(f"  {name:<18} {version or _needed(name)}" for name, version in machine.optional.items()),
     ]
     return lines if job is None else [*lines, "", *_describe_job(job, len(machine.accelerators))]
+
+
+def _needed(name: str) -> str:
+    """For what a package that is not there is needed, and how to get it."""
+    what, extra = OPTIONAL[name]
+    package = f"'metaunlearn[{extra}]'" if extra else name
+    return f"not installed; needed for {what}: pip install {package}"
 
 
 def _describe_job(job: JobEstimate, accelerators: int) -> list[str]:

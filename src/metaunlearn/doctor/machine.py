@@ -11,9 +11,24 @@ from typing import Any
 
 import torch
 
-REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "jinja2")
-OPTIONAL = {"vl-convert-python": "charts as pictures in reports", "resvg-py": "rebuilding Canvas (make canvas)"}
-"""Packages that something works without, and what needs them."""
+REQUIRED = (
+    "torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "pydantic",
+    "jinja2", "vl-convert-python", "typer", "rich",
+)  # fmt: skip
+OPTIONAL = {
+    "peft": ("lora-merge", "lora"),
+    "nudenet": ("the metric nudity", "nudenet"),
+    "onnxruntime": ("the metric nudity", "nudenet"),
+    "bitsandbytes": ("outer_optimizer=adamw-8bit", "8bit"),
+    "optuna": ("tune", "search"),
+    "ray": ("bench --ray", "ray"),
+    "scipy": ("the sampler lms", "lms"),
+    "tensorboard": ("--tracker tensorboard", "trackers"),
+    "wandb": ("--tracker wandb", "trackers"),
+    "trackio": ("--tracker trackio", ""),
+    "resvg-py": ("rebuilding Canvas", "canvas"),
+}
+"""Packages that something works without: what needs them, and the extra that brings them, if one does."""
 
 
 @dataclass(frozen=True, kw_only=True)
