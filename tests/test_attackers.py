@@ -18,7 +18,7 @@ from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
 from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
-from metaunlearn.meta.objective import meta_problem
+from metaunlearn.meta.objective import meta_problem, simulated_finetuning
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
 from metaunlearn.meta.store import host_memory, on_device
 from metaunlearn.models import load
@@ -143,6 +143,15 @@ def test_settings_reach_the_inner_loop(tiny_model: Path) -> None:
     assert meta_problem(model, batches, ATTACKERS[0], settings(), theta={}).inner.store is on_device
 
 
+def test_the_attacker_may_tune_what_the_method_trains(tiny_model: Path) -> None:
+    """Whose subset may have no name: esd-2025 trains weights and biases of some layers."""
+    model = load(str(tiny_model))
+    trained = configure("esd-2025", read_recipe("small")).method.trained(model)
+    names = model.parameter_names
+    assert simulated_finetuning(names, ATTACKERS[0], settings("inner_subset=method"), trained).adapted == trained
+    assert simulated_finetuning(names, ATTACKERS[0], settings("inner_subset=f"), trained).adapted > trained
+
+
 def test_an_attacker_is_drawn_by_the_generator_alone() -> None:
     """Each of three comes up in 30 draws (all but 3 (2/3)^30 = 2e-5 of the seeds); an only one costs no randomness."""
     drawn = [draw_attacker(ATTACKERS, step_generator(0, step, "outer")) for step in range(30)]
@@ -190,8 +199,8 @@ def test_auto_probes_every_attacker_of_a_mixture(
         probed.extend(probes)
         return FirstOrder()
 
-    monkeypatch.setattr("metaunlearn.meta.train.resolve", notes)
-    run(tiny_model, tmp_path / "out", MIXTURE, "steps=1")
+    monkeypatch.setattr("metaunlearn.meta.modes.resolve", notes)
+    run(tiny_model, tmp_path / "out", MIXTURE, "steps=1", "meta_gradient=auto")
     assert [(probe.inner.learning_rate, len(probe.inner_losses)) for probe in probed] == [
         (attacker.learning_rate, attacker.steps) for attacker in ATTACKERS
     ]

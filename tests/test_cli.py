@@ -65,7 +65,7 @@ def test_erase_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch,
     outcome = call(
         *("erase", "canvas", "--concept", "knife|blade", "--concept", "axe", "--method", "esd-x-3", "--no-meta"),
         *("--retain", "a dog", "--related", "a saw", "--forget-data", "f", "--retain-data", "r", "--recipe", "small"),
-        *("--set", "steps=3", "--set", "gamma2=0", "--seed", 7, "--resume", "--out", out, "--json"),
+        *("--set", "steps=3", "--set", "gamma1=2", "--seed", 7, "--resume", "--out", out, "--json"),
         *("--delta", "--push", "somebody/canvas"),
     )
     assert outcome.code == 0
@@ -82,7 +82,7 @@ def test_erase_passes_everything_on(call: Call, monkeypatch: pytest.MonkeyPatch,
         "forget_data": Path("f"),
         "retain_data": Path("r"),
         "recipe": "small",
-        "overrides": ["steps=3", "gamma2=0"],
+        "overrides": ["steps=3", "gamma1=2"],
         "seed": 7,
         "device": "cpu",
         "out": out,
@@ -246,7 +246,7 @@ def test_every_exception_has_a_message_and_a_code(error: BaseException, exit_cod
 @pytest.mark.parametrize(
     ("command", "has", "lacks"),
     [
-        ("erase", ["picture_batch", "batch_size"], []),
+        ("erase", ["picture_batch", "batch_size", "meta_gradient"], []),
         ("attack", ["batch_size", "gradient_checkpointing"], ["picture_batch"]),
         ("generate", ["picture_batch"], ["lower batch_size"]),
         ("evaluate", ["picture_batch"], ["lower batch_size"]),

@@ -117,6 +117,13 @@ def uce_2025_rows(model: TextToImageModel, W: Tensor) -> list[tuple[float, Tenso
     return rows
 
 
+def test_embeddings_that_are_not_finite_are_an_error_of_their_own(model: TextToImageModel) -> None:
+    tokens = torch.full((1, model.text_width), torch.nan, dtype=torch.float64)
+    changes = TokenChanges(tokens, tokens, torch.ones(1, dtype=torch.float64))
+    with pytest.raises(RunError, match="embeddings are not finite"):
+        edited_matrices(model.parameters(), changes, 0.5)
+
+
 @pytest.mark.parametrize(("name", "rows"), [("uce-2023", uce_2023_rows), ("uce-2025", uce_2025_rows)])
 def test_presets_edit_which_tokens_they_say(
     model: TextToImageModel, task: ErasureTask, name: str, rows: object

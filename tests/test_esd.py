@@ -14,8 +14,9 @@ from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.esd import BankedForgetLoss, Esd, Esd2025, esd_2025_target, esd_target
 from metaunlearn.erasure.interface import ErasureTask, ForgetLoss, MovingForgetLoss
+from metaunlearn.erasure.prepare import own_picture_counts
 from metaunlearn.erasure.registry import configure
-from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
+from metaunlearn.erasure.trajectories import MovingLatents, TrajectoryBank, sample_for, sample_trajectories
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.objective import losses_at_theta
@@ -223,10 +224,27 @@ def test_a_cut_run_on_latents_of_the_edited_model_resumes_to_the_same_weights(
     with pytest.raises(RunError, match="killed"):
         erase(tiny_model, ["zebra"], out=tmp_path / "run", **options)  # type: ignore[arg-type]
     monkeypatch.undo()
+    sampled = []
+    sample = MovingLatents.sample
+    monkeypatch.setattr(MovingLatents, "sample", lambda *call: sampled.append(call[-1]) or sample(*call))
     cut = erase(tiny_model, ["zebra"], out=tmp_path / "run", resume=True, **options).pipeline  # type: ignore[arg-type]
     assert all(torch.equal(whole[name], p) for name, p in cut.unet.state_dict().items())
+    assert not sampled  # Those of step 3 were kept, and the next are due at step 6.
     frozen = erase(tiny_model, ["zebra"], **options | {"overrides": [*overrides, "latents=frozen"]})  # type: ignore[arg-type]
     assert not all(torch.equal(whole[name], p) for name, p in frozen.pipeline.unet.state_dict().items())
+
+
+def test_a_bank_has_a_path_of_every_concept(model: TextToImageModel) -> None:
+    """However few are asked for; and as many pictures, whose prompts take turns in the same way."""
+    settings = resolve(
+        EraseSettings, read_recipe("small").erase, ["bank_trajectories=1", "bank_steps=2", "forget_images=2"]
+    )
+    prompts = prompts_for(model.pipeline, ["zebra|yak", "gnu"])
+    task = ErasureTask(model=model, prompts=prompts, settings=settings, seed=0)
+    bank = sample_for(task, model.parameters(), prompts.forget, torch.Generator().manual_seed(0))
+    assert bank.prompt_of.unique().tolist() == [0, 1, 2]
+    assert prompts.forget[:3] == ("zebra", "yak", "gnu")
+    assert own_picture_counts(prompts, settings)["forget"] == 3
 
 
 def test_bank_is_deterministic(model: TextToImageModel, bank: TrajectoryBank) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from meta_problems import error
-from metaunlearn.config import refuse_ignored
 from metaunlearn.doctor.passes import gradients_per_step
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import refuse_unheard
@@ -17,6 +16,7 @@ from metaunlearn.meta.flatness import sharpness, steepness
 from metaunlearn.meta.hypergradient import double_backward_product
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, add, norm
+from metaunlearn.unheard import refuse_ignored
 from test_algorithm1 import EXACT, PAPER, drawn, l_dm, l_forget, paper_settings
 from toy_denoiser import toy_run, toy_settings
 

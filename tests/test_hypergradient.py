@@ -24,7 +24,7 @@ from metaunlearn.meta.hypergradient import (
 from metaunlearn.meta.inner import Adjoint, InnerLoop
 from metaunlearn.meta.modes import resolve
 from metaunlearn.models.precision import Products
-from metaunlearn.parameters import Loss, Params, add, norm, restrict, scale, subset, value_and_gradient
+from metaunlearn.parameters import Loss, Params, add, norm, scale, subset, value_and_gradient
 
 
 def unrolled(problem: MetaProblem, theta: Params) -> Params:
@@ -155,6 +155,11 @@ def test_quadratic(mode: MetaGradientMode, dtype: torch.dtype, tolerance: float,
     first_order = FirstOrder()(known.problem, known.theta).gradient
     assert error(first_order, known.split(known.v_final + known.c)) <= 1e-5
     assert error(first_order, known.split(known.expected)) > 1e-2
+
+
+def restrict(a: Params, names: set[str]) -> Params:
+    """P a: ``a`` on ``names``, zeros elsewhere."""
+    return {name: p if name in names else torch.zeros_like(p) for name, p in a.items()}
 
 
 def test_restricting_early_is_wrong() -> None:

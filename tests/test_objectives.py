@@ -12,7 +12,6 @@ from torch import Tensor
 from conftest import Call
 from meta_problems import error, mlp
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import refuse_ignored
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.erasing import erase
@@ -25,6 +24,7 @@ from metaunlearn.meta.margin import Margin
 from metaunlearn.meta.optimizers import OPTIMIZERS
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, add, scale
+from metaunlearn.unheard import refuse_ignored
 from test_algorithm1 import EXACT, PAPER, drawn, l_dm, l_forget, paper_settings
 from test_inner_optimizers import attacked, unrolled
 from toy_denoiser import ToyDenoiser, latent_set, toy_run, toy_settings
@@ -311,6 +311,10 @@ def test_a_resumed_run_has_the_same_weights(tmp_path: Path, monkeypatch: pytest.
         (("retain_weighting=alignment", "retain_weight=0"), "because retain_weight is 0"),
         (("heal_steps=3", "retain_weight=0"), "because retain_weight is 0"),
         (("heal_learning_rate=1e-5",), "because heal_steps is 0"),
+        (("meta_retain=related", "zeta=0"), "because zeta is 0"),
+        (("retain_loss=distillation", "retain_weight=0"), "because retain_weight is 0"),
+        (("inner_momentum=0.5", "inner_optimizer=adamw"), "inner_momentum .*attacker's optimizer is adamw. Choose mom"),
+        (("inner_eps_root=1e-6", "inner_optimizer=sgd"), "optimizer is sgd. Choose adam or adamw"),
     ],
 )
 def test_what_would_go_unheard_is_refused(overrides: tuple[str, ...], message: str) -> None:

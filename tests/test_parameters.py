@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.parameters import Params, add, dot, norm, restrict, scale, subset, value_and_gradient
+from metaunlearn.parameters import Params, add, dot, norm, scale, subset, value_and_gradient
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,6 @@ def test_arithmetic(a: Params, b: Params) -> None:
     assert scale(a, -2.0)["p"].tolist() == [-2.0, -4.0]
     assert dot(a, b) == 37.0
     assert norm(a) == pytest.approx(14**0.5)
-    kept = restrict(a, {"q"})
-    assert kept["p"].tolist() == [0.0, 0.0]
-    assert kept["q"].tolist() == [[3.0]]
 
 
 def test_arithmetic_leaves_its_arguments_alone(a: Params, b: Params) -> None:
@@ -131,8 +128,6 @@ def test_norm_of_tiny_and_huge_float32(a: Params, factor: float) -> None:
 def test_different_names_are_refused(a: Params) -> None:
     with pytest.raises(KeyError, match="q"):
         add(a, {"p": a["p"]})
-    with pytest.raises(KeyError, match="r"):
-        restrict(a, {"r"})
 
 
 def test_value_and_gradient(a: Params) -> None:

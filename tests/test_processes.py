@@ -26,7 +26,7 @@ from conftest import UNET, Call, break_at_the_fourth_step, process_environment, 
 from metaunlearn.cli import main
 from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
-from metaunlearn.meta.train import check_sharded, check_shares
+from metaunlearn.meta.together import check_sharded, check_shares
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.recipe import read_recipe

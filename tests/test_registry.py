@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from safetensors.torch import load_file
 from conftest import Call
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.esd import Esd, Esd2025
-from metaunlearn.erasure.interface import ClosedFormMethod, DefendedMethod, OptimisedMethod
+from metaunlearn.erasure.interface import ClosedFormMethod, DefendedMethod, OptimisedMethod, moving_part
 from metaunlearn.erasure.rece import Rece
 from metaunlearn.erasure.registry import BUILT_IN, configure, find, has_defence, heard_by
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.errors import UserError
+from metaunlearn.parameters import Params
 from metaunlearn.recipe import RecipeFile, read_recipe
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -175,6 +177,34 @@ def test_the_template_of_contributing_is_a_method(tiny_model: Path, packages: Pa
     assert all("attn2" in key for key in moved)
     with pytest.raises(UserError, match=r"share.*less than or equal to 1"):
         configure(name, SMALL, ["share=2"])
+
+
+def test_half_of_what_moving_takes_is_refused() -> None:
+    """A teacher that is saved must come back in a resumed run; one that nobody asks after would never move."""
+
+    class Half:
+        def after_step(self, theta: Params, step: int) -> None: ...
+
+        def result(self, theta: Params) -> Params:
+            return theta
+
+    class Whole(Half):
+        def state(self) -> Params:
+            return {}
+
+        def restore(self, state: Params) -> None: ...
+
+    with pytest.raises(UserError, match=r"Half has after_step, result, and .* needs state, restore, too"):
+        moving_part(Half())
+    whole = Whole()
+    assert moving_part(whole) is whole
+    assert moving_part(object()) is None
+
+
+def test_a_subset_that_the_name_says_is_changed_in_the_name() -> None:
+    model = SimpleNamespace(parameter_names=["conv_in.weight"])
+    with pytest.raises(UserError, match=r"Subset 'x' .*--method esd-SUBSET-ETA.* holds none"):
+        configure("esd-x-1", SMALL).method.trained(model)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["sdd", "uce", "esd-u-1"])

@@ -119,19 +119,19 @@ def test_no_gradient_flows_through_the_target(model: TextToImageModel, task: Era
 def test_latents_lie_where_their_timestep_says(model: TextToImageModel, task: ErasureTask) -> None:
     """The noisiest latent of each path is pure noise, and no finished latent comes with a noisy timestep."""
     loss = new_loss(task)
-    top = loss.latents.x_t[loss.latents.t >= 750]
+    top = loss.latents.rows().x_t[loss.latents.rows().t >= 750]
     assert len(top) == 5
     assert torch.equal(top, torch.randn((5, *model.latent_shape), generator=step_generator(0, 0, "bank")))
 
 
 def test_teacher_follows_and_samples_anew_when_it_is_time(model: TextToImageModel, task: ErasureTask) -> None:
     loss, student = new_loss(task, bank_refresh=2, ema_decay=0.9), moved(model.parameters())
-    first = loss.latents.x_t.clone()
+    first = loss.latents.rows().x_t.clone()
     loss.after_step(student, 1)
-    assert torch.equal(loss.latents.x_t, first)
+    assert torch.equal(loss.latents.rows().x_t, first)
     loss.after_step(student, 2)
     # 5 paths of 4 latents: their starts are new draws, the rest is the new teacher's.
-    assert not torch.isclose(loss.latents.x_t, first).any(dim=0).all()
+    assert not torch.isclose(loss.latents.rows().x_t, first).any(dim=0).all()
     name = next(iter(loss.average))
     start = model.parameters()[name]
     torch.testing.assert_close(loss.average[name], start + 0.05 * (1 - 0.9**2))

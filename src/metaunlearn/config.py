@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from metaunlearn.errors import UserError
-from metaunlearn.settings import Settings, parse_overrides
+from metaunlearn.settings import Settings
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw"]
 
@@ -97,7 +95,8 @@ class EraseSettings(Settings):
     """Every second outer step has an attacker that goes on from where its last turn ended, until it has taken so many
     steps and starts afresh: a long attack, a few steps at a time. None: all start at theta, as in the paper."""
     inner_subset: str = "f"
-    """Denoiser parameters that the simulated attacker tunes: x, x-strict, first-xattn, u, selfattn or f (all)."""
+    """Denoiser parameters that the simulated attacker tunes: x, x-strict, first-xattn, u, selfattn, f (all), or method:
+    those that the method trains."""
     inner_store: Literal["device", "host", "disk"] = "device"
     """Where the exact meta-gradient keeps the M parameter sets of the simulated finetuning; host, disk: one at a time
     comes back to the device, same values."""
@@ -172,24 +171,6 @@ class EraseSettings(Settings):
     def _from_toml(cls, value: Any) -> Any:
         """``--set attackers=[...]`` arrives as text, written as in a recipe."""
         return tomllib.loads(f"attackers = {value}")["attackers"] if isinstance(value, str) else value
-
-    @field_validator(
-        "ema_decay",
-        "retain_related",
-        "retain_unrelated",
-        "zeta_margin",
-        "zeta_related",
-        "zeta_unrelated",
-        "inner_max_gradient_norm",
-        "inner_horizon",
-        "heal_learning_rate",
-        "picture_batch",
-        mode="before",
-    )
-    @classmethod
-    def _none_from_text(cls, value: Any) -> Any:
-        """``--set ema_decay=none`` takes back what a recipe says."""
-        return None if value == "none" else value
 
     @model_validator(mode="after")
     def _weights_come_in_pairs(self) -> Self:
@@ -313,67 +294,3 @@ class StorySettings(Settings):
     """At the malicious attack's other checkpoints."""
     sparse: Counts
     """At the strong and the benign attack's other checkpoints."""
-
-
-REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
-
-FLATNESS = ("lipschitz_weight", "sharpness_radius")
-"""Penalties of ``meta/flatness.py``."""
-
-ASKS_NOTHING = {
-    "meta_loss": "end",
-    "post_attack_loss": "denoising",
-    "zeta_margin": "none",
-    "inner_horizon": "none",
-    "retain_weighting": "none",
-    "heal_steps": "0",
-    "heal_learning_rate": "none",
-    "lipschitz_weight": "0",
-    "sharpness_radius": "0",
-}
-"""Keys that change an objective, and the value of each that changes nothing."""
-
-
-def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
-    """UserError when what ``--set`` gives is left without effect by another setting: nothing that is said goes unheard.
-
-    A recipe may have both: its own one attacker gives way to a mixture that ``--set`` brings, and what it says of a
-    term goes with the term that ``--set`` takes away.
-    """
-    said = [key for key in REPLACED_BY_ATTACKERS if key in parse_overrides(overrides)]
-    if settings.attackers and said:
-        raise UserError(
-            f"{' and '.join(said)} (--set {said[0]}=...) would be ignored, because attackers holds a mixture of "
-            f"{len(settings.attackers)}, each with an optimizer, a learning_rate and steps of its own. Change them "
-            "there (--set attackers=[...]), or drop the mixture (--set attackers=[])."
-        )
-    without = {
-        "zeta_margin": ("zeta", settings.zeta),
-        "retain_weighting": ("retain_weight", settings.retain_weight),
-        "heal_steps": ("retain_weight", settings.retain_weight),
-        "heal_learning_rate": ("heal_steps", settings.heal_steps),
-        "lipschitz_weight": ("gamma1", settings.gamma1),
-        "sharpness_radius": ("gamma1", settings.gamma1),
-    }
-    for key in asked_for(overrides, without):
-        needed, value = without[key]
-        if not value:
-            raise UserError(
-                f"{key} (--set {key}=...) would be ignored, because {needed} is 0. Set {needed} as well "
-                f"(--set {needed}=...), or leave {key} out."
-            )
-
-
-def refuse_without_meta(overrides: Sequence[str]) -> None:
-    """UserError when ``--set`` asks for another meta objective in a call that has none."""
-    for key in asked_for(overrides, ("meta_loss", "post_attack_loss", "zeta_margin", "inner_horizon")):
-        raise UserError(
-            f"{key} (--set {key}=...) would be ignored, because it is about the meta objective, which this call is "
-            f"without (meta=False, --no-meta). Leave {key} out, or erase with the meta objective (meta=True, --meta)."
-        )
-
-
-def asked_for(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
-    """Those of ``keys`` that ``overrides`` give another value than the one that changes nothing."""
-    given = parse_overrides(overrides)
-    return [key for key in keys if given.get(key, ASKS_NOTHING[key]) != ASKS_NOTHING[key]]

@@ -30,9 +30,11 @@ from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.errors import UserError
 from metaunlearn.meta.alignment import aligned
+from metaunlearn.meta.inner import attacked
 from metaunlearn.meta.modes import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
-from metaunlearn.meta.train import Algorithm1, check_sharded, check_shares
+from metaunlearn.meta.together import check_sharded, check_shares
+from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import adapt, load_pipeline, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Params, subset
@@ -121,9 +123,8 @@ def erase(
     for stage in chosen.stages:
         if isinstance(stage.method, CheckingMethod):
             stage.method.check(adapter, prompts)
-        stage.method.trained(adapter)
-        for setting in ("inner_subset", "diagnostics_subset"):
-            subset(adapter.parameter_names, getattr(stage.settings, setting), setting=setting)
+        attacked(adapter.parameter_names, stage.settings.inner_subset, stage.method.trained(adapter))
+        subset(adapter.parameter_names, stage.settings.diagnostics_subset, setting="diagnostics_subset")
         check_outer_optimizer(stage.settings)
         check_shares(stage.settings, processes, meta=meta)
     check_objective(chosen, meta=meta)

@@ -97,21 +97,22 @@ SUBSETS: dict[str, Callable[[Collection[str]], set[str]]] = {
 """The rule of each subset: which of a model's parameters, by their diffusers names, does it hold?"""
 
 
-def subset(names: Iterable[str], which: str, *, setting: str = "subset") -> frozenset[str]:
+def subset(names: Iterable[str], which: str, *, setting: str = "subset", said_by: str | None = None) -> frozenset[str]:
     """The names that belong to the subset ``which`` (a key of ``SUBSETS``): phi in the equations, or what P keeps.
 
-    ``setting`` is what an error says that the user has set.
+    ``setting`` is what an error says that the user has set, or ``said_by`` in place of a setting.
     """
+    said_by = said_by or f"{setting}, --set {setting}=..."
     if which not in SUBSETS:
         raise UserError(
-            f"Unknown parameter subset {which!r} ({setting}, --set {setting}=...); known: {', '.join(SUBSETS)}."
+            f"Unknown parameter subset {which!r} ({said_by}); known: {', '.join(SUBSETS)}."
             + did_you_mean(which, SUBSETS)
         )
     names = list(names)
     chosen = frozenset(SUBSETS[which](names))
     if not chosen:
         raise UserError(
-            f"Subset {which!r} ({setting}, --set {setting}=...) holds none of the model's {len(names)} parameters. "
+            f"Subset {which!r} ({said_by}) holds none of the model's {len(names)} parameters. "
             "Choose a subset that this model has, such as 'f' (all of them)."
         )
     return chosen
@@ -242,14 +243,6 @@ def moved_average(average: Params, theta: Mapping[str, Tensor], decay: float) ->
     """decay average + (1 - decay) theta, over the names of ``average``; bitwise ``average`` where both agree."""
     # lerp's form, average + (1 - decay) (theta - average), is what keeps equal values equal.
     return {name: torch.lerp(value, theta[name].detach(), 1 - decay) for name, value in average.items()}
-
-
-def restrict(a: Params, names: Collection[str]) -> Params:
-    """P a: ``a`` on ``names``, zeros elsewhere."""
-    unknown = set(names) - set(a)
-    if unknown:
-        raise KeyError(f"restrict: not among the parameters: {sorted(unknown)[:8]}")
-    return {name: p if name in names else torch.zeros_like(p) for name, p in a.items()}
 
 
 def _aligned(a: Params, b: Params) -> list[Tensor]:

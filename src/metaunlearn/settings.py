@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from metaunlearn.errors import UserError, did_you_mean
 
 
 class Settings(BaseModel):
-    """Frozen, keyword-only, unknown keys refused."""
+    """Frozen, keyword-only; unknown keys and numbers that are not finite are refused.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    ``none`` takes back what a recipe says of a number that may be left out (``--set ema_decay=none``).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_from_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            key: None if value == "none" and key in cls._numbers_or_none() else value for key, value in values.items()
+        }
+
+    @classmethod
+    def _numbers_or_none(cls) -> frozenset[str]:
+        kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
+        return frozenset(name for name, of in kinds.items() if type(None) in of and str not in of)
 
 
 def _split(value: Any) -> Any:

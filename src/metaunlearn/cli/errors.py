@@ -15,7 +15,8 @@ RESUMABLE = frozenset({"attack", "demo", "erase", "evaluate", "generate", "make"
 
 _PICTURES = "Draw fewer pictures at once (--set picture_batch=...)"
 LESS_MEMORY = {
-    "erase": f"{_PICTURES} if it was making pictures, else lower batch_size (--set batch_size=...)",
+    "erase": f"{_PICTURES} if it was making pictures; else take the gradient difference, without a double backward "
+    "(--set meta_gradient=gradient-difference), or lower batch_size (--set batch_size=...)",
     "attack": "Lower batch_size (--set batch_size=...), or switch on gradient_checkpointing (--set "
     "gradient_checkpointing=true) where the attack trains",
     "generate": _PICTURES,

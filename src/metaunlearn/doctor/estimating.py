@@ -29,6 +29,7 @@ from metaunlearn.erasure.interface import DefendedMethod, OptimisedMethod
 from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.generation import default_sampling, pictures_at_once
 from metaunlearn.meta.alignment import DRAWS
+from metaunlearn.meta.inner import attacked
 from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import subset
@@ -146,9 +147,9 @@ class _Job:
         self.adapter, self.chosen, self.device = adapter, chosen, device
         self.meta = chosen.with_meta(meta)
         check_objective(chosen, meta=self.meta)
-        for setting in ("inner_subset", "diagnostics_subset"):
-            subset(adapter.parameter_names, getattr(chosen.settings, setting), setting=setting)
         self.trained = chosen.method.trained(adapter)
+        attacked(adapter.parameter_names, chosen.settings.inner_subset, self.trained)
+        subset(adapter.parameter_names, chosen.settings.diagnostics_subset, setting="diagnostics_subset")
         paths = pictures_at_once(adapter.pipeline, chosen.settings.picture_batch)
         self.passes = outer_step(chosen.method, chosen.settings, meta=self.meta, paths=paths)
         size = chosen.settings.batch_size

@@ -33,13 +33,14 @@ from metaunlearn.meta.hypergradient import (
     MetaProblem,
     double_backward_product,
 )
+from metaunlearn.meta.inner import attacked
 from metaunlearn.meta.modes import MODES
 from metaunlearn.meta.objective import simulated_finetuning
 from metaunlearn.meta.outer import clipped_step, outer_optimizer
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
-from metaunlearn.parameters import Loss, Params, add, moved_average, norm, scale, subset, value_and_gradient
+from metaunlearn.parameters import Loss, Params, add, moved_average, norm, scale, value_and_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class Bench:
         self.model, self.settings, self.trained, self.averages = model, settings, sorted(trained), averages
         self.theta: Params = dict(model.unet.named_parameters())
         self.teacher = in_precision(self.theta, settings.teacher_precision)
-        self.tuned = subset(model.parameter_names, settings.inner_subset, setting="inner_subset")
+        self.tuned = attacked(model.parameter_names, settings.inner_subset, trained)
 
     def run_of(self, one: Pass) -> Callable[[], object]:
         """One pass, ready to be run."""
@@ -136,7 +137,7 @@ class Bench:
         product = Pass("product" if isinstance(mode, DoubleBackward) else "all", s.batch_size, first_order)
         problem = MetaProblem(
             inner_losses=[loss(tuned, product) for _ in range(attacker.steps)],
-            inner=simulated_finetuning(self.model.parameter_names, attacker, s),
+            inner=simulated_finetuning(self.model.parameter_names, attacker, s, self.trained),
             outer=loss(ends, ends),
             along_path=s.meta_loss == "path",
             with_first_order=not first_order and s.diagnostics_every > 0,

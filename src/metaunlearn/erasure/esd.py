@@ -63,7 +63,7 @@ class Esd(Settings):
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
         """The subset of the name."""
-        return subset(model.parameter_names, self.subset)
+        return subset(model.parameter_names, self.subset, said_by="method=..., --method esd-SUBSET-ETA")
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
         """Refuse a guide that cannot take the concept's place."""
@@ -150,8 +150,9 @@ class EditedLatentsForgetLoss:
     @torch.no_grad()
     def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
         """``size`` rows; at each the teacher is asked for the concept, and for a guide or nothing."""
-        rows = torch.randint(len(self.latents), (size,), generator=generator)
-        x_t, t, prompt_of = self.latents.x_t[rows], self.latents.t[rows], self.latents.prompt_of[rows]
+        paths = self.latents.rows()
+        rows = torch.randint(len(paths.t), (size,), generator=generator)
+        x_t, t, prompt_of = (column[rows] for column in paths)
         cond = self.cond[prompt_of]
         other = self.empty.expand(size) if self.guides is None else self.guides.draw(prompt_of, generator)
         both = Conditioning.cat([other, cond])

@@ -60,7 +60,7 @@ class Imma(Settings):
 
     @field_validator("base", mode="before")
     @classmethod
-    def _none_from_text(cls, value: Any) -> Any:
+    def _no_base(cls, value: Any) -> Any:
         return None if value == "none" else value
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:

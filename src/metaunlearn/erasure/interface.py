@@ -27,6 +27,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.diffusion import Batch
+from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
@@ -94,6 +95,21 @@ class Moving(Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` gave."""
         ...
+
+
+def moving_part(part: object) -> Moving | None:
+    """``part``, a forget loss or a defence, if it moves; UserError when it has some of what moving takes, not all."""
+    if isinstance(part, Moving):
+        return part
+    names = [name for name in vars(Moving) if not name.startswith("_")]
+    missing = [name for name in names if not callable(getattr(part, name, None))]
+    if len(missing) < len(names):
+        there = [name for name in names if name not in missing]
+        raise UserError(
+            f"{type(part).__name__} has {', '.join(there)}, and to move along with theta it needs "
+            f"{', '.join(missing)}, too (metaunlearn.erasure.interface.Moving)."
+        )
+    return None
 
 
 @runtime_checkable

@@ -34,7 +34,9 @@ from metaunlearn.settings import Settings
 
 
 class Rece(Settings):
-    """``rece``, starting from uce-2023. The defaults are the authors' for nudity.
+    """``rece``, starting from uce-2023, whose own defaults are those of the first edit whatever is set here.
+
+    The defaults are the authors' for nudity.
 
     Theirs for other things, as (mu, epochs): unsafe content 0.1, 2; styles and hard objects 1e-3, 1; easy objects
     0.1, 1.
@@ -47,11 +49,11 @@ class Rece(Settings):
     guide: str = " "
     """What they are to mean from now on, and what is kept while they are edited."""
     erase_scale: float = Field(default=1.0, gt=0)
-    """e, weight of each concept."""
+    """e, weight of each concept, in the later edits."""
     preserve_scale: float = Field(default=0.1, ge=0)
-    """p, weight of the guide, which is kept once for each concept."""
+    """p, weight of the guide, which is kept once for each concept, in the later edits."""
     anchor_scale: float = Field(default=0.1, gt=0)
-    """lambda, how strongly the current matrices stay as they are."""
+    """lambda, how strongly the current matrices stay as they are, in the later edits."""
     subset: str = "f"
     """Which parameters the second stage trains, with the meta objective; the paper does not say."""
 

@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from metaunlearn.config import (
-    FLATNESS,
-    REPLACED_BY_ATTACKERS,
-    EraseSettings,
-    asked_for,
-    refuse_ignored,
-    refuse_without_meta,
-)
+from metaunlearn.config import EraseSettings
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.imma import Imma
 from metaunlearn.erasure.interface import (
@@ -37,6 +30,7 @@ from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.parameters import SUBSETS
 from metaunlearn.recipe import RecipeFile
 from metaunlearn.settings import Settings, parse_overrides, resolve
+from metaunlearn.unheard import FLATNESS, REPLACED_BY_ATTACKERS, asked_for, refuse_ignored, refuse_without_meta
 
 GROUP = "metaunlearn.methods"
 """The entry points' group: name = the method's name, object = its class."""
@@ -236,7 +230,7 @@ def refuse_unheard(name: str, overrides: Sequence[str], *, meta: bool) -> None:
     For a call that is about one run. A grid, a demo or a search gives the same ``overrides`` to runs with the meta
     objective and to those without, where they mean nothing.
     """
-    if meta:
+    if meta or has_defence(name):  # A defence says itself what it does not read.
         return
     refuse_without_meta(overrides)
     kind = find(name).kind

@@ -40,7 +40,7 @@ from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.diffusion import Batch, denoising_loss_of, part
 from metaunlearn.erasure.interface import META_SETTINGS, DefenceGradient, ErasureTask
 from metaunlearn.meta.implicit import Implicit, implicit_gradient
-from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.inner import InnerLoop, attacked
 from metaunlearn.meta.modes import product_named
 from metaunlearn.meta.objective import attackers_rule
 from metaunlearn.models.interface import TextToImageModel
@@ -93,7 +93,7 @@ class ResAlignDefence:
 
     def __init__(self, task: ErasureTask, data: ErasureData, options: ResAlign) -> None:
         self.task, self.data, self.options = task, data, options
-        self.tuned = subset(task.model.parameter_names, task.settings.inner_subset, setting="inner_subset")
+        self.tuned = attacked(task.model.parameter_names, task.settings.inner_subset, options.trained(task.model))
 
     def gradient(self, theta: Params, step: int, inner: Sequence[Batch], outer: Sequence[Batch]) -> DefenceGradient:
         """``inner`` is of one attacker, and not used: those of this step draw their own."""

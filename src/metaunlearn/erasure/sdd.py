@@ -67,8 +67,9 @@ class SddForgetLoss:
 
     def batch(self, theta: Params, step: int, size: int, generator: torch.Generator) -> ForgetBatch:
         """``size`` rows of the bank; concepts in turn; the target is sg(eps_theta(x_t, ∅)) of the student."""
-        rows = torch.randint(len(self.latents), (size,), generator=generator)
-        x_t, t = self.latents.x_t[rows], self.latents.t[rows]
+        paths = self.latents.rows()
+        rows = torch.randint(len(paths.t), (size,), generator=generator)
+        x_t, t = paths.x_t[rows], paths.t[rows]
         with torch.no_grad():  # The stop-gradient: the empty prompt's prediction is the target, it must not move.
             target = self.task.model.predict(theta, x_t, t, self.empty.expand(size))
         turn = (step * size + torch.arange(size)) % len(self.asked)

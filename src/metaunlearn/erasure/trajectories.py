@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,9 +137,7 @@ def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
         return TrajectoryBank.of_tensors(load_tensors(file)[0], task.model.device)
     bank = sample_for(task, task.model.parameters(), task.prompts.forget, step_generator(task.seed, 0, "bank"))
     if file is not None and task.processes.main:
-        own = file.with_name(f"{os.getpid()}-{file.name}")  # Another run may be writing the same file.
-        save_tensors(own, bank.tensors())
-        own.replace(file)
+        save_tensors(file, bank.tensors())  # Whole at once: another run may be writing the same file.
     return bank
 
 
@@ -152,36 +150,52 @@ def _bank_file(task: ErasureTask) -> Path | None:
     return task.shared / f"bank-{key}.safetensors"
 
 
+class PathRows(NamedTuple):
+    """R rows of sampling paths, without answers."""
+
+    x_t: Tensor
+    """(R, C, h, w)."""
+    t: Tensor
+    """(R,) int64."""
+    prompt_of: Tensor
+    """(R,) which of the prompts."""
+
+
 class MovingLatents:
-    """Latents on the paths of a model that moves: sampled afresh now and then, and part of a run's state."""
+    """Latents on the paths of a model that moves: sampled afresh now and then, and part of a run's state.
+
+    The first are sampled, under ``theta``, when they are first wanted: a resumed run brings its own.
+    """
 
     def __init__(self, task: ErasureTask, prompts: Sequence[str], theta: Params) -> None:
         self._task, self._prompts = task, prompts
-        self.sample(theta, 0)
+        self._start: Params | None = theta
+
+    def rows(self) -> PathRows:
+        """All of them."""
+        if self._start is not None:
+            self.sample(self._start, 0)
+        return self._rows
 
     def sample(self, theta: Params, step: int) -> None:
         """New paths under ``theta``, which ``step`` outer steps have led to."""
         bank = sample_for(self._task, theta, self._prompts, step_generator(self._task.seed, step, "bank"))
-        self.x_t, self.t, self.prompt_of = bank.x_t, bank.t, bank.prompt_of
-        """(R, C, h, w), (R,) and (R,): a row's latent, timestep and prompt."""
+        self._rows, self._start = PathRows(bank.x_t, bank.t, bank.prompt_of), None
 
     def follow(self, theta: Params, step: int, every: int) -> None:
         """New paths every ``every`` steps, but not after the last."""
         if step % every == 0 and step < self._task.settings.steps:
             self.sample(theta, step)
 
-    def __len__(self) -> int:
-        return len(self.x_t)
-
     def state(self) -> dict[str, Tensor]:
         """What :meth:`restore` wants back."""
-        return {"x_t": self.x_t, "t": self.t, "prompt_of": self.prompt_of}
+        return self.rows()._asdict()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` gave."""
         device = self._task.model.device
-        self.x_t, self.t = state["x_t"].to(device), state["t"].to(device)
-        self.prompt_of = state["prompt_of"]
+        self._rows = PathRows(state["x_t"].to(device), state["t"].to(device), state["prompt_of"])
+        self._start = None
 
 
 def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generator: torch.Generator) -> TrajectoryBank:

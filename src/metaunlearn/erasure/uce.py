@@ -148,14 +148,14 @@ def edited_matrices(theta: Params, changes: TokenChanges, anchor_scale: float) -
     """Every matrix of :func:`projections` after ``changes``, in its own precision, and the condition number."""
     c, g, weights = changes
     gram = anchor_scale * torch.eye(c.shape[1], dtype=c.dtype) + c.T @ (weights[:, None] * c)
+    if not gram.isfinite().all():
+        raise RunError("the texts' embeddings are not finite, so no matrix can be edited by them; is MODEL whole?")
     condition = float(torch.linalg.cond(gram))
     matrices = {}
     for name in projections(theta):
         W = theta[name].double().cpu()
-        bias = theta.get(name.removesuffix("weight") + "bias", W.new_zeros(len(W))).double().cpu()
-        v_star = g @ W.T + bias  # what the layer answers for the guide: W' has to reach it together with the bias
-        W_new = closed_form_edit(W, c, v_star - bias, weights, anchor_scale, gram)
-        matrices[name] = W_new.to(theta[name])
+        # A bias is part of the layer's answer for the guide and of what W' is to answer: it cancels.
+        matrices[name] = closed_form_edit(W, c, g @ W.T, weights, anchor_scale, gram).to(theta[name])
     if not all(matrix.isfinite().all() for matrix in matrices.values()):
         raise RunError("the edited matrices are not finite; raise anchor_scale (--set anchor_scale=...).")
     return matrices, condition

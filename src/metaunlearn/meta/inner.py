@@ -8,7 +8,7 @@ q_m, s_m, d_m, w_m: what the optimiser makes of a gradient, and of an adjoint on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +18,15 @@ from torch import Tensor
 from metaunlearn.errors import UserError
 from metaunlearn.meta.optimizers import SGD, State, UpdateRule
 from metaunlearn.meta.store import Sets, Stack, Store, on_device
-from metaunlearn.parameters import Loss, Params, add, scale, value_and_gradient
+from metaunlearn.parameters import Loss, Params, add, scale, subset, value_and_gradient
+
+AS_METHOD = "method"
+"""The ``inner_subset`` of an attacker who tunes what the method trains."""
+
+
+def attacked(names: Iterable[str], which: str, trained: Collection[str]) -> frozenset[str]:
+    """What P keeps: the subset ``which`` (``inner_subset``) of the parameters ``names``, or what is ``trained``."""
+    return frozenset(trained) if which == AS_METHOD else subset(names, which, setting="inner_subset")
 
 
 @dataclass

@@ -8,7 +8,7 @@ after theta_M has said which pictures count. What lies at theta_M, after the sim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -24,13 +24,13 @@ from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import MetaProblem
-from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.inner import InnerLoop, attacked
 from metaunlearn.meta.margin import Margin, active_pictures, margins
 from metaunlearn.meta.optimizers import UpdateRule, update_rule
 from metaunlearn.meta.store import STORES
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import teachers_answer
-from metaunlearn.parameters import Loss, Params, mean_of, subset
+from metaunlearn.parameters import Loss, Params, mean_of
 from metaunlearn.processes import ALONE, Processes
 
 
@@ -234,10 +234,11 @@ def meta_problem(
     processes: Processes = ALONE,
     *,
     theta: Params,
+    trained: Collection[str] = (),
 ) -> MetaProblem:
     """Eq. 3 after the simulated finetuning of ``attacker``, which starts at ``theta``, on the micro-batches.
 
-    Its direct term is elsewhere.
+    ``trained`` is what the method trains, for an attacker who tunes the same. The direct term is elsewhere.
     """
     weights, width = zeta_weights(settings), settings.zeta_margin
     hinges: Sequence[Margin | None] = [None] * len(parts)
@@ -248,7 +249,7 @@ def meta_problem(
             active = partial(active_pictures, model, parts=parts, hinges=found)
     return MetaProblem(
         inner_losses=tuple(processes.shared(denoising_loss_of(model, batch)) for batch in parts[0].inner),
-        inner=simulated_finetuning(model.parameter_names, attacker, settings),
+        inner=simulated_finetuning(model.parameter_names, attacker, settings, trained),
         outer=processes.shared(
             mean_of(
                 [
@@ -262,11 +263,13 @@ def meta_problem(
     )
 
 
-def simulated_finetuning(names: Iterable[str], attacker: Attacker, settings: EraseSettings) -> InnerLoop:
-    """How ``attacker`` steps, on which of the parameters ``names``."""
+def simulated_finetuning(
+    names: Iterable[str], attacker: Attacker, settings: EraseSettings, trained: Collection[str] = ()
+) -> InnerLoop:
+    """How ``attacker`` steps, on which of the parameters ``names``; the method trains ``trained``."""
     return InnerLoop(
         learning_rate=attacker.learning_rate,
-        adapted=subset(names, settings.inner_subset, setting="inner_subset"),
+        adapted=attacked(names, settings.inner_subset, trained),
         optimizer=attackers_rule(attacker, settings),
         store=STORES[settings.inner_store],
     )

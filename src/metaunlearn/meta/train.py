@@ -18,8 +18,8 @@ from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Epochs, Independent
 from metaunlearn.diffusion import denoising_loss_of
-from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving
-from metaunlearn.errors import RunError, UserError
+from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving, moving_part
+from metaunlearn.errors import RunError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained
 from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.flatness import sharpness, steepness
@@ -37,6 +37,7 @@ from metaunlearn.meta.objective import (
 from metaunlearn.meta.outer import clipped_step, outer_optimizer
 from metaunlearn.meta.persistent import PersistentAttack, has_a_turn
 from metaunlearn.meta.phases import healing, learning_rate_at
+from metaunlearn.meta.together import check_shares
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import Products, float32_products, in_precision
 from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, same, scale, value_and_gradient
@@ -80,8 +81,7 @@ class Algorithm1:
         self.processes = processes
         self.defence = defence
         """Of a defended method, in place of a forget loss and of the meta objective."""
-        by_method = defence if forget is None else forget
-        self.moving: Moving | None = by_method if isinstance(by_method, Moving) else None
+        self.moving: Moving | None = moving_part(defence if forget is None else forget)
         self.meta, self.seed = meta, seed
         self.theta: Params = model.parameters()
         self.trained = sorted(trained)
@@ -114,8 +114,13 @@ class Algorithm1:
         found = []
         for attacker in dict.fromkeys(settings.simulated):
             parts = self._draw(0, attacker, self._generator(0), settings).own(self.processes, settings.accumulation)
-            found.append(meta_problem(self.model, parts, attacker, settings, self.processes, theta=self.theta))
+            found.append(self._problem(self.model, parts, attacker, settings))
         return found
+
+    def _problem(
+        self, model: TextToImageModel, parts: Sequence[OuterDraw], attacker: Attacker, settings: EraseSettings
+    ) -> MetaProblem:
+        return meta_problem(model, parts, attacker, settings, self.processes, theta=self.theta, trained=self.trained)
 
     def run(self, state: Path | None, on_step: Callable[[Record], None]) -> Params:
         """Take the remaining outer steps; save to ``state`` every ``checkpoint_every`` steps; return the result."""
@@ -190,7 +195,7 @@ class Algorithm1:
         of_meta: Record = {}
         if self.mode is not None:
             model = self.first_order_model if isinstance(self.mode, FirstOrder) else self.model
-            problem = meta_problem(model, parts, attacker, self.settings, self.processes, theta=self.theta)
+            problem = self._problem(model, parts, attacker, self.settings)
             turn = self.attack if has_a_turn(self.step) else None
             if turn is not None:
                 start = turn.start(self.theta)
@@ -223,7 +228,7 @@ class Algorithm1:
         if diagnosed:
             if problem is not None and self.first_order_model is not self.model:
                 # Its losses may be in half precision, and an exact meta-gradient to compare with wants float32.
-                problem = meta_problem(self.model, parts, attacker, self.settings, self.processes, theta=self.theta)
+                problem = self._problem(self.model, parts, attacker, self.settings)
             with float32_products("ieee"):
                 record["diagnostics"] = diagnose(
                     self.model,
@@ -366,32 +371,3 @@ class Algorithm1:
 
     def _trained_theta(self) -> Params:
         return {name: self.theta[name] for name in self.trained}
-
-
-def check_shares(settings: EraseSettings, processes: Processes, *, meta: bool) -> None:
-    """UserError unless ``processes`` can share the batches so that the mean of their means is the mean."""
-    size = settings.batch_size
-    processes.check_divides(size, "batches")
-    weights = retain_weights(settings) or (zeta_weights(settings) if meta else None)
-    if weights is not None:  # Two means: each kind of its own.
-        processes.check_divides(size // 2, "related pictures, which have a weight of their own, in batches")
-        processes.check_divides(size - size // 2, "unrelated pictures, which have a weight of their own, in batches")
-
-
-def check_sharded(settings: EraseSettings, *, meta: bool, defended: bool = False) -> None:
-    """UserError for what cannot be had of parameters that are shared out over processes."""
-    if defended:
-        raise UserError(
-            "a method with a defence of its own does not work with parameters that are shared out over processes "
-            "(sharded=true): choose another (method=..., --method esd-u-1), or sharded=false (--set sharded=false)."
-        )
-    wanted = {"teacher_precision": "float32", "outer_optimizer": "adamw", "inner_store": "device"}
-    for key in ("meta_gradient", "diagnostics_exact") if meta else ():
-        if getattr(settings, key) == "double-backward":
-            wanted[key] = "gradient-difference"
-    for key, value in wanted.items():
-        if getattr(settings, key) != value:
-            raise UserError(
-                f"{key}={getattr(settings, key)} does not work with parameters that are shared out over processes "
-                f"(sharded=true). Choose {key}={value} (--set {key}=...), or sharded=false."
-            )

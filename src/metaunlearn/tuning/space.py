@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaunlearn.bench.recipe import as_toml
-from metaunlearn.config import REPLACED_BY_ATTACKERS, EraseSettings
+from metaunlearn.config import EraseSettings
 from metaunlearn.erasure.registry import Configured, configure, find
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.recipe import read_recipe
 from metaunlearn.tuning.recipe import METHOD, Tune, Vary
+from metaunlearn.unheard import REPLACED_BY_ATTACKERS
 
 DIGITS = 4
 """Significant digits of a drawn number, so that a setting can be written down."""

@@ -1,0 +1,118 @@
+"""What ``--set`` says and another setting, or the kind of call, leaves without effect: refused, and not passed over.
+
+Only what is said in the call itself. A recipe may have both: its own one attacker gives way to a mixture that ``--set``
+brings, and what it says of a term goes with the term that ``--set`` takes away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from metaunlearn.config import EraseSettings
+from metaunlearn.errors import UserError
+from metaunlearn.settings import parse_overrides
+
+REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
+
+FLATNESS = ("lipschitz_weight", "sharpness_radius")
+"""Penalties of ``meta/flatness.py``."""
+
+ASKS_NOTHING: dict[str, Any] = {
+    "meta_loss": "end",
+    "post_attack_loss": "denoising",
+    "zeta_margin": None,
+    "zeta_related": None,
+    "zeta_unrelated": None,
+    "meta_retain": "both",
+    "inner_horizon": None,
+    "retain_loss": "denoising",
+    "retain_weighting": "none",
+    "heal_steps": 0,
+    "heal_learning_rate": None,
+    "lipschitz_weight": 0.0,
+    "sharpness_radius": 0.0,
+}
+"""Keys that change an objective, and the value of each that changes nothing."""
+
+OF_OPTIMIZER = {
+    "inner_momentum": ("momentum",),
+    "inner_weight_decay": ("adamw",),
+    "inner_eps_root": ("adam", "adamw"),
+}
+"""Numbers of the simulated attackers' optimisers, and which of these have them."""
+
+ABOUT_META = (
+    "gamma2", "zeta", "zeta_margin", "zeta_related", "zeta_unrelated", "direct_term", "common_noise", "meta_loss",
+    "meta_retain", "post_attack_loss", "meta_gradient", "difference_precision", "diagnostics_exact", "attackers",
+    "inner_steps", "inner_learning_rate", "inner_optimizer", "inner_momentum", "inner_weight_decay", "inner_eps_root",
+    "inner_max_gradient_norm", "inner_horizon", "inner_subset", "inner_store",
+)  # fmt: skip
+"""Keys that say something of the meta objective, of the simulated attacker, or of the meta-gradient alone."""
+
+
+def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
+    """UserError when another setting leaves what ``overrides`` say of ``settings`` without effect."""
+    given = parse_overrides(overrides)
+    said = [key for key in REPLACED_BY_ATTACKERS if key in given]
+    if settings.attackers and said:
+        raise UserError(
+            f"{' and '.join(said)} (--set {said[0]}=...) would be ignored, because attackers holds a mixture of "
+            f"{len(settings.attackers)}, each with an optimizer, a learning_rate and steps of its own. Change them "
+            "there (--set attackers=[...]), or drop the mixture (--set attackers=[])."
+        )
+    used = {attacker.optimizer for attacker in settings.simulated}
+    for key, optimizers in OF_OPTIMIZER.items():
+        if key in given and used.isdisjoint(optimizers):
+            raise UserError(
+                f"{key} (--set {key}=...) would be ignored, because the simulated attacker's optimizer is "
+                f"{' or '.join(sorted(used))}. Choose {' or '.join(optimizers)} (--set inner_optimizer=...), or leave "
+                f"{key} out."
+            )
+    without = {
+        "zeta_margin": ("zeta", settings.zeta),
+        "zeta_related": ("zeta", settings.zeta),
+        "zeta_unrelated": ("zeta", settings.zeta),
+        "meta_retain": ("zeta", settings.zeta),
+        "retain_loss": ("retain_weight", settings.retain_weight),
+        "retain_weighting": ("retain_weight", settings.retain_weight),
+        "heal_steps": ("retain_weight", settings.retain_weight),
+        "heal_learning_rate": ("heal_steps", settings.heal_steps),
+        "lipschitz_weight": ("gamma1", settings.gamma1),
+        "sharpness_radius": ("gamma1", settings.gamma1),
+    }
+    for key in asked_for(overrides, without):
+        needed, value = without[key]
+        if not value:
+            raise UserError(
+                f"{key} (--set {key}=...) would be ignored, because {needed} is 0. Set {needed} as well "
+                f"(--set {needed}=...), or leave {key} out."
+            )
+
+
+def refuse_without_meta(overrides: Sequence[str]) -> None:
+    """UserError when ``overrides`` say something of the meta objective in a call that has none."""
+    for key in asked_for(overrides, ABOUT_META):
+        raise UserError(
+            f"{key} (--set {key}=...) would be ignored, because it is about the meta objective, which this call is "
+            f"without (meta=False, --no-meta). Leave {key} out, or erase with the meta objective (meta=True, --meta)."
+        )
+
+
+def asked_for(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` that ``overrides`` give another value than the one that changes nothing."""
+    given = parse_overrides(overrides)
+    said = [key for key in keys if key in given]
+    return [key for key in said if key not in ASKS_NOTHING or _value(key, given[key]) != ASKS_NOTHING[key]]
+
+
+def _value(key: str, text: str) -> Any:
+    """What the setting ``key`` makes of ``text``; what it can make nothing of is refused elsewhere."""
+    annotation: Any = EraseSettings.model_fields[key].annotation
+    kind: TypeAdapter[Any] = TypeAdapter(annotation)
+    try:
+        return kind.validate_python(text)
+    except ValidationError:
+        return None if text == "none" else text
