@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from metaunlearn.bench.beside import beside_tables
 from metaunlearn.bench.counterparts import ASR, matched, same_method, score_for
 from metaunlearn.bench.formats import Table
 from metaunlearn.bench.plan import states
-from metaunlearn.bench.published import CAPTIONS, PAPERS_MODEL, published_rows
+from metaunlearn.bench.published import CAPTIONS, DIFFERS, PAPERS_MODEL, SAME_MODEL, published_rows
 from metaunlearn.bench.recipe import Grid, read_bench
-from metaunlearn.bench.results import Found, Measured
+from metaunlearn.bench.results import Asked, Found, Measured
 from metaunlearn.bench.state import State
 from metaunlearn.bench.tables import markdown
 from metaunlearn.metrics.intervals import wilson
@@ -141,6 +142,60 @@ def test_another_concept_and_another_kind_of_attack_are_said() -> None:
     assert "Concept: van gogh; the paper's: nudity. " in table.note
     assert "HRM-m is lora here, finetuning alone in the paper." in table.note
     assert all(row[-1].unlike for row in table.rows if row[-1].text)
+
+
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [
+        ("/models/something-else", "something-else"),
+        ("/models/stable-diffusion-v1-4", "stable-diffusion-v1-4"),
+        ("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5"),
+    ],
+)
+def test_another_model_in_place_of_the_papers_is_said(given: str, title: str) -> None:
+    """What a folder holds is not known by its name."""
+    grid = shipped("table1-sd14", published=["table1_nudity_score"], methods=["esd-u-1"])
+    found = replace(
+        found_of(grid, lambda state: {"concept": share(1, 142, "nude")}), asked=Asked(use=(f"base={given}",))
+    )
+    (table,) = beside_tables(found)
+    assert table.title == f"Table 1, nudity: {title} beside Stable Diffusion 1.4"
+    assert f"Model: {title} (given with --use base=); the paper's: Stable Diffusion 1.4." in table.note
+    assert all(row[-1].unlike for row in table.rows if row[-1].text)
+    text = markdown(found)
+    assert f"Base model {given} (given with --use), settings" in text
+    assert DIFFERS in text
+    assert SAME_MODEL not in text
+
+
+@pytest.mark.parametrize(
+    "given", [PAPERS_MODEL, "/cache/hub/models--CompVis--stable-diffusion-v1-4/snapshots/133a221b8aa7"]
+)
+def test_the_papers_model_may_be_given(given: str) -> None:
+    grid = shipped("table1-sd14", published=["table1_nudity_score"], methods=["esd-u-1"], base="/models/another")
+    found = replace(
+        found_of(grid, lambda state: {"concept": share(1, 142, "nude")}), asked=Asked(use=(f"base={given}",))
+    )
+    (table,) = beside_tables(found)
+    assert table.title == "Table 1, nudity: ours beside the paper"
+    assert "Model:" not in table.note
+    assert not any(entry.unlike for row in table.rows for entry in row)
+    assert SAME_MODEL in markdown(found)
+
+
+def test_another_judge_in_place_of_the_papers_is_said() -> None:
+    """Its CLIP score is of another CLIP, so that the difference is no error; FID has a network of its own."""
+    scores = {"fid": figure(20.0), "clip_score": figure(31.0)}
+    found = found_of(shipped("table2-sd14", methods=["sdd"]), lambda state: scores)
+    (table,) = beside_tables(replace(found, asked=Asked(use=("judge=openai/clip-vit-large-patch14",))))
+    assert [entry.unlike for entry in table.rows[1]][4::3] == [False, True]
+
+
+def test_other_settings_than_the_recipes_are_said() -> None:
+    found = found_of(resolve(Grid, TABLE1), lambda state: {"concept": share(1)})
+    (table,) = beside_tables(replace(found, overrides=("steps=10", "gamma2=5")))
+    assert "Settings of erasing over the recipe's (--set): steps=10, gamma2=5." in table.note
+    assert "--set" not in beside_tables(found)[0].note
 
 
 def test_several_concepts_and_variants() -> None:

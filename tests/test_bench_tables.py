@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench_grids import GRID, changed, made_up, plan_of, score, write_scores
+from bench_grids import GRID, TINY, changed, made_up, plan_of, score, write_scores
 from metaunlearn.bench.formats import to_markdown
 from metaunlearn.bench.long_csv import as_csv
-from metaunlearn.bench.plan import Plan
+from metaunlearn.bench.plan import Plan, states
 from metaunlearn.bench.published import CAPTIONS, published_rows, published_tables
 from metaunlearn.bench.recipe import BenchRecipe, Grid
-from metaunlearn.bench.results import Asked, Results, found_in, pooled
+from metaunlearn.bench.results import Asked, Found, Measured, Results, found_in, pooled
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.metrics.intervals import wilson
@@ -51,6 +53,54 @@ def test_what_a_call_said_is_kept(tmp_path: Path) -> None:
         "--only", "seed=0", "--only", "model=unlearn", "--prompts", "a=b c", "--use", "base=m", "--device", "cuda",
     ]  # fmt: skip
     assert Asked().words() == []
+
+
+def test_the_command_has_of_only_what_holds_for_every_row(tmp_path: Path) -> None:
+    """A grid made in parts: its last call is for the plain models of seed 0, what is measured is more than that."""
+    results = made_up(tmp_path)
+    results.asked = Asked(only=("seed=0", "model=unlearn", "cell=measure-"), use=("base=my models/m",))
+    results.overrides = ("steps=4",)
+    found = results.found()
+    rest = "--use 'base=my models/m' --out DIR"
+    assert found.command == f"metaunlearn bench tiny --set steps=4 {rest}"
+    assert f"Written by `{found.command}`: 12 of 12" in markdown(found)
+    of_seed_0 = [measured for measured in found.rows if measured.row.seed == 0]
+    part = replace(found, rows=of_seed_0)
+    assert part.command == f"metaunlearn bench tiny --set steps=4 --only seed=0 {rest}"
+    part = replace(found, rows=[measured for measured in of_seed_0 if measured.row.model == "unlearn"])
+    assert part.command == f"metaunlearn bench tiny --set steps=4 --only seed=0 --only model=unlearn {rest}"
+    several = replace(found, asked=Asked(only=("seed=0", "seed=1", "model=unlearn")))
+    assert several.command == "metaunlearn bench tiny --set steps=4 --only seed=0 --only seed=1 --out DIR"
+
+
+@pytest.mark.parametrize(
+    ("metric", "measured", "title", "shown"),
+    [
+        ("nsfw", {"value": 0.0479}, "NSFW score (× 100)", "4.8 [4.8, 4.8]"),
+        ("kid", {"value": 0.00123}, "named", "0.00123 [0.00123, 0.00123]"),
+        ("kid", {"value": -4.567}, "named", "-4.57 [-4.57, -4.57]"),
+        ("kid", {"value": 0.0}, "named", "0.0 [0.0, 0.0]"),
+        ("kid", {"value": 1234.5}, "named", "1234.5 [1234.5, 1234.5]"),
+        ("ua", {"value": 40.0, "hits": 4}, "named", "40.0 [16.8, 68.7]"),
+    ],
+    ids=["NSFW score", "small", "three digits", "nothing", "large", "percentage"],
+)
+def test_other_scores_have_the_digits_that_they_need(
+    metric: str, measured: dict[str, Any], title: str, shown: str
+) -> None:
+    """LAION's detector says 0 to 1, the paper a hundred times that; a KID has zeros behind its point. 4 of 10 are 40 %,
+    from 16.8 to 68.7 by Wilson."""
+    prompts = [{"name": "p", "texts": ["a knife"], "scores": {"named": metric}}]
+    grid = resolve(Grid, {**TINY, "measure": None, "prompts": prompts, "judge": "canvas"})
+    score = {"low": measured["value"], "high": measured["value"], "n": 10, "protocol": "p", **measured}
+    rows = [Measured(next(states(grid)), "evaluate-0", {"named": score})]
+    found = Found(
+        bench="tiny", description="", overrides=(), grid=grid, rows_in_all=1, rows=rows, protocols={}, versions={}
+    )
+    text = markdown(found)
+    assert f"## knife: {title}\n" in text
+    assert f"| {shown} |" in text
+    assert f",named,{measured['value']}," in as_csv(found)
 
 
 def test_unequal_numbers_of_pictures_weigh_by_number(tmp_path: Path) -> None:

@@ -205,6 +205,21 @@ def test_a_grid_in_progress_without_its_cells(tmp_path: Path) -> None:
     assert "settings as the cells have them" not in page
 
 
+@pytest.mark.parametrize(
+    ("only", "said"), [("seed=0", "below, without its <code>--only</code>, goes"), ("seed=1", "below goes")]
+)
+def test_the_command_is_that_of_what_is_shown(tmp_path: Path, only: str, said: str) -> None:
+    """Seed 0 is there; the last call may have been for another part of the grid."""
+    results = made_up(tmp_path / "made")
+    rows = [row for row in results.found().to_dict()["rows"] if row["seed"] == 0]
+    write_results(tmp_path, results, rows=rows, asked={"only": [only], "use": ["base=m"]}, overrides=["steps=9"])
+    page = build_report(tmp_path).read_text()
+    part = " --only seed=0" if only == "seed=0" else ""
+    assert f"<code>metaunlearn bench tiny --set steps=9{part} --use base=m --out DIR\n" in page
+    assert said in page
+    assert "<dt>base</dt><dd>m</dd>" in page
+
+
 def test_nothing_attacked(tmp_path: Path) -> None:
     results = made_up(tmp_path)
     rows = [row for row in results.found().to_dict()["rows"] if row["attack"] == "before"]

@@ -12,6 +12,7 @@ from metaunlearn.bench.beside_layouts import PUBLISHED, Column, Figure, Layout
 from metaunlearn.bench.counterparts import both, model_title, same_concept, same_model
 from metaunlearn.bench.entries import at, entry_of
 from metaunlearn.bench.formats import Entry, Table, slug
+from metaunlearn.bench.inputs import BASE
 from metaunlearn.bench.lines import by_line
 from metaunlearn.bench.published import PAPERS_CONCEPT, PAPERS_MODEL_TITLE, published_rows
 from metaunlearn.bench.recipe import CANVAS
@@ -32,7 +33,7 @@ def beside_tables(found: Found) -> list[Table]:
         title, fill = PUBLISHED[name]
         for concept in found.grid.concepts:
             rows = [measured for measured in found.rows if measured.row.concept == concept.name]
-            layout = Layout(grid=found.grid, concept=concept)
+            layout = Layout(grid=found.used, concept=concept)
             fill(layout, published_rows(name))
             if rows and layout.rows and layout.columns:
                 tables.append(_table(name, title, layout, found, rows))
@@ -83,11 +84,12 @@ def _entries(
 
 
 def _protocols(layout: Layout, found: Found, rows: Sequence[Measured]) -> list[str]:
-    """Model, concept and judges, in sentences that name both sides."""
+    """Model, concept, judges and other settings, in sentences that name both sides."""
     grid, concept = layout.grid, layout.concept
     said = []
     if not same_model(grid):
-        said.append(f"Model: {model_title(grid)}; the paper's: {PAPERS_MODEL_TITLE}.")
+        given = "" if grid.base == found.grid.base else f" (given with --use {BASE}=)"
+        said.append(f"Model: {model_title(grid)}{given}; the paper's: {PAPERS_MODEL_TITLE}.")
     if not same_concept(concept):
         said.append(f"Concept: {concept.name}; the paper's: {PAPERS_CONCEPT}.")
     for column in layout.columns:
@@ -95,6 +97,8 @@ def _protocols(layout: Layout, found: Found, rows: Sequence[Measured]) -> list[s
         title = f"{both(ours.title, papers.title)}{papers.unit}"
         judge = _judge(column, found, rows)
         said.append(f"{title[0].upper()}{title[1:]}: judged by {judge}; in the paper by {papers.judge}.")
+    if found.overrides:
+        said.append(f"Settings of erasing over the recipe's (--set): {', '.join(found.overrides)}.")
     return list(dict.fromkeys(said))
 
 
@@ -104,7 +108,7 @@ def _judge(column: Column, found: Found, rows: Sequence[Measured]) -> str:
     digests = (measured.scores[score]["protocol"] for measured in rows if score in measured.scores)
     judge = found.protocols.get(next(digests, ""), {}).get("judge")
     own = column.ours.same and column.quantity.like is None
-    asked = column.quantity.network or column.quantity.judge if own else found.grid.judge or CANVAS
+    asked = column.quantity.network or column.quantity.judge if own else found.used.judge or CANVAS
     return str(judge or asked)
 
 

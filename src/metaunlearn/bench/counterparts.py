@@ -1,7 +1,8 @@
 """What a grid has for a published figure: the same method, the same checkpoint, a score that asks the same question.
 
 Nothing is guessed: names match or they do not, and a checkpoint stands for one of the paper's by its number of steps,
-or, on another model, by its place among as many.
+or, on another model, by its place among as many. A ``grid`` here is the one that was used: with the base model and the
+judge that the call gave in place of the recipe's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 
 from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.lines import Line
-from metaunlearn.bench.published import PAPERS_CONCEPT, PAPERS_MODEL
+from metaunlearn.bench.published import PAPERS_CONCEPT, is_papers_model
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, ModelName
 from metaunlearn.bench.weights import INCEPTION
 from metaunlearn.erasure.registry import find
@@ -99,9 +100,14 @@ def score_for(grid: Grid, quantity: Quantity) -> Counterpart | None:
     return None
 
 
+def metric_of(grid: Grid, score: str) -> str:
+    """By which metric the prompts of ``grid`` have ``score``, as ``evaluate --metrics`` has it; empty without any."""
+    return next((prompts.scores[score] for prompts in grid.prompts if score in prompts.scores), "")
+
+
 def same_model(grid: Grid) -> bool:
     """Whether the base model is the paper's."""
-    return grid.base == PAPERS_MODEL
+    return is_papers_model(grid.base)
 
 
 def same_concept(concept: GridConcept) -> bool:

@@ -27,11 +27,16 @@ def as_csv(found: Found) -> str:
             for measured in rows:
                 if name in measured.scores:
                     score = measured.scores[name]
-                    figures = [round(score[key], 4) for key in ("value", "low", "high")]
+                    figures = [_figure(score[key]) for key in ("value", "low", "high")]
                     writer.writerow([*place, measured.row.seed, name, *figures, score["n"]])
             together = pooled(rows, name)
             if together is not None:
                 facts = asdict(together)
-                figures = [round(facts[key], 4) for key in ("value", "low", "high")]
+                figures = [_figure(facts[key]) for key in ("value", "low", "high")]
                 writer.writerow([*place, "all", name, *figures, together.n])
     return out.getvalue()
+
+
+def _figure(value: float) -> float:
+    """With six significant digits: a KID has three zeros behind its point."""
+    return float(f"{value:.6g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 
 from metaunlearn.bench.formats import Entry, Table
 
@@ -34,7 +35,6 @@ DIFFERS = (
     "direction, not the figures."
 )
 
-
 SAME_MODEL = (
     "Published figures (Gao et al., ICCV 2025). The paper does not give all settings, its attacker's pictures, the "
     "seeds or the detector's rule: what was used here is in the protocols and settings, and the recipe marks what is a "
@@ -42,9 +42,17 @@ SAME_MODEL = (
 )
 
 
+def is_papers_model(base: str) -> bool:
+    """Whether ``base`` is the paper's model: its id on the hub, or where the hub's cache keeps it.
+
+    Of any other folder nothing is known, whatever it is called.
+    """
+    return base == PAPERS_MODEL or f"models--{PAPERS_MODEL.replace('/', '--')}" in Path(base).parts
+
+
 def differs(base: str) -> str:
     """What is to be said beside published figures when a grid has this base model."""
-    return SAME_MODEL if base == PAPERS_MODEL else DIFFERS
+    return SAME_MODEL if is_papers_model(base) else DIFFERS
 
 
 def published_rows(name: str) -> list[dict[str, str]]:

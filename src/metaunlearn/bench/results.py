@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
+from metaunlearn.bench.inputs import BASE, JUDGE
 from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.state import State
@@ -75,6 +77,34 @@ class Found:
     protocols: dict[str, dict[str, Any]]
     """By the digest that the scores have."""
     versions: dict[str, Any]
+
+    @property
+    def used(self) -> Grid:
+        """``grid`` with the base model and the judge that the call gave in place of the recipe's (``--use``)."""
+        given = dict(item.partition("=")[::2] for item in self.asked.use)
+        return self.grid.model_copy(update={name: given[name] for name in (BASE, JUDGE) if name in given})
+
+    @property
+    def command(self) -> str:
+        """The command that makes the measured rows, and what else is missing of what it names.
+
+        ``bench`` may have been called for one part after another. Of the last call's ``--only`` stand here those that
+        hold for every measured row. Its ``--prompts`` and ``--use`` do: other ones make other cells.
+        """
+        changed = [part for override in self.overrides for part in ("--set", override)]
+        words = ["metaunlearn", "bench", self.bench, *changed, *replace(self.asked, only=self.only).words()]
+        return f"{shlex.join(words)} --out DIR"
+
+    @property
+    def only(self) -> tuple[str, ...]:
+        """Of the last call's ``--only`` those whose key holds for every measured row; none of ``cell``."""
+        wanted: dict[str, set[str]] = {}
+        for item in self.asked.only:
+            key, _, value = item.partition("=")
+            wanted.setdefault(key, set()).add(value)
+        labels = [found.row.labels() for found in self.rows]
+        held = {key for key, values in wanted.items() if all(str(row.get(key)) in values for row in labels)}
+        return tuple(item for item in self.asked.only if item.partition("=")[0] in held)
 
     def to_dict(self) -> dict[str, Any]:
         """``results.json``. Nothing in it depends on when or in what order the cells were made."""

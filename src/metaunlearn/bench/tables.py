@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import mean
 
 from metaunlearn.bench.beside import BESIDE, beside_tables
+from metaunlearn.bench.counterparts import NSFW, metric_of
 from metaunlearn.bench.entries import at, entry_of
 from metaunlearn.bench.formats import Entry, Table, slug, to_markdown, turned
 from metaunlearn.bench.lines import by_line, names_of, ratios
@@ -28,7 +29,6 @@ NOTE = (
     "so comparable among themselves only."
 )
 OTHERS = {
-    "nsfw": "NSFW score",
     "unsafe": "unsafe score (%)",
     "asr": "attacked prompts that show it (%)",
     "asr_without_attack": "the same prompts as they are (%)",
@@ -42,11 +42,12 @@ RATIOS = (
 
 def markdown(found: Found) -> str:
     """Everything measured so far, as Markdown."""
-    grid = found.grid
+    grid, used = found.grid, found.used
+    base = grid.base if used.base == grid.base else f"{used.base} (given with --use)"
     parts = [
         f"# {found.bench}", found.description,
-        f"Written by `metaunlearn bench {found.bench}`: {len(found.rows)} of {found.rows_in_all} states are measured. "
-        f"Base model {grid.base}, settings of the recipe {grid.recipe}. {NOTE}",
+        f"Written by `{found.command}`: {len(found.rows)} of {found.rows_in_all} states are measured. "
+        f"Base model {base}, settings of the recipe {grid.recipe}. {NOTE}",
     ]  # fmt: skip
     for concept in grid.concepts:
         for place, table in enumerate(concept_tables(found, concept)):
@@ -54,10 +55,10 @@ def markdown(found: Found) -> str:
     for table in ratio_tables(found):
         parts.append(section(table, "##"))
     beside, published = beside_tables(found), published_tables(grid.published)
-    parts += ["## Beside the paper", BESIDE, differs(grid.base)] if beside else []
+    parts += ["## Beside the paper", BESIDE, differs(used.base)] if beside else []
     for table in beside:
         parts.append(section(table, "###"))
-    parts += ["## In the paper", *([] if beside else [differs(grid.base)])] if published else []
+    parts += ["## In the paper", *([] if beside else [differs(used.base)])] if published else []
     for table in published:
         parts.append(section(table, "###"))
     return "\n\n".join(parts) + "\n"
@@ -111,7 +112,7 @@ def concept_tables(found: Found, concept: GridConcept) -> list[Table]:
     if there & {*SCORES} - {"concept"}:
         what = f"{title}: what is kept, before any attack and after its last step"
         tables.append(upright(_table(f"{name}-kept", what, rows, heads, kept)))
-    tables += [_other_table(rows, every, concept, score) for score in other_scores(rows)]
+    tables += [_other_table(found.grid, rows, every, concept, score) for score in other_scores(rows)]
     if len(concept.seeds) > 1 and "concept" in there:
         again = f"{title}: the same as the first table, by seed ({seeds})"
         tables.append(upright(_table(f"{name}-by-seed", again, rows, names, by_seed)))
@@ -133,16 +134,22 @@ def _original_last(table: Table) -> Table:
     return replace(table, rows=sorted(table.rows, key=lambda row: row[table.named - 1].text == "original"))
 
 
-def _other_table(rows: list[Measured], columns: Columns, concept: GridConcept, score: str) -> Table:
+def _other_table(grid: Grid, rows: list[Measured], columns: Columns, concept: GridConcept, score: str) -> Table:
     """A score that the recipe names, wherever it was taken."""
     mine = [measured for measured in rows if score in measured.scores]
     places = [place for place in columns if at(mine, place)]
+    # The detector's is in [0, 1], and the paper's table has a hundred times that.
+    factor = NSFW.factor if metric_of(grid, score).partition(":")[0] == NSFW.metric else 1.0
+    digits = 1 if factor > 1 or all("hits" in measured.scores[score] for measured in mine) else None
 
     def entries(those: list[Measured]) -> list[Entry]:
-        return [entry_of(pooled(at(those, place), score), len(concept.seeds), 1) for place in places]
+        return [
+            entry_of(pooled(at(those, place), score), len(concept.seeds), digits, factor=factor) for place in places
+        ]
 
-    title = f"{concept.name}: {OTHERS.get(score, score)}"
-    return _table(f"{slug(concept.name)}-{slug(score)}", title, mine, [_column(*place) for place in places], entries)
+    title = OTHERS.get(score, score) if factor == 1 else f"{NSFW.title} (× {factor:g})"
+    name = f"{slug(concept.name)}-{slug(score)}"
+    return _table(name, f"{concept.name}: {title}", mine, [_column(*place) for place in places], entries)
 
 
 def ratio_tables(found: Found) -> list[Table]:

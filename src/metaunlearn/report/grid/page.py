@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from metaunlearn.bench.beside import BESIDE, beside_tables
@@ -48,15 +47,14 @@ def grid_page(folder: Path) -> str:
         beside=_sheets(beside_tables(found)),
         beside_note=BESIDE,
         published=_sheets(published_tables(found.grid.published)),
-        differs=differs(found.grid.base),
+        differs=differs(found.used.base),
         pictures=pictures,
         any_sensitive=any(
             shot.sensitive for _, grids in pictures for grid in grids for strip in grid.strips for shot in strip.shots
         ),
         trends=trends(found, bench),
-        settings=grid_settings(found.grid),
+        settings=grid_settings(found.used),
         resolved=resolved(found, bench),
-        command=_command(found),
     )
 
 
@@ -79,8 +77,3 @@ def _read(folder: Path) -> Found:
 
 def _sheets(tables: list[Table]) -> list[object]:
     return [sheet(table) for table in tables]
-
-
-def _command(found: Found) -> str:
-    said = [part for override in found.overrides for part in ("--set", override)]
-    return f"{shlex.join(['metaunlearn', 'bench', found.bench, *said, *found.asked.words()])} --out DIR"
