@@ -16,12 +16,12 @@ from urllib.parse import unquote
 
 import pytest
 
-from bench_grids import GRID, SEEN, changed, keep_pictures, made_up, write_results
+from bench_grids import GRID, SEEN, changed, found_with, keep_pictures, made_up, write_results
 from browser import chromium, in_frames, needs_chromium
 from conftest import Call
 from metaunlearn.bench.plan import states
 from metaunlearn.bench.recipe import Grid
-from metaunlearn.bench.results import Found, Measured, found_in
+from metaunlearn.bench.results import Measured, found_in
 from metaunlearn.errors import UserError
 from metaunlearn.report import build_report
 from metaunlearn.report.grid.headline import headline
@@ -45,24 +45,6 @@ def saved(page: str, name: str) -> str:
     """What the link ``name`` saves."""
     (uri,) = re.findall(rf'download="{re.escape(name)}" href="(data:[^"]*)"', page)
     return unquote(html.unescape(uri).partition(",")[2])
-
-
-def found_with(given: list[tuple[str, str, str, int, float]], **change: Any) -> Found:
-    """``given`` are rows (method, model, attack, step, percent of ten pictures) of the concept, by nobody."""
-    measured = []
-    grid = resolve(Grid, GRID)
-    for method, model, attack, step, value in given:
-        (state,) = [
-            one for one in states(grid)
-            if (one.method, one.model, one.attack, one.step, one.seed) == (method, model, attack, step, 0)
-        ]  # fmt: skip
-        score = {"value": value, "low": value, "high": value, "n": 10, "hits": round(value / 10), "protocol": "p"}
-        measured.append(Measured(state, "measure-0", {"concept": score}))
-    facts: dict[str, Any] = {
-        "bench": "tiny", "description": "", "overrides": (), "grid": grid, "rows_in_all": 12, "rows": measured,
-        "protocols": {}, "versions": {}, **change,
-    }  # fmt: skip
-    return Found(**facts)
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
@@ -203,21 +185,6 @@ def test_a_grid_in_progress_without_its_cells(tmp_path: Path) -> None:
     assert "1 of 2 seeds" in page
     assert '<h2 id="pictures"' not in page
     assert "settings as the cells have them" not in page
-
-
-@pytest.mark.parametrize(
-    ("only", "said"), [("seed=0", "below, without its <code>--only</code>, goes"), ("seed=1", "below goes")]
-)
-def test_the_command_is_that_of_what_is_shown(tmp_path: Path, only: str, said: str) -> None:
-    """Seed 0 is there; the last call may have been for another part of the grid."""
-    results = made_up(tmp_path / "made")
-    rows = [row for row in results.found().to_dict()["rows"] if row["seed"] == 0]
-    write_results(tmp_path, results, rows=rows, asked={"only": [only], "use": ["base=m"]}, overrides=["steps=9"])
-    page = build_report(tmp_path).read_text()
-    part = " --only seed=0" if only == "seed=0" else ""
-    assert f"<code>metaunlearn bench tiny --set steps=9{part} --use base=m --out DIR\n" in page
-    assert said in page
-    assert "<dt>base</dt><dd>m</dd>" in page
 
 
 def test_nothing_attacked(tmp_path: Path) -> None:

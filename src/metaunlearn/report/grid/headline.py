@@ -44,7 +44,7 @@ def headline(found: Found) -> GridHeadline:
         title=f"{found.bench}: {measured} of {in_all} states are measured."
         if ratio is None
         else _title(ratio, methods),
-        caveats=tuple(_caveats(pairs, measured, in_all)),
+        caveats=tuple(_caveats(found, pairs, measured, in_all)),
         ratio=ratio,
         count=len(counted),
         methods=methods,
@@ -75,22 +75,32 @@ def _title(ratio: float, methods: int) -> str:
     return f"Under malicious finetuning, meta-unlearned models show the concept {often} as plain ones ({over})."
 
 
-def _caveats(pairs: list[Ratio], measured: int, in_all: int) -> list[str]:
-    found = []
+def _caveats(found: Found, pairs: list[Ratio], measured: int, in_all: int) -> list[str]:
+    said = []
     if measured < in_all:
-        found.append(f"This grid is not finished: {in_all - measured} of its {in_all} states are still missing.")
+        said.append(f"This grid is not finished: {in_all - measured} of its {in_all} states are still missing.")
     if not pairs:
-        found.append(
-            "No method has a plain and a meta-unlearned model that were both attacked, so nothing is compared."
-        )
+        said.append(f"{_nothing_compared(found)}, so nothing is compared.")
     whole = [pair for pair in pairs if pair.whole]
     if len(whole) < len(pairs):
-        found.append(f"Comparisons that lack checkpoints yet: {len(pairs) - len(whole)}; the mean leaves them out.")
+        said.append(f"Comparisons that lack checkpoints yet: {len(pairs) - len(whole)}; the mean leaves them out.")
     values = _values(whole)
     against = sum(value >= 1 for value in values)
     if against:
-        found.append(f"In {against} of {len(values)} comparisons the meta-unlearned model is no better (1 or more).")
+        said.append(f"In {against} of {len(values)} comparisons the meta-unlearned model is no better (1 or more).")
     if len(values) < len(whole):
         none = len(whole) - len(values)
-        found.append(f"Comparisons whose plain model showed the concept nowhere: {none}; the mean leaves them out.")
-    return found
+        said.append(f"Comparisons whose plain model showed the concept nowhere: {none}; the mean leaves them out.")
+    return said
+
+
+def _nothing_compared(found: Found) -> str:
+    """Why there is no ratio: the first thing that it would need and that is not there."""
+    scores = {name for measured in found.rows for name in measured.scores}
+    if not scores:
+        return "Nothing is scored here, there are pictures to look at"
+    if not any(attack.malicious for attack in found.grid.attacks):
+        return "No malicious finetuning is part of this grid"
+    if "concept" not in scores:
+        return "How often the concept is seen is not measured here"
+    return "No method has a plain and a meta-unlearned model that were both attacked"
