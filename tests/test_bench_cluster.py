@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 import types
 from collections.abc import Callable
@@ -18,12 +19,15 @@ import torch
 from bench_grids import changed, plan_of, write_recipe
 from metaunlearn.bench.cluster import LOSSES
 from metaunlearn.bench.needs import PROCESS
-from metaunlearn.bench.run import run_grid
+from metaunlearn.bench.plan import make_plan
+from metaunlearn.bench.recipe import Grid, read_bench
+from metaunlearn.bench.run import dry_run, run_grid
 from metaunlearn.bench.store import CELL_FILE
 from metaunlearn.doctor import estimate, weights_bytes
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.models import load_pipeline
+from metaunlearn.settings import resolve
 
 GRID = changed("concepts", 0, "seeds", to=[0, 1])
 LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError")
@@ -135,8 +139,8 @@ def recipe(tmp_path: Path) -> str:
     return str(write_recipe(tmp_path / "grid.toml", GRID))
 
 
-def cell_of(kind: str) -> Any:
-    return next(cell for cell in plan_of(GRID).cells.values() if cell.kind == kind)
+def cell_of(kind: str, device: str = "cpu") -> Any:
+    return next(cell for cell in make_plan(resolve(Grid, GRID), device=device).cells.values() if cell.kind == kind)
 
 
 def test_a_cluster_makes_every_cell(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
@@ -166,7 +170,7 @@ def test_on_gpus_each_cell_with_a_model_has_one(ray: FakeRay, recipe: str, tmp_p
     ray.resources["GPU"] = 1.0
     run_grid(recipe, tmp_path / "out", ray="local", device="cuda")
     memory = weights_bytes(load_pipeline("canvas")) + PROCESS
-    assert ray.asked[cell_of("erase").name] == [{"num_cpus": 1, "num_gpus": 1, "memory": memory}]
+    assert ray.asked[cell_of("erase", "cuda").name] == [{"num_cpus": 1, "num_gpus": 1, "memory": memory}]
     assert ray.asked[cell_of("data").name] == [{"num_cpus": 1, "num_gpus": 0, "memory": PROCESS}]
     assert ray.most == 1
 
@@ -220,3 +224,29 @@ def test_without_ray_the_extra_is_named(recipe: str, tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'metaunlearn\[ray\]'"):
         run_grid(recipe, tmp_path / "out", ray="local")
+
+
+def test_cells_have_the_key_of_the_device_that_was_asked_for(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    """They are made by workers, and counted, under the names that a dry run and a local run on such a device have."""
+    ray.resources = {"CPU": 2.0, "GPU": 1.0, "memory": 2.0**40}
+    out = tmp_path / "out"
+    run_grid(recipe, out, ray="local", device="cuda")
+    made = {file.parent.name for file in out.glob(f"cells/*/{CELL_FILE}")}
+    assert made == set(make_plan(read_bench(recipe).grid, device="cuda").cells)
+    assert not {name for name in made & set(plan_of(GRID).cells) if not name.startswith("data-")}
+    assert dry_run(recipe, out, device="cuda").todo == []
+    assert {cell["cell"] for cell in dry_run(recipe, out).todo} == set(plan_of(GRID).cells) - made
+
+
+def test_a_worker_that_has_another_base_model_makes_nothing(
+    ray: FakeRay, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worker(cell: Any) -> None:
+        if cell.kind == "pictures":
+            raise UserError("canvas is another")
+
+    monkeypatch.setattr("metaunlearn.bench.cluster.check_inputs", worker)
+    with pytest.raises(RunError, match=f"{platform.node()}: canvas is another"):
+        run_grid(recipe, tmp_path / "out", ray="local")
+    made = {file.parent.name.split("-")[0] for file in (tmp_path / "out").glob(f"cells/*/{CELL_FILE}")}
+    assert made == {"data"}

@@ -80,10 +80,10 @@ def test_the_holder_is_heard_of(tmp_path: Path, monkeypatch: object) -> None:
     old = time.time() - 100
     locks_of = Locks(tmp_path)
     stop = threading.Event()
-    (tmp_path / "a.lock").write_text("{}")
+    (tmp_path / "a.lock").write_text(json.dumps({"token": "mine"}))
     os.utime(tmp_path / "a.lock", (old, old))
     monkeypatch.setattr(locks, "HEARTBEAT", 0.01)  # type: ignore[attr-defined]
-    beat = threading.Thread(target=locks_of._beat, args=("a", stop))
+    beat = threading.Thread(target=locks_of._beat, args=("a", "mine", stop))
     beat.start()
     deadline = time.monotonic() + 10
     while (tmp_path / "a.lock").stat().st_mtime < old + 50 and time.monotonic() < deadline:
@@ -91,6 +91,33 @@ def test_the_holder_is_heard_of(tmp_path: Path, monkeypatch: object) -> None:
     stop.set()
     beat.join()
     assert (tmp_path / "a.lock").stat().st_mtime > old + 50
+
+
+def test_a_lock_that_another_host_broke_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its former holder was silent for too long, and lives: it neither touches the lock nor takes it away."""
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.01)
+    mine, others = Locks(tmp_path), {"host": "elsewhere", "token": "another's"}
+    with mine.held("a") as held:
+        assert held
+        assert mine.owned("a")
+        assert not Locks(tmp_path).owned("a")
+        with mine.guard():
+            (tmp_path / "other").write_text(json.dumps(others))
+            os.utime(tmp_path / "other", (1000, 1000))
+            (tmp_path / "other").replace(tmp_path / "a.lock")
+        time.sleep(0.2)
+        assert not mine.owned("a")
+        assert (tmp_path / "a.lock").stat().st_mtime == 1000
+    assert json.loads((tmp_path / "a.lock").read_text()) == others
+    assert not mine.owned("a")
+
+
+def test_what_holders_need_is_known_while_they_live(tmp_path: Path) -> None:
+    (tmp_path / "stale.lock").write_text(json.dumps({"host": "elsewhere", "needs": ["attack-2"]}))
+    os.utime(tmp_path / "stale.lock", (0, 0))
+    with Locks(tmp_path).held("measure-1", needs=["erase-1", "attack-1"]):
+        assert Locks(tmp_path).needed() == {"erase-1", "attack-1"}
+    assert Locks(tmp_path).needed() == set()
 
 
 class Hesitating(Locks):
@@ -110,7 +137,7 @@ def test_one_of_many_breaks_a_stale_lock(tmp_path: Path) -> None:
 
     def take() -> None:
         start.wait()
-        got.append(Hesitating(tmp_path)._take("a"))
+        got.append(Hesitating(tmp_path)._take("a") is not None)
 
     threads = [threading.Thread(target=take) for _ in range(6)]
     for thread in threads:

@@ -9,7 +9,7 @@ import pytest
 
 from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
 from metaunlearn.bench import cells, sources
-from metaunlearn.bench.plan import Plan
+from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, as_overrides, check_grid, read_bench
 from metaunlearn.bench.select import select
 from metaunlearn.config import EraseSettings
@@ -114,10 +114,31 @@ def test_keys_hold_the_code_and_the_packages(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cells, "code_of", lambda kind: "other code" if kind == "attack" else code_of(kind))
     after = plan_of(TINY)
     assert {kind for kind in cells.KINDS if names(before, kind) != names(after, kind)} == {"attack", "measure"}
-    monkeypatch.setattr(cells, "_versions", lambda: {"torch": "0"})
+    version = cells._version
+    monkeypatch.setattr(cells, "_version", lambda name: "0" if name == "torch" else version(name))
     assert {kind for kind in cells.KINDS if names(plan_of(TINY), kind) == names(after, kind)} == (
         {*cells.KINDS} - CANVAS_KINDS
     )
+
+
+def test_what_decodes_pictures_is_part_of_the_keys_of_those_that_read_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own are kept without loss and at their size: another Pillow erases nothing again."""
+    before, version = plan_of(TINY), cells._version
+    monkeypatch.setattr(cells, "_version", lambda name: "0" if name == "pillow" else version(name))
+    after = plan_of(TINY)
+    changed_kinds = {kind for kind in cells.KINDS if names(before, kind) != names(after, kind)}
+    assert changed_kinds == {"data", "attack", "measure"}
+
+
+def test_keys_hold_the_kind_of_device() -> None:
+    """One GPU is as good as another, and drawn pictures are the CPU's everywhere."""
+    grid = resolve(Grid, TINY)
+    on = {device: make_plan(grid, device=device) for device in ("cpu", "cuda", "cuda:1")}
+    assert set(on["cuda"].cells) == set(on["cuda:1"].cells)
+    assert {name.split("-")[0] for name in set(on["cpu"].cells) & set(on["cuda"].cells)} == {"data"}
+    assert len(on["cpu"].cells) == len(on["cuda"].cells)
+    shared = {device: {cell.call.get("paths") for cell in plan.cells.values()} for device, plan in on.items()}
+    assert shared["cpu"] & shared["cuda"] == {None}
 
 
 def test_the_code_behind_a_cell() -> None:
@@ -186,12 +207,31 @@ def test_table1_has_the_papers_shape() -> None:
 def test_only_takes_a_part() -> None:
     grid = changed("concepts", 0, "seeds", to=[0, 1], of=changed("methods", to=["esd-x-1", "sdd"], of=BOTH))
     plan = plan_of(grid)
-    assert len(select(plan, [])) == len(plan.rows)
-    part = select(plan, ["method=sdd", "seed=0"])
+    assert len(select(plan, []).rows) == len(plan.rows)
+    part = select(plan, ["method=sdd", "seed=0"]).rows
     assert {(row.method, row.seed) for row in part} == {("sdd", 0)}
-    assert len(select(plan, ["seed=0", "seed=1", "attack=before", "model=original"])) == 2
-    attack = next(cell for cell in plan.cells.values() if cell.kind == "attack")
-    assert [row.step for row in select(plan, [f"cell={attack.name}"])] == [1, 2]
+    assert len(select(plan, ["seed=0", "seed=1", "attack=before", "model=original"]).rows) == 2
+
+
+def test_only_takes_a_cell_and_what_it_needs() -> None:
+    """Nothing that needs it: an erased model without its attacks."""
+    plan = plan_of(changed("methods", to=["esd-x-1", "sdd"], of=BOTH))
+    for kind, needs in {"erase": {"pictures"}, "attack": {"pictures", "erase", "data"}}.items():
+        cell = next(cell for cell in plan.cells.values() if cell.kind == kind)
+        part = select(plan, [f"cell={cell.name}"])
+        assert part == ([], [cell])
+        assert {other.kind for other in plan.with_needs(part.cells)} == {kind, *needs}
+    row = plan.rows[0]
+    assert select(plan, [f"cell={row.cell.name}"]) == ([row], [row.cell])
+    part = select(plan, ["cell=erase", "method=sdd"])
+    assert {cell.labels["method"] for cell in part.cells} == {"sdd"}
+    assert len(part.cells) == 2
+
+
+def test_only_of_nothing_is_refused() -> None:
+    """The original is attacked by nobody."""
+    with pytest.raises(UserError, match="nothing of the grid is all of model=original, attack=HRM-m"):
+        select(plan_of(BOTH), ["model=original", "attack=HRM-m"])
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_the_estimate_is_that_of_like_cells(bench: Path) -> None:
     file = next(Path("out").glob("cells/erase-*/cell.json"))
     file.write_text(json.dumps({**json.loads(file.read_text()), "seconds": 40.0}))
     plan = plan_of(changed("concepts", 0, "seeds", to=[0, 1]))
-    found = {part.kind: part for part in outlook(plan, Store(Path("out")), plan.rows).kinds}
+    found = {part.kind: part for part in outlook(plan, Store(Path("out")), [row.cell for row in plan.rows]).kinds}
     assert (found["erase"].cells, found["erase"].cached, found["erase"].seconds) == (2, 1, 40.0)
 
 

@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from metaunlearn.bench import sources
-from metaunlearn.runs import versions
 
 KINDS = ("pictures", "data", "given", "erase", "donor", "attack", "measure", "evaluate", "judge", "adversarial")
 """The model's own pictures; the attacker's real ones, of Canvas or of the call; an erased model; what is trained on the
@@ -18,8 +18,15 @@ base model to be brought into some; what an attack leaves; scores of a state: on
 pictures that an attack left, or under attacked prompts."""
 SCORES = ("measure", "evaluate", "judge", "adversarial")
 """Those of them that a row is."""
+NO_DEVICE = ("data", "given", "judge")
+"""Those that are made on the CPU wherever the others are; they hold no model, or a small judge's."""
 NUMERICAL = ("torch", "diffusers", "transformers")
 """Packages whose version is part of every key."""
+DECODING = ("pillow", "numpy")
+"""They draw, decode and resize pictures that no model of ours has just drawn."""
+PACKAGES = dict.fromkeys(("data", "donor", "attack", "measure", "evaluate", "judge", "adversarial"), DECODING)
+"""By kind, further packages whose version is part of the key. The model's own pictures are kept without loss and at
+their size, so that ``pictures`` and ``erase`` come out the same under any."""
 KEY_DIGITS = 16
 
 
@@ -42,6 +49,10 @@ class Cell:
     """How much work it is, in a unit of its kind: pictures or training steps."""
     missing: tuple[str, ...] = ()
     """What it needs that is not here, each with what to do about it; its key is not the final one then."""
+    device: str = ""
+    """The kind of device that it is made on, ``cpu`` or ``cuda``; empty: the CPU, and the key says nothing of it."""
+    packages: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The versions that the key holds."""
 
     @property
     def name(self) -> str:
@@ -52,7 +63,7 @@ class Cell:
         """As ``cell.json`` has it."""
         return {
             "kind": self.kind, "key": self.key, "labels": dict(self.labels), "spec": dict(self.spec),
-            "needs": dict(self.needs), "size": self.size,
+            "needs": dict(self.needs), "size": self.size, "packages": dict(self.packages),
         }  # fmt: skip
 
 
@@ -65,21 +76,28 @@ def make_cell(
     size: float,
     needs: Mapping[str, Cell] | None = None,
     missing: tuple[str, ...] = (),
+    device: str = "cpu",
+    packages: tuple[str, ...] = (),
 ) -> Cell:
-    """The cell of ``kind`` with this ``spec``, whose key also holds the cells it needs, its code and the packages."""
+    """The cell of ``kind`` with this ``spec``, whose key also holds the cells it needs, its code, the kind of
+    ``device`` that it is made on, and the versions of packages: those of its kind, and ``packages`` of its own."""
     names = {role: cell.name for role, cell in (needs or {}).items()}
     spec = json.loads(json.dumps(spec))
+    found = {name: _version(name) for name in (*NUMERICAL, *PACKAGES.get(kind, ()), *packages)}
+    where = "" if kind in NO_DEVICE else kind_of_device(device)
     content = {
-        "kind": kind,
-        "spec": spec,
-        "needs": names,
-        "code": code_of(kind),
-        "packages": {name: version for name, version in _versions().items() if name in NUMERICAL},
-    }
+        "kind": kind, "spec": spec, "needs": names, "code": code_of(kind), "packages": found, "device": where,
+    }  # fmt: skip
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
     return Cell(
-        kind=kind, key=key, spec=spec, needs=names, call=call, labels=labels, size=size, missing=missing
+        kind=kind, key=key, spec=spec, needs=names, call=call, labels=labels, size=size, missing=missing,
+        device=where, packages=found,
     )  # fmt: skip
+
+
+def kind_of_device(device: str) -> str:
+    """``cuda`` of ``cuda:1``."""
+    return device.partition(":")[0]
 
 
 @functools.cache
@@ -89,5 +107,8 @@ def code_of(kind: str) -> str:
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
-    return versions()
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import uuid
 from collections import Counter
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 
 from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.identity import check_inputs
 from metaunlearn.bench.locks import HEARTBEAT
 from metaunlearn.bench.needs import PROCESS, Needs
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import Outcome, make
-from metaunlearn.errors import UserError
+from metaunlearn.errors import MetaunlearnError, UserError
 
 EXTRA = "ray"
 """The extra of this package that brings Ray."""
@@ -148,6 +150,10 @@ def _failed(cell: Cell, error: Exception, more: str = "") -> Outcome:
 def _make(out: Path, cell: Cell, device: str, task: str, threads: int) -> Outcome:
     """On a worker, which may have made other cells before."""
     torch.set_num_threads(threads)
+    try:
+        check_inputs(cell)
+    except MetaunlearnError as error:
+        return Outcome(cell, "failed", f"{platform.node()}: {error}")
     return make(Store(out), cell, device=device, task=task)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaunlearn.bench.cells import KINDS, Cell
 from metaunlearn.bench.needs import Need, Needs
-from metaunlearn.bench.plan import Plan, Row
+from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
 
 Group = tuple[str, ...]
@@ -63,10 +63,11 @@ class _Guess:
     counted: bool
 
 
-def outlook(plan: Plan, store: Store, rows: Sequence[Row], device: str = "cpu") -> Outlook:
-    """Look at what is there; run nothing, write nothing. Times are one process's on ``device``."""
-    cells = plan.behind(rows)
-    todo = wanted(plan, store, rows)
+def outlook(plan: Plan, store: Store, asked: Sequence[Cell], device: str = "cpu") -> Outlook:
+    """Look at what is there of the cells ``asked`` for and what they need; run nothing, write nothing. Times are one
+    process's on ``device``."""
+    cells = plan.with_needs(asked)
+    todo = wanted(plan, store, asked)
     rates, needs = _rates(store.records()), Needs(plan, device)
     guesses = {cell.name: _guess(cell, rates, needs) for cell in todo}
     kinds = []
@@ -115,8 +116,8 @@ def missing_of(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(text for cell in cells for text in cell.missing))
 
 
-def wanted(plan: Plan, store: Store, rows: Sequence[Row]) -> list[Cell]:
-    """The cells that have to be made for ``rows``, in order: what they need, unless nothing that is left needs it."""
+def wanted(plan: Plan, store: Store, asked: Sequence[Cell]) -> list[Cell]:
+    """What has to be made of the cells ``asked`` for, in order, and what they need unless nothing that is left does."""
     found: dict[str, Cell] = {}
 
     def add(cell: Cell) -> None:
@@ -126,8 +127,8 @@ def wanted(plan: Plan, store: Store, rows: Sequence[Row]) -> list[Cell]:
             add(plan.cells[name])
         found[cell.name] = cell
 
-    for row in rows:
-        add(row.cell)
+    for cell in asked:
+        add(cell)
     return list(found.values())
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
 from metaunlearn.bench import sources
+from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.recipe import CANVAS
+from metaunlearn.data.imagefolder import fingerprint
+from metaunlearn.errors import UserError
 from metaunlearn.metrics.hub import Repository
 
 
@@ -36,6 +40,34 @@ def judge_identity(judge: str) -> str | None:
 def art_hash() -> str:
     """Of the emoji from which Canvas's real pictures are drawn."""
     return sources.files_hash(sources.ROOT / "canvas" / "art")
+
+
+def check_inputs(cell: Cell) -> None:
+    """UserError where this machine has something else in the place of a model, or of real pictures, that ``cell`` was
+    planned with."""
+    for value, planned, here in _inputs(cell):
+        if here != planned:
+            what = "is not there" if here is None else f"is {here}, and the grid was planned with {planned}"
+            raise UserError(
+                f"{value} {what} on this machine: all that make cells must see the same under one path, or in one "
+                "cache of the hub (use=[...], --use NAME=PATH)."
+            )
+
+
+def _inputs(cell: Cell) -> Iterator[tuple[str, str, str | None]]:
+    """Where each lies or what it is called, and as one word what it was and what it is here."""
+    call, spec = cell.call, cell.spec
+    for role, identity in (("base", pipeline_identity), ("judge", judge_identity)):
+        if call.get(role) and spec.get(role):  # A judge that nobody asks has no identity.
+            yield call[role], spec[role], identity(call[role])
+    for given, planned in zip(call.get("sets", ()), spec.get("sets", ()), strict=True):
+        if given["reference"]:
+            yield given["reference"], planned["reference"], _fingerprint(given["reference"])
+
+
+@functools.cache
+def _fingerprint(folder: str) -> str:
+    return fingerprint(folder)
 
 
 def _canvas() -> Path:

@@ -23,6 +23,7 @@ from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.fetching import fetch_pipeline
 from metaunlearn.metrics.hub import Repository
 from metaunlearn.metrics.safety import CHECKER, FETCH, REPOSITORY, REVISION
+from metaunlearn.recipe import recipe_names
 
 BASE, JUDGE = "base", "judge"
 CONVERTED = {
@@ -73,7 +74,7 @@ class Inputs:
 
     def base(self) -> Input:
         """The model from which concepts are erased."""
-        model = str(self.paths.get(BASE, self.grid.base))
+        model = _located(str(self.paths.get(BASE, self.grid.base)))
         return _model(
             model,
             pipeline_identity(model),
@@ -82,7 +83,7 @@ class Inputs:
 
     def judge(self) -> Input:
         """The judge of the grid's prompts; UserError where there is none, as on any model but Canvas by default."""
-        judge = str(self.paths.get(JUDGE, self.grid.judge or (CANVAS if self.grid.base == CANVAS else "")))
+        judge = _located(str(self.paths.get(JUDGE, self.grid.judge or (CANVAS if self.grid.base == CANVAS else ""))))
         if not judge:
             raise UserError(
                 f"the grid asks a judge, and {self.grid.base} has none of its own: name one in [grid], "
@@ -141,6 +142,17 @@ class Inputs:
         return self._folders[name]
 
 
+def recipe_file(name: str) -> str:
+    """The recipe ``name`` as cells are given it: a shipped one's name, or a file's path from the root."""
+    return name if name in recipe_names() else _located(name)
+
+
+def _located(model: str) -> str:
+    """A path that exists from the root: a worker of a cluster has another current folder. Else as it is, a hub id."""
+    # Not resolve(): a link of the hub's cache names the kind of file, and what it leads to does not.
+    return str(Path(model).absolute()) if model not in ("", CANVAS) and Path(model).exists() else model
+
+
 def _not_here(name: str) -> str:
     """In place of a hash; with the name, so that cells that wait for different things are different."""
     return f"missing {name}"
@@ -171,7 +183,7 @@ def _named(given: Sequence[str], names: Sequence[str], option: str) -> dict[str,
                 f"expected NAME=PATH with a NAME that the recipe asks for, got {item!r} ({option})."
                 f"{did_you_mean(name, names)} It asks for: {', '.join(names) or 'nothing'}."
             )
-        found[name] = Path(path)
+        found[name] = Path(_located(path))
     return found
 
 

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 
 from metaunlearn.attacks.registry import strengths_of
-from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.cells import NO_DEVICE, Cell
 from metaunlearn.bench.plan import Plan
 from metaunlearn.doctor import EFFICIENCY, FLOAT32, estimate, forward_cost, matrix_speed, weights_bytes
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import adapt, load_pipeline
 
-NO_MODEL = ("data", "given", "judge")
-"""Kinds that need no denoiser."""
 TRAINED_COPIES = 4
 """Of the denoiser in an attack that trains: itself, its gradient, AdamW's two moments."""
 PROCESS = 2**30
@@ -70,7 +68,7 @@ class Needs:
 
     def of(self, cell: Cell) -> Need | None:
         """None where what the cell needs is missing."""
-        if cell.kind in NO_MODEL:
+        if cell.kind in NO_DEVICE:
             return Need(device_bytes=0, host_bytes=PROCESS, accelerator=False, seconds=0.0)
         base = self._base(cell)
         if base is None:

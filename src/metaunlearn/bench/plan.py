@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaunlearn.attacks.registry import KINDS, folder_name, leaves_pictures
-from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.attacks.registry import needs as needs_of
 from metaunlearn.bench import sources
 from metaunlearn.bench.attacks import DONORS, GridAttack
-from metaunlearn.bench.cells import KEY_DIGITS, Cell, make_cell
+from metaunlearn.bench.cells import KEY_DIGITS, Cell, kind_of_device, make_cell
 from metaunlearn.bench.identity import art_hash
-from metaunlearn.bench.inputs import Inputs
+from metaunlearn.bench.inputs import Inputs, recipe_file
 from metaunlearn.bench.recipe import (
     CANVAS,
     Grid,
@@ -28,17 +27,13 @@ from metaunlearn.bench.recipe import (
     as_overrides,
     levels_of,
 )
+from metaunlearn.bench.resolved import NO_INFLUENCE, of_attack, of_erasing, without
 from metaunlearn.bench.scoring import Scoring, Work
 from metaunlearn.bench.state import BEFORE, State
-from metaunlearn.erasure.interface import DefendedMethod, takes_steps
+from metaunlearn.erasure.interface import takes_steps
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
 from metaunlearn.erasure.registry import Configured, check_objective, configure, has_defence, heard_by
 from metaunlearn.recipe import read_recipe
-
-META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise", "post_attack_loss")
-"""Beginnings of settings that a run without the meta objective does not read."""
-NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
-"""Beginnings of settings under which the result is the same, bit for bit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +52,10 @@ class Plan:
 
     def behind(self, rows: Sequence[Row]) -> list[Cell]:
         """The cells of ``rows`` and those that they need, each once, after those that it needs itself."""
+        return self.with_needs([row.cell for row in rows])
+
+    def with_needs(self, cells: Sequence[Cell]) -> list[Cell]:
+        """``cells`` and those that they need, each once, after those that it needs itself."""
         found: dict[str, Cell] = {}
 
         def add(cell: Cell) -> None:
@@ -65,17 +64,18 @@ class Plan:
                     add(self.cells[name])
             found.setdefault(cell.name, cell)
 
-        for row in rows:
-            add(row.cell)
+        for cell in cells:
+            add(cell)
         return list(found.values())
 
 
-def make_plan(grid: Grid, overrides: Sequence[str] = (), inputs: Inputs | None = None) -> Plan:
-    """All work of ``grid``; settings that cannot be are a UserError here. ``overrides`` go on top of every erasing.
+def make_plan(grid: Grid, overrides: Sequence[str] = (), inputs: Inputs | None = None, *, device: str = "cpu") -> Plan:
+    """All work of ``grid`` on ``device``; settings that cannot be are a UserError here. ``overrides`` go on top of
+    every erasing.
 
     Cells that need something that is neither in ``inputs`` nor here say so in ``missing``.
     """
-    planner = _Planner(grid, overrides, inputs or Inputs(grid))
+    planner = _Planner(grid, overrides, inputs or Inputs(grid), device)
     return Plan([planner.row(state) for state in states(grid)], planner.cells)
 
 
@@ -122,17 +122,20 @@ class _Planner:
     grid: Grid
     overrides: Sequence[str]
     inputs: Inputs
+    device: str
     cells: dict[str, Cell] = field(default_factory=dict)
     made: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
     """Erased models and attacks, by where they stand."""
 
     def __post_init__(self) -> None:
         self.recipe = read_recipe(self.grid.recipe)
+        self.recipe_name = recipe_file(self.grid.recipe)
+        self.configured = functools.cache(lambda method, said: configure(method, self.recipe, said))
         self.base = self.inputs.base()
         self.scoring = Scoring(self.grid, self.inputs, self.base)
 
     def cell(self, kind: str, **facts: Any) -> Cell:
-        made = make_cell(kind, **facts)
+        made = make_cell(kind, **facts, device=self.device)
         return self.cells.setdefault(made.name, made)
 
     def row(self, state: State) -> Row:
@@ -173,7 +176,7 @@ class _Planner:
     def _row(self, state: State, work: Work, needs: Mapping[str, Cell], **more: str) -> Row:
         cell = self.cell(
             work.kind, spec={**work.spec, **more}, call={**work.call, **more}, labels=state.labels(), size=work.size,
-            needs=needs, missing=work.missing,
+            needs=needs, missing=work.missing, packages=work.packages,
         )  # fmt: skip
         return Row(**state.labels(), cell=cell)
 
@@ -197,23 +200,19 @@ class _Planner:
         said = [*as_overrides(settings), *self.overrides]
         if has_defence(method):
             said = heard_by(method, self.recipe, said)
-        chosen = _configured(method, self.grid.recipe, tuple(said))
+        chosen = self.configured(method, tuple(said))
         check_objective(chosen, meta=meta)
         trains = takes_steps(chosen.method, meta=meta)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
         spec = {
             "base": self.base.identity, "concept": concept.erased, "method": chosen.name,
-            "method_settings": chosen.method_settings, "settings": settings_that_count(chosen, meta=meta),
             "meta": meta, "seed": seed, **_kept(concept), **_code_elsewhere(chosen),
-            **_base_of(chosen),
+            **of_erasing(chosen, meta=meta, diagnosed=self.grid.diagnosed and trains),
         }  # fmt: skip
-        if self.grid.diagnosed and trains:
-            spec["diagnosed"] = {
-                key: value for key, value in chosen.settings.model_dump(mode="json").items() if "diagnostics_" in key
-            }
         call = {
             "base": self.base.value, "concept": concept.erased, "method": method, "meta": meta,
-            "recipe": self.grid.recipe, "overrides": said, "seed": seed, **_kept(concept), "paths": paths_code(),
+            "recipe": self.recipe_name, "overrides": said, "seed": seed, **_kept(concept),
+            "paths": f"{paths_code()}-{kind_of_device(self.device)}",
         }  # fmt: skip
         size = sum(stage.settings.total_steps for stage in chosen.stages) if trains else 1
         return self.cell(
@@ -239,8 +238,8 @@ class _Planner:
         chosen = self._settings_of(attack, concept)
         levels = list(levels_of(attack, concept))
         facts = {"kind": attack.kind, "levels": levels, "seed": seed}
-        spec = {**facts, "settings": _without(chosen.settings, NO_INFLUENCE)}
-        call = {**facts, "recipe": self.grid.recipe, "overrides": chosen.said}
+        spec = {**facts, "settings": without(chosen.settings, NO_INFLUENCE)}
+        call = {**facts, "recipe": self.recipe_name, "overrides": chosen.said}
         missing: tuple[str, ...] = ()
         if attack.warm_up is not None:
             step = attack.warm_up.steps
@@ -267,8 +266,8 @@ class _Planner:
         chosen = self._settings_of(attack, concept)
         donor = DONORS[attack.kind]
         facts = {"kind": donor.kind, "name": donor.left_in, "steps": attack.steps[0], "seed": seed}
-        spec = {**facts, "base": self.base.identity, "settings": _without(chosen.settings, NO_INFLUENCE)}
-        call = {**facts, "base": self.base.value, "recipe": self.grid.recipe, "overrides": chosen.said}
+        spec = {**facts, "base": self.base.identity, "settings": without(chosen.settings, NO_INFLUENCE)}
+        call = {**facts, "base": self.base.value, "recipe": self.recipe_name, "overrides": chosen.said}
         return self.cell(
             "donor", spec=spec, call=call, labels=labels, size=attack.steps[0], needs={"data": data},
             missing=self.base.missing,
@@ -281,8 +280,7 @@ class _Planner:
         of_weights = {} if attack.on_prompts else concept.attack
         theirs = {key: value for key, value in of_weights.items() if key in KINDS[kind].model_fields}
         said = as_overrides({**theirs, **attack.set})
-        found = configure_attack(kind, self.recipe, said).kind.model_dump(mode="json")
-        return _AttackSettings(dict(found), said)
+        return _AttackSettings(of_attack(kind, self.recipe, said), said)
 
     def _data(self, concept: GridConcept, seed: int, attack: GridAttack, labels: Mapping[str, Any]) -> Cell:
         name = concept.data.get(attack.data, attack.data)
@@ -306,35 +304,6 @@ class _AttackSettings(NamedTuple):
 def _kept(concept: GridConcept) -> dict[str, Any]:
     """What the recipe says to keep; nothing where it says nothing."""
     return {name: list(texts) for name in ("related", "retain") if (texts := getattr(concept, name))}
-
-
-@functools.lru_cache(maxsize=256)
-def _configured(method: str, recipe: str, overrides: tuple[str, ...]) -> Configured:
-    return configure(method, read_recipe(recipe), overrides)
-
-
-def settings_that_count(chosen: Configured, *, meta: bool) -> dict[str, Any]:
-    """Those settings of an erasing run that its result depends on."""
-    if not takes_steps(chosen.method, meta=meta):
-        return {}  # A closed-form edit takes no step.
-    # A mixture of attackers stays in a plain run's: drawing one of it moves the run's other draws, too.
-    unread: tuple[str, ...] = () if meta else META_ONLY
-    if isinstance(chosen.method, DefendedMethod):
-        unread = chosen.method.unread
-    return _without(chosen.settings.model_dump(mode="json"), NO_INFLUENCE + unread)
-
-
-def _base_of(chosen: Configured) -> dict[str, Any]:
-    """What the result of a method depends on that goes on from another one."""
-    base = chosen.base
-    if base is None:
-        return {}
-    settings = settings_that_count(base, meta=False)
-    return {"base_method": {"method": base.name, "method_settings": base.method_settings, "settings": settings}}
-
-
-def _without(settings: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if not key.startswith(beginnings)}
 
 
 def _code_elsewhere(chosen: Configured) -> dict[str, str]:

@@ -12,14 +12,15 @@ from typing import Any
 
 from metaunlearn.bench.cells import SCORES, Cell
 from metaunlearn.bench.cluster import Cluster
+from metaunlearn.bench.dropping import Dropping
 from metaunlearn.bench.estimate import Outlook, missing_of, outlook, wanted
 from metaunlearn.bench.executor import Executor, Local
 from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.long_csv import as_csv
-from metaunlearn.bench.plan import Plan, Row, make_plan
+from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
 from metaunlearn.bench.results import RESULTS_FILE, Asked, Results
-from metaunlearn.bench.select import select
+from metaunlearn.bench.select import Part, select
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
@@ -37,12 +38,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """A grid, checked, with the folder it goes to and the rows that were asked for."""
+    """A grid, checked, with the folder it goes to and the part that was asked for."""
 
     recipe: BenchRecipe
     plan: Plan
     store: Store
-    rows: list[Row]
+    part: Part
     overrides: tuple[str, ...]
     asked: Asked
 
@@ -54,7 +55,7 @@ class Job:
     @property
     def missing(self) -> list[str]:
         """What has to be there first, each with what to do about it."""
-        return missing_of(wanted(self.plan, self.store, self.rows))
+        return missing_of(wanted(self.plan, self.store, self.part.cells))
 
 
 def prepare(
@@ -69,7 +70,7 @@ def prepare(
 ) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
     read = read_bench(recipe)
-    plan = make_plan(read.grid, overrides, Inputs(read.grid, prompts, use))
+    plan = make_plan(read.grid, overrides, Inputs(read.grid, prompts, use), device=device)
     asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
     return Job(read, plan, Store.claim(out), select(plan, only), tuple(overrides), asked)
 
@@ -85,8 +86,8 @@ def dry_run(
     device: str = "cpu",
 ) -> Outlook:
     """What :func:`run_grid` would have to do, what it would take, and what is missing for it."""
-    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use)
-    return outlook(job.plan, job.store, job.rows, device)
+    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use, device=device)
+    return outlook(job.plan, job.store, job.part.cells, device)
 
 
 def run_grid(
@@ -127,7 +128,7 @@ def run_grid(
         )
     return {
         "out": str(out),
-        "rows": len(job.rows),
+        "rows": len(job.part.rows),
         "made": loop.made,
         "tables": str(job.folder / TABLES_FILE),
         "results": str(job.folder / RESULTS_FILE),
@@ -154,11 +155,14 @@ class _Loop:
     """Cells that this process made."""
 
     def __post_init__(self) -> None:
-        self.results = Results(self.job.recipe, self.job.plan, self.job.store, self.job.overrides, self.job.asked)
+        job = self.job
+        self.results = Results(job.recipe, job.plan, job.store, job.overrides, job.asked)
+        self.dropping = Dropping(job.store, job.recipe.name, job.plan, keep=job.recipe.grid.keep_checkpoints)
 
     def run(self) -> None:
-        """Until every row is whole, or waits for a cell that failed."""
+        """Until everything that was asked for is whole, or waits for a cell that failed."""
         store = self.job.store
+        self.dropping.announce()
         submitted: set[str] = set()
         elsewhere: set[str] = set()
         while todo := self._todo():
@@ -195,7 +199,7 @@ class _Loop:
 
     def _todo(self) -> list[Cell]:
         """What is left, without what cannot be made because something failed."""
-        left = wanted(self.job.plan, self.job.store, self.job.rows)
+        left = wanted(self.job.plan, self.job.store, self.job.part.cells)
         lost = set(self.failed)
         for cell in left:  # Each comes after those that it needs.
             if lost & set(cell.needs.values()):
@@ -209,19 +213,15 @@ class _Loop:
             self.failed[cell.name] = outcome.message
             logger.warning("%s (%s) failed: %s", cell.name, named, outcome.message)
             return
+        if outcome.state == "gone":  # What it needs is made again first.
+            return
         if outcome.state == "made":
             self.made += 1
             logger.info("%s: %s, %.0f s", cell.kind, named, outcome.seconds)
         if cell.kind in SCORES:
             self.write()
-            self._drop_checkpoints(cell.needs.get("attack"))
-        if self.progress is not None:
-            whole = sum(self.job.store.whole(row.cell.name) for row in self.job.rows)
-            self.progress("states measured", whole, len(self.job.rows))
-
-    def _drop_checkpoints(self, attack: str | None) -> None:
-        if attack is None or self.job.recipe.grid.keep_checkpoints:
-            return
-        rows = [row for row in self.job.plan.rows if row.cell.needs.get("attack") == attack]
-        if all(self.job.store.whole(row.cell.name) for row in rows) and self.job.store.whole(attack):
-            self.job.store.remove(attack)
+            if "attack" in cell.needs:
+                self.dropping.drop(cell.needs["attack"])
+        rows = self.job.part.rows
+        if self.progress is not None and rows:
+            self.progress("states measured", sum(self.job.store.whole(row.cell.name) for row in rows), len(rows))

@@ -9,10 +9,10 @@ from typing import Any
 from metaunlearn.attacks.detectors import JUDGE
 from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.identity import art_hash, judge_identity
-from metaunlearn.bench.inputs import Input, Inputs
+from metaunlearn.bench.inputs import Input, Inputs, recipe_file
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, GridPrompts, Place
 from metaunlearn.bench.state import State
-from metaunlearn.bench.weights import asks_judge, weights_of, with_weights
+from metaunlearn.bench.weights import asks_judge, packages_of, weights_of, with_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class Work:
     call: Mapping[str, Any]
     size: float
     missing: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    """Beside those that every cell of the kind depends on."""
 
 
 class Scoring:
@@ -65,9 +67,10 @@ class Scoring:
         return Work(
             kind="adversarial",
             spec={**facts, **spec},
-            call={**facts, **call, "recipe": self.grid.recipe, "overrides": list(said)},
+            call={**facts, **call, "recipe": recipe_file(self.grid.recipe), "overrides": list(said)},
             size=max(len(prompts.records), 1),
             missing=(*self.base.missing, *prompts.missing, *judge.missing, *weights.missing),
+            packages=packages_of([success]),
         )
 
     def _task(self, state: State, place: Place, word: str) -> Work:
@@ -89,12 +92,14 @@ class Scoring:
         judge = self._judge(needed=any(one.asks_judge for one in asked))
         facts = {**_looked_for(concept), "seed": state.seed, "word": word}
         missing = [*self.base.missing, *judge.missing, *(text for one in asked for text in one.missing)]
+        metrics = [metric for one in asked for metric in one.spec["scores"].values()]
         return Work(
             kind="evaluate",
             spec={**facts, "base": self.base.identity, "judge": judge.identity, "sets": [one.spec for one in asked]},
             call={**facts, "base": self.base.value, "judge": judge.value, "sets": [one.call for one in asked]},
             size=sum(one.size for one in asked),
             missing=tuple(dict.fromkeys(missing)),
+            packages=packages_of(metrics),
         )
 
     def _judge(self, *, needed: bool) -> Input:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.errors import UserError, did_you_mean
 
 KEYS = ("concept", "seed", "method", "variant", "model", "attack", "step", "cell")
 
 
-def select(plan: Plan, only: Sequence[str]) -> list[Row]:
+class Part(NamedTuple):
+    """What a call asks for; never empty."""
+
+    rows: list[Row]
+    """States that are measured; none where only cells behind them are asked for."""
+    cells: list[Cell]
+    """What has to be there in the end, those of ``rows`` among them."""
+
+
+def select(plan: Plan, only: Sequence[str]) -> Part:
     """The rows for which every key of ``only`` (``["seed=0", "method=sdd", "method=uce"]``) has one of its values.
 
-    ``cell=NAME`` takes the rows that need the cell whose name begins so.
+    ``cell=NAME`` takes of what these rows need the cells whose names begin so, and nothing that needs those. UserError
+    when nothing is left.
     """
     wanted: dict[str, set[str]] = {}
     for item in only:
@@ -30,10 +42,19 @@ def select(plan: Plan, only: Sequence[str]) -> list[Row]:
                 f"the grid has no {key} {value!r} (only=[...], --only).{did_you_mean(value, known)}{listed}"
             )
         wanted.setdefault(key, set()).add(value)
-    return [row for row in plan.rows if all(_matches(plan, row, key, values) for key, values in wanted.items())]
+    names = tuple(wanted.pop("cell", ()))
+    part = _part(plan, wanted, names)
+    if not part.cells:
+        raise UserError(
+            f"nothing of the grid is all of {', '.join(only)} (only=[...], --only): of one key given twice either "
+            "value will do, different keys must all hold. Leave one out; --dry-run lists what there is."
+        )
+    return part
 
 
-def _matches(plan: Plan, row: Row, key: str, values: set[str]) -> bool:
-    if key != "cell":
-        return str(row.labels()[key]) in values
-    return any(cell.name.startswith(value) for cell in plan.behind([row]) for value in values)
+def _part(plan: Plan, wanted: Mapping[str, set[str]], names: tuple[str, ...]) -> Part:
+    rows = [row for row in plan.rows if all(str(row.labels()[key]) in values for key, values in wanted.items())]
+    if not names:
+        return Part(rows, list(dict.fromkeys(row.cell for row in rows)))
+    cells = [cell for cell in plan.behind(rows) if cell.name.startswith(names)]
+    return Part([row for row in rows if row.cell.name.startswith(names)], cells)

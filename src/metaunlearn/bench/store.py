@@ -1,7 +1,11 @@
-"""Where cells lie: ``OUT/cells/KIND-KEY``, whole or absent; what is being made has another name until it is whole."""
+"""Where cells lie: ``OUT/cells/KIND-KEY``, whole or absent; what is being made has another name until it is whole.
+
+Of a cell that was dropped its ``cell.json`` stays, as ``OUT/records/KIND-KEY.json``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -23,6 +27,7 @@ class Store:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.cells = out / "cells"
+        self.dropped = out / "records"
         self.locks = Locks(out / "locks")
 
     @classmethod
@@ -52,23 +57,29 @@ class Store:
         """Whether the cell is there. Its folder got its name when everything was in it."""
         return self.folder(name).is_dir()
 
-    def finish(self, cell: Cell, *, seconds: float, device: str) -> None:
-        """Make the partial cell a whole one."""
+    def finish(self, cell: Cell, *, seconds: float, device: str) -> bool:
+        """Make the partial cell a whole one; False, and nothing is done, when its lock is another's by now."""
         partial = self.partial(cell.name)
         more = {"seconds": round(seconds, 3), "device": device, "versions": versions()}
-        write_json(partial / CELL_FILE, {**cell.record(), **more})
-        partial.rename(self.folder(cell.name))
+        with self.locks.guard():
+            if not self.locks.owned(cell.name):
+                return False
+            write_json(partial / CELL_FILE, {**cell.record(), **more})
+            partial.rename(self.folder(cell.name))
+            return True
 
     def remove(self, name: str) -> None:
-        """Drop a cell, unless another process has; under another name first, so that no half of it is taken for the
-        whole."""
+        """Drop a cell and keep its record, unless another process has dropped it, or is at work with it; under another
+        name first, so that no half of it is taken for the whole."""
         waste = self.cells / f".{name}.removed"
         with self.locks.guard():
-            if not self.whole(name):
+            if not self.whole(name) or name in self.locks.needed():
                 return
             shutil.rmtree(waste, ignore_errors=True)  # Of a process that was killed here.
+            if (self.folder(name) / CELL_FILE).exists():
+                write_atomic(self.dropped / f"{name}.json", (self.folder(name) / CELL_FILE).read_text())
             self.folder(name).rename(waste)
-        shutil.rmtree(waste)
+        shutil.rmtree(waste, ignore_errors=True)  # Another process may be at it, too.
 
     def complain(self, name: str, traceback: str) -> Path:
         """Keep where the making of the cell ``name`` broke; the file that says it."""
@@ -77,10 +88,18 @@ class Store:
         write_atomic(file, traceback)
         return file
 
+    def record(self, name: str) -> dict[str, Any]:
+        """``cell.json`` of a cell that is whole, or was until it was dropped; empty when there was none."""
+        for file in (self.folder(name) / CELL_FILE, self.dropped / f"{name}.json"):
+            with contextlib.suppress(FileNotFoundError):  # It may be dropped right now.
+                return _read(file)
+        return {}
+
     def records(self) -> list[dict[str, Any]]:
-        """``cell.json`` of every whole cell."""
-        files = sorted(self.cells.glob(f"*/{CELL_FILE}")) if self.cells.is_dir() else []
-        return [json.loads(file.read_text()) for file in files]
+        """:meth:`record` of every cell that there is or was."""
+        names = {file.parent.name for file in self.cells.glob(f"*/{CELL_FILE}") if file.parent.name[0] != "."}
+        names |= {file.stem for file in self.dropped.glob("*.json") if file.name[0] != "."}
+        return [found for name in sorted(names) if (found := self.record(name))]
 
     def write(self, files: Mapping[str, str], folder: Path | None = None) -> None:
         """Write files of ``folder``, else of ``out``, by name; each whole, and not while another process does."""
@@ -89,3 +108,13 @@ class Store:
         with self.locks.guard():
             for name, text in files.items():
                 write_atomic(folder / name, text)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is no JSON: {error}. Remove the cell, and it is made again.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is no record of a cell: expected a table. Remove the cell, and it is made again.")
+    return found

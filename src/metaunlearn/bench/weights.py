@@ -5,6 +5,8 @@ A recipe names no files: of ``fid:FILE@WAY`` it says ``fid:inception@WAY``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.judge import DETECTORS
 
@@ -40,6 +42,11 @@ def with_weights(metric: str, path: str) -> str:
     name, _, variant = metric.partition(":")
     way = variant.partition("@")[2] if name in DISTANCES else ""
     return f"{name}:{path}" + (f"@{way}" if way else "")
+
+
+def packages_of(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Packages that run the networks of ``metrics`` and nothing else of ours; each once."""
+    return ("onnxruntime",) if any(metric.partition(":")[0] == "nudity" for metric in metrics) else ()
 
 
 def asks_judge(metric: str) -> bool:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.cells import Cell, kind_of_device
+from metaunlearn.bench.resolved import check_recipe
 from metaunlearn.bench.store import Store
-from metaunlearn.errors import MetaunlearnError, UserError
-from metaunlearn.runs import Progress
+from metaunlearn.errors import MetaunlearnError
+from metaunlearn.runs import NotThisRunError, Progress
 
 
 @dataclass(frozen=True)
@@ -20,49 +21,74 @@ class Outcome:
     """What became of a submitted cell."""
 
     cell: Cell
-    state: Literal["made", "there", "busy", "failed"]
-    """``there``: another process made it since it was submitted; ``busy``: another process is making it."""
+    state: Literal["made", "there", "busy", "gone", "failed"]
+    """``there``: another process made it since it was submitted; ``busy``: another process is making it; ``gone``: a
+    cell that it needs was dropped meanwhile."""
     message: str = ""
     """Why it failed."""
     seconds: float = 0.0
 
 
+class _LostError(Exception):
+    """The lock was broken, and another process makes the cell."""
+
+
 def make(store: Store, cell: Cell, *, device: str = "cpu", progress: Progress | None = None, task: str = "") -> Outcome:
     """Make ``cell``, whose needs must be whole, or go on with it where a killed process left it.
 
-    ``task``: what its lock says of who asked for it.
+    ``device`` is of the kind that the cell was planned for. ``task``: what its lock says of who asked for it.
     """
-    with store.locks.held(cell.name, task) as mine:
+    if cell.device not in ("", kind_of_device(device)):
+        raise ValueError(f"{cell.name} is one of {cell.device}, and would be made on {device}.")
+    with store.locks.held(cell.name, task, cell.needs.values()) as mine:
         if not mine:
             return Outcome(cell, "busy")
         if store.whole(cell.name):
             return Outcome(cell, "there")
-        began = time.monotonic()
-        try:
-            _fill(store, cell, device, progress)
-        except MetaunlearnError as error:
-            return Outcome(cell, "failed", str(error))
-        except Exception as error:  # Memory that ran out, a mistake of ours: the other cells are none the worse for it.
-            file = store.complain(cell.name, traceback.format_exc())
-            return Outcome(cell, "failed", f"{type(error).__name__}: {error} ({file} says where)")
+        # What is whole now stays: nobody drops what a living lock needs.
+        return _try(store, cell, device, progress) if _can_be_made(store, cell) else Outcome(cell, "gone")
+
+
+def _can_be_made(store: Store, cell: Cell) -> bool:
+    return all(store.whole(name) for name in cell.needs.values())
+
+
+def _try(store: Store, cell: Cell, device: str, progress: Progress | None) -> Outcome:
+    began = time.monotonic()
+
+    def watched(label: str, done: int, total: int) -> None:
+        if not store.locks.owned(cell.name):
+            raise _LostError
+        if progress is not None:
+            progress(label, done, total)
+
+    try:
+        check_recipe(cell)
+        _fill(store, cell, device, watched)
         seconds = time.monotonic() - began
-        store.finish(cell, seconds=seconds, device=device)
-        return Outcome(cell, "made", seconds=seconds)
+        mine = store.finish(cell, seconds=seconds, device=device)
+    except Exception as error:  # Memory that ran out, a mistake of ours: the other cells are none the worse for it.
+        if not store.locks.owned(cell.name):
+            return Outcome(cell, "busy")
+        if not _can_be_made(store, cell):
+            return Outcome(cell, "gone")
+        if isinstance(error, MetaunlearnError):
+            return Outcome(cell, "failed", str(error))
+        file = store.complain(cell.name, traceback.format_exc())
+        return Outcome(cell, "failed", f"{type(error).__name__}: {error} ({file} says where)")
+    return Outcome(cell, "made", seconds=seconds) if mine else Outcome(cell, "busy")
 
 
-def _fill(store: Store, cell: Cell, device: str, progress: Progress | None) -> None:
+def _fill(store: Store, cell: Cell, device: str, progress: Progress) -> None:
     maker = import_module(f"metaunlearn.bench.kinds.{cell.kind}").make
     partial = store.partial(cell.name)
     inputs = {role: store.folder(name) for role, name in cell.needs.items()}
-    begun = partial.exists()
     partial.mkdir(parents=True, exist_ok=True)
     try:
         maker(partial, **cell.call, **inputs, device=device, progress=progress)
-    except UserError:
+    except NotThisRunError:
         # A run that was begun under settings without influence on the result, such as checkpoint_every, is not
-        # resumed under others.
-        if not begun:
-            raise
+        # resumed under others; nor is one that was killed before it said what it is.
         shutil.rmtree(partial)
         partial.mkdir()
         maker(partial, **cell.call, **inputs, device=device, progress=progress)

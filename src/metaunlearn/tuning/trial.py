@@ -101,9 +101,11 @@ def grid_of(tune: Tune, proposal: Proposal, attacks: Sequence[GridAttack], seeds
     return grid
 
 
-def plan_of(tune: Tune, proposal: Proposal, attacks: Sequence[GridAttack], seeds: Sequence[int]) -> Plan:
+def plan_of(
+    tune: Tune, proposal: Proposal, attacks: Sequence[GridAttack], seeds: Sequence[int], *, device: str = "cpu"
+) -> Plan:
     """The cells of a trial."""
-    return make_plan(grid_of(tune, proposal, attacks, seeds))
+    return make_plan(grid_of(tune, proposal, attacks, seeds), device=device)
 
 
 def run_trial(
@@ -122,7 +124,7 @@ def run_trial(
     With ``give_up`` it is not attacked when it has lost more than the recipe allows. The attacked models are dropped
     as soon as they are measured.
     """
-    plan = plan_of(tune, proposal, attacks, seeds)
+    plan = plan_of(tune, proposal, attacks, seeds, device=device)
     rows = [row for row in plan.rows if row.attack == BEFORE]
     _make(store, plan, rows, device, progress)
     lost = _lost(store, rows)
@@ -145,8 +147,8 @@ def run_trial(
 
 
 def _make(store: Store, plan: Plan, rows: Sequence[Row], device: str, progress: Progress | None) -> None:
-    for cell in wanted(plan, store, rows):
-        _make_one(store, cell, device, progress)
+    while todo := wanted(plan, store, [row.cell for row in rows]):
+        _make_one(store, todo[0], device, progress)
 
 
 def _make_one(store: Store, cell: Cell, device: str, progress: Progress | None) -> None:

@@ -12,6 +12,7 @@ from metaunlearn.runs import Progress
 
 def make(folder: Path, *, source: str, wanted: str, device: str, progress: Progress | None) -> None:
     """``folder`` as the imagefolder ``source``, whose fingerprint is ``wanted``."""
-    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    shutil.rmtree(folder)  # What was copied of it before a kill, or before it changed.
+    shutil.copytree(source, folder, copy_function=shutil.copyfile)
     if fingerprint(folder) != wanted:
         raise UserError(f"{source} (use=[...], --use) has changed since this grid was planned; start it again.")

@@ -11,8 +11,7 @@ from typing import Any
 from metaunlearn.bench.formats import Entry, Table
 from metaunlearn.bench.recipe import Grid
 from metaunlearn.bench.results import Found
-from metaunlearn.bench.store import CELL_FILE
-from metaunlearn.report.data import parse, read_json
+from metaunlearn.bench.store import Store
 from metaunlearn.report.grid.sheets import Sheet, sheet
 
 TITLES = {"erase": "Erasing", "attack": "Attacking"}
@@ -47,26 +46,21 @@ def _said(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolved(found: Found, folder: Path) -> list[Resolved]:
-    """Settings as the cells behind ``found`` in ``folder`` were made with them; kinds without a cell are left out."""
-    cells = folder / "cells"
+    """Settings as the cells behind ``found`` in ``folder`` were made with them, also those that were dropped; kinds
+    without a cell are left out."""
+    store = Store(folder)
     parts = []
     for kind, title in TITLES.items():
         records: dict[tuple[str, ...], dict[str, Any]] = {}
         for measured in found.rows:
-            needs = _record(cells / measured.cell).get("needs", {})
+            needs = store.record(measured.cell).get("needs", {})
             row = measured.row.labels()
             place = tuple(str(row[name]) for name in NAMES if name != "attack" or kind == "attack")
             if kind in needs and place not in records:
-                records[place] = _settings(_record(cells / needs[kind]).get("spec", {}))
+                records[place] = _settings(store.record(needs[kind]).get("spec", {}))
         if any(records.values()):
             parts.append(_resolved(kind, title, records))
     return parts
-
-
-def _record(cell: Path) -> dict[str, Any]:
-    """``cell.json``; empty where the cell is not there any more."""
-    file = cell / CELL_FILE
-    return parse(dict[str, Any], read_json(file), str(file)) if file.is_file() else {}
 
 
 def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:

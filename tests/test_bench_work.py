@@ -1,0 +1,264 @@
+"""Making one cell: what is kept of it when it breaks, whose it is, and whether it still is what was planned."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench_grids import TINY, changed, plan_of
+from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.identity import check_inputs
+from metaunlearn.bench.inputs import Inputs
+from metaunlearn.bench.kinds import given
+from metaunlearn.bench.plan import Plan, make_plan
+from metaunlearn.bench.recipe import Grid
+from metaunlearn.bench.store import CELL_FILE, Store
+from metaunlearn.bench.work import make
+from metaunlearn.data.imagefolder import fingerprint, write_imagefolder
+from metaunlearn.errors import UserError
+from metaunlearn.runs import NotThisRunError
+from metaunlearn.settings import resolve
+
+Maker = Callable[..., None]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    return Store(tmp_path / "out")
+
+
+@pytest.fixture
+def maker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Maker], None]:
+    """Puts another function in the place of a kind's own."""
+    return lambda kind, make: monkeypatch.setattr(f"metaunlearn.bench.kinds.{kind}.make", make)
+
+
+def cell_of(kind: str, plan: Plan | None = None) -> Cell:
+    return next(cell for cell in (plan or plan_of(TINY)).cells.values() if cell.kind == kind)
+
+
+def whole(store: Store, *names: str) -> None:
+    for name in names:
+        store.folder(name).mkdir(parents=True)
+
+
+def test_a_mistake_of_the_user_costs_no_work(store: Store, maker: Callable[[str, Maker], None]) -> None:
+    """Five hours of training lie there; the repository of the hub is gone, say."""
+    cell = cell_of("data")
+    (store.partial(cell.name)).mkdir()
+    (store.partial(cell.name) / "state").write_text("five hours")
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise UserError("the base model is not in the cache")
+
+    maker("data", refuses)
+    assert make(store, cell).message == "the base model is not in the cache"
+    assert (store.partial(cell.name) / "state").read_text() == "five hours"
+
+
+def test_what_cannot_go_on_begins_anew(store: Store, maker: Callable[[str, Maker], None]) -> None:
+    cell = cell_of("data")
+    (store.partial(cell.name)).mkdir()
+    (store.partial(cell.name) / "state").write_text("of another run")
+
+    def makes(folder: Path, **_: Any) -> None:
+        if any(folder.iterdir()):
+            raise NotThisRunError("asked for differently (checkpoint_every)")
+
+    maker("data", makes)
+    assert make(store, cell).state == "made"
+    assert [file.name for file in store.folder(cell.name).iterdir()] == [CELL_FILE]
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_cell_whose_lock_was_broken_is_another_hosts(
+    breaks: bool, store: Store, maker: Callable[[str, Maker], None]
+) -> None:
+    """It takes no step more, does not call the other's folder whole, and is no failure, whatever went wrong."""
+    cell = cell_of("data")
+    lock = store.out / "locks" / f"{cell.name}.lock"
+    others = {"host": "elsewhere", "token": "another's"}
+
+    def silent_for_too_long(folder: Path, progress: Any, **_: Any) -> None:
+        progress("drawing", 0, 2)
+        lock.write_text(json.dumps(others))
+        if breaks:
+            raise FileNotFoundError(folder)
+        progress("drawing", 1, 2)
+        (folder / "later").touch()
+
+    maker("data", silent_for_too_long)
+    assert make(store, cell).state == "busy"
+    assert list(store.partial(cell.name).iterdir()) == []
+    assert not store.whole(cell.name)
+    assert json.loads(lock.read_text()) == others
+    assert not (store.out / "errors").exists()
+
+
+def test_a_loser_does_not_finish_the_winners_folder(store: Store, maker: Callable[[str, Maker], None]) -> None:
+    """Even where it hears of it only in the end."""
+    cell = cell_of("data")
+    lock = store.out / "locks" / f"{cell.name}.lock"
+    maker("data", lambda folder, **_: lock.write_text(json.dumps({"host": "elsewhere", "token": "another's"})))
+    assert make(store, cell).state == "busy"
+    assert not store.whole(cell.name)
+
+
+def test_a_cell_waits_for_what_was_dropped_meanwhile(store: Store, maker: Callable[[str, Maker], None]) -> None:
+    """Before its lock was taken, or, by a process of an earlier version, while it was read."""
+    cell = next(cell for cell in plan_of(TINY).cells.values() if cell.kind == "measure" and "attack" in cell.needs)
+    assert make(store, cell).state == "gone"
+    whole(store, *cell.needs.values())
+
+    def vanishes(folder: Path, attack: Path, **_: Any) -> None:
+        attack.rmdir()
+        raise FileNotFoundError(attack / "step-000001")
+
+    maker("measure", vanishes)
+    assert make(store, cell).state == "gone"
+    assert not (store.out / "errors").exists()
+
+
+def test_what_a_cell_at_work_needs_stays(store: Store, maker: Callable[[str, Maker], None]) -> None:
+    cell = next(cell for cell in plan_of(TINY).cells.values() if cell.kind == "measure" and "attack" in cell.needs)
+    whole(store, *cell.needs.values())
+    attack = cell.needs["attack"]
+    maker("measure", lambda folder, **_: Store(store.out).remove(attack))
+    assert make(store, cell).state == "made"
+    assert store.whole(attack)
+    store.remove(attack)
+    assert not store.whole(attack)
+
+
+def test_a_cell_is_made_on_the_device_that_its_key_has(store: Store) -> None:
+    plan = make_plan(resolve(Grid, TINY), device="cuda:1")
+    with pytest.raises(ValueError, match="is one of cuda, and would be made on cpu"):
+        make(store, cell_of("pictures", plan), device="cpu")
+    assert make(store, cell_of("data", plan), device="cuda:1").state == "made"
+
+
+SETTINGS = """
+extends = "small"
+[erase]
+steps = 4
+[attack]
+learning_rate = 1e-4
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "says"),
+    [
+        ("erase", "[erase]", "[erase]\ninner_learning_rate = 0.125", r"inner_learning_rate: .*, now 0\.125"),
+        ("attack", "1e-4", "2e-4", r"learning_rate: 0\.0001, now 0\.0002"),
+        ("attack", SETTINGS, "[attak]", "unknown key 'attak'"),
+    ],
+)
+def test_a_recipe_that_was_edited_meanwhile_gives_no_cell_of_the_old_key(
+    kind: str, before: str, after: str, says: str, store: Store, tmp_path: Path, maker: Callable[[str, Maker], None]
+) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(SETTINGS)
+    grid = changed("concepts", 0, "attack", to={}, of=changed("recipe", to=str(recipe)))
+    cell = cell_of(kind, make_plan(resolve(Grid, grid)))
+    whole(store, *cell.needs.values())
+    maker(kind, lambda folder, **_: None)
+    recipe.write_text(SETTINGS.replace(before, after))
+    outcome = make(store, cell)
+    assert outcome.state == "failed"
+    with pytest.raises(UserError, match=says):
+        raise UserError(outcome.message)
+    recipe.write_text("# Other words.\n" + SETTINGS + "checkpoint_every = 1\n")
+    assert make(store, cell).state == "made"
+    assert make_plan(resolve(Grid, grid)).cells.get(cell.name) is not None
+
+
+def test_a_recipe_is_read_for_each_plan(tmp_path: Path) -> None:
+    """Also in one process: an edited one gives other keys."""
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(SETTINGS)
+    grid = resolve(Grid, changed("recipe", to=str(recipe)))
+    before = cell_of("erase", make_plan(grid))
+    recipe.write_text(SETTINGS.replace("[erase]", "[erase]\ninner_learning_rate = 0.125"))
+    assert cell_of("erase", make_plan(grid)).name != before.name
+
+
+def test_records_are_those_of_cells_and_not_of_their_halves(store: Store, maker: Callable[[str, Maker], None]) -> None:
+    """Nor of what is just being dropped; of what was dropped the record stays."""
+    maker("data", lambda folder, **_: None)
+    cell = cell_of("data")
+    assert make(store, cell).state == "made"
+    record = store.record(cell.name)
+    for half in (store.partial(cell.name), store.cells / f".{cell.name}.removed"):
+        half.mkdir()
+        (half / CELL_FILE).write_text(json.dumps(record))
+    (store.cells / "data-0").mkdir()
+    os.symlink(store.out / "nowhere", store.cells / "data-0" / CELL_FILE)  # There a moment ago.
+    assert store.records() == [record]
+    store.remove(cell.name)
+    assert not store.whole(cell.name)
+    assert (record["kind"], store.record(cell.name), store.records()) == ("data", record, [record])
+    assert make(store, cell).state == "made"
+    assert len(store.records()) == 1
+    assert store.record("data-1") == {}
+
+
+def test_a_broken_record_is_named(store: Store) -> None:
+    whole(store, "data-0")
+    for text in ("{", "[]"):
+        (store.folder("data-0") / CELL_FILE).write_text(text)
+        with pytest.raises(UserError, match="data-0"):
+            store.record("data-0")
+
+
+def test_a_copy_that_was_cut_off_begins_anew(tmp_path: Path) -> None:
+    """Also where something lies in it that the source has no more."""
+    import torch
+
+    write_imagefolder(tmp_path / "source", torch.rand(1, 3, 8, 8), ["a knife"])
+    write_imagefolder(tmp_path / "copy", torch.rand(3, 3, 8, 8), ["a", "b", "c"])
+    wanted = fingerprint(tmp_path / "source")
+    given.make(tmp_path / "copy", source=str(tmp_path / "source"), wanted=wanted, device="cpu", progress=None)
+    assert fingerprint(tmp_path / "copy") == wanted
+
+
+def test_inputs_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a cluster has another current folder. Links stay: what the hub's cache links to has no ending."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model_index.json").write_text("{}")
+    (tmp_path / "head.safetensors").symlink_to("blob")
+    (tmp_path / "blob").write_text("weights")
+    (tmp_path / "own.toml").write_text(SETTINGS)
+    prompts = {"name": "concept", "texts": ["a"], "scores": {"nsfw": "nsfw"}}
+    grid = resolve(
+        Grid,
+        {
+            "base": "nobody/no-such-model", "judge": "canvas", "recipe": "own.toml", "methods": ["esd-x-1"],
+            "models": ["meta-unlearn"], "concepts": [{"name": "knife"}], "prompts": [prompts],
+        },
+    )  # fmt: skip
+    plan = make_plan(grid, inputs=Inputs(grid, use=["base=base", "nsfw=head.safetensors"]))
+    call = cell_of("erase", plan).call
+    assert (call["base"], call["recipe"]) == (str(tmp_path / "base"), str(tmp_path / "own.toml"))
+    (asked,) = cell_of("evaluate", plan).call["sets"]
+    assert asked["scores"] == {"nsfw": f"nsfw:{tmp_path / 'head.safetensors'}"}
+    assert cell_of("erase", make_plan(grid)).call["base"] == "nobody/no-such-model"
+    assert cell_of("erase", plan_of(TINY)).call["recipe"] == "small"
+
+
+def test_a_machine_that_has_another_model_makes_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = cell_of("erase")
+    check_inputs(cell)
+    monkeypatch.setattr("metaunlearn.bench.identity.pipeline_identity", lambda model: "another")
+    with pytest.raises(UserError, match="canvas is another, and the grid was planned with"):
+        check_inputs(cell)
+    monkeypatch.setattr("metaunlearn.bench.identity.pipeline_identity", lambda model: None)
+    with pytest.raises(UserError, match="canvas is not there on this machine"):
+        check_inputs(cell)
