@@ -214,11 +214,12 @@ def report(
 ) -> None:
     """Build DIR/report.html from what lies in DIR.
 
-    One page that needs no network. Of a folder of bench: DIR/RECIPE/report.html of each recipe that was run there.
+    One page that needs no network. Of a folder of bench: DIR/RECIPE/report.html of each recipe that was run there; of a
+    folder above one, a page that links to those.
     """
     with working(as_json=as_json) as console:
         from metaunlearn.report import build_report
-        from metaunlearn.report.page import grids_in
+        from metaunlearn.report.runs import grids_in
 
         pages = [str(build_report(one)) for one in grids_in(folder) or [folder]]
     more: dict[str, Any] = {"more": pages[1:]} if len(pages) > 1 else {}

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.report.data import SAMPLES_FILE, SUMMARY_FILE, Sample, Summary, read_samples, read_summary
+from metaunlearn.report.images import Picture, inline
 from metaunlearn.report.pictures import grids
 from metaunlearn.report.rendering import render
-from metaunlearn.report.runs import RESULTS_FILE, RunCard, ScoreTable, has_grid, is_bench, read_runs, read_scores
+from metaunlearn.report.runs import (
+    REPORT_FILE,
+    RESULTS_FILE,
+    GridLink,
+    RunCard,
+    ScoreTable,
+    grids_in,
+    has_grid,
+    is_bench,
+    read_grids,
+    read_runs,
+    read_scores,
+)
 from metaunlearn.report.sections import Metric, loss_panels, panels, self_destruction
 from metaunlearn.report.story import headline, rows
 from metaunlearn.runs import LOG_FILE, RUN_FILE
 
-REPORT_FILE = "report.html"
+
+class _Below(NamedTuple):
+    """What lies in a folder that has no summary, and below it."""
+
+    runs: list[RunCard]
+    tables: list[ScoreTable]
+    benches: list[GridLink]
 
 
 def build_report(folder: Path) -> Path:
@@ -41,13 +60,6 @@ def build_report(folder: Path) -> Path:
     return path
 
 
-def grids_in(folder: Path) -> list[Path]:
-    """The folders with the results of a bench's grids: in one that several recipes were run into, one each."""
-    if not is_bench(folder):
-        return []
-    return [found for found in (folder, *sorted(folder.iterdir())) if has_grid(found)]
-
-
 def _only_grid(folder: Path) -> Path:
     found = [folder] if has_grid(folder) else grids_in(folder)
     if len(found) > 1:
@@ -58,26 +70,28 @@ def _only_grid(folder: Path) -> Path:
 
 def _page(folder: Path) -> str:
     summary, samples = read_summary(folder), read_samples(folder)
-    cards, tables = ([], []) if summary else (read_runs(folder), read_scores(folder))
-    if summary is None and not (samples or cards or tables):
+    below = _Below([], [], []) if summary else _Below(read_runs(folder), read_scores(folder), read_grids(folder))
+    if summary is None and not (samples or any(below)):
         raise UserError(
             f"{folder} holds no results: looked for {SUMMARY_FILE} and {SAMPLES_FILE} in it, and for {RUN_FILE}, "
             f"{LOG_FILE} and {RESULTS_FILE} in it and below. `metaunlearn demo --out DIR` makes all of them; "
             "`metaunlearn erase`, `attack` and `evaluate` make theirs."
         )
-    return _story(folder, summary, samples, cards, tables)
+    return _story(folder, summary, samples, below)
 
 
-def _story(
-    folder: Path, summary: Summary | None, samples: list[Sample], cards: list[RunCard], tables: list[ScoreTable]
-) -> str:
+def _story(folder: Path, summary: Summary | None, samples: list[Sample], below: _Below) -> str:
     values: dict[str, Any] = {
         "name": folder.resolve().name,
         "summary": summary,
         "grids": grids(samples, (folder / SAMPLES_FILE).parent),
         "any_sensitive": any(sample.sensitive for sample in samples),
-        "cards": [(card, loss_panels(card)) for card in cards],
-        "tables": tables,
+        "cards": [
+            (card, loss_panels(card), strip) for card, strip in zip(below.runs, _strips(below.runs), strict=True)
+        ],
+        "tables": below.tables,
+        "benches": below.benches,
+        "counts": [f"{len(part)} {words[len(part) != 1]}" for part, words in zip(below, _WORDS, strict=True) if part],
     }
     if summary is not None:
         values |= {
@@ -90,4 +104,12 @@ def _story(
     return render("report.html.j2", **values)
 
 
+def _strips(cards: list[RunCard]) -> list[list[tuple[int, Picture]]]:
+    """The pictures of each card's strip with their steps; together within the budget of a page."""
+    pictures = iter(inline([path for card in cards for _, path in card.strip]))
+    return [[(step, next(pictures)) for step, _ in card.strip] for card in cards]
+
+
+_WORDS = (("run", "runs"), ("table of scores", "tables of scores"), ("grid of a bench", "grids of benches"))
+"""One and several of each part of :class:`_Below`."""
 _COLLATERAL: tuple[tuple[str, Metric], ...] = (("Related concepts", "related"), ("Unrelated concepts", "unrelated"))

@@ -1,4 +1,7 @@
-"""Run folders below a folder: ``run.json``, ``log.jsonl`` and ``results.json`` as cards, loss curves, score tables."""
+"""Run folders below a folder: ``run.json``, ``log.jsonl`` and ``results.json`` as cards, loss curves, score tables.
+
+Folders of a bench have pages of their own: they are named, and nothing below them is looked at.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -18,6 +22,9 @@ from metaunlearn.report.data import Score, parse, read_json
 from metaunlearn.runs import LOG_FILE, RUN_FILE
 
 RESULTS_FILE = "results.json"
+STRIP_FOLDER = "strip"
+"""Where ``attack --strip`` leaves a picture for each of its steps, the number as its name."""
+REPORT_FILE = "report.html"
 CURVE_POINTS = 240
 """A loss curve longer than this is averaged over equal stretches of steps."""
 
@@ -43,6 +50,15 @@ class _Result(BaseModel):
     protocol: dict[str, Any] = {}
 
 
+class _Grid(BaseModel):
+    """What a link needs of a grid's ``results.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rows: list[Any]
+    rows_in_all: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunCard:
     """One run folder: what ``run.json`` says, and its losses by step."""
@@ -53,6 +69,27 @@ class RunCard:
     """``run.json``; empty when only a log lies there."""
     losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """Field name → (step, loss) in the order of the log."""
+    strip: list[tuple[int, Path]] = field(default_factory=list)
+    """(step, picture after it) of ``attack --strip``, ascending."""
+
+    @property
+    def strip_prompt(self) -> str:
+        """What the pictures of ``strip`` were asked for."""
+        request = self.record.get("request")
+        return str((isinstance(request, dict) and request.get("strip")) or "one prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridLink:
+    """A bench's grid below the reported folder."""
+
+    name: str
+    """Path of its folder below the reported one."""
+    measured: int
+    in_all: int
+    """States."""
+    page: str
+    """Its page, relative to the reported folder, as an address; empty where it is not written yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +128,21 @@ def has_grid(folder: Path) -> bool:
     return path.is_file() and is_grid(read_json(path))
 
 
+def grids_in(folder: Path) -> list[Path]:
+    """The folders with the results of a bench's grids: in one that several recipes were run into, one each."""
+    if not is_bench(folder):
+        return []
+    return [found for found in (folder, *sorted(folder.iterdir())) if has_grid(found)]
+
+
 def _folders(top: Path) -> list[Path]:
-    """``top`` and every folder below it, hidden ones and links left out, in a stable order."""
+    """``top`` and every folder below it, in a stable order; hidden ones, links and what is below a bench left out."""
     found = []
     for folder, below, _files in os.walk(top):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        found.append(Path(folder))
+        here = Path(folder)
+        of_bench = here != top and is_bench(here)
+        below[:] = [] if of_bench else sorted(name for name in below if not name.startswith("."))
+        found.append(here)
     return found
 
 
@@ -154,8 +200,28 @@ def read_runs(top: Path) -> list[RunCard]:
             continue
         record = parse(dict[str, Any], read_json(run), str(run)) if run.is_file() else {}
         curves = losses(read_log(log)) if log.is_file() else {}
-        cards.append(RunCard(name=_name(folder, top), record=record, losses=curves))
+        cards.append(RunCard(name=_name(folder, top), record=record, losses=curves, strip=_strip(folder)))
     return cards
+
+
+def _strip(run: Path) -> list[tuple[int, Path]]:
+    files = (run / STRIP_FOLDER).glob("*.png")
+    return sorted((int(file.stem), file) for file in files if file.stem.isdigit())
+
+
+def read_grids(top: Path) -> list[GridLink]:
+    """A link for every grid of the benches below ``top``."""
+    links = []
+    for folder in (grid for bench in _folders(top) for grid in grids_in(bench)):
+        found = parse(_Grid, read_json(folder / RESULTS_FILE), str(folder / RESULTS_FILE))
+        page = folder / REPORT_FILE
+        links.append(
+            GridLink(
+                name=_name(folder, top), measured=len(found.rows), in_all=found.rows_in_all,
+                page=quote(page.relative_to(top).as_posix()) if page.is_file() else "",
+            )
+        )  # fmt: skip
+    return links
 
 
 def read_scores(top: Path) -> list[ScoreTable]:

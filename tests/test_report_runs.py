@@ -1,0 +1,102 @@
+"""Pages of folders that hold runs and benches: strips are shown, benches have pages of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bench_grids import made_up, write_results
+from browser import in_frames, needs_chromium
+from conftest import Call
+from metaunlearn.errors import UserError
+from metaunlearn.report import build_report
+from report_fixtures import draw_picture, write_runs
+
+
+def write_bench(out: Path) -> None:
+    """A bench with a grid whose cells hold what runs hold: ``run.json``, a log, scores."""
+    results = made_up(out)
+    (out / "locks").mkdir()
+    (out / "tiny grid").mkdir()
+    write_results(out / "tiny grid", results)
+    cell = out / "cells" / "erase-0"
+    cell.mkdir()
+    (cell / "run.json").write_text(json.dumps({"status": "complete"}))
+    (cell / "log.jsonl").write_text("".join(json.dumps({"step": step, "cell_loss": step}) + "\n" for step in range(9)))
+
+
+def write_attack(out: Path, side: int = 64) -> None:
+    """What ``attack --strip`` leaves."""
+    (out / "strip").mkdir(parents=True)
+    for step in (5, 10, 100):
+        draw_picture("concept", 0.2, step).resize((side, side)).save(out / "strip" / f"{step:06d}.png")
+    Image.new("RGB", (8, 8)).save(out / "strip.png")
+    (out / "run.json").write_text(json.dumps({"status": "complete", "request": {"strip": 'a "knife" <b>'}}))
+
+
+def test_benches_are_linked_and_not_walked_into(tmp_path: Path) -> None:
+    write_runs(tmp_path)
+    write_bench(tmp_path / "my bench")
+    page = build_report(tmp_path).read_text()
+    assert re.findall('<article class="run">\n<h3>(.*?) <small>', page) == ["erase"]
+    assert "cell_loss" not in page
+    assert "my bench/tiny grid <small>no page yet: <code>metaunlearn report DIR/my bench/tiny grid</code>" in page
+    assert "1 run, 2 tables of scores, 1 grid of a bench. A folder" in page
+    build_report(tmp_path / "my bench" / "tiny grid")
+    page = build_report(tmp_path).read_text()
+    assert '<a href="my%20bench/tiny%20grid/report.html">my bench/tiny grid</a></th><td>12 of 12</td>' in page
+
+
+def test_a_folder_of_benches_alone_lists_them(tmp_path: Path, call: Call) -> None:
+    for name in ("one", "two"):
+        write_bench(tmp_path / name)
+    (tmp_path / "empty" / "cells" / "erase-0").mkdir(parents=True)
+    (tmp_path / "empty" / "locks").mkdir()
+    (tmp_path / "empty" / "cells" / "erase-0" / "run.json").write_text("{}")
+    assert call("report", str(tmp_path)).code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "2 grids of benches. A folder" in page
+    assert 'id="runs"' not in page
+    assert page.count("<td>12 of 12</td>") == 2
+
+
+def test_a_bench_without_a_grid_is_nothing_to_report(tmp_path: Path) -> None:
+    for name in ("cells", "locks"):
+        (tmp_path / "bench" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no results"):
+        build_report(tmp_path)
+
+
+def test_a_strip_is_shown_step_by_step(tmp_path: Path) -> None:
+    """Folded up, as what an attack brings back may be nothing for everybody's eyes."""
+    write_attack(tmp_path / "attack")
+    page = build_report(tmp_path).read_text()
+    assert "<details><summary>Pictures of “a &#34;knife&#34; &lt;b&gt;” during the attack</summary>" in page
+    assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["5 steps", "10 steps", "100 steps"]
+    assert (
+        len(re.findall(r'<img src="data:image/webp;base64,[^"]+" width="64" height="64" alt="“a [^"]+” after', page))
+        == 3
+    )
+
+
+def test_strips_of_large_pictures_fit_the_page(tmp_path: Path) -> None:
+    for number in range(12):
+        write_attack(tmp_path / f"attack-{number}", side=512)
+    assert build_report(tmp_path).stat().st_size < 3_000_000
+
+
+@needs_chromium
+def test_nothing_sticks_out(tmp_path: Path) -> None:
+    write_attack(tmp_path / "attack", side=512)
+    write_bench(tmp_path / "bench")
+    script = """
+        for (const part of inner.querySelectorAll('details')) part.open = true;
+        const out = [...inner.body.querySelectorAll('*')].filter(
+            (part) => !part.closest('.unseen, pre') && part.getBoundingClientRect().right > width + 0.5);
+        found = `scroll ${inner.documentElement.scrollWidth} out [${out.map((part) => part.tagName)}]`;"""
+    expected = {str(width): f"scroll {width} out []" for width in (320, 1280)}
+    assert in_frames(tmp_path, build_report(tmp_path), (320, 1280), script) == expected
