@@ -81,6 +81,7 @@ def _page(folder: Path) -> str:
 
 
 def _story(folder: Path, summary: Summary | None, samples: list[Sample], below: _Below) -> str:
+    numbers = (len(below.runs), len(below.tables), len(below.benches))
     values: dict[str, Any] = {
         "name": folder.resolve().name,
         "summary": summary,
@@ -91,7 +92,7 @@ def _story(folder: Path, summary: Summary | None, samples: list[Sample], below: 
         ],
         "tables": below.tables,
         "benches": below.benches,
-        "counts": [f"{len(part)} {words[len(part) != 1]}" for part, words in zip(below, _WORDS, strict=True) if part],
+        "counts": [f"{number} {words[number != 1]}" for number, words in zip(numbers, _WORDS, strict=True) if number],
     }
     if summary is not None:
         values |= {
