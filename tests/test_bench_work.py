@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench_grids import TINY, changed, plan_of
+from metaunlearn.bench import cells
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.identity import check_inputs
 from metaunlearn.bench.inputs import Inputs
@@ -187,6 +188,21 @@ def test_a_recipe_is_read_for_each_plan(tmp_path: Path) -> None:
     before = cell_of("erase", make_plan(grid))
     recipe.write_text(SETTINGS.replace("[erase]", "[erase]\ninner_learning_rate = 0.125"))
     assert cell_of("erase", make_plan(grid)).name != before.name
+
+
+def test_what_runs_a_metric_is_part_of_the_keys_of_those_that_score_it() -> None:
+    """Installing it makes no other cell of the kind again."""
+    for metrics, more in ((["nudity:rece-9@0.6", "fid"], {"onnxruntime"}), (["fid", "unsafe"], set())):
+        prompts = {"name": "concept", "texts": ["a"], "scores": {name[:3]: name for name in metrics}}
+        grid = {
+            "base": "canvas",
+            "judge": "canvas",
+            "methods": ["esd-x-1"],
+            "models": ["original"],
+            "prompts": [prompts],
+        }
+        plan = make_plan(resolve(Grid, {**grid, "concepts": [{"name": "knife"}], "recipe": "small"}))
+        assert set(cell_of("evaluate", plan).packages) - {*cells.NUMERICAL, *cells.DECODING} == more
 
 
 def test_records_are_those_of_cells_and_not_of_their_halves(store: Store, maker: Callable[[str, Maker], None]) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from metaunlearn import files
+from metaunlearn.erasure import trajectories
 from metaunlearn.files import STALE, write_atomic
+from metaunlearn.processes import ALONE
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +65,25 @@ def test_what_a_killed_writer_left_goes_in_time(tmp_path: Path) -> None:
             os.utime(tmp_path / name, (age, age))
     write_atomic(tmp_path / "a[1].json", "whole")
     assert {file.name for file in tmp_path.iterdir()} == {".a[1].json.y.partial", ".b.json.x.partial", "a[1].json"}
+
+
+def test_two_runs_that_sample_one_bank_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they have one process number, as in two containers on one file system."""
+    bank = SimpleNamespace(tensors=lambda: {"x_t": torch.zeros(1)})
+    settings = SimpleNamespace(**dict.fromkeys(trajectories.BANK_SETTINGS, 1))
+    model = SimpleNamespace(fingerprint=lambda: "weights", parameters=dict)
+    task: Any = SimpleNamespace(
+        shared=tmp_path, settings=settings, model=model, prompts=SimpleNamespace(forget=("a knife",)), seed=0,
+        processes=ALONE,
+    )  # fmt: skip
+    monkeypatch.setattr(trajectories, "sample_for", lambda *_: bank)
+    together, replace = threading.Barrier(2), Path.replace
+
+    def late(self: Path, target: Path) -> Path:
+        together.wait(timeout=60)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(trajectories.frozen_teachers_bank, [task, task])) == [bank, bank]
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
