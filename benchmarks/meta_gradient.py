@@ -4,8 +4,8 @@
 
 A small UNet2DConditionModel is trained briefly on synthetic patterns (a random network has little curvature), then the
 variants run in turn, round after round, so that a busy machine slows them alike; each time is the median over rounds of
-the ratio to the gradient measured in the same round. Memory is the peak above the idle process. Errors are relative to
-the unrolled double backward of the same problem in float64.
+the ratio to the gradient measured in the same round. Memory is the peak above the idle process, as median, too. Errors
+are relative to the unrolled double backward of the same problem in float64.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
     cells: dict[str, list[str]] = {name: [] for name in VARIANTS}
     work.gradient()
     meter = Meter(device)
-    unit_memory = meter.peak(work.gradient)
+    unit_memory = statistics.median(meter.peak(work.gradient) for _ in range(rounds))
     for inner_steps in INNER_STEPS:
         problem = work.problem(inner_steps, tau)
         exact = unrolled(reference.problem(inner_steps, tau), reference.theta)
@@ -170,9 +170,10 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
             for name, variant in VARIANTS.items():
                 ratios[name].append(seconds(functools.partial(variant, problem, work.theta), device) / unit)
         for name, variant in VARIANTS.items():
-            memory = meter.peak(functools.partial(variant, problem, work.theta)) / unit_memory
+            peaks = [meter.peak(functools.partial(variant, problem, work.theta)) for _ in range(rounds)]
+            memory = statistics.median(peaks) / unit_memory
             error = relative_error(variant(problem, work.theta), exact)
-            cells[name] += [f"{statistics.median(ratios[name]):.1f}", f"{memory:.1f}", f"{error:.1e}"]
+            cells[name] += [f"{statistics.median(ratios[name]):.1f}", f"{memory:.2f}", f"{error:.1e}"]
     header = [f"{what} M={m}" for m in INNER_STEPS for what in ("time", "memory", "error")]
     return _table(["meta-gradient", *header], [[name, *row] for name, row in cells.items()])
 
