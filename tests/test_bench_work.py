@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,8 +213,6 @@ def test_records_are_those_of_cells_and_not_of_their_halves(store: Store, maker:
     for half in (store.partial(cell.name), store.cells / f".{cell.name}.removed"):
         half.mkdir()
         (half / CELL_FILE).write_text(json.dumps(record))
-    (store.cells / "data-0").mkdir()
-    os.symlink(store.out / "nowhere", store.cells / "data-0" / CELL_FILE)  # There a moment ago.
     assert store.records() == [record]
     store.remove(cell.name)
     assert not store.whole(cell.name)
