@@ -296,6 +296,8 @@ def test_a_dry_run_says_what_a_trial_costs(search: Path, call: Call) -> None:
     found = json.loads(call("tune", "search.toml", "--out", "out", "--dry-run", "--trials", "5", "--json").out)
     assert (found["trials"], found["seconds"] > 0, found["once"]) == (3, True, 0)
     assert "one trial: 4 outer steps" in call("tune", "search.toml", "--out", "out", "--dry-run").out
+    elsewhere = call("tune", "search.toml", "--out", "out", "--dry-run", "--device", "cuda", "--json")
+    assert json.loads(elsewhere.out)["once"] == 2  # What a GPU draws to train on, and the original measured there.
 
 
 def test_the_command_line(search: Path, call: Call) -> None:

@@ -50,7 +50,7 @@ def tune(
         if plan:
             from metaunlearn.tuning.run import dry_run
 
-            cost = dry_run(recipe, out, trials=trials)
+            cost = dry_run(recipe, out, trials=trials, device=device)
             console.result(cost.to_dict(), *_cost_lines(cost))
             return
         if report:

@@ -252,12 +252,12 @@ class TrialCost:
         return asdict(self)
 
 
-def dry_run(recipe: str, out: Path, *, trials: int | None = None) -> TrialCost:
-    """What a trial at the recipe's own settings costs; nothing is run or written."""
+def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = "cpu") -> TrialCost:
+    """What a trial at the recipe's own settings costs on ``device``; nothing is run or written."""
     read = read_checked(recipe)
     tune = read.tune
     proposal = default_of(tune)
-    plan = plan_of(tune, proposal, tune.attacks, tune.seeds)
+    plan = plan_of(tune, proposal, tune.attacks, tune.seeds, device=device)
     cells = plan.behind(plan.rows)
     shared = _behind_originals(plan)
     store = Store(out)
