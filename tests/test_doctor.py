@@ -299,11 +299,11 @@ STEP = ("steps=2", "forget_images=4", "retain_images=4", "bank_trajectories=2", 
     ("method", "meta", "more"),
     [
         ("esd-u-1", False, ["retain_loss=distillation"]),
-        ("esd-u-1", False, ["accumulation=2", "latents=edited", "bank_refresh=1"]),
+        ("esd-u-1", False, ["accumulation=2", "latents=edited", "bank_refresh=1", "steps=3"]),
         ("esd-x-1", True, ["meta_gradient=first-order", "meta_retain=related"]),
         ("esd-x-1", True, ["meta_gradient=gradient-difference", "meta_loss=path", "zeta_margin=0.1"]),
         ("esd-x-1", True, ["meta_gradient=double-backward", "accumulation=2"]),
-        ("sdd", True, ["meta_gradient=first-order", "bank_refresh=1"]),
+        ("sdd", True, ["meta_gradient=first-order", "bank_refresh=1", "steps=3"]),
         ("uce", True, ["meta_gradient=first-order", "common_noise=false"]),
     ],
 )
@@ -324,8 +324,9 @@ def test_passes_are_those_of_a_real_step(
         found.update(calls if self.step == looked_at else {})
         return record
 
-    # At the first step theta still is where a distillation's teacher is, and needs no answer of it.
-    looked_at = 2 if "retain_loss=distillation" in more else 1
+    # At the first step theta still is where a distillation's teacher is, and needs no answer of it; and paths that move
+    # are sampled for the first time.
+    looked_at = 2 if {"retain_loss=distillation", "bank_refresh=1"} & {*more} else 1
     found: Counter[tuple[int, bool]] = Counter()
     monkeypatch.setattr(UNetModel, "predict", counted)
     monkeypatch.setattr(Algorithm1, "take_step", alone)

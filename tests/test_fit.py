@@ -182,13 +182,16 @@ def test_runs_with_it(
         (("precision=tf32",), ["ieee", "none", "tf32"]),
         (("difference_precision=tf32",), ["none", "tf32"]),
         (("precision=tf32", "difference_precision=tf32"), ["none", "tf32"]),
+        (("precision=tf32", "difference_precision=tf32", "diagnostics_every=1"), ["ieee", "none", "tf32"]),
+        (("precision=tf32", "meta_gradient=double-backward"), ["ieee", "none", "tf32"]),
     ],
     ids=str,
 )
 def test_tf32_is_on_where_it_was_asked_for(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], seen: list[str]
 ) -> None:
-    """Of the passes at theta, and of the gradient difference's; sampling paths are drawn as torch has it."""
+    """Of the passes at theta, and of the gradient difference's; sampling paths are drawn as torch has it, and a double
+    backward and a diagnosis have none."""
     found = set()
     predict = UNetModel._predict
 
@@ -197,7 +200,12 @@ def test_tf32_is_on_where_it_was_asked_for(
         return predict(self, *inputs)
 
     monkeypatch.setattr(UNetModel, "_predict", noted)
-    erase(tiny_model, ["zebra"], out=tmp_path / "it", overrides=[*FAST, "meta_gradient=gradient-difference", *options])
+    erase(
+        tiny_model,
+        ["zebra"],
+        out=tmp_path / "it",
+        overrides=[*FAST, "meta_gradient=gradient-difference", "diagnostics_every=0", *options],
+    )
     assert sorted(found) == seen
     assert torch.backends.cuda.matmul.fp32_precision == "none"
 

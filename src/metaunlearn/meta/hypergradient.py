@@ -182,14 +182,10 @@ class GradientDifference:
         relative_step = self.relative_step or usual_step(theta, one_sided=self.one_sided, products=self.precision)
         # An all-zero theta has no length to be relative to: the step is then absolute.
         eps = relative_step * (norm({name: theta[name] for name in direction}) or 1.0) / length
-        at = shift(theta, direction, eps)
-        del theta  # Nobody else may have it any more, and from here on it is one set too many.
-        ahead = value_and_gradient(loss, at).gradient
+        ahead = value_and_gradient(loss, shift(theta, direction, eps)).gradient
         if self.one_sided and gradient is not None:
             return scale(add(ahead, gradient, -1.0), 1 / eps)
-        for name, d in direction.items():
-            at[name].sub_(d, alpha=2 * eps)
-        behind = value_and_gradient(loss, at).gradient
+        behind = value_and_gradient(loss, shift(theta, direction, -eps)).gradient
         # One parameter at a time, so that there are never more than these two sets.
         return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
 
