@@ -34,15 +34,18 @@ BEAT = 5.0
 _PACKAGES = ("metaunlearn", "torch", "diffusers", "transformers", "safetensors")
 
 
+def package_version(name: str) -> str | None:
+    """The version of an installed package; None when it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    packages = {name: package_version(name) or "not installed" for name in _PACKAGES}
+    return {"python": platform.python_version()} | packages
 
 
 class NotThisRunError(UserError):

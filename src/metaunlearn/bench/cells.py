@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from metaunlearn.bench import sources
+from metaunlearn.runs import package_version
 
 KINDS = ("pictures", "data", "given", "erase", "donor", "attack", "measure", "evaluate", "judge", "adversarial")
 """The model's own pictures; the attacker's real ones, of Canvas or of the call; an erased model; what is trained on the
@@ -108,7 +108,4 @@ def code_of(kind: str) -> str:
 
 @functools.cache
 def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    return package_version(name) or "not installed"

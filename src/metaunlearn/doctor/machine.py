@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from metaunlearn.runs import package_version
 
 REQUIRED = (
     "torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "pydantic",
@@ -62,8 +63,8 @@ def inspect_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=_ram(),
         accelerators=tuple(accelerators),
-        packages={name: _version(name) for name in REQUIRED},
-        optional={name: _version(name) for name in OPTIONAL},
+        packages={name: package_version(name) for name in REQUIRED},
+        optional={name: package_version(name) for name in OPTIONAL},
     )
 
 
@@ -89,11 +90,4 @@ def _ram() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
         return None
