@@ -160,7 +160,7 @@ def test_the_doctor_looks_for_everything_that_may_be_asked_for() -> None:
         if extra not in ("dev", "docs", "release", "rivals")
         for item in group
     }
-    assert {_normal(name): extra for name, (_, extra) in OPTIONAL.items() if extra} == extras
+    assert {_normal(name): extra for name, (_, extra) in OPTIONAL.items()} == extras
     assert not {*REQUIRED} & {*OPTIONAL}
 
 
@@ -169,7 +169,7 @@ def test_the_doctor_says_what_a_missing_package_is_for() -> None:
     gone = replace(machine, optional=dict.fromkeys(machine.optional))
     lines = [line.split(maxsplit=1) for line in describe(gone, None)]
     assert ["ray", "not installed; needed for bench --ray: pip install 'metaunlearn[ray]'"] in lines
-    assert ["trackio", "not installed; needed for --tracker trackio: pip install trackio"] in lines
+    assert ["trackio", "not installed; needed for --tracker trackio: pip install 'metaunlearn[trackers]'"] in lines
 
 
 def test_trackers_can_be_started() -> None:

@@ -27,8 +27,7 @@ def describe(machine: Machine, job: JobEstimate | None) -> list[str]:
 def _needed(name: str) -> str:
     """For what a package that is not there is needed, and how to get it."""
     what, extra = OPTIONAL[name]
-    package = f"'metaunlearn[{extra}]'" if extra else name
-    return f"not installed; needed for {what}: pip install {package}"
+    return f"not installed; needed for {what}: pip install 'metaunlearn[{extra}]'"
 
 
 def _describe_job(job: JobEstimate, accelerators: int) -> list[str]:

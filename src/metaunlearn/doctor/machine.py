@@ -26,10 +26,10 @@ OPTIONAL = {
     "scipy": ("the sampler lms", "lms"),
     "tensorboard": ("--tracker tensorboard", "trackers"),
     "wandb": ("--tracker wandb", "trackers"),
-    "trackio": ("--tracker trackio", ""),
+    "trackio": ("--tracker trackio", "trackers"),
     "resvg-py": ("rebuilding Canvas", "canvas"),
 }
-"""Packages that something works without: what needs them, and the extra that brings them, if one does."""
+"""Packages that something works without: what needs them, and the extra that brings them."""
 
 
 @dataclass(frozen=True, kw_only=True)
