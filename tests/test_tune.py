@@ -187,6 +187,43 @@ def test_a_trial_that_was_cut_off_is_run_again(tmp_path: Path, monkeypatch: pyte
     assert result.records[2].proposal == cut_off == ran[3]
 
 
+def test_a_search_cut_off_inside_a_trial_tries_what_an_unbroken_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: in a trial whose values were drawn at random, and in one that follows from what had been seen."""
+    recipe = str(write_search(tmp_path / "search.toml", SEARCH))
+    ran = made_up(monkeypatch)
+    tune(recipe, tmp_path / "whole", trials=9)
+    whole = list(ran)
+    ran.clear()
+    finished: Any = import_module("metaunlearn.tuning.run").run_trial
+
+    def interrupted(*rest: Any, **more: Any) -> Outcome:
+        outcome: Outcome = finished(*rest, **more)
+        if len(ran) in (3, 8):
+            raise KeyboardInterrupt
+        return outcome
+
+    monkeypatch.setattr("metaunlearn.tuning.run.run_trial", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tune(recipe, tmp_path / "parts", trials=9, resume=True)
+    tune(recipe, tmp_path / "parts", trials=9, resume=True)
+    assert ran == [*whole[:3], *whole[2:7], *whole[6:]]
+
+
+def test_a_limit_counts_the_settings_that_the_recipe_begins_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = changed("start", to=[{"gamma2": 0.75}, {"gamma2": 1.25}], of=SEARCH)
+    file = str(write_search(tmp_path / "search.toml", recipe))
+    made_up(monkeypatch)
+    for trials, roles in ((0, []), (1, ["start"]), (3, ["start", "start", "search"])):
+        result = tune(file, tmp_path / "out", trials=trials, resume=True)
+        assert [one.role for one in result.records] == ["plain", "default", *roles]
+    assert [one.settings["gamma2"] for one in result.records[2:4]] == [0.75, 1.25]
+
+
 def test_two_processes_share_a_search(tiny_search: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiny_search / "out", out, copy_function=shutil.copy)

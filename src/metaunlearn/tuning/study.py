@@ -88,7 +88,11 @@ class Search:
         self._study.enqueue_trial({}, user_attrs={"role": "plain"})
         # Its values are the sampler's, too, where they lie inside what is searched.
         self._study.enqueue_trial(default_values(self.tune) or {}, user_attrs={"role": "default"})
-        for values in self.tune.start:
+
+    def _enqueue_start(self) -> None:
+        """The recipe's next settings to begin with, if any are left."""
+        begun = len({_number(trial) for trial in self._trials() if _role(trial) == "start"})
+        for values in self.tune.start[begun : begun + 1]:
             self._study.enqueue_trial(start_values(self.tune, values), user_attrs={"role": "start"})
 
     @contextlib.contextmanager
@@ -97,8 +101,11 @@ class Search:
         with contextlib.ExitStack() as held:
             with self._alone.guard():
                 self._take_up_abandoned()
-                trial = self._study.ask() if self._waiting() or self._taken() < limit else None
-                if trial is not None:
+                trial = None
+                if self._waiting() or self._taken() < limit:
+                    if not self._waiting():
+                        self._enqueue_start()
+                    trial = self._study.ask()
                     held.enter_context(self._locks.held(f"trial-{trial.number}"))
             yield None if trial is None else self._claim(trial)
 
@@ -164,11 +171,15 @@ def _suggest(trial: optuna.Trial, vary: Vary) -> Any:
 
 
 def _sampler(optuna: Any, tune: Tune) -> Any:
-    """TPE with a seed of each trial's own, so that a search that was stopped goes on as it would have gone on."""
+    """TPE with a seed of each trial's own, so that a search that was stopped goes on as it would have gone on.
+
+    A trial that is run again has the seed of the next one, and needs none: it brings all of its values.
+    """
 
     class ByNumber(optuna.samplers.BaseSampler):  # type: ignore[misc]
         def before_trial(self, study: Any, trial: Any) -> None:
-            seed = (tune.seed * 1_000_003 + trial.number) % 2**32
+            repeats = sum("again" in one.user_attrs for one in study.get_trials(deepcopy=False)[: trial.number])
+            seed = (tune.seed * 1_000_003 + trial.number - repeats) % 2**32
             self._of_trial = optuna.samplers.TPESampler(seed=seed, n_startup_trials=tune.startup)
 
         def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
