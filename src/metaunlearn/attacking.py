@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, n
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
+from metaunlearn.files import sha256
 from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
@@ -219,5 +219,5 @@ def _check_inputs(kind: str, *, data: Path | None, base: Any) -> None:
 def _hashes(kind: Any) -> dict[str, str]:
     """SHA-256 of every file, and of every model, that the settings name, so that a run is resumed with the same."""
     files = {key: value for key, value in kind if isinstance(value, Path) and value.is_file()}
-    hashes = {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}
+    hashes = {key: sha256(file) for key, file in files.items()}
     return hashes | {key: model.fingerprint() for key, model in getattr(kind, "models", {}).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import time
@@ -43,6 +44,12 @@ def write_atomic(path: Path, payload: bytes | str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's content, which is read piece by piece: it may have gigabytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _sweep(path: Path) -> None:

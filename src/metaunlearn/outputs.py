@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.drawing import DrawSettings
 from metaunlearn.draws import check_asked, draw_into, draws_for, sampling_of
 from metaunlearn.errors import UserError
+from metaunlearn.files import sha256
 from metaunlearn.models import load
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RunFolder
@@ -145,7 +145,7 @@ def evaluate_into(
         "command": "evaluate",
         "model": model,
         "weights": adapter.fingerprint(),
-        "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest(),
+        "prompts": sha256(prompts),
         "metrics": list(metrics),
         "judge": judge,
         "concept": concept,
