@@ -22,6 +22,7 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import METRICS, evaluate, ranges
 from metaunlearn.metrics import concept_score, fid_score
 from metaunlearn.metrics.nsfw import KIND
+from metaunlearn.metrics.safety import SafetyChecker
 from metaunlearn.metrics.unlearncanvas import ROLES
 from metaunlearn.outputs import evaluate_into
 from tiny_judges import head_tensors, save_checker
@@ -202,6 +203,16 @@ def test_a_judge_without_features_is_refused_before_any_image_is_made(
         with pytest.raises(UserError, match="no features"):
             evaluate(pipeline, PROMPTS, metrics=[metric], judge=NoFeatures(), reference=tmp_path / "real")
     assert calls == []
+
+
+def test_a_metrics_own_model_runs_where_it_is_told(pipeline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(source: str | None, *, device: str) -> SafetyChecker:
+        raise UserError(f"loaded on {device}")
+
+    monkeypatch.setattr(SafetyChecker, "load", load)
+    for options, where in (({}, "cpu"), ({"device": "cuda:1"}, "cuda:1")):
+        with pytest.raises(UserError, match=f"^loaded on {where}$"):
+            evaluate(pipeline, PROMPTS, metrics=["unsafe"], judge=ColourJudge(), **options)
 
 
 def test_every_metric_is_stamped_with_what_makes_it_comparable(

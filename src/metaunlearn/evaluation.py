@@ -122,8 +122,7 @@ def plan(
     overrides: Sequence[str] = (),
     device: str = "cpu",
 ) -> Evaluation:
-    """Check the call; the arguments are those of :func:`evaluate`, and ``device`` is where a metric's
-    own model runs. UserError says what is wrong with them."""
+    """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
     named = metrics_named(metrics)
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
@@ -167,6 +166,7 @@ def evaluate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     overrides: Sequence[str] = (),
+    device: str = "cpu",
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Score]:
@@ -175,8 +175,9 @@ def evaluate(
     ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``fid:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. ``overrides`` are keys of
-    :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. Everything that can be refused is
-    refused before the first image is made.
+    :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. ``device`` is where a metric's own model
+    (Inception, the safety checker) runs; ``pipeline`` and ``judge`` are where they are. Everything that can be refused
+    is refused before the first image is made.
     """
     refuse_measured(out)
     evaluation = plan(
@@ -192,6 +193,7 @@ def evaluate(
         steps=steps,
         guidance_scale=guidance_scale,
         overrides=overrides,
+        device=device,
     )
     return evaluation.run(pipeline, out=None if out is None else Path(out), progress=progress)
 
