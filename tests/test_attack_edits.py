@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from attack_fixtures import FAST, TEXT, UNET, VAE, assert_same_run, changed, write_pictures
+from conftest import read_lines
 from metaunlearn.attacking import attack
 from metaunlearn.attacks import add_difference
 from metaunlearn.attacks.from_pictures import centre_mask
@@ -57,7 +57,7 @@ def test_interpolation_ends_bitwise_at_both_models(tiny_model: Path, other: Path
     assert changed(out, found[1.25], UNET) == set()
     for file in (TEXT, VAE):
         assert changed(out, tiny_model, file) == set()
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    rows = read_lines(out / "log.jsonl")
     assert rows[1]["distance"] == pytest.approx(rows[2]["distance"] / 2, rel=1e-4)
 
 

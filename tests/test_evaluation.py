@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from colours import COLOURS, ColourJudge
-from conftest import TINY_SIZE, new_tiny_pipeline
+from conftest import TINY_SIZE, new_tiny_pipeline, read_lines
 from metaunlearn import draws
 from metaunlearn.checkpoint import save_tensors
 from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
@@ -120,7 +120,7 @@ def test_what_is_written_says_how_it_was_measured(
     expected = {"metric": "fid", "steps": 5, "guidance_scale": 7.5, "seeds": "0 70 2", "image_size": [8, 8]}
     assert {key: protocol[key] for key in expected} == expected
     assert {len(protocol[key]) for key in ("prompts", "reference", "judge_weights")} == {64}
-    raw = [json.loads(line) for line in (tmp_path / "out" / "raw.jsonl").read_text().splitlines()]
+    raw = read_lines(tmp_path / "out" / "raw.jsonl")
     assert [row["seed"] for row in raw] == [0, 70, 2]
     assert raw[2]["accuracy"] == {"saw": "blue", "label": "red"}
     assert raw[1]["clip-score"]["score"] == pytest.approx(100)
