@@ -19,8 +19,8 @@ from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
-from metaunlearn.recipe import default_recipe, read_recipe
-from metaunlearn.runs import RUN_FILE, Progress, RunFolder
+from metaunlearn.recipe import read_recipe, recipe_for
+from metaunlearn.runs import RUN_FILE, Progress, RunFolder, named
 from metaunlearn.tracking import check_trackers
 
 STEPS = (0, 50, 100)
@@ -69,7 +69,7 @@ def attack(
     check_trackers(trackers)
     where, copies = processes.device(device), getattr(KINDS[kind], "copies", ())
     adapter = adapt(own_pipeline(model, *copies, device=where), where)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
+    recipe = recipe or recipe_for(adapter)
     read = read_recipe(recipe)
     configured = configure(kind, read, overrides)
     chosen = configured.kind
@@ -93,7 +93,7 @@ def attack(
         pictures = read_imagefolder(data, size=adapter.image_size, default_text=getattr(chosen, "caption", None))
     request = {
         "command": "attack", "kind": kind,
-        "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
+        "model": named(model),
         "weights": adapter.fingerprint(), "data": fingerprint(data) if pictures is not None and data else None,
         "base": None if base_adapter is None else base_adapter.fingerprint(),
         "steps" if trains else "strengths": list(levels), "recipe": recipe,

@@ -27,8 +27,6 @@ from metaunlearn.metrics.kept import Gathering
 from metaunlearn.metrics.measures import METRICS, AnyMetric, Request, metrics_named
 from metaunlearn.metrics.measuring import (
     RAW,
-    RESULTS,
-    Progress,
     gather,
     prompts_hash,
     refuse_measured,
@@ -38,9 +36,10 @@ from metaunlearn.metrics.measuring import (
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.runs import Count
 from metaunlearn.settings import resolve
 
-__all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "evaluate", "plan"]
+__all__ = ["IMAGES", "METRICS", "RAW", "Evaluation", "Request", "evaluate", "plan"]
 
 IMAGES = "images"
 
@@ -64,7 +63,7 @@ class Evaluation:
         *,
         out: Path | None = None,
         kept: Path | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
         processes: Processes = ALONE,
     ) -> dict[str, Score]:
         """Draw the images and score them.
@@ -168,7 +167,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     device: str = "cpu",
     out: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> dict[str, Score]:
     """Scores by metric name; with ``out``, also ``images/``, ``raw.jsonl`` and, last, ``results.json`` there.
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
-from metaunlearn.evaluation import RAW, RESULTS
+from metaunlearn.evaluation import RAW
 from metaunlearn.files import read_records, write_json
 from metaunlearn.metrics.nudity import from_json, nudity_score, rule_named
+from metaunlearn.runs import RESULTS_FILE
 
 DETECTOR = ("judge", "judge_weights", "channels", "suppression")
 """What of a nudity score's protocol describes the detector; the rest is the rule's, or the evaluation's."""
@@ -23,10 +24,10 @@ def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
     """
     folder = Path(folder)
     wanted = rule_named(rule)
-    file = folder / RESULTS
+    file = folder / RESULTS_FILE
     if not file.is_file() or not (folder / RAW).is_file():
         raise UserError(
-            f"{folder} (folder=, DIR) holds no {RESULTS} and {RAW}; give the --out of metaunlearn evaluate."
+            f"{folder} (folder=, DIR) holds no {RESULTS_FILE} and {RAW}; give the --out of metaunlearn evaluate."
         )
     results = json.loads(file.read_text(encoding="utf-8"))
     earlier = next((score for key, score in results.items() if key.partition(":")[0] == "nudity"), None)

@@ -13,9 +13,9 @@ from metaunlearn.draws import AS_IT_IS
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import IMAGES
 from metaunlearn.files import read_records
-from metaunlearn.metrics.measuring import RAW, RESULTS
+from metaunlearn.metrics.measuring import RAW
 from metaunlearn.models.precision import Precision
-from metaunlearn.runs import RUN_FILE
+from metaunlearn.runs import RESULTS_FILE, RUN_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,9 @@ def _of_generate(folder: Path) -> dict[tuple[Path, str], Sampled]:
 
 def _of_evaluate(folder: Path) -> dict[tuple[Path, str], Sampled]:
     out = folder.resolve().parent
-    if folder.resolve().name != IMAGES or not (out / RAW).is_file() or not (out / RESULTS).is_file():
+    if folder.resolve().name != IMAGES or not (out / RAW).is_file() or not (out / RESULTS_FILE).is_file():
         return {}
-    first, *_ = json.loads((out / RESULTS).read_text(encoding="utf-8")).values()
+    first, *_ = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8")).values()
     steps, precision = first["protocol"]["steps"], first["protocol"].get("precision", AS_IT_IS.precision)
     return {
         ((out / row["file_name"]).resolve(), row["prompt"]): Sampled(

@@ -19,9 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from metaunlearn.files import read_records
 from metaunlearn.metrics.intervals import comparable
 from metaunlearn.report.data import Score, parse, read_json
-from metaunlearn.runs import LOG_FILE, RUN_FILE
+from metaunlearn.runs import LOG_FILE, RESULTS_FILE, RUN_FILE
 
-RESULTS_FILE = "results.json"
 STRIP_FOLDER = "strip"
 """Where ``attack --strip`` leaves a picture for each of its steps, the number as its name."""
 REPORT_FILE = "report.html"
