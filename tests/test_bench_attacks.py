@@ -15,7 +15,7 @@ from metaunlearn.bench.recipe import Grid, check_grid
 from metaunlearn.bench.run import run_grid
 from metaunlearn.bench.store import CELL_FILE
 from metaunlearn.canvas.tasks import task_for
-from metaunlearn.data.concepts import said_as
+from metaunlearn.data.wording import said_as
 from metaunlearn.errors import UserError
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.state import load_state

@@ -25,10 +25,11 @@ from metaunlearn.generation import BATCH
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.fid import require_pairs
+from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import AnyMetric, Request, measured_by, metrics_named, refuse_unread
+from metaunlearn.metrics.measures import AnyMetric, measured_by, metrics_named, refuse_unread
 from metaunlearn.metrics.measuring import (
     gather,
     prompts_hash,

@@ -21,10 +21,11 @@ from metaunlearn.draws import AS_IT_IS, Draw, batches, check_asked, draw_batch, 
 from metaunlearn.errors import UserError
 from metaunlearn.generation import picture_size
 from metaunlearn.metrics.distance import Distance
+from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import METRICS, AnyMetric, Request, metrics_named
+from metaunlearn.metrics.measures import METRICS, AnyMetric, metrics_named
 from metaunlearn.metrics.measuring import (
     RAW,
     gather,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from metaunlearn.canvas.catalog import NAMES, STYLES, caption, related_to
-from metaunlearn.data.concepts import said_as
+from metaunlearn.data.wording import said_as
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaunlearn.data.concepts import synonyms
+from metaunlearn.data.wording import synonyms
 from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.metrics.hub import judge_files
 from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, read_preprocessor

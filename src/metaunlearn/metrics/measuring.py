@@ -18,9 +18,10 @@ from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.metrics.distance import Distance
+from metaunlearn.metrics.interface import Pictures, Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
-from metaunlearn.metrics.measures import AnyMetric, Pictures, Request
+from metaunlearn.metrics.measures import AnyMetric
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RESULTS_FILE, Count
 
