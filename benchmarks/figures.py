@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 from resistance import read
 
-from metaunlearn.bench.results import RESULTS_FILE, Found
+from metaunlearn.bench.results import Found
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.files import write_atomic
 from metaunlearn.report.charts import as_file
@@ -23,6 +23,7 @@ from metaunlearn.report.grid.pictures import concept_pictures
 from metaunlearn.report.grid.trends import trends
 from metaunlearn.report.pictures import Grid, Shot, Strip
 from metaunlearn.report.story import MODEL_TITLES
+from metaunlearn.runs import RESULTS_FILE
 
 SIDE, GAP, LINE, MARGIN = 64, 4, 16, 12
 """Pixels: of a picture, between pictures, of a line of words, around everything."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from conftest import read_lines
 from metaunlearn.attacking import attack
 from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.data.imagefolder import write_imagefolder
@@ -62,7 +62,7 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in read_lines(folder / "log.jsonl")]
 
 
 def stopped_then_resumed(model: Path, data: Path | None, out: Path, *, after: int, **options: object) -> Path:

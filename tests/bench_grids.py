@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ def changed(*path: Any, to: Any, of: dict[str, Any] = TINY) -> dict[str, Any]:
 def plan_of(grid: dict[str, Any]) -> Plan:
     """Its plan."""
     return make_plan(resolve(Grid, grid))
+
+
+def counted(plan: Plan) -> dict[str, int]:
+    """How many cells of each kind."""
+    return dict(Counter(cell.kind for cell in plan.cells.values()))
 
 
 def write_recipe(file: Path, grid: dict[str, Any]) -> Path:

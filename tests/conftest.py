@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -48,6 +48,11 @@ def same_weights(one: Path, two: Path) -> bool:
     """Whether the denoisers in two saved pipelines are the same bit for bit."""
     a, b = load_file(one / UNET), load_file(two / UNET)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """What stands in a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def new_tiny_pipeline() -> StableDiffusionPipeline:

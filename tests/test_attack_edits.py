@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from attack_fixtures import FAST, TEXT, UNET, VAE, assert_same_run, changed, write_pictures
+from conftest import read_lines
 from metaunlearn.attacking import attack
+from metaunlearn.attacks import add_difference
 from metaunlearn.attacks.from_pictures import centre_mask
 from metaunlearn.attacks.interpolate import interpolated
 from metaunlearn.attacks.lora import WEIGHTS_FILE
@@ -19,6 +20,7 @@ from metaunlearn.attacks.quantize import quantized, round_rows
 from metaunlearn.data.imagefolder import read_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.models import load
+from metaunlearn.models.interface import TextToImageModel
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_interpolation_ends_bitwise_at_both_models(tiny_model: Path, other: Path
     assert changed(out, found[1.25], UNET) == set()
     for file in (TEXT, VAE):
         assert changed(out, tiny_model, file) == set()
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    rows = read_lines(out / "log.jsonl")
     assert rows[1]["distance"] == pytest.approx(rows[2]["distance"] / 2, rel=1e-4)
 
 
@@ -109,6 +111,22 @@ def test_a_difference_is_added_by_its_strength(tiny_model: Path, other: Path, tm
         torch.testing.assert_close(p, donor[name], rtol=0, atol=1e-6)
     for file in (TEXT, VAE):
         assert changed(found[0.5], erased, file) == set()
+
+
+def test_the_donor_comes_to_the_very_device_of_the_model(
+    tiny_model: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the first of its kind; and it is read once, whatever the number of strengths."""
+    devices = []
+
+    def recording(model: str, device: torch.device) -> TextToImageModel:
+        devices.append(str(device))
+        return load(model, device)
+
+    monkeypatch.setattr(add_difference, "load", recording)
+    options = {"kind": "add-difference", "base": tiny_model, "overrides": [f"donor={other}"], "strengths": (0.5, 1)}
+    attack(tiny_model, device="cpu:0", out=tmp_path / "run", **options)  # type: ignore[arg-type]
+    assert devices == ["cpu:0"]
 
 
 def test_a_difference_of_other_models_is_refused(tiny_model: Path, other: Path, tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import break_at_the_fourth_step, same_weights
+from conftest import break_at_the_fourth_step, read_lines, same_weights
 from metaunlearn import doctor
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Attacker, EraseSettings
@@ -50,7 +49,7 @@ def settings(*overrides: str) -> EraseSettings:
 
 
 def logged(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return read_lines(out / "log.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from attack_fixtures import write_pictures
-from conftest import UNET, same_weights
+from conftest import UNET, read_lines, same_weights
 from metaunlearn.attacking import attack
 from metaunlearn.errors import RunError, UserError
 
@@ -33,7 +33,7 @@ def attacked(tiny_model: Path, pictures: Path, tmp_path_factory: pytest.TempPath
 
 
 def logged_steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["step"] for line in read_lines(folder / "log.jsonl")]
 
 
 def test_every_checkpoint_is_a_pipeline(attacked: Path, tiny_model: Path) -> None:

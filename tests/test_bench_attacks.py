@@ -12,14 +12,14 @@ import torch
 from bench_grids import changed, plan_of, write_recipe
 from metaunlearn.attacks.registry import KINDS
 from metaunlearn.bench.recipe import Grid, check_grid
-from metaunlearn.bench.results import RESULTS_FILE
 from metaunlearn.bench.run import run_grid
 from metaunlearn.bench.store import CELL_FILE
 from metaunlearn.canvas.tasks import task_for
-from metaunlearn.data.concepts import said_as
+from metaunlearn.data.wording import said_as
 from metaunlearn.errors import UserError
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.state import load_state
+from metaunlearn.runs import RESULTS_FILE
 from metaunlearn.settings import resolve
 
 PICTURES = {"data": "hrm-m", "pictures": 2}

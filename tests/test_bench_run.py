@@ -13,7 +13,7 @@ from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
 from conftest import Call
 from forked_runs import run_and_kill, start
 from metaunlearn.bench.estimate import outlook
-from metaunlearn.bench.results import RESULTS_FILE, Results
+from metaunlearn.bench.results import Results
 from metaunlearn.bench.run import TABLES_FILE, run_grid
 from metaunlearn.bench.store import CELL_FILE, Store
 from metaunlearn.bench.work import make
@@ -23,6 +23,7 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.state import with_components
 from metaunlearn.report import build_report
+from metaunlearn.runs import RESULTS_FILE
 from ray_nodes import killing, two_nodes
 
 RUN = "import sys; from pathlib import Path; from metaunlearn.bench.run import run_grid; "

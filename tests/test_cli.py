@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
-from conftest import Call, Outcome
+from conftest import Call, Outcome, read_lines
 from metaunlearn.cli.errors import RESUMABLE, failure
 from metaunlearn.cli.options import names, parse_steps
 from metaunlearn.cli.tables import figure, scores_table
@@ -179,7 +179,7 @@ def test_generate(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     first = call(*arguments, "--out", out, "--json")
     assert first.code == 0, first.err
     assert json.loads(first.out)["images"] == 4
-    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    rows = read_lines(out / "metadata.jsonl")
     assert [row["text"] for row in rows] == ["a knife", "a knife", "a dog", "a dog"]
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.size == (2 * 32 + 4, 2 * 32 + 4)

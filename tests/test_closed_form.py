@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from conftest import read_lines
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.erasing import erase
@@ -240,7 +241,7 @@ def test_meta_is_a_second_stage_from_the_edit(tiny_model: Path, tmp_path: Path) 
     plain, meta = load_file(tmp_path / "plain" / UNET), load_file(tmp_path / "meta" / UNET)
     first = {name for name in plain if name.startswith("down_blocks.0.attentions.0.") and ".attn2." in name}
     assert {name for name in plain if not torch.equal(plain[name], meta[name])} == first
-    start, *steps = [json.loads(line) for line in (tmp_path / "meta" / "log.jsonl").read_text().splitlines()]
+    start, *steps = read_lines(tmp_path / "meta" / "log.jsonl")
     assert (start["step"], len(start["edit"]["condition_numbers"])) == (0, 2)
     assert [line["step"] for line in steps] == [1, 2]
     assert all("loss_retain" in line and "loss_forget" not in line for line in steps)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bench_grids import changed, plan_of
-from conftest import UNET, Call, break_at_the_fourth_step, same_weights
+from conftest import UNET, Call, break_at_the_fourth_step, read_lines, same_weights
 from forked_runs import run_and_kill
 from metaunlearn.doctor import estimate
 from metaunlearn.erasing import erase
@@ -45,7 +45,7 @@ def erased(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_a_run_leaves_its_record(erased: dict[str, Path], tiny_model: Path, method: str) -> None:
     record = json.loads((erased[method] / "run.json").read_text())
     assert (record["status"], record["meta"], record["request"]["meta"]) == ("complete", False, False)
-    lines = [json.loads(line) for line in (erased[method] / "log.jsonl").read_text().splitlines()]
+    lines = read_lines(erased[method] / "log.jsonl")
     steps = [line for line in lines if line["step"] > 0]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
     assert all({"loss_concept", "loss_finetuning", "loss_retain", "gradient_norm"} <= line.keys() for line in steps)

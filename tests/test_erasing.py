@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from conftest import UNET, break_at_the_fourth_step, same_weights
+from conftest import UNET, break_at_the_fourth_step, read_lines, same_weights
 from forked_runs import run_and_kill
 from metaunlearn.config import EraseSettings
 from metaunlearn.erasing import erase
@@ -47,7 +47,7 @@ def test_result_folder_is_a_pipeline_with_a_record(erased: Path) -> None:
     assert record["status"] == "complete"
     assert record["request"]["settings"]["steps"] == 6
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    lines = [json.loads(line) for line in (erased / "log.jsonl").read_text().splitlines()]
+    lines = read_lines(erased / "log.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert not (erased / "state").exists()
     assert len(list((erased / "data" / "forget").glob("*.png"))) == 4

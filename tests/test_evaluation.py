@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from colours import COLOURS, ColourJudge
-from conftest import TINY_SIZE, new_tiny_pipeline
+from conftest import TINY_SIZE, new_tiny_pipeline, read_lines
 from metaunlearn import draws
 from metaunlearn.checkpoint import save_tensors
 from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
@@ -22,6 +22,7 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import METRICS, evaluate, ranges
 from metaunlearn.metrics import concept_score, fid_score
 from metaunlearn.metrics.nsfw import KIND
+from metaunlearn.metrics.safety import SafetyChecker
 from metaunlearn.metrics.unlearncanvas import ROLES
 from metaunlearn.outputs import evaluate_into
 from tiny_judges import head_tensors, save_checker
@@ -119,7 +120,7 @@ def test_what_is_written_says_how_it_was_measured(
     expected = {"metric": "fid", "steps": 5, "guidance_scale": 7.5, "seeds": "0 70 2", "image_size": [8, 8]}
     assert {key: protocol[key] for key in expected} == expected
     assert {len(protocol[key]) for key in ("prompts", "reference", "judge_weights")} == {64}
-    raw = [json.loads(line) for line in (tmp_path / "out" / "raw.jsonl").read_text().splitlines()]
+    raw = read_lines(tmp_path / "out" / "raw.jsonl")
     assert [row["seed"] for row in raw] == [0, 70, 2]
     assert raw[2]["accuracy"] == {"saw": "blue", "label": "red"}
     assert raw[1]["clip-score"]["score"] == pytest.approx(100)
@@ -202,6 +203,16 @@ def test_a_judge_without_features_is_refused_before_any_image_is_made(
         with pytest.raises(UserError, match="no features"):
             evaluate(pipeline, PROMPTS, metrics=[metric], judge=NoFeatures(), reference=tmp_path / "real")
     assert calls == []
+
+
+def test_a_metrics_own_model_runs_where_it_is_told(pipeline: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(source: str | None, *, device: str) -> SafetyChecker:
+        raise UserError(f"loaded on {device}")
+
+    monkeypatch.setattr(SafetyChecker, "load", load)
+    for options, where in (({}, "cpu"), ({"device": "cuda:1"}, "cuda:1")):
+        with pytest.raises(UserError, match=f"^loaded on {where}$"):
+            evaluate(pipeline, PROMPTS, metrics=["unsafe"], judge=ColourJudge(), **options)
 
 
 def test_every_metric_is_stamped_with_what_makes_it_comparable(

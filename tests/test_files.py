@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ import torch
 
 from metaunlearn import files
 from metaunlearn.erasure import trajectories
-from metaunlearn.files import STALE, write_atomic
+from metaunlearn.files import STALE, sha256, write_atomic
 from metaunlearn.processes import ALONE
 
 
@@ -87,3 +88,10 @@ def test_two_runs_that_sample_one_bank_do_not_meet(tmp_path: Path, monkeypatch: 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(trajectories.frozen_teachers_bank, [task, task])) == [bank, bank]
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_a_digest_is_that_of_the_whole_content(tmp_path: Path) -> None:
+    """Beyond the pieces in which it is read (``hashlib.file_digest``: 256 KiB), and of nothing at all."""
+    for content in (b"", bytes(range(256)) * 2049):
+        (tmp_path / "file").write_bytes(content)
+        assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

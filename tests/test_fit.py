@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import Call
+from conftest import Call, read_lines
 from meta_problems import error
 from metaunlearn import doctor
 from metaunlearn.config import EraseSettings
@@ -244,7 +243,7 @@ def test_a_diagnosis_in_half_precision_compares_with_float32(tiny_model: Path, t
 
 
 def diagnoses(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line)["diagnostics"] for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["diagnostics"] for line in read_lines(run / "log.jsonl")]
 
 
 def test_doctor_reflects_it(tiny_model: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
 from colours import COLOURS, ColourJudge
-from conftest import Call
+from conftest import Call, read_lines
 from metaunlearn.checkpoint import save_tensors
 from metaunlearn.data import Prompt, write_imagefolder
 from metaunlearn.errors import UserError
@@ -211,7 +211,7 @@ def test_no_metric_depends_on_the_batches(
             assert other[3] == n
             for row, same in zip(raw, other[4], strict=True):
                 assert row == pytest.approx(same) if "score" in row else row == same
-    rows = [[json.loads(line) for line in (tmp_path / s / "raw.jsonl").read_text().splitlines()] for s in ("1", "32")]
+    rows = [read_lines(tmp_path / s / "raw.jsonl") for s in ("1", "32")]
     files = [[(row["file_name"], row["prompt"], row["seed"]) for row in part] for part in rows]
     assert files[0] == files[1]
     assert (tmp_path / "1/images/000007.png").read_bytes() == (tmp_path / "32/images/000007.png").read_bytes()

@@ -14,6 +14,7 @@ from metaunlearn.bench.recipe import Grid
 from metaunlearn.bench.results import Measured
 from metaunlearn.report import build_report
 from metaunlearn.report.grid.headline import headline
+from metaunlearn.report.grid.trends import trends
 from metaunlearn.settings import resolve
 
 
@@ -41,6 +42,24 @@ def test_the_headline_says_why_nothing_is_compared(
     assert "A comparison is" not in page
     assert ('<h2 id="tables"' in page) == bool(scores)
     assert ('<h2 id="relearning"' in page) == ("concept" in scores and bool(attacks))
+
+
+def test_figure_6_is_drawn_of_a_log_whose_last_line_was_cut_off(tmp_path: Path) -> None:
+    """The cosines 0.3 and 0.1 at the steps 0 and 50; the run was killed while it wrote step 100."""
+    grid = resolve(Grid, {**GRID, "diagnosed": True})
+    state = next(state for state in states(grid) if (state.model, state.attack) == ("meta-unlearn", "before"))
+    found = found_with([], grid=grid, rows=[Measured(state, "measure-0", {})])
+    lines = [{"step": step, "diagnostics": {"cosine": 0.3 - step / 250}} for step in (0, 50, 100)]
+    lines.insert(1, {"step": 25, "loss": 1.0})
+    log = "".join(json.dumps(line) + "\n" for line in lines)
+    for cell, name, content in (
+        ("measure-0", "cell.json", '{"needs": {"erase": "erase-0"}}'),
+        ("erase-0", "log.jsonl", log[:-5]),
+    ):
+        (tmp_path / "cells" / cell).mkdir(parents=True)
+        (tmp_path / "cells" / cell / name).write_text(content)
+    (trend,) = trends(found, tmp_path)
+    assert trend.description.endswith("regression line from +0.300 at step 0 to +0.100 at 50.")
 
 
 @pytest.mark.parametrize(

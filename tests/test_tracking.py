@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from accelerate import tracking as accelerates
 from accelerate.tracking import GeneralTracker
 
 from attack_fixtures import write_pictures
-from conftest import Call, same_weights
+from conftest import Call, read_lines, same_weights
 from metaunlearn.attacking import attack
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
@@ -78,7 +77,7 @@ def untracked(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
 
 def logged(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """What ``log.jsonl`` says, as a tracker should be told it."""
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    records = read_lines(folder / "log.jsonl")
     return [
         (record.pop("step"), {k: v for k, v in flat(record).items() if not isinstance(v, str)}) for record in records
     ]

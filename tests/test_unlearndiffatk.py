@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from attack_fixtures import NEVER, write_pictures
+from conftest import read_lines
 from forked_runs import run_and_kill
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
@@ -241,7 +242,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rates_are_what_the_rows_say(whole: Path) -> None:
-    rows = [json.loads(line) for line in (whole / "attacks.jsonl").read_text().splitlines()]
+    rows = read_lines(whole / "attacks.jsonl")
     assert [row["index"] for row in rows] == [0, 1, 3]
     assert [row["seed"] for row in rows] == [5, 1, 3]
     assert [row["guidance_scale"] for row in rows] == [2.0, 1.0, 2.0]

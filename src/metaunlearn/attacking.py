@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +14,13 @@ from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, n
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
+from metaunlearn.files import sha256
 from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
-from metaunlearn.recipe import default_recipe, read_recipe
-from metaunlearn.runs import RUN_FILE, Progress, RunFolder
+from metaunlearn.recipe import read_recipe, recipe_for
+from metaunlearn.runs import RUN_FILE, Progress, RunFolder, named
 from metaunlearn.tracking import check_trackers
 
 STEPS = (0, 50, 100)
@@ -69,7 +69,7 @@ def attack(
     check_trackers(trackers)
     where, copies = processes.device(device), getattr(KINDS[kind], "copies", ())
     adapter = adapt(own_pipeline(model, *copies, device=where), where)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
+    recipe = recipe or recipe_for(adapter)
     read = read_recipe(recipe)
     configured = configure(kind, read, overrides)
     chosen = configured.kind
@@ -93,7 +93,7 @@ def attack(
         pictures = read_imagefolder(data, size=adapter.image_size, default_text=getattr(chosen, "caption", None))
     request = {
         "command": "attack", "kind": kind,
-        "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
+        "model": named(model),
         "weights": adapter.fingerprint(), "data": fingerprint(data) if pictures is not None and data else None,
         "base": None if base_adapter is None else base_adapter.fingerprint(),
         "steps" if trains else "strengths": list(levels), "recipe": recipe,
@@ -219,5 +219,5 @@ def _check_inputs(kind: str, *, data: Path | None, base: Any) -> None:
 def _hashes(kind: Any) -> dict[str, str]:
     """SHA-256 of every file, and of every model, that the settings name, so that a run is resumed with the same."""
     files = {key: value for key, value in kind if isinstance(value, Path) and value.is_file()}
-    hashes = {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items()}
+    hashes = {key: sha256(file) for key, file in files.items()}
     return hashes | {key: model.fingerprint() for key, model in getattr(kind, "models", {}).items()}

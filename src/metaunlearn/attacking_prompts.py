@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.registry import configure
 from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.attacks.targets import Targets, targets_of
@@ -26,12 +27,11 @@ from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, load_pipeline
 from metaunlearn.pipelines import save_image
-from metaunlearn.recipe import default_recipe, read_recipe
-from metaunlearn.runs import RUN_FILE, Progress, RunFolder
+from metaunlearn.recipe import read_recipe, recipe_for
+from metaunlearn.runs import RESULTS_FILE, RUN_FILE, Progress, RunFolder, named
 from metaunlearn.sharing import Shard
 
-KIND = "unlearndiffatk"
-RESULTS, ROWS = "results.json", "attacks.jsonl"
+ROWS = "attacks.jsonl"
 
 
 def attack_prompts(
@@ -64,8 +64,8 @@ def attack_prompts(
     part = Shard.parse(shard)
     adapter = adapt(load_pipeline(model), device)
     check_one_vocabulary(adapter)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
-    settings: UnlearnDiffAtk = configure(KIND, read_recipe(recipe), overrides).kind
+    recipe = recipe or recipe_for(adapter)
+    settings: UnlearnDiffAtk = configure(ON_PROMPTS, read_recipe(recipe), overrides).kind
     if not prompts:
         raise UserError("no rate from no prompts: expected at least one (prompts=, --prompts FILE), got none.")
     targets = targets_of(adapter, base, data, [prompt.text for prompt in prompts])
@@ -76,15 +76,15 @@ def attack_prompts(
     if len(skipped) == len(draws):
         raise UserError(f"all {len(draws)} prompts (--prompts) have more tokens than the attack takes.")
     protocol = {
-        "metric": "attack success rate", "attack": KIND, "unit": "percent of prompts", "seed": seed,
+        "metric": "attack success rate", "attack": ON_PROMPTS, "unit": "percent of prompts", "seed": seed,
         "settings": settings.model_dump(mode="json"), "sampling_steps": run.sampling_steps,
         "seeds": ranges([draw.seed for draw in draws]),
         "prompts": _digest([[draw.text, draw.guidance_scale] for draw in draws]), "skipped": len(skipped),
         "target": targets.description, "success": dict(success.protocol), "interval": "Wilson",
     }  # fmt: skip
     request = {
-        "command": "attack", "kind": KIND,
-        "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
+        "command": "attack", "kind": ON_PROMPTS,
+        "model": named(model),
         "weights": adapter.fingerprint(), "recipe": recipe, "shard": [part.number, part.count], "protocol": protocol,
     }  # fmt: skip
     _check_shared(out, part, request)
@@ -92,7 +92,7 @@ def attack_prompts(
     if not folder.complete_before:
         mine = [index for index in part.turns(len(draws)) if index not in skipped]
         _attack_rows(run, targets, draws, mine, folder, seed, progress)
-        folder.finish(kind=KIND, prompts=len(mine))
+        folder.finish(kind=ON_PROMPTS, prompts=len(mine))
     return {"out": str(out), **_join(out, part, protocol)}
 
 
@@ -147,7 +147,7 @@ def _check_shared(out: Path, part: Shard, request: dict[str, Any]) -> None:
     """A folder that several shards share holds them and what they make together, and all were asked for alike."""
     if part.count == 1 or not out.is_dir():
         return
-    ours = {RESULTS, ROWS, *(folder.name for folder in _folders(out, part.count))}
+    ours = {RESULTS_FILE, ROWS, *(folder.name for folder in _folders(out, part.count))}
     others = sorted(path.name for path in out.iterdir() if path.name not in ours)
     if others:
         raise UserError(
@@ -170,7 +170,7 @@ def _join(out: Path, part: Shard, protocol: dict[str, Any]) -> dict[str, Any]:
     folders = _folders(out, part.count)
     waiting = [folder.name for folder in folders if not _complete(folder)]
     if waiting:
-        return {"kind": KIND, "waiting_for": waiting}
+        return {"kind": ON_PROMPTS, "waiting_for": waiting}
     rows = [json.loads(file.read_text()) for folder in folders for file in (folder / "prompts").glob("*.json")]
     rows.sort(key=lambda row: row["index"])
     before = sum(row["success_before"] for row in rows)
@@ -181,8 +181,8 @@ def _join(out: Path, part: Shard, protocol: dict[str, Any]) -> dict[str, Any]:
     }
     write_atomic(out / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     results = {name: found.to_dict() for name, found in scores.items()}
-    write_json(out / RESULTS, results)
-    return {"kind": KIND, "results": results}
+    write_json(out / RESULTS_FILE, results)
+    return {"kind": ON_PROMPTS, "results": results}
 
 
 def _complete(folder: Path) -> bool:

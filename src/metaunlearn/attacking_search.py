@@ -30,11 +30,11 @@ from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.models import TextToImageModel, adapt, load_pipeline
 from metaunlearn.parameters import subset
-from metaunlearn.recipe import RecipeFile, default_recipe, read_recipe
-from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.recipe import RecipeFile, read_recipe, recipe_for
+from metaunlearn.runs import RESULTS_FILE, Progress, RunFolder, named
 from metaunlearn.settings import Listed, Settings, parse_overrides, resolve
 
-RESULTS, TRIALS = "results.json", "search.json"
+TRIALS = "search.json"
 
 
 class Search(Settings):
@@ -100,7 +100,7 @@ def search_attacks(
     """
     pipeline = load_pipeline(model)
     adapter = adapt(pipeline, device)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
+    recipe = recipe or recipe_for(adapter)
     grid, rest, finetune = _settings(read_recipe(recipe), overrides)
     if steps < 1:
         raise UserError(f"a search needs a budget of at least 1 step (steps=, --steps N); got {steps}.")
@@ -112,14 +112,14 @@ def search_attacks(
     judged.plan(adapter)  # What the judge cannot do is refused now.
     request = {
         "command": "attack", "kind": "finetune", "search": grid.model_dump(mode="json"), "steps": steps,
-        "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
+        "model": named(model),
         "weights": adapter.fingerprint(), "data": fingerprint(data), "recipe": recipe,
         "settings": finetune.model_dump(mode="json"), "prompts": [prompt.text for prompt in prompts],
         "judge": judge.fingerprint, "concept": concept, "alternatives": list(alternatives), "seed": seed,
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume)
     if folder.complete_before:
-        return {**folder.summary(), "out": str(out), "results": json.loads((out / RESULTS).read_text())}
+        return {**folder.summary(), "out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
 
     before = judged.score(adapter, out / "before")
     shared = _Trials(
@@ -142,7 +142,7 @@ def search_attacks(
     # Which trial won is a finding, as the score is: the worst cases of two models compare whichever it was.
     fresh = fresh.stamped(attack=searched, trial=worst["trial"])
     results = {"concept": before.to_dict(), "concept_worst_case": fresh.to_dict()}
-    write_json(out / RESULTS, results)
+    write_json(out / RESULTS_FILE, results)
     folder.finish(kind="finetune", trials=len(trials), worst=worst["trial"])
     return {"kind": "finetune", "trials": len(trials), "worst": worst["trial"], "out": str(out), "results": results}
 

@@ -14,10 +14,9 @@ from huggingface_hub import try_to_load_from_cache
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.report import read_summary, rows
-from metaunlearn.runs import RUN_FILE
+from metaunlearn.runs import RESULTS_FILE, RUN_FILE
 
 CARD_FILE = "README.md"
-RESULTS_FILE = "results.json"
 UNKNOWN_LICENCE = "other"
 SETTINGS = (
     "steps", "learning_rate", "batch_size", "gamma1", "gamma2", "zeta", "post_attack_loss", "zeta_margin",

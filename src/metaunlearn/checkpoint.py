@@ -18,6 +18,8 @@ from torch import Tensor
 from metaunlearn.files import write_atomic
 from metaunlearn.shards import are_pieces, piece, whole
 
+OPTIMIZER = "optimizer."
+"""Prefix of the optimiser's state."""
 MORE = "more."
 """Prefix of what a training state holds beside parameters and optimiser."""
 
@@ -35,25 +37,23 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
-    """The state of a ``torch.optim`` optimiser as flat tensors named ``PREFIX{parameter index}.{key}``."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of a ``torch.optim`` optimiser as flat tensors named ``optimizer.{parameter index}.{key}``."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{prefix}{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        f"{OPTIMIZER}{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, slots in state.items()
         for key, value in slots.items()
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer."
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`optimizer_tensors` took; hyperparameters stay as they are."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            index, key = name.removeprefix(prefix).split(".", 1)
+        if name.startswith(OPTIMIZER):
+            index, key = name.removeprefix(OPTIMIZER).split(".", 1)
             p = parameters[int(index)]
             state.setdefault(int(index), {})[key] = piece(tensor, p) if tensor.shape == p.shape else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

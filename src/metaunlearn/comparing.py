@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from metaunlearn.attacking_prompts import ROWS
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW
+from metaunlearn.files import read_records
 from metaunlearn.metrics.intervals import Score, require_same_protocol
 from metaunlearn.metrics.nudity import from_json, rule_named
 from metaunlearn.metrics.paired import mcnemar, paired_bootstrap, sign_test
@@ -83,11 +83,11 @@ def _rows(folder: Path, metric: str) -> list[_Seen]:
             "--kind unlearndiffatk."
         )
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line for _, line in read_records(file)]
         key = next((key for key in _keys(metric) if any(key in line for line in lines)), None)
         if key is not None:
             return [_Seen(tuple(line[name] for name in PAIRS), line[key]) for line in lines if key in line]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{file} does not hold what metaunlearn writes there ({error}).") from error
     raise UserError(f"{file} has nothing on each picture for {metric!r}: a distance between sets has no pairs.")
 

@@ -9,7 +9,6 @@ both are checked when it is applied.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.files import check_new_file
+from metaunlearn.files import check_new_file, sha256
 from metaunlearn.models import adapt, in_float32, load_pipeline
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.parameters import digest
@@ -102,7 +101,7 @@ def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
                         f"the base's {component} has SHA-256 {found}, but the delta {delta} was made from {expected}; "
                         "give the very model that was erased (BASE)."
                     )
-            request = {"command": "apply", "delta": hashlib.sha256(delta.read_bytes()).hexdigest(), **hashes}
+            request = {"command": "apply", "delta": sha256(delta), **hashes}
             folder = RunFolder.open(out, request, resume=False)
             _add(modules, file)
     except SafetensorError as error:

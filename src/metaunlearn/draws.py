@@ -5,7 +5,7 @@ Pictures are made batch by batch and never all held: a set may be larger than me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, default_sampling, generate_images, pictures_at_once
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.runs import Count
 
 AS_IT_IS = DrawSettings()
 """In float32, in batches by the size of the pictures."""
@@ -128,7 +129,7 @@ def draw_into(
     finished: Path,
     steps: int | None = None,
     settings: DrawSettings = AS_IT_IS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> list[Path]:
     """Make ``folder`` an imagefolder of ``draws``, batch by batch; returns its pictures' files.

@@ -42,8 +42,8 @@ from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
-from metaunlearn.recipe import default_recipe, read_recipe
-from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.recipe import read_recipe, recipe_for
+from metaunlearn.runs import Progress, RunFolder, named
 from metaunlearn.shards import piece
 from metaunlearn.tracking import check_trackers
 
@@ -112,7 +112,7 @@ def erase(
     hub = sign_in(push) if push is not None and processes.main else None
     where = processes.device(device)
     adapter = adapt(own_pipeline(model, device=where), where)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
+    recipe = recipe or recipe_for(adapter)
     chosen = configure(method, read_recipe(recipe), overrides)
     if meta is None and chosen.defended:
         logger.info("%s has a defence of its own: the meta objective is off", chosen.name)
@@ -133,7 +133,7 @@ def erase(
         check_sharded(chosen.settings, meta=meta, defended=chosen.defended)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
-        "command": "erase", "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
+        "command": "erase", "model": named(model),
         "weights": adapter.fingerprint(), "concepts": list(concepts), "method": chosen.name, "meta": meta,
         "retain": list(retain), "related": list(related),
         "forget_data": fingerprint(forget_data) if forget_data else None,

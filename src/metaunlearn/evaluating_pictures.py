@@ -25,13 +25,12 @@ from metaunlearn.generation import BATCH
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.fid import require_pairs
+from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import AnyMetric, Request, measured_by, metrics_named, refuse_unread
+from metaunlearn.metrics.measures import AnyMetric, measured_by, metrics_named, refuse_unread
 from metaunlearn.metrics.measuring import (
-    RESULTS,
-    Progress,
     gather,
     prompts_hash,
     refuse_measured,
@@ -41,7 +40,7 @@ from metaunlearn.metrics.measuring import (
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.processes import ALONE, Processes
-from metaunlearn.runs import RunFolder
+from metaunlearn.runs import RESULTS_FILE, Count, RunFolder
 from metaunlearn.sampled import Sampled, sampled_in
 
 OF_PROMPTS = frozenset({"accuracy", "clip-score", "cra", "ira", "ua"})
@@ -67,7 +66,7 @@ class PictureEvaluation:
         *,
         out: Path | None = None,
         kept: Path | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
         processes: Processes = ALONE,
     ) -> dict[str, Score]:
         """Score the pictures; ``out`` gets ``raw.jsonl`` and ``results.json``, the rest is as for an ``Evaluation``."""
@@ -166,7 +165,7 @@ def evaluate_pictures(
     seed: int = 0,
     device: str = "cpu",
     out: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> dict[str, Score]:
     """Scores of the pictures in ``folder`` by metric name; with ``out``, also ``raw.jsonl`` and ``results.json`` there.
 
@@ -201,7 +200,7 @@ def evaluate_pictures_into(
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """The command: ``out`` gets ``results.json``, ``raw.jsonl`` and ``run.json``; returns the results' content."""
@@ -235,7 +234,7 @@ def evaluate_pictures_into(
     if not run.complete_before:
         scores = evaluation.run(out=out, kept=run.state, progress=run.watched(progress), processes=processes)
         run.finish(metrics=list(scores))
-    return {"out": str(out), "results": json.loads((out / RESULTS).read_text())}
+    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
 
 
 def _size(entries: Sequence[Entry]) -> tuple[int, int]:

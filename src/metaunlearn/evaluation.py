@@ -21,14 +21,13 @@ from metaunlearn.draws import AS_IT_IS, Draw, batches, check_asked, draw_batch, 
 from metaunlearn.errors import UserError
 from metaunlearn.generation import picture_size
 from metaunlearn.metrics.distance import Distance
+from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import METRICS, AnyMetric, Request, metrics_named
+from metaunlearn.metrics.measures import METRICS, AnyMetric, metrics_named
 from metaunlearn.metrics.measuring import (
     RAW,
-    RESULTS,
-    Progress,
     gather,
     prompts_hash,
     refuse_measured,
@@ -38,9 +37,10 @@ from metaunlearn.metrics.measuring import (
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.runs import Count
 from metaunlearn.settings import resolve
 
-__all__ = ["IMAGES", "METRICS", "RAW", "RESULTS", "Evaluation", "Request", "evaluate", "plan"]
+__all__ = ["IMAGES", "METRICS", "RAW", "Evaluation", "Request", "evaluate", "plan"]
 
 IMAGES = "images"
 
@@ -64,7 +64,7 @@ class Evaluation:
         *,
         out: Path | None = None,
         kept: Path | None = None,
-        progress: Progress | None = None,
+        progress: Count | None = None,
         processes: Processes = ALONE,
     ) -> dict[str, Score]:
         """Draw the images and score them.
@@ -122,8 +122,7 @@ def plan(
     overrides: Sequence[str] = (),
     device: str = "cpu",
 ) -> Evaluation:
-    """Check the call; the arguments are those of :func:`evaluate`, and ``device`` is where a metric's
-    own model runs. UserError says what is wrong with them."""
+    """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
     named = metrics_named(metrics)
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
@@ -167,16 +166,18 @@ def evaluate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     overrides: Sequence[str] = (),
+    device: str = "cpu",
     out: Path | str | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> dict[str, Score]:
     """Scores by metric name; with ``out``, also ``images/``, ``raw.jsonl`` and, last, ``results.json`` there.
 
     ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``fid:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. ``overrides`` are keys of
-    :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. Everything that can be refused is
-    refused before the first image is made.
+    :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. ``device`` is where a metric's own model
+    (Inception, the safety checker) runs; ``pipeline`` and ``judge`` are where they are. Everything that can be refused
+    is refused before the first image is made.
     """
     refuse_measured(out)
     evaluation = plan(
@@ -192,6 +193,7 @@ def evaluate(
         steps=steps,
         guidance_scale=guidance_scale,
         overrides=overrides,
+        device=device,
     )
     return evaluation.run(pipeline, out=None if out is None else Path(out), progress=progress)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+HUB_SECONDS = 10
+"""How long the hub may take to say whether it has a model."""
+
 CARD = "README.md"
 """What says a model's licence, which goes on to what is made of it."""
 CONFIGURATION = ("*.json", "*.txt")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,12 @@ def write_atomic(path: Path, payload: bytes | str) -> None:
         raise
 
 
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's content, which is read piece by piece: it may have gigabytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def _sweep(path: Path) -> None:
     """Remove what killed writers of ``path`` left: a state of training may have gigabytes."""
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
@@ -56,3 +64,26 @@ def _sweep(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_records(file: Path, *, growing: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in ``file``, one a line, each with its line's number from 1; lines without anything are passed over.
+
+    ``growing``: a run appends to it. A last line without its newline was then cut off by a kill, and is left out.
+    UserError names the line that is no object.
+    """
+    try:
+        # Not splitlines(): it also splits at characters that JSON allows inside a string.
+        lines = file.read_text(encoding="utf-8", errors="replace" if growing else "strict").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no JSON: byte {error.start} is not UTF-8.") from None
+    for number, line in enumerate(lines[:-1] if growing else lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}, is no JSON: {error}.") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{file}, line {number}: expected one JSON object a line, got {type(record).__name__}.")
+        yield number, record

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from metaunlearn.models.memory_format import channels_last
 from metaunlearn.models.precision import Precision, denoising_in
 from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.runs import Count
 
 BATCH = 32
 """Pictures that go through a pipeline together, if they have at most ``SIDE`` x ``SIDE`` pixels."""
@@ -77,7 +78,7 @@ def generate_images(
     guidance_scale: float | None = None,
     batch_size: int | None = None,
     precision: Precision = "float32",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> Tensor:
     """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU, past the pipeline's safety checker.

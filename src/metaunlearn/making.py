@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metaunlearn.bench.locks import Locks
 from metaunlearn.data.duplicates import find_duplicates
-from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
+from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.errors import RunError, UserError, first_line
@@ -29,8 +29,8 @@ from metaunlearn.generation import Sampling, default_sampling, picture_size
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.unfiltered import unfiltered
-from metaunlearn.outputs import SHEET_FILE, SHEET_PICTURES, contact_sheet
-from metaunlearn.runs import RunFolder
+from metaunlearn.outputs import SHEET_PICTURES, contact_sheet
+from metaunlearn.runs import Count, RunFolder, named
 from metaunlearn.settings import resolve
 from metaunlearn.sharing import Shard
 
@@ -53,7 +53,7 @@ def make_set(
     shard: str = "1/1",
     device: str = "cpu",
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> dict[str, Any]:
     """Draw the data set ``name`` of ``data.recipes.RECIPES`` into ``out``, with a contact sheet and ``run.json``.
 
@@ -71,7 +71,7 @@ def make_set(
     rows = [(texts[index % len(texts)], seed + index) for index in range(settings.images)]
     request = {
         "command": "data make", "name": name,
-        "generator": str(generator) if isinstance(generator, str | Path) else type(generator).__name__,
+        "generator": named(generator),
         "prompts": texts, "settings": settings.model_dump(), "seed": seed, "shards": share.count,
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume or share.count > 1)
@@ -213,10 +213,10 @@ def _chosen(folder: RunFolder, texts: Sequence[str], settings: MakeSettings) -> 
     left_out = {found.index for found in duplicates}
     kept = [index for index in range(len(files)) if index not in left_out]
     write_captions(folder.path, [files[index] for index in kept], [texts[index] for index in kept])
-    contact_sheet([files[index] for index in kept][:SHEET_PICTURES], side=SHEET_SIDE).save(folder.path / SHEET_FILE)
+    contact_sheet([files[index] for index in kept][:SHEET_PICTURES], side=SHEET_SIDE).save(folder.path / SHEET)
     return {
         "images": len(kept),
         "duplicates": [{"file": files[found.index].name, "of": files[found.of].name, "bits": found.distance}
                        for found in duplicates],
-        "sheet": SHEET_FILE,
+        "sheet": SHEET,
     }  # fmt: skip

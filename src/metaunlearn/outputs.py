@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,12 @@ from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.drawing import DrawSettings
 from metaunlearn.draws import check_asked, draw_into, draws_for, sampling_of
 from metaunlearn.errors import UserError
+from metaunlearn.files import sha256
 from metaunlearn.models import load
 from metaunlearn.processes import ALONE, Processes
-from metaunlearn.runs import RunFolder
+from metaunlearn.runs import RESULTS_FILE, Count, RunFolder
 from metaunlearn.settings import resolve
 
-Progress = Callable[[int, int], None]
-
-SHEET_FILE = SHEET
 SHEET_PICTURES = 100
 """A contact sheet shows at most this many pictures."""
 SHEET_GAP = 4
@@ -42,7 +39,7 @@ def generate_into(
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """``images`` pictures of each prompt as an imagefolder in ``out``, with ``sheet.png`` and ``run.json``.
@@ -83,10 +80,10 @@ def generate_into(
         processes=processes,
     )
     if processes.main:
-        contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET_FILE)
+        contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET)
     with Image.open(files[0]) as first:
         size = [first.height, first.width]
-    folder.finish(images=len(files), image_size=size, sheet=SHEET_FILE)
+    folder.finish(images=len(files), image_size=size, sheet=SHEET)
     return {"out": str(out), **folder.summary()}
 
 
@@ -107,7 +104,7 @@ def evaluate_into(
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Score ``model`` on the prompts of a file; ``out`` gets ``results.json``, the pictures and ``run.json``.
@@ -117,7 +114,7 @@ def evaluate_into(
     Returns ``results.json``'s content under ``"results"``. ``steps``, ``guidance_scale`` and ``overrides`` are those of
     :func:`~metaunlearn.evaluation.evaluate`. ``processes`` share the pictures as for :func:`generate_into`.
     """
-    from metaunlearn.evaluation import RESULTS, plan
+    from metaunlearn.evaluation import plan
     from metaunlearn.metrics.default_judge import judge_for
     from metaunlearn.metrics.measures import measured_by, refuse_unread
     from metaunlearn.metrics.unlearncanvas import looked_for
@@ -145,7 +142,7 @@ def evaluate_into(
         "command": "evaluate",
         "model": model,
         "weights": adapter.fingerprint(),
-        "prompts": hashlib.sha256(prompts.read_bytes()).hexdigest(),
+        "prompts": sha256(prompts),
         "metrics": list(metrics),
         "judge": judge,
         "concept": concept,
@@ -164,7 +161,7 @@ def evaluate_into(
             adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress), processes=processes
         )
         folder.finish(metrics=list(scores))
-    return {"out": str(out), "results": json.loads((out / RESULTS).read_text())}
+    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
 
 
 def contact_sheet(files: Sequence[Path], *, side: int | None = None) -> Image.Image:

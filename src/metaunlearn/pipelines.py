@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.files import write_json
-from metaunlearn.generation import default_sampling, write_sampling
+from metaunlearn.generation import SAMPLING_FILE, default_sampling, write_sampling
 from metaunlearn.models.interface import TextToImageModel
 
 WHOLE = "100GB"
@@ -72,7 +72,7 @@ def _link_all_but(changed: Sequence[str], twin: Path, staging: Path) -> None:
 
 
 PIPELINE_ENTRIES = (
-    "model_index.json", "sampling.json", "scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2",
+    "model_index.json", SAMPLING_FILE, "scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2",
     "unet", "vae", "feature_extractor", "safety_checker", "image_encoder",
 )  # fmt: skip
 """What a Stable Diffusion pipeline's folder holds."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from metaunlearn.config import StorySettings
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.settings import Settings, explain
+
+if TYPE_CHECKING:
+    from metaunlearn.models.interface import TextToImageModel
 
 SMALL_MODEL = 100_000_000
 """Denoisers with fewer parameters than this get the recipe ``small``."""
@@ -115,3 +118,8 @@ def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd"
     if family == "sdxl":
         return "sdxl"
     return "sd21" if cross_attention_dim == 1024 else "sd14"
+
+
+def recipe_for(model: TextToImageModel) -> str:
+    """The :func:`default_recipe` for ``model``."""
+    return default_recipe(model.parameter_count, model.text_width, model.family)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
-from metaunlearn.evaluation import RAW, RESULTS
-from metaunlearn.files import write_json
+from metaunlearn.evaluation import RAW
+from metaunlearn.files import read_records, write_json
 from metaunlearn.metrics.nudity import from_json, nudity_score, rule_named
+from metaunlearn.runs import RESULTS_FILE
 
 DETECTOR = ("judge", "judge_weights", "channels", "suppression")
 """What of a nudity score's protocol describes the detector; the rest is the rule's, or the evaluation's."""
@@ -23,10 +24,10 @@ def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
     """
     folder = Path(folder)
     wanted = rule_named(rule)
-    file = folder / RESULTS
+    file = folder / RESULTS_FILE
     if not file.is_file() or not (folder / RAW).is_file():
         raise UserError(
-            f"{folder} (folder=, DIR) holds no {RESULTS} and {RAW}; give the --out of metaunlearn evaluate."
+            f"{folder} (folder=, DIR) holds no {RESULTS_FILE} and {RAW}; give the --out of metaunlearn evaluate."
         )
     results = json.loads(file.read_text(encoding="utf-8"))
     earlier = next((score for key, score in results.items() if key.partition(":")[0] == "nudity"), None)
@@ -35,10 +36,9 @@ def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
             f"{folder} (folder=, DIR) was not evaluated for nudity; evaluate it with --metrics nudity first."
         )
     detections = []
-    for number, line in enumerate((folder / RAW).read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            where = f"{folder / RAW}, line {number}"
-            detections.append([from_json(item, where) for item in _detections(line, where)])
+    for number, row in read_records(folder / RAW):
+        where = f"{folder / RAW}, line {number}"
+        detections.append([from_json(item, where) for item in _detections(row, where)])
     protocol = earlier["protocol"]
     detector = {key: protocol.get(key) for key in DETECTOR}
     # Evaluations of earlier versions do not say their seed, which was 0 unless somebody asked for another.
@@ -49,9 +49,9 @@ def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
     return entry
 
 
-def _detections(line: str, where: str) -> list[Mapping[str, Any]]:
+def _detections(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
     try:
-        found: list[Mapping[str, Any]] = json.loads(line)["nudity"]["detections"]
-    except (ValueError, KeyError, TypeError) as error:
+        found: list[Mapping[str, Any]] = row["nudity"]["detections"]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{where}: expected a picture with its nudity detections ({error}).") from error
     return found

@@ -22,9 +22,12 @@ from metaunlearn.tracking import Trackers, tracking
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how much is done, and how much there is."""
+Count = Callable[[int, int], None]
+"""Called with how much is done, and how much there is."""
 
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
+RESULTS_FILE = "results.json"
 STATE_FOLDER = "state"
 """Resumable training state; removed when the run is complete."""
 
@@ -46,6 +49,11 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     packages = {name: package_version(name) or "not installed" for name in _PACKAGES}
     return {"python": platform.python_version()} | packages
+
+
+def named(model: Any) -> str:
+    """What ``run.json`` calls a model that was given by its name, or as a pipeline."""
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
 class NotThisRunError(UserError):

@@ -10,10 +10,12 @@ from pathlib import Path
 from metaunlearn.data.imagefolder import Entry, picture_file
 from metaunlearn.drawing import DrawSettings
 from metaunlearn.draws import AS_IT_IS
+from metaunlearn.errors import UserError
 from metaunlearn.evaluation import IMAGES
-from metaunlearn.metrics.measuring import RAW, RESULTS
+from metaunlearn.files import read_records
+from metaunlearn.metrics.measuring import RAW
 from metaunlearn.models.precision import Precision
-from metaunlearn.runs import RUN_FILE
+from metaunlearn.runs import RESULTS_FILE, RUN_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ def sampled_in(folder: Path, entries: Sequence[Entry]) -> list[Sampled] | None:
     """How the pictures were drawn, if ``generate`` or ``evaluate`` did and left its records; else None."""
     try:
         known = _of_generate(folder) or _of_evaluate(folder)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # Another tool's files.
+    except (OSError, UserError, ValueError, LookupError, TypeError, AttributeError):  # Another tool's files.
         return None
     found = [known.get((entry.file.resolve(), entry.text)) for entry in entries]
     return None if None in found else [one for one in found if one is not None]
@@ -53,14 +55,13 @@ def _of_generate(folder: Path) -> dict[tuple[Path, str], Sampled]:
 
 def _of_evaluate(folder: Path) -> dict[tuple[Path, str], Sampled]:
     out = folder.resolve().parent
-    if folder.resolve().name != IMAGES or not (out / RAW).is_file() or not (out / RESULTS).is_file():
+    if folder.resolve().name != IMAGES or not (out / RAW).is_file() or not (out / RESULTS_FILE).is_file():
         return {}
-    first, *_ = json.loads((out / RESULTS).read_text(encoding="utf-8")).values()
+    first, *_ = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8")).values()
     steps, precision = first["protocol"]["steps"], first["protocol"].get("precision", AS_IT_IS.precision)
-    rows = [json.loads(line) for line in (out / RAW).read_text(encoding="utf-8").split("\n") if line.strip()]
     return {
         ((out / row["file_name"]).resolve(), row["prompt"]): Sampled(
             seed=row["seed"], guidance_scale=row["guidance_scale"], steps=steps, precision=precision
         )
-        for row in rows
+        for _, row in read_records(out / RAW)
     }

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import PrivateAttr
 
-from metaunlearn.attacks.interface import AttackTask, Input
+from metaunlearn.attacks.interface import AttackTask, Input, save_with
 from metaunlearn.attacks.interpolate import have_the_same_parameters
 from metaunlearn.errors import UserError
 from metaunlearn.models import load
 from metaunlearn.models.interface import TextToImageModel
-from metaunlearn.parameters import add, norm
-from metaunlearn.pipelines import save_pipeline
+from metaunlearn.parameters import Params, add, norm
 from metaunlearn.settings import Settings
 
 
@@ -33,11 +33,12 @@ class AddDifference(Settings):
     donor: str
     """A model that was finetuned from the base model: a diffusers folder, a single-file checkpoint, or a hub id."""
     _loaded: TextToImageModel | None = PrivateAttr(None)
+    _difference: Params | None = PrivateAttr(None)
 
     def check(self, model: TextToImageModel, base: TextToImageModel | None, strengths: Sequence[float]) -> None:
         """All three must have the same parameters."""
         assert base is not None
-        donor = self._model(model.device.type)
+        donor = self._model(model.device)
         if not have_the_same_parameters(model, base) or not have_the_same_parameters(base, donor):
             raise UserError(
                 "MODEL, the base model (base=, --base) and the donor (--set donor=MODEL) have different denoisers, so "
@@ -51,15 +52,16 @@ class AddDifference(Settings):
 
     def make(self, task: AttackTask, strength: float, folder: Path, twin: Path | None) -> Mapping[str, Any]:
         """Save the pipeline at ``strength``."""
-        assert task.base is not None
+        if self._difference is None:
+            assert task.base is not None
+            donor = self._model(task.model.device)
+            self._difference = add(donor.parameters(), task.base.parameters(), -1.0)
         theta = task.model.parameters()
-        difference = add(self._model(task.model.device.type).parameters(), task.base.parameters(), -1.0)
-        task.model.load_parameters(add(theta, difference, strength))
-        save_pipeline(task.model, folder, twin=twin)
-        task.model.load_parameters(theta)
-        return {"distance": abs(strength) * norm(difference)}
+        moved = add(theta, self._difference, strength)
+        save_with(task.model, moved, back=theta, folder=folder, twin=twin)
+        return {"distance": abs(strength) * norm(self._difference)}
 
-    def _model(self, device: str) -> TextToImageModel:
+    def _model(self, device: torch.device) -> TextToImageModel:
         if self._loaded is None:
             self._loaded = load(self.donor, device)
         return self._loaded

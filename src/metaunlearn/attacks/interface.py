@@ -23,6 +23,7 @@ from metaunlearn.config import AttackSettings
 from metaunlearn.data.imagefolder import ImageText
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
+from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Progress
 
@@ -55,6 +56,13 @@ class AttackTask:
         """The pictures of a kind that needs them."""
         assert self.pictures is not None, "attack() reads --data for every kind that needs it"
         return self.pictures
+
+
+def save_with(model: TextToImageModel, moved: Params, *, back: Params, folder: Path, twin: Path | None) -> None:
+    """Save the pipeline with ``moved`` as the denoiser's parameters; the model then gets ``back``, its own, again."""
+    model.load_parameters(moved)
+    save_pipeline(model, folder, twin=twin)
+    model.load_parameters(back)
 
 
 @dataclass(frozen=True, kw_only=True)

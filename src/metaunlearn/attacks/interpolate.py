@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from metaunlearn.attacks.interface import AttackTask, Input
+from metaunlearn.attacks.interface import AttackTask, Input, save_with
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm
-from metaunlearn.pipelines import save_pipeline
 from metaunlearn.settings import Settings
 
 
@@ -37,9 +36,7 @@ class Interpolate(Settings):
         assert task.base is not None
         theta, theta_base = task.model.parameters(), task.base.parameters()
         moved = interpolated(theta, theta_base, strength)
-        task.model.load_parameters(moved)
-        save_pipeline(task.model, folder, twin=twin)
-        task.model.load_parameters(theta)
+        save_with(task.model, moved, back=theta, folder=folder, twin=twin)
         return {"distance": norm(add(moved, theta, -1.0))}
 
 

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from metaunlearn.attacks.interface import AttackTask, Input
+from metaunlearn.attacks.interface import AttackTask, Input, save_with
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, norm
-from metaunlearn.pipelines import save_pipeline
 from metaunlearn.settings import Settings
 
 BITS = range(2, 17)
@@ -42,9 +41,7 @@ class Quantize(Settings):
         """Save the pipeline at ``strength`` bits."""
         theta = task.model.parameters()
         rounded = quantized(theta, int(strength))
-        task.model.load_parameters(rounded)
-        save_pipeline(task.model, folder, twin=twin)
-        task.model.load_parameters(theta)
+        save_with(task.model, rounded, back=theta, folder=folder, twin=twin)
         return {"relative_change": norm(add(rounded, theta, -1.0)) / norm(theta)}
 
 

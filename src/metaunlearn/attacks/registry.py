@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.add_difference import AddDifference
 from metaunlearn.attacks.dreambooth import DreamBooth
 from metaunlearn.attacks.finetune import Finetune
@@ -26,7 +27,7 @@ KINDS: dict[str, type[Settings]] = {
     "lora": Lora,
     "dreambooth": DreamBooth,
     "textual-inversion": TextualInversion,
-    "unlearndiffatk": UnlearnDiffAtk,
+    ON_PROMPTS: UnlearnDiffAtk,
     "interpolate": Interpolate,
     "add-difference": AddDifference,
     "lora-merge": LoraMerge,
@@ -35,10 +36,6 @@ KINDS: dict[str, type[Settings]] = {
     "quantize": Quantize,
 }
 """Each kind's class; its fields are its settings."""
-
-
-ON_PROMPTS = "unlearndiffatk"
-"""The kind that attacks prompts, and changes no model."""
 
 
 def strengths_of(name: str) -> tuple[float, ...] | None:

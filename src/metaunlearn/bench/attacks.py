@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.detectors import JUDGE, TESTS
 from metaunlearn.attacks.lora import WEIGHTS_FILE
-from metaunlearn.attacks.registry import ON_PROMPTS, known, leaves_pictures, needs, strengths_of
+from metaunlearn.attacks.registry import known, leaves_pictures, needs, strengths_of
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.nudity import rule_named
 from metaunlearn.settings import Settings

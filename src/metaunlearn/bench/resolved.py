@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaunlearn.attacks.registry import ON_PROMPTS
+from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.bench.cells import Cell
 from metaunlearn.erasure.interface import DefendedMethod, takes_steps

@@ -24,7 +24,6 @@ from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import versions
 from metaunlearn.settings import resolve
 
-RESULTS_FILE = "results.json"
 PERCENTAGES = ("concept", "related", "unrelated")
 SCORES = (*PERCENTAGES, "clip_score", "fid")
 """Those that the first tables show; a recipe may name others."""

@@ -19,14 +19,14 @@ from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.long_csv import as_csv
 from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
-from metaunlearn.bench.results import RESULTS_FILE, Asked, Results
+from metaunlearn.bench.results import Asked, Results
 from metaunlearn.bench.select import Part, select
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.report.page import build_report
-from metaunlearn.runs import Progress
+from metaunlearn.runs import RESULTS_FILE, Progress
 
 TABLES_FILE = "tables.md"
 CSV_FILE = "table.csv"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import metaunlearn
+from metaunlearn.files import sha256
 
 PACKAGE = "metaunlearn"
 ROOT = Path(metaunlearn.__file__).parent
@@ -48,7 +49,7 @@ def files_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = sha256(path)
         digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
     return digest.hexdigest()
 

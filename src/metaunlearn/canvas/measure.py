@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from metaunlearn.metrics.fid import fid_score
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.pipelines import save_image
+from metaunlearn.runs import Count
 
 REFERENCE_PICTURES = 1000
 """Real pictures that FID compares with."""
@@ -83,7 +84,7 @@ def measure(
     counts: Counts,
     *,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
 ) -> Measurement:
     """Generate the pictures that ``counts`` asks for, the same prompts and seeds whatever the model, and score them."""
     concept_items = [LabelledPrompt(prompt, task.concept) for prompt in task.concept_prompts]

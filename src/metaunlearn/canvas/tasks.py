@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from metaunlearn.canvas.catalog import NAMES, STYLES, caption, related_to
-from metaunlearn.data.concepts import said_as
+from metaunlearn.data.wording import said_as
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def task_for(concept: str, word: str = "") -> CanvasTask:
     return replace(task, concept_prompts=tuple(said_as(prompt, concept, word) for prompt in task.concept_prompts))
 
 
-def with_styles(names: Sequence[str], styles: Sequence[str] = STYLES) -> tuple[LabelledPrompt, ...]:
+def with_styles(names: Sequence[str]) -> tuple[LabelledPrompt, ...]:
     """Each object plainly and in every style; styles vary fastest along a diagonal, so any prefix is a mixture."""
-    looks: list[str | None] = [None, *styles]
+    looks: list[str | None] = [None, *STYLES]
     return tuple(
         LabelledPrompt(caption(name, looks[(row + shift) % len(looks)]), name)
         for shift in range(len(looks))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.errors import UserError
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from metaunlearn.cli.console import Console
     from metaunlearn.data.prompts import Prompt
     from metaunlearn.metrics.judge import Judge
-
-ON_PROMPTS = "unlearndiffatk"
 
 
 def attack(
@@ -174,11 +173,12 @@ class _Question:
 def _attack_prompts(console: Console, model: str, question: _Question, **options: Any) -> None:
     from metaunlearn.attacking_prompts import attack_prompts
     from metaunlearn.cli.tables import scores_table
+    from metaunlearn.runs import RESULTS_FILE
 
     rows, test = question.test(model, options["device"])
     summary = attack_prompts(model, rows, test, **options)
     if "results" in summary:
-        console.result(summary, scores_table(summary["results"]), f"results: {options['out'] / 'results.json'}")
+        console.result(summary, scores_table(summary["results"]), f"results: {options['out'] / RESULTS_FILE}")
     else:
         console.result(summary, f"this shard is done; still to come: {', '.join(summary['waiting_for'])}")
 
@@ -194,6 +194,7 @@ def _search(
 ) -> None:
     from metaunlearn.attacking_search import search_attacks
     from metaunlearn.cli.tables import scores_table
+    from metaunlearn.runs import RESULTS_FILE
 
     if data is None or checkpoints is None or len(checkpoints) != 1:
         raise UserError("a search needs pictures (--data DIR) and one number of steps (--steps N), its budget.")
@@ -209,7 +210,7 @@ def _search(
         **options,
     )
     strongest = f"strongest of {summary['trials']}: {summary['worst']}"
-    console.result(summary, scores_table(summary["results"]), strongest, f"results: {options['out'] / 'results.json'}")
+    console.result(summary, scores_table(summary["results"]), strongest, f"results: {options['out'] / RESULTS_FILE}")
 
 
 def _would_do_nothing(what: str, **options: Any) -> None:

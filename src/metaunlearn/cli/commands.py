@@ -182,7 +182,8 @@ def generate(
     if (prompt is None) == (prompts is None):
         raise UserError("give either --prompt TEXT (repeatable) or --prompts FILE.")
     with working(as_json=as_json, shared=True) as console:
-        from metaunlearn.outputs import SHEET_FILE, generate_into
+        from metaunlearn.data.imagefolder import SHEET
+        from metaunlearn.outputs import generate_into
         from metaunlearn.processes import join
 
         summary = generate_into(
@@ -199,7 +200,7 @@ def generate(
             resume=resume,
             progress=console.pictures("drawing"),
         )
-    console.result(summary, f"{summary['images']} pictures: {out}", f"contact sheet: {out / SHEET_FILE}")
+    console.result(summary, f"{summary['images']} pictures: {out}", f"contact sheet: {out / SHEET}")
 
 
 app.command()(evaluate)

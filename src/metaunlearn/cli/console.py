@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     import rich.progress
 
     from metaunlearn.cli.errors import Failure
-
-Progress = Callable[[str, int, int], None]
-"""Called with a label, how much is done, and how much there is."""
+    from metaunlearn.runs import Count, Progress
 
 SECONDS_BETWEEN_LINES = 15.0
 """Where stderr is no terminal, progress is a plain line this often."""
@@ -38,7 +36,7 @@ class Console:
         self.progress = progress
         """For the library's functions; None: silent."""
 
-    def pictures(self, label: str) -> Callable[[int, int], None] | None:
+    def pictures(self, label: str) -> Count | None:
         """The same for functions that report (done, total) without a label."""
         progress = self.progress
         return None if progress is None else lambda done, total: progress(label, done, total)

@@ -67,6 +67,7 @@ def evaluate(
     }  # fmt: skip
     with working(as_json=as_json, shared=True) as console:
         from metaunlearn.processes import join
+        from metaunlearn.runs import RESULTS_FILE
 
         common |= {"processes": join(device), "device": o.check_device(device)}
         if pictures is not None:
@@ -88,4 +89,4 @@ def evaluate(
                 "overrides": overrides or (),
             }
             summary = evaluate_into(model, prompts, out, progress=console.pictures("drawing"), **drawn, **common)
-    console.result(summary, scores_table(summary["results"]), f"results: {out / 'results.json'}")
+    console.result(summary, scores_table(summary["results"]), f"results: {out / RESULTS_FILE}")

@@ -27,9 +27,10 @@ def rescore(
     """
     with working(as_json=as_json) as console:
         from metaunlearn.rescoring import rescore as run
+        from metaunlearn.runs import RESULTS_FILE
 
         found = run(folder, rule)
-    console.result({"out": str(folder), "results": found}, scores_table(found), f"results: {folder / 'results.json'}")
+    console.result({"out": str(folder), "results": found}, scores_table(found), f"results: {folder / RESULTS_FILE}")
 
 
 def table(

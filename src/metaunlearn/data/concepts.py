@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metaunlearn.canvas.catalog import NAMES
+from metaunlearn.canvas.tasks import known, task_for, with_styles
+from metaunlearn.data.wording import synonyms
 from metaunlearn.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,25 +39,6 @@ class ConceptPrompts:
     """Texts that end with a concept, as closed-form edits want them: the user's, or as Canvas's captions say it."""
     kept: tuple[str, ...] = ()
     """What is kept, related before unrelated: the user's texts where there are any, else prompts."""
-
-
-def synonyms(concept: str) -> list[str]:
-    """``"a knife|a blade"`` → its texts; UserError when one is empty."""
-    texts = [text.strip() for text in concept.split("|")]
-    if not all(texts):
-        raise UserError(
-            f"expected a text, or several separated by |, got {concept!r} "
-            "(concepts=[...], --concept TEXT, --alternative TEXT)."
-        )
-    return texts
-
-
-def said_as(prompt: str, concept: str, word: str) -> str:
-    """``prompt`` with ``word`` wherever it names ``concept``, by any synonym; as it is if ``word`` is empty."""
-    if not word:
-        return prompt
-    names = sorted(synonyms(concept), key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, names)), lambda found: word, prompt, flags=re.IGNORECASE)
 
 
 def prompts_for(
@@ -131,21 +114,12 @@ def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
 def _edited(pipeline: Any, text: str) -> list[str]:
     """The text itself; what Canvas knows, its captions up to there: its text encoder has seen nothing but captions."""
     name = _bare(text)
-    if not (is_canvas(pipeline) and _known_to_canvas(name)):
+    if not (is_canvas(pipeline) and known(name)):
         return [text]
     return [caption[: caption.rindex(name) + len(name)] for caption in _canvas_prompts([text]).forget]
 
 
-def _known_to_canvas(name: str) -> bool:
-    from metaunlearn.canvas.tasks import known
-
-    return known(name)
-
-
 def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:
-    from metaunlearn.canvas.catalog import NAMES
-    from metaunlearn.canvas.tasks import known, task_for, with_styles
-
     forget: list[str] = []
     related: list[str] = []
     erased = {_bare(text) for text in texts}

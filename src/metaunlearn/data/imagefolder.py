@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metaunlearn.errors import UserError
-from metaunlearn.files import write_atomic
+from metaunlearn.files import sha256, write_atomic
 
 METADATA = "metadata.jsonl"
 SHEET = "sheet.png"
@@ -121,7 +121,7 @@ def fingerprint(folder: Path | str) -> str:
     folder = Path(folder)
     digest = hashlib.sha256()
     for entry in list_entries(folder, default_text=""):
-        content = hashlib.sha256(entry.file.read_bytes()).hexdigest()
+        content = sha256(entry.file)
         digest.update(json.dumps([entry.file.relative_to(folder).as_posix(), entry.text, content]).encode())
     return digest.hexdigest()
 

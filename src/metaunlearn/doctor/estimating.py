@@ -33,7 +33,7 @@ from metaunlearn.meta.inner import attacked
 from metaunlearn.models import adapt, load, own_pipeline
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import subset
-from metaunlearn.recipe import default_recipe, read_recipe
+from metaunlearn.recipe import read_recipe, recipe_for
 
 CHEAP_SECONDS = 10.0
 """By the count, of one of each pass that a step takes: what takes longer is not measured."""
@@ -99,7 +99,7 @@ def estimate(
     """
     free = free_memory(device) if available_bytes is None else None
     adapter = adapt(own_pipeline(model)) if measured else load(model)
-    recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
+    recipe = recipe or recipe_for(adapter)
     job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
     passes, settings = job.passes, job.chosen.settings
     pace = speed or matrix_speed(device, clock=clock)

@@ -21,6 +21,9 @@ from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.erasure.trajectories import TrajectoryBank
 from metaunlearn.models.precision import in_precision, teachers_answer
 
+ROWS_AT_ONCE = 64
+"""Rows of a bank that the teacher answers together."""
+
 
 class Guides:
     """The prompts to forget, encoded, with each of ``texts`` in the concept's place."""
@@ -40,15 +43,15 @@ class Guides:
         return self.cond[guide_of * (len(self.cond) // self.count) + prompt_of]
 
     @torch.no_grad()
-    def predictions(self, task: ErasureTask, bank: TrajectoryBank, batch_size: int = 64) -> Tensor:
+    def predictions(self, task: ErasureTask, bank: TrajectoryBank) -> Tensor:
         """What the frozen teacher predicts at each of the bank's rows for a prompt with a guide in it, (R, C, h, w)."""
         teacher = in_precision(task.model.parameters(), task.settings.teacher_precision)
         generator = step_generator(task.seed, 0, "guides")
         answers = []
-        for first in range(0, len(bank), batch_size):
-            rows = slice(first, first + batch_size)
+        for first in range(0, len(bank), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
             cond = self.draw(bank.prompt_of[rows], generator)
             answers.append(teachers_answer(task.model.predict, teacher, bank.x_t[rows], bank.t[rows], cond))
             if task.progress is not None:
-                task.progress("asking for the guides", min(first + batch_size, len(bank)), len(bank))
+                task.progress("asking for the guides", min(first + ROWS_AT_ONCE, len(bank)), len(bank))
         return torch.cat(answers)

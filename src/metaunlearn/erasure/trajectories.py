@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.runs import Count
 from metaunlearn.shards import are_pieces
 
 BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision", "picture_batch")
@@ -77,7 +78,7 @@ def sample_trajectories(
     guidance_scale: float,
     generator: torch.Generator,
     batch_size: int = DRAWN_TOGETHER,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> TrajectoryBank:
     """Sample ``count`` paths of ``steps`` DDIM steps (DDIM-eta 0) under ``theta``, prompts taken in turn.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from metaunlearn.data.concepts import synonyms
+from metaunlearn.data.wording import synonyms
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.intervals import Score, require_data, score, wilson
 from metaunlearn.metrics.judge import Judge

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.fid import fid_of_features, require_pairs
 from metaunlearn.metrics.inception import DEFAULT_WAY, Inception, check_file, way_named
+from metaunlearn.metrics.interface import Pictures, Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kid import kid_of_features
 from metaunlearn.metrics.own_models import probe
 from metaunlearn.metrics.reference import Reference
-
-if TYPE_CHECKING:
-    from metaunlearn.metrics.measures import Pictures, Request
 
 
 class Distance:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.fetching import fetch_command
+from metaunlearn.fetching import HUB_SECONDS, fetch_command
 from metaunlearn.metrics.preprocessing import PREPROCESSOR, PROCESSOR
 
-HUB_SECONDS = 10
-"""How long the hub may take to say whether it has a model."""
 FILES = ("*.json", "*.txt", "model.safetensors", "model-*.safetensors")
 
 PINNED = {

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaunlearn.data.concepts import synonyms
-from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.data.wording import synonyms
+from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.metrics.hub import judge_files
 from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, read_preprocessor
 
@@ -295,9 +295,8 @@ def _explaining(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"The judge {name} (--judge) cannot be loaded: {reason} "
+            f"The judge {name} (--judge) cannot be loaded: {first_line(error)}. "
             "Expected 'canvas', a folder with config.json and model.safetensors, or a hub id."
         ) from error
 

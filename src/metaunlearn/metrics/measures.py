@@ -1,30 +1,19 @@
-"""The metrics as an evaluation runs them: picture by picture while they are made, then one score from what was kept.
-
-B pictures in a batch, D features. A metric is measured on one batch at a time and leaves either a small JSON row for
-each picture or, for distances between sets (``distance.py``), its features, so that the pictures themselves need not be
-held.
-"""
+"""The metrics by name, those of the judge's own eyes among them, and which options each reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
-
-from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.clip_score import DEFAULT_RULE as DEFAULT_CLIP_RULE
 from metaunlearn.metrics.clip_score import ClipRule, clip_rule_named, mean_clip_score, pair_scores, text_features
 from metaunlearn.metrics.concept import concept_share, default_choices, label_accuracy, see, share_right
 from metaunlearn.metrics.distance import Distance, fid, kid
+from metaunlearn.metrics.interface import Metric, Pictures, Request, Row
 from metaunlearn.metrics.intervals import Score
-from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.nudity import DEFAULT_RULE, RULES, rule_named
 from metaunlearn.metrics.own_models import Nsfw, Nudity, Unsafe, column, probe
-from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import (
     ACCURACIES,
     Alternatives,
@@ -32,66 +21,6 @@ from metaunlearn.metrics.unlearncanvas import (
     domain_choices,
     unlearncanvas_score,
 )
-
-Row = Mapping[str, Any]
-"""What a metric keeps of one picture, as JSON."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a metric may need beside the images."""
-
-    judge: Judge
-    draws: Sequence[Depicted]
-    """One an image."""
-    concept: str | None
-    alternatives: Sequence[str]
-    reference: Reference | None
-    seed: int
-    """Of the bootstraps."""
-    device: str = "cpu"
-    """Where a metric's own model runs; the judge has its own."""
-
-
-@dataclass(kw_only=True)
-class Pictures:
-    """One batch, and what was already found on it."""
-
-    images: Tensor
-    """(B, 3, H, W) in [0, 1]."""
-    draws: Sequence[Depicted]
-    request: Request
-
-    @cached_property
-    def features(self) -> Tensor:
-        """Of the judge, (B, D)."""
-        return self.request.judge.embed_images(self.images)
-
-
-class Metric(Protocol):
-    """A metric between the command line and its own file."""
-
-    @property
-    def key(self) -> str:
-        """Its name in ``raw.jsonl``; metrics with the same key keep the same rows, which are measured once."""
-        ...
-
-    def check(self, request: Request) -> None:
-        """Refuse, before images are made, what cannot be measured."""
-        ...
-
-    def measure(self, pictures: Pictures) -> Sequence[Row | None]:
-        """A row for each picture of a batch; None where the metric does not concern it."""
-        ...
-
-    def score(self, rows: Sequence[Row], request: Request) -> Score:
-        """From the rows that are not None, in order."""
-        ...
-
-    def own_weights(self) -> Mapping[str, str]:
-        """SHA-256 of models that it brings, once checked, by their name in an evaluation's record."""
-        ...
-
 
 AnyMetric = Metric | Distance
 

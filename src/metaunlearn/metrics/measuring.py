@@ -18,15 +18,14 @@ from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.metrics.distance import Distance
+from metaunlearn.metrics.interface import Pictures, Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
-from metaunlearn.metrics.measures import AnyMetric, Pictures, Request
+from metaunlearn.metrics.measures import AnyMetric
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.runs import RESULTS_FILE, Count
 
-RESULTS, RAW = "results.json", "raw.jsonl"
-
-Progress = Callable[[int, int], None]
-"""Called with how many images are done, and of how many."""
+RAW = "raw.jsonl"
 
 
 def gather(
@@ -36,7 +35,7 @@ def gather(
     pictures: Callable[[Sequence[int]], Tensor],
     *,
     kept: Path | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> Gathering:
     """What ``metrics`` see in the ``pictures`` of each batch of indices that is ``planned``, gathered on all processes.
@@ -90,8 +89,8 @@ def scores_of(
 
 def refuse_measured(out: Path | str | None) -> None:
     """UserError when the folder ``out`` has scores already."""
-    if out is not None and (Path(out) / RESULTS).exists():
-        raise UserError(f"{out} (--out) already holds {RESULTS}; choose another folder.")
+    if out is not None and (Path(out) / RESULTS_FILE).exists():
+        raise UserError(f"{out} (--out) already holds {RESULTS_FILE}; choose another folder.")
 
 
 def prompts_hash(prompts: Sequence[Prompt | Depicted]) -> str:
@@ -109,4 +108,4 @@ def write_scores(
         seen = {key: rows[index] for key, rows in whole.rows.items() if rows[index] is not None}
         lines.append(json.dumps({**picture, **seen}, ensure_ascii=False) + "\n")
     write_atomic(out / RAW, "".join(lines))
-    write_json(out / RESULTS, {name: score.to_dict() for name, score in scores.items()})
+    write_json(out / RESULTS_FILE, {name: score.to_dict() for name, score in scores.items()})

@@ -8,7 +8,6 @@ little surer of itself in RGB.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.errors import UserError
+from metaunlearn.files import sha256
 
 VERSION, NETWORK_FILE = "3.4.2", "320n.onnx"
 NETWORK_HASH = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
@@ -76,7 +76,7 @@ class NudeNet:
         """UserError when the extra is not installed, or its network is another one. ``channels``: BGR, or RGB to see
         what it changes."""
         file = _network_file()
-        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.fingerprint = sha256(file)
         """SHA-256 of the network's file."""
         if self.fingerprint != NETWORK_HASH:
             raise UserError(

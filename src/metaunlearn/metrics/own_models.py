@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from metaunlearn.errors import UserError
+from metaunlearn.metrics.interface import Pictures, Request, Row
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.nsfw import NsfwHead, nsfw_score
 from metaunlearn.metrics.nudenet import NudeNet
 from metaunlearn.metrics.nudity import NudityRule, as_json, detector_protocol, from_json, nudity_score
 from metaunlearn.metrics.safety import SafetyChecker, unsafe_score
 from metaunlearn.published import making
-
-if TYPE_CHECKING:
-    from metaunlearn.metrics.measures import Pictures, Request, Row
 
 
 class Nudity:

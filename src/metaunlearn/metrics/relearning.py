@@ -138,22 +138,16 @@ def _steps_to(steps: Sequence[int], scores: Tensor, level: float) -> Tensor:
     return torch.where(reached.any(dim=0), found, torch.full_like(found, math.inf))
 
 
-def worst_case(curves: Mapping[str, Curve], step: int | None = None) -> tuple[str, float]:
-    """The attack that brings the most back by ``step`` (by default: by the end of each), and that score.
+def worst_case(curves: Mapping[str, Curve]) -> tuple[str, float]:
+    """The attack that brings the most back, and that score.
 
-    An attack counts with its highest score up to there, since an attacker keeps the checkpoint that serves best.
+    An attack counts with its highest score, since an attacker keeps the checkpoint that serves best.
     """
     if not curves:
         raise UserError("The worst case over attacks needs at least one attack (curves=), got none.")
-
-    def best(curve: Curve) -> float:
-        reached = [s for t, s in zip(curve.steps, curve.scores, strict=True) if step is None or t <= step]
-        return max(reached, default=-math.inf)
-
-    name = max(curves, key=lambda attack: best(curves[attack]))
-    if math.isinf(best(curves[name])):
-        raise UserError(f"No attack was scored at step {step} or before (step=).")
-    return name, best(curves[name])
+    best = {name: max(curve.scores) for name, curve in curves.items()}
+    name = max(best, key=best.__getitem__)
+    return name, best[name]
 
 
 def soonest(curves: Mapping[str, Curve], original: float) -> tuple[str, float] | None:

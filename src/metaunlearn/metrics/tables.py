@@ -15,8 +15,7 @@ from typing import Any
 
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.intervals import Score, comparable, require_same_protocol
-
-RESULTS = "results.json"
+from metaunlearn.runs import RESULTS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +58,9 @@ def join(results: Mapping[str, Mapping[str, Score]]) -> Table:
 
 def read_results(folder: Path | str) -> dict[str, Score]:
     """The scores in ``folder/results.json``; UserError names what is wrong with it."""
-    file = Path(folder) / RESULTS
+    file = Path(folder) / RESULTS_FILE
     if not file.is_file():
-        raise UserError(f"{folder} (folders=, DIR) holds no {RESULTS}; give the --out of metaunlearn evaluate.")
+        raise UserError(f"{folder} (folders=, DIR) holds no {RESULTS_FILE}; give the --out of metaunlearn evaluate.")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         return {str(metric): _score(entry) for metric, entry in record.items()}

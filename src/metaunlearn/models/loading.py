@@ -12,14 +12,12 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-from metaunlearn.errors import UserError
-from metaunlearn.fetching import CARD, fetch_pipeline
+from metaunlearn.errors import UserError, first_line
+from metaunlearn.fetching import CARD, HUB_SECONDS, fetch_pipeline
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import networks
 
 CANVAS = "canvas"
-HUB_SECONDS = 10
-"""How long the hub may take to say whether it has a model."""
 VARIANTS = (None, "fp16", "bf16")
 """Of a repository's weights, in the order of preference: the plain ones, then half precision, cast to float32."""
 
@@ -130,8 +128,8 @@ def _load_from_hub(model: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
-        reason = str(error).strip().splitlines()[0].rstrip(". ") if str(error).strip() else type(error).__name__
         raise UserError(
             f"MODEL {model!r} is no folder here, is not whole in the cache{lacks} and could not be had from the hub: "
-            f"{reason}. Fetch it where there is a network ({fetch_pipeline(model, folder='DIR')}) and give the folder."
+            f"{first_line(error)}. Fetch it where there is a network ({fetch_pipeline(model, folder='DIR')}) "
+            "and give the folder."
         ) from error

@@ -13,7 +13,6 @@ from metaunlearn.report.pictures import grids
 from metaunlearn.report.rendering import render
 from metaunlearn.report.runs import (
     REPORT_FILE,
-    RESULTS_FILE,
     GridLink,
     RunCard,
     ScoreTable,
@@ -26,7 +25,7 @@ from metaunlearn.report.runs import (
 )
 from metaunlearn.report.sections import Metric, loss_panels, panels, self_destruction
 from metaunlearn.report.story import headline, rows
-from metaunlearn.runs import LOG_FILE, RUN_FILE
+from metaunlearn.runs import LOG_FILE, RESULTS_FILE, RUN_FILE
 
 
 class _Below(NamedTuple):

@@ -16,12 +16,11 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from metaunlearn.errors import UserError
+from metaunlearn.files import read_records
 from metaunlearn.metrics.intervals import comparable
 from metaunlearn.report.data import Score, parse, read_json
-from metaunlearn.runs import LOG_FILE, RUN_FILE
+from metaunlearn.runs import LOG_FILE, RESULTS_FILE, RUN_FILE
 
-RESULTS_FILE = "results.json"
 STRIP_FOLDER = "strip"
 """Where ``attack --strip`` leaves a picture for each of its steps, the number as its name."""
 REPORT_FILE = "report.html"
@@ -152,19 +151,7 @@ def _name(folder: Path, top: Path) -> str:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a ``log.jsonl``. A last line without its newline was cut off by a kill and is left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}, is no JSON: {error}.") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}: expected one JSON object a line, got {type(record).__name__}.")
-        records.append(record)
-    return records
+    return [record for _, record in read_records(path, growing=True)]
 
 
 def losses(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:

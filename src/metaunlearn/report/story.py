@@ -135,9 +135,9 @@ def _row(model: ModelName, attack: AttackName | None, steps: int, scores: Scores
     )
 
 
-def half_back(scores: ModelScores, original: float, attack: AttackName = "strong") -> HalfBack | None:
-    """When the concept score first crosses ``original / 2`` (percent); None: the attack was not run."""
-    curve = relearning_curve(scores, attack)
+def half_back(scores: ModelScores, original: float) -> HalfBack | None:
+    """When the strong attack's concept score first crosses ``original / 2`` (percent); None: it was not run."""
+    curve = relearning_curve(scores, "strong")
     if curve is None or original <= 0:
         return None
     return HalfBack(steps=curve.steps_to(original / 2), limit=curve.limit)

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.attacking_prompts import RESULTS, attack_prompts
+from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.detectors import JUDGE, detector_named
 from metaunlearn.attacks.success import SuccessTest, judge_sees
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import write_scores
 from metaunlearn.models import load_pipeline
-from metaunlearn.runs import RUN_FILE, Progress
+from metaunlearn.runs import RESULTS_FILE, RUN_FILE, Progress
 
 
 def make(
@@ -50,7 +50,7 @@ def make(
         resume=(folder / RUN_FILE).exists(),
         progress=progress,
     )
-    write_scores(folder, json.loads((folder / RESULTS).read_text()))
+    write_scores(folder, json.loads((folder / RESULTS_FILE).read_text()))
 
 
 def _test(success: str, judge: str, concept: str, alternatives: Sequence[str], device: str) -> SuccessTest:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from metaunlearn.attacking import attack
 from metaunlearn.attacks.registry import strengths_of
+from metaunlearn.generation import SAMPLING_FILE
 from metaunlearn.models.state import load_state
 from metaunlearn.runs import RUN_FILE, Progress
 
@@ -64,7 +65,7 @@ def make(
         elif entry.suffix not in (".json", ".jsonl"):
             _remove([entry])
     (folder / INDEX_FILE).unlink(missing_ok=True)
-    (folder / "sampling.json").unlink(missing_ok=True)
+    (folder / SAMPLING_FILE).unlink(missing_ok=True)
 
 
 def _remove(entries: Sequence[Path]) -> None:

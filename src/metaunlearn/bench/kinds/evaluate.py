@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.data.concepts import said_as
 from metaunlearn.data.prompts import Prompt
+from metaunlearn.data.wording import said_as
 from metaunlearn.draws import Draw, batches, draw_batch, draws_for
 from metaunlearn.evaluation import plan
 from metaunlearn.generation import default_sampling

@@ -1,4 +1,4 @@
-"""The training loop that Canvas's three stages share: AdamW, warm-up, cosine decay, weight averaging, resume."""
+"""The training loop that Canvas's stages share: AdamW, warm-up, cosine decay, weight averaging, resume."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from metaunlearn.canvas.build.denoiser import SCHEDULE
+from metaunlearn.files import sha256
 from metaunlearn.generation import Sampling, write_sampling
 
 SAMPLING = Sampling(steps=8, guidance_scale=3.0)
@@ -65,5 +65,5 @@ def write_weights(pipeline: StableDiffusionPipeline, clip: CLIPModel, tokenizer:
         settings.pop("_name_or_path", None)
         config.write_text(json.dumps(settings, indent=2) + "\n")
     files = sorted(folder.rglob("*.safetensors"))
-    sums = {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")

@@ -20,7 +20,7 @@ from metaunlearn.report.grid.sheets import sheet
 from metaunlearn.report.grid.survey import surveys
 from metaunlearn.report.grid.trends import trends
 from metaunlearn.report.rendering import render
-from metaunlearn.report.runs import RESULTS_FILE
+from metaunlearn.runs import RESULTS_FILE
 
 
 def grid_page(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.store import CELL_FILE
 from metaunlearn.report.charts import trend_chart
 from metaunlearn.report.data import read_json
-
-LOG_FILE = "log.jsonl"
+from metaunlearn.report.runs import read_log
+from metaunlearn.runs import LOG_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,5 +59,4 @@ def _points(cells: Path, cell: str) -> list[tuple[int, float]]:
     log = cells / str(erased) / LOG_FILE
     if not log.is_file():
         return []
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [(line["step"], line["diagnostics"]["cosine"]) for line in lines if "diagnostics" in line]
+    return [(line["step"], line["diagnostics"]["cosine"]) for line in read_log(log) if "diagnostics" in line]

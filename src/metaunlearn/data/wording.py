@@ -1,0 +1,26 @@
+"""A concept as a user words it: its synonyms, and other words in its place."""
+
+from __future__ import annotations
+
+import re
+
+from metaunlearn.errors import UserError
+
+
+def synonyms(concept: str) -> list[str]:
+    """``"a knife|a blade"`` → its texts; UserError when one is empty."""
+    texts = [text.strip() for text in concept.split("|")]
+    if not all(texts):
+        raise UserError(
+            f"expected a text, or several separated by |, got {concept!r} "
+            "(concepts=[...], --concept TEXT, --alternative TEXT)."
+        )
+    return texts
+
+
+def said_as(prompt: str, concept: str, word: str) -> str:
+    """``prompt`` with ``word`` wherever it names ``concept``, by any synonym; as it is if ``word`` is empty."""
+    if not word:
+        return prompt
+    names = sorted(synonyms(concept), key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, names)), lambda found: word, prompt, flags=re.IGNORECASE)

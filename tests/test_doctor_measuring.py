@@ -1,0 +1,121 @@
+"""What the doctor measures rather than counts, with clocks whose ticks the test decides."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaunlearn import doctor
+from metaunlearn.doctor import estimating
+from metaunlearn.doctor.measuring import Bench
+from metaunlearn.doctor.meter import Meter
+from metaunlearn.doctor.passes import Pass, outer_step
+from metaunlearn.erasure.registry import configure
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference
+from metaunlearn.meta.modes import mode_name
+from metaunlearn.models import TextToImageModel, load, load_pipeline
+from metaunlearn.parameters import Loss, Params
+from metaunlearn.recipe import read_recipe
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> TextToImageModel:
+    return load(tiny_model)
+
+
+def ticking(seconds: float) -> Callable[[], float]:
+    """A clock that goes on by so much whenever it is looked at, so that everything takes that long."""
+    at = itertools.count()
+    return lambda: next(at) * seconds
+
+
+def test_a_measured_time_is_made_of_what_was_measured(tiny_model: Path) -> None:
+    """When every call takes as long: one gradient at theta, 3 of the attacker, one at theta_M, the teacher's answer;
+    the arithmetic of the meta-gradient and of the outer step. And plainly: a gradient, the answer, the arithmetic."""
+    overrides = ["inner_steps=3", "meta_gradient=first-order", "retain_loss=distillation", "steps=10", "batch_size=4"]
+    overrides += ["zeta_margin=none"]
+
+    def job(tick: float, meta: bool) -> doctor.JobEstimate:
+        return doctor.estimate(
+            tiny_model, meta=meta, overrides=overrides, speed=1e12, measured=True, clock=ticking(tick)
+        )
+
+    found = job(0.25, True)
+    assert found.time_measured
+    assert found.seconds_per_step == pytest.approx(8 * 0.25)
+    assert found.to_dict()["time_measured"] is True
+    assert job(0.5, False).seconds_per_step == pytest.approx(3 * 0.5)
+    # Pictures and paths: two passes for each of their steps, a quarter of a batch's time each.
+    counted = doctor.estimate(tiny_model, overrides=overrides, speed=1e12)
+    forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e12
+    passes_before = (counted.seconds - 10 * counted.seconds_per_step) / forward
+    assert found.seconds - 10 * found.seconds_per_step == pytest.approx(passes_before * 0.25 / 4)
+
+
+def test_what_takes_long_or_does_not_fit_is_counted(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(estimating, "measure", fail)
+    slow = doctor.estimate(tiny_model, speed=1e6, measured=True)
+    assert (slow.time_measured, slow.memory_measured) == (False, False)
+    assert slow.seconds == doctor.estimate(tiny_model, speed=1e6).seconds
+    monkeypatch.setattr(estimating, "free_memory", lambda device: slow.memory_bytes)
+    assert not doctor.estimate(tiny_model, speed=1e12, measured=True).time_measured
+    monkeypatch.setattr(estimating, "free_memory", lambda device: slow.memory_bytes + 1)
+    with pytest.raises(AssertionError):
+        doctor.estimate(tiny_model, speed=1e12, measured=True)
+
+
+@pytest.mark.parametrize("mode", ["first-order", "auto"])
+def test_measuring_leaves_no_trace(tiny_model: Path, mode: str) -> None:
+    pipeline = load_pipeline(tiny_model)
+    before = {name: p.detach().clone() for name, p in pipeline.unet.named_parameters()}
+    random = torch.get_rng_state()
+    overrides = [f"meta_gradient={mode}", "inner_optimizer=adam", "gradient_checkpointing=true", "ema_decay=0.9"]
+    job = doctor.estimate(pipeline, overrides=overrides, speed=1e12, measured=True)
+    assert job.time_measured
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, p in pipeline.unet.named_parameters():
+        assert torch.equal(p, before[name])
+        assert p.grad is None
+    assert not pipeline.unet.is_gradient_checkpointing
+
+
+def test_the_arithmetic_is_that_of_a_step(model: TextToImageModel) -> None:
+    """The passes that it would take are those of the meta-gradient in ``outer_step``."""
+    overrides = ["meta_gradient=double-backward", "inner_optimizer=adam", "inner_steps=3", "meta_loss=path"]
+    for mode in (DoubleBackward(), GradientDifference(), FirstOrder()):
+        chosen = configure("uce", read_recipe("small"), [*overrides, f"meta_gradient={mode_name(mode)}"])
+        met: Counter[Pass] = Counter()
+
+        def counting(first: Pass, later: Pass, met: Counter[Pass] = met) -> Loss:
+            turns = itertools.chain([first], itertools.repeat(later))
+
+            def loss(theta: Params) -> torch.Tensor:
+                met.update([next(turns)])
+                return torch.stack([p.square().sum() for p in theta.values()]).sum()
+
+            return loss
+
+        bench = Bench(model, chosen.settings, chosen.method.trained(model), 0)
+        bench.meta_gradient(chosen.settings.simulated[0], mode, counting)
+        passes = outer_step(chosen.method, chosen.settings, meta=True, paths=32)
+        assert met == {one: count for one, count in passes.items() if one.kind not in ("trained", "teacher")}
+
+
+@pytest.mark.skipif(not Meter("cpu").sees_memory, reason="memory is measured on Linux")
+def test_peak_memory_is_what_was_there_at_once() -> None:
+    """Of 64 MiB that go again and then 32."""
+
+    def call() -> None:
+        for size in (2**24, 2**23):
+            torch.ones(size)
+
+    assert Meter("cpu").peak(call) == pytest.approx(2**26, rel=0.1)
