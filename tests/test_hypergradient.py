@@ -24,7 +24,7 @@ from metaunlearn.meta.hypergradient import (
 from metaunlearn.meta.inner import Adjoint, InnerLoop
 from metaunlearn.meta.modes import resolve
 from metaunlearn.models.precision import Products
-from metaunlearn.parameters import Loss, Params, add, norm, scale, subset, value_and_gradient
+from metaunlearn.parameters import Loss, Params, norm, scale, subset, value_and_gradient
 
 
 def unrolled(problem: MetaProblem, theta: Params) -> Params:
@@ -38,8 +38,7 @@ def unrolled(problem: MetaProblem, theta: Params) -> Params:
             for name, g in zip(list(at), gradient, strict=True):
                 if adapted is None or name in adapted:
                     at[name] = at[name] - tau * g
-        value = problem.outer(at) + (problem.direct(start) if problem.direct else 0.0)
-        return dict(zip(start, torch.autograd.grad(value, list(start.values())), strict=True))
+        return dict(zip(start, torch.autograd.grad(problem.outer(at), list(start.values())), strict=True))
 
 
 def in_float32(build: Build, inner_steps: int, **kwargs: object) -> tuple[MetaProblem, Params, Params]:
@@ -90,7 +89,7 @@ def test_attacker_that_tunes_cross_attention_only(mode: MetaGradientMode) -> Non
 
 
 class Quadratic:
-    r"""L_FT = 1/2 (theta - a)^T A (theta - a), outer = 1/2 (theta_M - b)^T B (theta_M - b), direct = c^T theta.
+    r"""L_FT = 1/2 (theta - a)^T A (theta - a), outer = 1/2 (theta_M - b)^T B (theta_M - b).
 
     The attacker moves the first 4 of 6 coordinates: P = diag(1,1,1,1,0,0). One step is
     theta_m - a = theta_{m-1} - a - tau P A (theta_{m-1} - a) = J (theta_{m-1} - a) with J = I - tau P A, so
@@ -102,13 +101,12 @@ class Quadratic:
         g = torch.Generator().manual_seed(2)
         roots = torch.randn(2, 6, 6, generator=g, dtype=torch.float64)
         A, B = roots @ roots.mT / 3
-        a, b, c, start = torch.randn(4, 6, generator=g, dtype=torch.float64)
+        a, b, _, start = torch.randn(4, 6, generator=g, dtype=torch.float64)
         P = torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=torch.float64))
         power = torch.linalg.matrix_power(torch.eye(6, dtype=torch.float64) - tau * P @ A, inner_steps)
         self.theta_final = a + power @ (start - a)
         self.v_final = B @ (self.theta_final - b)
-        self.c = c
-        self.expected = power.T @ self.v_final + c
+        self.expected = power.T @ self.v_final
         self.theta = self.split(start.to(dtype))
 
         def half_square(matrix: Tensor, centre: Tensor) -> Loss:
@@ -122,7 +120,6 @@ class Quadratic:
             inner_losses=[half_square(A, a)] * inner_steps,
             inner=InnerLoop(learning_rate=tau, adapted=frozenset({"tuned"})),
             outer=half_square(B, b),
-            direct=lambda theta: torch.cat(list(theta.values())) @ c.to(dtype),
         )
 
     @staticmethod
@@ -149,11 +146,9 @@ def test_quadratic(mode: MetaGradientMode, dtype: torch.dtype, tolerance: float,
     found = mode(known.problem, known.theta)
     assert error(found.gradient, known.split(known.expected)) <= tolerance
     assert error(found.theta_final, known.split(known.theta_final)) <= 1e-5
-    start = torch.cat(list(known.theta.values())).double()
-    assert found.direct_value == pytest.approx(float(known.c @ start), rel=1e-5)
     assert len(found.inner_losses) == inner_steps
     first_order = FirstOrder()(known.problem, known.theta).gradient
-    assert error(first_order, known.split(known.v_final + known.c)) <= 1e-5
+    assert error(first_order, known.split(known.v_final)) <= 1e-5
     assert error(first_order, known.split(known.expected)) > 1e-2
 
 
@@ -187,7 +182,7 @@ def test_no_step_means_no_second_order_term(mode: MetaGradientMode) -> None:
     still = replace(problem, inner=InnerLoop(learning_rate=0.0))
     found = mode(still, theta)
     assert all(torch.equal(found.theta_final[name], p) for name, p in theta.items())
-    plain = add(value_and_gradient(problem.outer, theta).gradient, value_and_gradient(problem.direct, theta).gradient)
+    plain = value_and_gradient(problem.outer, theta).gradient
     assert all(torch.equal(found.gradient[name], p) for name, p in plain.items())
 
 
@@ -206,7 +201,6 @@ def test_bitwise_determinism_and_untouched_inputs(mode: MetaGradientMode) -> Non
 def test_the_scale_of_v_is_of_no_consequence(factor: float, one_sided: bool) -> None:
     """The meta-gradient is linear in the outer loss, however small or large that makes v, in float32 too."""
     problem, theta = mlp(3, torch.float32)
-    problem = replace(problem, direct=None)
     mode = GradientDifference(one_sided=one_sided)
     scaled = mode(replace(problem, outer=lambda at: problem.outer(at) * factor), theta).gradient
     expected = scale(mode(problem, theta).gradient, factor)
@@ -217,7 +211,7 @@ def test_the_scale_of_v_is_of_no_consequence(factor: float, one_sided: bool) -> 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_a_zero_v_stays_zero(mode: MetaGradientMode) -> None:
     problem, theta = mlp(3)
-    found = mode(replace(problem, outer=lambda at: 0 * problem.outer(at), direct=None), theta)
+    found = mode(replace(problem, outer=lambda at: 0 * problem.outer(at)), theta)
     assert norm(found.gradient) == 0
 
 
@@ -236,7 +230,6 @@ def test_values_on_the_way() -> None:
     expected = [float(loss(at)) for loss, at in zip(problem.inner_losses, path.thetas[:-1], strict=True)]
     assert found.inner_losses == pytest.approx(expected)
     assert found.outer_value == pytest.approx(float(problem.outer(path.thetas[-1])))
-    assert found.direct_value == pytest.approx(float(problem.direct(theta)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

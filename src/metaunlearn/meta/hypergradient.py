@@ -1,19 +1,21 @@
-r"""The meta-gradient: d L_meta / d theta through M steps of the attacker's finetuning, at first-order memory.
+r"""The meta-gradient: d outer(theta_M) / d theta through M steps of the attacker's finetuning, at first-order memory.
 
 With theta_0 = theta and theta_m = theta_{m-1} - tau P grad L_m(theta_{m-1}) (Eq. 2; Algorithm 1, lines 13-15), or a
 step of momentum, Adam or AdamW in its place,
 
-    L_meta(theta) = outer(theta_M) + direct(theta)                                                              (Eq. 3)
-    outer(theta_M) = -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain),   direct(theta) = zeta L_DM(theta; D_retain)
+    L_meta(theta) = outer(theta_M) + zeta L_DM(theta; D_retain)                                                 (Eq. 3)
+    outer(theta_M) = -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)
 
-the chain rule, read from the end, is the adjoint recursion
+the chain rule, read from the end, gives the gradient of outer, v_0, by the adjoint recursion
 
     v_M     = grad outer(theta_M)
     v_{m-1} = v_m - tau H_m d_m,   H_m the Hessian at theta_{m-1} of the *same* L_m: batch, noise, timesteps
-    d L_meta / d theta = v_0 + grad direct(theta)
 
-where d_m = P v_m for SGD. When the first part is the mean of outer over theta_1 .. theta_M (``meta_loss = "path"``),
-each theta_m starts an adjoint of its own. They are linear, so they travel as one:
+where d_m = P v_m for SGD. L_meta's term at theta itself has no way back: the outer step takes its gradient along with
+the others at theta (``objective.losses_at_theta``, and with a margin ``objective.direct_loss``).
+
+When outer is a mean over theta_1 .. theta_M (``meta_loss = "path"``), each theta_m starts an adjoint of its own. They
+are linear, so they travel as one:
 
     v_M = grad outer(theta_M) / M,     v_m += grad outer(theta_m) / M   for m = M-1 .. 1, before it is pulled back
 
@@ -53,7 +55,7 @@ HessianProduct = Callable[[Loss, Params, Params | None, Params], Params]
 
 @dataclass(frozen=True, kw_only=True)
 class MetaProblem:
-    """One evaluation of L_meta: the losses of Eq. 3, each with its batch fixed."""
+    """One evaluation of L_meta but for its term at theta: the losses of Eq. 3, each with its batch fixed."""
 
     inner_losses: Sequence[Loss]
     """L_1 .. L_M, what the attacker minimises at each step."""
@@ -66,8 +68,6 @@ class MetaProblem:
     """Whether ``outer`` is the mean over theta_1 .. theta_M rather than taken at theta_M alone."""
     active: Callable[[Params], Tensor] | None = None
     """How far each retained picture's term of ``outer`` counts at theta_M, (K, B): what its direct term counts, too."""
-    direct: Loss | None = None
-    """The part at theta itself: + zeta L_DM(theta; D_retain); None when zeta is 0."""
     with_first_order: bool = False
     """Whether an exact mode also hands over the first-order meta-gradient, which it passes on its way."""
     keep_final: bool = True
@@ -86,11 +86,9 @@ class MetaGradient:
     """The meta-gradient and the values met on the way."""
 
     gradient: Params
-    """d L_meta / d theta over all parameters."""
+    """v_0, d outer(theta_M) / d theta, over all parameters."""
     outer_value: float
     """outer(theta_M), or its mean over theta_1 .. theta_M."""
-    direct_value: float
-    """direct(theta); L_meta is the sum of both."""
     inner_losses: list[float]
     """L_m(theta_{m-1}), m = 1..M: the attacker's loss as it finetunes."""
     theta_final: Params
@@ -270,18 +268,11 @@ def _adjoint(
                 v = add(v, own)
                 first_order = None if first_order is None else add(first_order, own)
                 del own
-    outer_value = terms.value()
-    direct_value = torch.zeros_like(outer_value)
-    if problem.direct is not None:
-        direct_value, direct_gradient = value_and_gradient(problem.direct, theta)
-        v = add(v, direct_gradient)
-        first_order = None if first_order is None else add(first_order, direct_gradient)
     # One transfer for all values, at the end: the device is not made to wait in between.
-    *inner_losses, outer, direct = torch.stack([*path.losses, outer_value, direct_value]).tolist()
+    *inner_losses, outer = torch.stack([*path.losses, terms.value()]).tolist()
     return MetaGradient(
         gradient=v,
         outer_value=outer,
-        direct_value=direct,
         inner_losses=inner_losses,
         theta_final=theta_final,
         active=terms.active(),
