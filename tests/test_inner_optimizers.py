@@ -174,7 +174,7 @@ def test_forward_path_is_torchs(name: str, part: str, dtype: torch.dtype, tolera
 def test_adam_goes_by_name_not_by_memory() -> None:
     """A convolution's gradient may have its channels last; the step is that of the formula, and its inputs stay."""
     rule, tau = Adam(weight_decay=DECAY), 0.1
-    p, g = torch.rand(4, 3, 2, 2, dtype=torch.float64), torch.rand(4, 3, 2, 2, dtype=torch.float64)
+    p, g = torch.rand((2, 4, 3, 2, 2), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     theta, gradient = {"conv": p}, {"conv": g.contiguous(memory_format=torch.channels_last)}
     start, before = rule.start(theta), p.clone()
     first = rule.step(theta, start, gradient, 1, tau)
