@@ -27,7 +27,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.doctor.meter import Meter
-from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradientMode, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.store import on_disk
 from metaunlearn.parameters import Loss, Params, add, norm, value_and_gradient
@@ -133,13 +133,17 @@ def _on_disk(problem: MetaProblem) -> MetaProblem:
     return replace(problem, inner=replace(problem.inner, store=on_disk))
 
 
+def by(mode: MetaGradientMode) -> Variant:
+    """The gradient that ``mode`` finds."""
+    return lambda problem, theta: mode(problem, theta).gradient
+
+
 VARIANTS: dict[str, Variant] = {
-    "first order": lambda problem, theta: FirstOrder()(problem, theta).gradient,
+    "first order": by(FirstOrder()),
     "unrolled, `create_graph`": unrolled,
-    "adjoint, double backward": lambda problem, theta: DoubleBackward()(problem, theta).gradient,
-    "adjoint, gradient difference": lambda problem, theta: GradientDifference()(problem, theta).gradient,
-    "the same, sets on disk": lambda problem, theta: GradientDifference()(_on_disk(problem), theta).gradient,
-    "adjoint, one-sided difference": lambda problem, theta: GradientDifference(one_sided=True)(problem, theta).gradient,
+    "adjoint, double backward": by(DoubleBackward()),
+    "adjoint, gradient difference": by(GradientDifference()),
+    "the same, sets on disk": lambda problem, theta: by(GradientDifference())(_on_disk(problem), theta),
 }
 
 try:  # pip install -c constraints.txt -e '.[rivals]'
@@ -192,15 +196,10 @@ def errors_by_step(work: dict[torch.dtype, Workload], tau: float, inner_steps: i
     exact = whole(unrolled, work[torch.float64], inner_steps, tau)
     rows = []
     for step in RELATIVE_STEPS:
-        row = [f"{step:.0e}"]
-        for w in work.values():
-            for one_sided in (False, True):
-                mode = GradientDifference(relative_step=step, one_sided=one_sided)
-                found = whole(lambda problem, theta, mode=mode: mode(problem, theta).gradient, w, inner_steps, tau)
-                row.append(f"{relative_error(found, exact):.1e}")
-        rows.append(row)
-    header = [f"{str(d).removeprefix('torch.')}, {side}" for d in work for side in ("two-sided", "one-sided")]
-    return _table(["relative step", *header], rows)
+        difference = by(GradientDifference(relative_step=step))
+        found = [whole(difference, w, inner_steps, tau) for w in work.values()]
+        rows.append([f"{step:.0e}", *(f"{relative_error(one, exact):.1e}" for one in found)])
+    return _table(["relative step", *(str(dtype).removeprefix("torch.") for dtype in work)], rows)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from metaunlearn.parameters import Loss, Params, add, norm
 Build = Callable[..., tuple[MetaProblem, Params]]
 
 TAU = 0.01
-"""The inner learning rate: the first-order gradient is then off by 3 % to 30 % on the networks below."""
+"""The inner learning rate: the first-order gradient is then off by 2 % to 16 % on the networks below."""
 
 
 def error(found: Params, expected: Params) -> float:
