@@ -113,11 +113,6 @@ def moving_part(part: object) -> Moving | None:
 
 
 @runtime_checkable
-class MovingForgetLoss(ForgetLoss, Moving, Protocol):
-    """A forget loss that moves."""
-
-
-@runtime_checkable
 class OptimisedMethod(Protocol):
     """A forget loss inside Algorithm 1."""
 
