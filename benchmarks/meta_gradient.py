@@ -27,7 +27,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.doctor.meter import Meter
-from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradientMode, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.store import on_disk
 from metaunlearn.parameters import Loss, Params, add, norm, value_and_gradient
@@ -38,12 +38,18 @@ INNER_STEPS = (1, 3, 5)
 RELATIVE_STEPS = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7, 1e-8)
 
 
+Variant = Callable[[MetaProblem, Params], Params]
+"""The gradient through the inner loop, one way or another."""
+
+
 class Workload(NamedTuple):
     """A network and the meta problem on it."""
 
     theta: Params
     problem: Callable[[int, float], MetaProblem]
     """(M, tau) -> the meta problem."""
+    direct: Loss
+    """Eq. 3's term at theta, whose gradient every variant adds."""
     gradient: Callable[[], object]
     """One gradient of L_DM, the unit of everything."""
 
@@ -100,10 +106,9 @@ def build(
             inner_losses=forget[:inner_steps],
             inner=InnerLoop(learning_rate=tau),
             outer=lambda at: -forget_outer(at) - 0.5 * retain(at),
-            direct=lambda at: 0.5 * retain(at),
         )
 
-    return Workload(theta, problem, lambda: value_and_gradient(single, theta))
+    return Workload(theta, problem, lambda at: 0.5 * retain(at), lambda: value_and_gradient(single, theta))
 
 
 def unrolled(problem: MetaProblem, theta: Params) -> Params:
@@ -114,8 +119,13 @@ def unrolled(problem: MetaProblem, theta: Params) -> Params:
         for loss in problem.inner_losses:
             gradient = torch.autograd.grad(loss(at), list(at.values()), create_graph=True)
             at = {name: p - problem.inner.learning_rate * g for (name, p), g in zip(at.items(), gradient, strict=True)}
-        value = problem.outer(at) + (problem.direct(start) if problem.direct else 0.0)
-        return dict(zip(start, torch.autograd.grad(value, list(start.values())), strict=True))
+        return dict(zip(start, torch.autograd.grad(problem.outer(at), list(start.values())), strict=True))
+
+
+def whole(variant: Variant, work: Workload, inner_steps: int, tau: float) -> Params:
+    """d L_meta / d theta: the part through the inner loop by ``variant``, and the gradient of the term at theta."""
+    through = variant(work.problem(inner_steps, tau), work.theta)
+    return add(through, value_and_gradient(work.direct, work.theta).gradient)
 
 
 def _on_disk(problem: MetaProblem) -> MetaProblem:
@@ -123,13 +133,17 @@ def _on_disk(problem: MetaProblem) -> MetaProblem:
     return replace(problem, inner=replace(problem.inner, store=on_disk))
 
 
-VARIANTS: dict[str, Callable[[MetaProblem, Params], Params]] = {
-    "first order": lambda problem, theta: FirstOrder()(problem, theta).gradient,
+def by(mode: MetaGradientMode) -> Variant:
+    """The gradient that ``mode`` finds."""
+    return lambda problem, theta: mode(problem, theta).gradient
+
+
+VARIANTS: dict[str, Variant] = {
+    "first order": by(FirstOrder()),
     "unrolled, `create_graph`": unrolled,
-    "adjoint, double backward": lambda problem, theta: DoubleBackward()(problem, theta).gradient,
-    "adjoint, gradient difference": lambda problem, theta: GradientDifference()(problem, theta).gradient,
-    "the same, sets on disk": lambda problem, theta: GradientDifference()(_on_disk(problem), theta).gradient,
-    "adjoint, one-sided difference": lambda problem, theta: GradientDifference(one_sided=True)(problem, theta).gradient,
+    "adjoint, double backward": by(DoubleBackward()),
+    "adjoint, gradient difference": by(GradientDifference()),
+    "the same, sets on disk": lambda problem, theta: by(GradientDifference())(_on_disk(problem), theta),
 }
 
 try:  # pip install -c constraints.txt -e '.[rivals]'
@@ -162,17 +176,16 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
     meter = Meter(device)
     unit_memory = statistics.median(meter.peak(work.gradient) for _ in range(rounds))
     for inner_steps in INNER_STEPS:
-        problem = work.problem(inner_steps, tau)
-        exact = unrolled(reference.problem(inner_steps, tau), reference.theta)
+        exact = whole(unrolled, reference, inner_steps, tau)
+        calls = {name: functools.partial(whole, variant, work, inner_steps, tau) for name, variant in VARIANTS.items()}
         ratios: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(rounds):
             unit = statistics.median(seconds(work.gradient, device) for _ in range(3))
-            for name, variant in VARIANTS.items():
-                ratios[name].append(seconds(functools.partial(variant, problem, work.theta), device) / unit)
-        for name, variant in VARIANTS.items():
-            peaks = [meter.peak(functools.partial(variant, problem, work.theta)) for _ in range(rounds)]
-            memory = statistics.median(peaks) / unit_memory
-            error = relative_error(variant(problem, work.theta), exact)
+            for name, call in calls.items():
+                ratios[name].append(seconds(call, device) / unit)
+        for name, call in calls.items():
+            memory = statistics.median(meter.peak(call) for _ in range(rounds)) / unit_memory
+            error = relative_error(call(), exact)
             cells[name] += [f"{statistics.median(ratios[name]):.1f}", f"{memory:.2f}", f"{error:.1e}"]
     header = [f"{what} M={m}" for m in INNER_STEPS for what in ("time", "memory", "error")]
     return _table(["meta-gradient", *header], [[name, *row] for name, row in cells.items()])
@@ -180,17 +193,13 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
 
 def errors_by_step(work: dict[torch.dtype, Workload], tau: float, inner_steps: int) -> list[str]:
     """The rows of the table of errors by relative step."""
-    exact = unrolled(work[torch.float64].problem(inner_steps, tau), work[torch.float64].theta)
+    exact = whole(unrolled, work[torch.float64], inner_steps, tau)
     rows = []
     for step in RELATIVE_STEPS:
-        row = [f"{step:.0e}"]
-        for w in work.values():
-            for one_sided in (False, True):
-                mode = GradientDifference(relative_step=step, one_sided=one_sided)
-                row.append(f"{relative_error(mode(w.problem(inner_steps, tau), w.theta).gradient, exact):.1e}")
-        rows.append(row)
-    header = [f"{str(d).removeprefix('torch.')}, {side}" for d in work for side in ("two-sided", "one-sided")]
-    return _table(["relative step", *header], rows)
+        difference = by(GradientDifference(relative_step=step))
+        found = [whole(difference, w, inner_steps, tau) for w in work.values()]
+        rows.append([f"{step:.0e}", *(f"{relative_error(one, exact):.1e}" for one in found)])
+    return _table(["relative step", *(str(dtype).removeprefix("torch.") for dtype in work)], rows)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:

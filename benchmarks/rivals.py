@@ -43,7 +43,7 @@ def by_higher(problem: MetaProblem, theta: Params) -> Params:
     ):
         for loss in problem.inner_losses:
             steps.step(moving(loss))
-        return _gradient(moving(problem.outer), problem, start)
+        return _gradient(moving(problem.outer), start)
 
 
 def by_torchopt(problem: MetaProblem, theta: Params) -> Params:
@@ -55,9 +55,8 @@ def by_torchopt(problem: MetaProblem, theta: Params) -> Params:
         warnings.simplefilter("ignore")
         for loss in problem.inner_losses:
             optimizer.step(holder(loss))
-        return _gradient(holder(problem.outer), problem, start)
+        return _gradient(holder(problem.outer), start)
 
 
-def _gradient(outer: Tensor, problem: MetaProblem, start: Params) -> Params:
-    value = outer + (problem.direct(start) if problem.direct else 0.0)
-    return dict(zip(start, torch.autograd.grad(value, list(start.values())), strict=True))
+def _gradient(outer: Tensor, start: Params) -> Params:
+    return dict(zip(start, torch.autograd.grad(outer, list(start.values())), strict=True))

@@ -24,6 +24,7 @@ from metaunlearn.models import load
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
+from toy_denoiser import counted_gradients
 
 FAST = (
     "steps=6", "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4",
@@ -210,7 +211,7 @@ def test_doctor_counts_the_mean_and_the_most() -> None:
     M = 2 1 + (2 + 4) + 1, and to first order, where no path is kept, 1 + 4 + 1. One who goes on adds 2."""
     once = "inner_horizon=none"
     found = settings(MIXTURE, "meta_gradient=gradient-difference", once)
-    assert doctor.gradients_per_step(found, meta=True) == 10
+    assert counted_gradients(found, meta=True) == 10
     assert doctor.parameter_copies(found, meta=True) == 15
     assert doctor.parameter_copies(settings(MIXTURE, "meta_gradient=gradient-difference"), meta=True) == 17
     momentum = ("inner_optimizer=momentum", "inner_steps=2", once)

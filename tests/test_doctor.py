@@ -27,6 +27,7 @@ from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import Params
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
+from toy_denoiser import counted_gradients
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_operations_of_attention() -> None:
 )
 def test_gradients_per_step(overrides: tuple[str, ...], meta: bool, expected: int) -> None:
     """The products cost two gradients each: one on either side of a difference."""
-    assert doctor.gradients_per_step(settings(*overrides), meta=meta) == expected
+    assert counted_gradients(settings(*overrides), meta=meta) == expected
 
 
 def test_estimate_counts_parameters_and_scales_with_speed(tiny_model: Path, model: TextToImageModel) -> None:

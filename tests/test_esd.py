@@ -13,7 +13,7 @@ from metaunlearn.data.concepts import guide_prompts, prompts_for
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.esd import BankedForgetLoss, Esd, Esd2025, esd_2025_target, esd_target
-from metaunlearn.erasure.interface import ErasureTask, ForgetLoss, MovingForgetLoss
+from metaunlearn.erasure.interface import ErasureTask, ForgetLoss, Moving
 from metaunlearn.erasure.prepare import own_picture_counts
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.trajectories import MovingLatents, TrajectoryBank, sample_for, sample_trajectories
@@ -187,7 +187,7 @@ def test_latents_of_the_edited_model_have_the_teachers_target(model: TextToImage
     settings = resolve(EraseSettings, read_recipe("small").erase, ["bank_trajectories=2", "bank_steps=4"])
     task = ErasureTask(model=model, prompts=prompts_for(model.pipeline, ["zebra"]), settings=settings, seed=0)
     loss = Esd(subset="u", eta=2.0, latents="edited", bank_refresh=2).begin(task)
-    assert isinstance(loss, MovingForgetLoss)
+    assert isinstance(loss, Moving)
     theta, edited = model.parameters(), {name: p + 0.05 for name, p in model.parameters().items()}
     first = loss.state()["x_t"]
     loss.after_step(edited, 1)

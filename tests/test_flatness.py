@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from meta_problems import error
-from metaunlearn.doctor.passes import gradients_per_step
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import refuse_unheard
 from metaunlearn.errors import UserError
@@ -18,7 +17,7 @@ from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, add, norm
 from metaunlearn.unheard import refuse_ignored
 from test_algorithm1 import EXACT, PAPER, drawn, l_dm, l_forget, paper_settings
-from toy_denoiser import toy_run, toy_settings
+from toy_denoiser import counted_gradients, toy_run, toy_settings
 
 KAPPA, RHO = 0.8, 0.3
 DIFFERENCE = 1e-8
@@ -126,9 +125,9 @@ def test_a_closed_form_method_has_no_forget_loss_to_be_sharp(tmp_path: Path, tin
 
 
 def test_the_doctor_counts_them() -> None:
-    without = gradients_per_step(toy_settings(), meta=True)
-    assert gradients_per_step(toy_settings("lipschitz_weight=1"), meta=True) == without + 3
-    assert gradients_per_step(toy_settings("sharpness_radius=1"), meta=True) == without + 2
-    assert gradients_per_step(toy_settings("sharpness_radius=1"), meta=True, forget=False) == gradients_per_step(
+    without = counted_gradients(toy_settings(), meta=True)
+    assert counted_gradients(toy_settings("lipschitz_weight=1"), meta=True) == without + 3
+    assert counted_gradients(toy_settings("sharpness_radius=1"), meta=True) == without + 2
+    assert counted_gradients(toy_settings("sharpness_radius=1"), meta=True, forget=False) == counted_gradients(
         toy_settings(), meta=True, forget=False
     )

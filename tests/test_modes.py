@@ -49,7 +49,7 @@ def test_auto_takes_the_step_that_the_model_wants() -> None:
         problem, inner_losses=[lambda at: smooth(at) + 1e-10 * torch.cos(1e6 * at["hidden.weight"]).mean()]
     )
     chosen = resolve("auto", theta, rippled)
-    assert chosen == GradientDifference(relative_step=AUTO_STEPS[-1] * RELATIVE_STEPS[torch.float64][0])
+    assert chosen == GradientDifference(relative_step=AUTO_STEPS[-1] * RELATIVE_STEPS[torch.float64])
     exact = DoubleBackward()(rippled, theta).gradient
     assert error(chosen(rippled, theta).gradient, exact) < error(GradientDifference()(rippled, theta).gradient, exact)
 

@@ -106,6 +106,8 @@ def test_imma_goes_on_from_a_method_with_the_recipes_settings_for_it() -> None:
 def test_settings_of_the_meta_objective_are_refused_where_nothing_reads_them(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' does not read gamma2, zeta"):
         configure(name, SMALL, ["zeta=1", "gamma2=1"])
+    with pytest.raises(UserError, match=f"'{name}' does not read difference_precision"):
+        configure(name, SMALL, ["difference_precision=tf32"])
     assert heard_by(name, SMALL, ["zeta=1", "steps=5"]) == ["steps=5"]
     assert heard_by("esd-u-1", SMALL, ["zeta=1", "steps=5"]) == ["zeta=1", "steps=5"]
 

@@ -14,7 +14,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
-from metaunlearn.erasure.interface import ErasureTask, MovingForgetLoss
+from metaunlearn.erasure.interface import ErasureTask, Moving
 from metaunlearn.erasure.sdd import Sdd, SddForgetLoss, joined_prompts, moved_average
 from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
@@ -139,7 +139,7 @@ def test_teacher_follows_and_samples_anew_when_it_is_time(model: TextToImageMode
 
 def test_state_goes_around(model: TextToImageModel, task: ErasureTask) -> None:
     loss, student = new_loss(task, bank_refresh=1), moved(model.parameters())
-    assert isinstance(loss, MovingForgetLoss)
+    assert isinstance(loss, Moving)
     loss.after_step(student, 1)
     other = new_loss(task, bank_refresh=1)
     other.restore(loss.state())

@@ -9,7 +9,10 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.diffusion import NoiseSchedule
+from metaunlearn.doctor.passes import gradients_in, outer_step
+from metaunlearn.erasure.esd import Esd
 from metaunlearn.erasure.interface import ForgetBatch
+from metaunlearn.erasure.uce import Uce
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
 from metaunlearn.recipe import read_recipe
@@ -87,3 +90,9 @@ def toy_run(settings: EraseSettings, *, meta: bool = True, seed: int = 0, forget
         meta=meta,
         seed=seed,
     )
+
+
+def counted_gradients(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:
+    """Gradients on ``batch_size`` pictures in an outer step, as the doctor counts them; without ``forget`` UCE's."""
+    method = Esd(subset="u", eta=1.0) if forget else Uce()
+    return gradients_in(outer_step(method, settings, meta=meta, paths=1), settings.batch_size)

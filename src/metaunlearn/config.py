@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from typing import Any, Literal, Self
+from enum import Enum
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +22,17 @@ class Attacker(Settings):
     """tau."""
     steps: int = Field(gt=0)
     """M."""
+
+
+class Of(Enum):
+    """What a setting is of, where some runs do without it."""
+
+    META = "the meta objective"
+    """Read by runs with the meta objective alone."""
+    ATTACKER = "the simulated finetuning and the gradient through it"
+    """Read by those, and by a method with a defence of its own if it simulates an attacker, too."""
+    FLATNESS = "a penalty of meta/flatness.py"
+    """Read by every run but those of a method with a defence of its own."""
 
 
 class EraseSettings(Settings):
@@ -47,9 +59,9 @@ class EraseSettings(Settings):
     None: the weights themselves. The method sdd has a key of its own by this name, for its teacher."""
     gamma1: float = Field(default=1.0, ge=0)
     """gamma_1, weight of the unlearn objective."""
-    gamma2: float = Field(ge=0)
+    gamma2: Annotated[float, Of.META] = Field(ge=0)
     """gamma_2, weight of the meta objective."""
-    zeta: float = Field(default=1.0, ge=0)
+    zeta: Annotated[float, Of.META] = Field(default=1.0, ge=0)
     """zeta, weight of the self-destruction of retained concepts inside the meta objective."""
     retain_weight: float = Field(ge=0)
     """lambda, weight of L_retain in Eq. 1."""
@@ -66,57 +78,59 @@ class EraseSettings(Settings):
     """Weight of the related pictures inside L_retain, beside retain_unrelated; None: all pictures weigh the same."""
     retain_unrelated: float | None = Field(default=None, ge=0)
     """Weight of the unrelated pictures inside L_retain, beside retain_related."""
-    zeta_margin: float | None = Field(default=None, gt=0)
+    zeta_margin: Annotated[float | None, Of.META] = Field(default=None, gt=0)
     """A retained picture self-destructs until its loss at theta_M exceeds the one at theta, under the same noise and
     timestep, by so much, and no further; None: without end, as in the paper's Eq. 3."""
-    zeta_related: float | None = Field(default=None, ge=0)
+    zeta_related: Annotated[float | None, Of.META] = Field(default=None, ge=0)
     """Weight of the related pictures inside Eq. 3's D_retain, beside zeta_unrelated; None: all weigh the same."""
-    zeta_unrelated: float | None = Field(default=None, ge=0)
+    zeta_unrelated: Annotated[float | None, Of.META] = Field(default=None, ge=0)
     """Weight of the unrelated pictures inside Eq. 3's D_retain, beside zeta_related."""
-    direct_term: bool = True
+    direct_term: Annotated[bool, Of.META] = True
     """Whether Eq. 3's + zeta L_DM(theta; D_retain) is there; the authors' code leaves it out."""
-    common_noise: bool = True
+    common_noise: Annotated[bool, Of.META] = True
     """Whether both sides of Eq. 3's difference have the same noise and timesteps."""
-    inner_steps: int = Field(gt=0)
+    inner_steps: Annotated[int, Of.ATTACKER] = Field(gt=0)
     """M, simulated finetuning steps."""
-    inner_learning_rate: float = Field(ge=0)
+    inner_learning_rate: Annotated[float, Of.ATTACKER] = Field(ge=0)
     """tau, of the simulated finetuning."""
-    inner_optimizer: InnerOptimizer = "sgd"
+    inner_optimizer: Annotated[InnerOptimizer, Of.ATTACKER] = "sgd"
     """Optimiser of the simulated finetuning; each outer step starts it afresh."""
-    inner_momentum: float = Field(default=0.9, ge=0, lt=1)
+    inner_momentum: Annotated[float, Of.ATTACKER] = Field(default=0.9, ge=0, lt=1)
     """mu, of the inner optimiser momentum."""
-    inner_weight_decay: float = Field(default=0.01, ge=0)
+    inner_weight_decay: Annotated[float, Of.ATTACKER] = Field(default=0.01, ge=0)
     """delta, decoupled, of the inner optimiser adamw."""
-    inner_eps_root: float = Field(default=1e-8, gt=0)
+    inner_eps_root: Annotated[float, Of.ATTACKER] = Field(default=1e-8, gt=0)
     """Inside Adam's square root, so that it can be differentiated; lower is truer to Adam and harder on float32."""
-    inner_max_gradient_norm: float | None = Field(default=None, gt=0)
+    inner_max_gradient_norm: Annotated[float | None, Of.ATTACKER] = Field(default=None, gt=0)
     """The simulated attacker clips its gradients to this norm; None: it does not."""
-    inner_horizon: int | None = Field(default=None, gt=0)
+    inner_horizon: Annotated[int | None, Of.META] = Field(default=None, gt=0)
     """Every second outer step has an attacker that goes on from where its last turn ended, until it has taken so many
     steps and starts afresh: a long attack, a few steps at a time. None: all start at theta, as in the paper."""
-    inner_subset: str = "f"
+    inner_subset: Annotated[str, Of.ATTACKER] = "f"
     """Denoiser parameters that the simulated attacker tunes: x, x-strict, first-xattn, u, selfattn, f (all), or method:
     those that the method trains."""
-    inner_store: Literal["device", "host", "disk"] = "device"
+    inner_store: Annotated[Literal["device", "host", "disk"], Of.ATTACKER] = "device"
     """Where the exact meta-gradient keeps the M parameter sets of the simulated finetuning; host, disk: one at a time
     comes back to the device, same values."""
-    attackers: tuple[Attacker, ...] = ()
+    attackers: Annotated[tuple[Attacker, ...], Of.ATTACKER] = ()
     """A mixture: each outer step draws one of these {optimizer, learning_rate, steps} in place of inner_optimizer,
     inner_learning_rate and inner_steps; empty: no mixture."""
-    meta_gradient: Literal["auto", "first-order", "gradient-difference", "double-backward"] = "auto"
+    meta_gradient: Annotated[Literal["auto", "first-order", "gradient-difference", "double-backward"], Of.ATTACKER] = (
+        "auto"
+    )
     """How the meta-gradient is computed."""
-    meta_loss: Literal["end", "path"] = "end"
+    meta_loss: Annotated[Literal["end", "path"], Of.META] = "end"
     """Where Eq. 3's losses after the simulated finetuning are taken: at theta_M, as in the paper; or path, their mean
     over theta_1 .. theta_M, so that an attacker who stops early is resisted, too."""
-    post_attack_loss: Literal["denoising", "forget"] = "denoising"
+    post_attack_loss: Annotated[Literal["denoising", "forget"], Of.META] = "denoising"
     """What Eq. 3 asks of the concept at theta_M: the paper's -L_DM, which has no end; or forget, + the method's own
     L_forget on the step's own batch, which is least where the concept is still forgotten."""
-    meta_retain: Literal["related", "unrelated", "both"] = "both"
+    meta_retain: Annotated[Literal["related", "unrelated", "both"], Of.META] = "both"
     """Which retained pictures self-destruct in the meta objective."""
-    lipschitz_weight: float = Field(default=0.0, ge=0)
+    lipschitz_weight: Annotated[float, Of.FLATNESS] = Field(default=0.0, ge=0)
     """kappa, weight in the unlearn objective of || grad L_DM(theta; D_FT) ||, over all parameters: how fast finetuning
     on the concept could begin; 0: no such penalty."""
-    sharpness_radius: float = Field(default=0.0, ge=0)
+    sharpness_radius: Annotated[float, Of.FLATNESS] = Field(default=0.0, ge=0)
     """rho: L_forget is taken where it is worst within this distance of theta (sharpness-aware minimisation); 0: at
     theta."""
     heal_steps: int = Field(default=0, ge=0)
@@ -150,13 +164,13 @@ class EraseSettings(Settings):
     """Outer steps between two diagnoses in log.jsonl: Eq. 4's terms, Eq. 3's losses, first order's error; 0: none."""
     diagnostics_subset: str = "f"
     """Denoiser parameters over which Eq. 4's terms are taken: f (all), first-xattn as in the paper's Figure 6, ..."""
-    diagnostics_exact: Literal["none", "gradient-difference", "double-backward"] = "none"
+    diagnostics_exact: Annotated[Literal["none", "gradient-difference", "double-backward"], Of.META] = "none"
     """How a first-order run finds its error at a diagnosis; it takes an exact meta-gradient. An exact run knows it."""
     gradient_checkpointing: bool = False
     """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
     """Of the products in first-order passes: those at theta, and first-order's at theta_M."""
-    difference_precision: Literal["float32", "tf32"] = "float32"
+    difference_precision: Annotated[Literal["float32", "tf32"], Of.META] = "float32"
     """Of the products in an exact meta-gradient by gradient-difference; tf32 takes a longer step, and is the faster."""
     teacher_precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Of the parameters that sampling paths and ESD's targets come from."""
@@ -216,6 +230,12 @@ class EraseSettings(Settings):
         """The mixture, or the only attacker as a mixture of one."""
         alone = Attacker(optimizer=self.inner_optimizer, learning_rate=self.inner_learning_rate, steps=self.inner_steps)
         return self.attackers or (alone,)
+
+
+def settings_of(*parts: Of) -> tuple[str, ...]:
+    """Names of the erasing settings that are of one of ``parts``."""
+    fields = EraseSettings.model_fields.items()
+    return tuple(name for name, field in fields if any(part in field.metadata for part in parts))
 
 
 class AttackSettings(Settings):

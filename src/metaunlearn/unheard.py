@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from metaunlearn.config import EraseSettings
+from metaunlearn.config import EraseSettings, Of, settings_of
 from metaunlearn.errors import UserError
 from metaunlearn.settings import parse_overrides
 
 REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
 
-FLATNESS = ("lipschitz_weight", "sharpness_radius")
+FLATNESS = settings_of(Of.FLATNESS)
 """Penalties of ``meta/flatness.py``."""
 
 ASKS_NOTHING: dict[str, Any] = {
@@ -44,12 +44,7 @@ OF_OPTIMIZER = {
 }
 """Numbers of the simulated attackers' optimisers, and which of these have them."""
 
-ABOUT_META = (
-    "gamma2", "zeta", "zeta_margin", "zeta_related", "zeta_unrelated", "direct_term", "common_noise", "meta_loss",
-    "meta_retain", "post_attack_loss", "meta_gradient", "difference_precision", "diagnostics_exact", "attackers",
-    "inner_steps", "inner_learning_rate", "inner_optimizer", "inner_momentum", "inner_weight_decay", "inner_eps_root",
-    "inner_max_gradient_norm", "inner_horizon", "inner_subset", "inner_store",
-)  # fmt: skip
+ABOUT_META = settings_of(Of.META, Of.ATTACKER)
 """Keys that say something of the meta objective, of the simulated attacker, or of the meta-gradient alone."""
 
 

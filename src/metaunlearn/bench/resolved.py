@@ -9,13 +9,15 @@ from typing import Any
 from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.bench.cells import Cell
+from metaunlearn.config import Of, settings_of
 from metaunlearn.erasure.interface import DefendedMethod, takes_steps
 from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.errors import UserError
 from metaunlearn.recipe import RecipeFile, read_recipe
 
-META_ONLY = ("gamma2", "zeta", "inner_", "meta_", "direct_term", "common_noise", "post_attack_loss")
-"""Beginnings of settings that a run without the meta objective does not read."""
+META_ONLY = tuple(name for name in settings_of(Of.META, Of.ATTACKER) if name != "attackers")
+"""Settings that a run without the meta objective does not read. A mixture of attackers is none of them: drawing one of
+it moves the run's other draws, too."""
 NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
 """Beginnings of settings under which the result is the same, bit for bit."""
 
@@ -69,7 +71,6 @@ def check_recipe(cell: Cell) -> None:
 def _that_count(chosen: Configured, *, meta: bool) -> dict[str, Any]:
     if not takes_steps(chosen.method, meta=meta):
         return {}  # A closed-form edit takes no step.
-    # A mixture of attackers stays in a plain run's: drawing one of it moves the run's other draws, too.
     unread: tuple[str, ...] = () if meta else META_ONLY
     if isinstance(chosen.method, DefendedMethod):
         unread = chosen.method.unread

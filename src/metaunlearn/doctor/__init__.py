@@ -16,7 +16,6 @@ from metaunlearn.doctor.counting import (
 from metaunlearn.doctor.describing import describe
 from metaunlearn.doctor.estimating import JobEstimate, estimate
 from metaunlearn.doctor.machine import Machine, inspect_machine
-from metaunlearn.doctor.passes import gradients_per_step
 
 __all__ = [
     "EFFICIENCY",
@@ -27,7 +26,6 @@ __all__ = [
     "describe",
     "estimate",
     "forward_cost",
-    "gradients_per_step",
     "inspect_machine",
     "matrix_speed",
     "parameter_copies",

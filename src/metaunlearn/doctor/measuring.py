@@ -118,7 +118,7 @@ class Bench:
                 return torch.no_grad()(partial(_denoising(_Teacher(model), one.pictures), self.teacher))
             case "product":
                 direction = {name: self.theta[name].detach() for name in self.tuned}
-                return partial(double_backward_product, loss, self.theta, None, direction)
+                return partial(double_backward_product, loss, self.theta, direction)
             case _:
                 return partial(value_and_gradient, loss, self.theta, names)
 

@@ -59,15 +59,8 @@ def outer_step(method: Method, settings: EraseSettings, *, meta: bool, paths: in
     return dict(found)
 
 
-def gradients_per_step(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:
-    """Gradients on ``batch_size`` pictures in an outer step; a closed-form method has no L_forget."""
-    found: Passes = defaultdict(float)
-    _objectives(found, settings, meta=meta, forget=forget)
-    return gradients_in(found, settings.batch_size)
-
-
 def gradients_in(passes: Passes, batch_size: int) -> int:
-    """The same of passes that are known."""
+    """Gradients on ``batch_size`` pictures that ``passes`` amount to."""
     return round(sum(GRADIENTS[one.kind] * one.pictures * count for one, count in passes.items()) / batch_size)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.config import EraseSettings
+from metaunlearn.config import EraseSettings, Of, settings_of
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.diffusion import Batch
@@ -113,11 +113,6 @@ def moving_part(part: object) -> Moving | None:
 
 
 @runtime_checkable
-class MovingForgetLoss(ForgetLoss, Moving, Protocol):
-    """A forget loss that moves."""
-
-
-@runtime_checkable
 class OptimisedMethod(Protocol):
     """A forget loss inside Algorithm 1."""
 
@@ -194,10 +189,7 @@ class Defence(Protocol):
         ...
 
 
-META_SETTINGS = (
-    "gamma2", "zeta", "zeta_related", "zeta_unrelated", "zeta_margin", "direct_term", "common_noise", "meta_retain",
-    "meta_loss", "post_attack_loss", "inner_horizon", "lipschitz_weight", "sharpness_radius",
-)  # fmt: skip
+META_SETTINGS = settings_of(Of.META, Of.FLATNESS)
 """Settings of the meta objective, and of other ways to resist, that no method with a defence of its own reads."""
 
 

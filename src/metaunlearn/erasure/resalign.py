@@ -157,7 +157,7 @@ class ResAlignDefence:
             return Implicit(v, 1.0)
         return implicit_gradient(
             v,
-            partial(product, last, theta_ft, None),
+            partial(product, last, theta_ft),
             self.tuned,
             rho=self.options.proximity,
             iterations=self.options.iterations,

@@ -48,7 +48,7 @@ def steepness(concept: Loss, theta: Params, product: HessianProduct) -> Steepnes
     """||g|| and its gradient, of the loss ``concept``, L_DM(theta; D_FT)."""
     slope = value_and_gradient(concept, theta).gradient
     length = norm(slope)
-    return Steepness(length, product(concept, theta, slope, scale(slope, 1 / length if length else 0.0)))
+    return Steepness(length, product(concept, theta, scale(slope, 1 / length if length else 0.0)))
 
 
 def sharpness(forget: Loss, theta: Params, radius: float) -> Sharpness:

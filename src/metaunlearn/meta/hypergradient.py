@@ -1,19 +1,21 @@
-r"""The meta-gradient: d L_meta / d theta through M steps of the attacker's finetuning, at first-order memory.
+r"""The meta-gradient: d outer(theta_M) / d theta through M steps of the attacker's finetuning, at first-order memory.
 
 With theta_0 = theta and theta_m = theta_{m-1} - tau P grad L_m(theta_{m-1}) (Eq. 2; Algorithm 1, lines 13-15), or a
 step of momentum, Adam or AdamW in its place,
 
-    L_meta(theta) = outer(theta_M) + direct(theta)                                                              (Eq. 3)
-    outer(theta_M) = -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain),   direct(theta) = zeta L_DM(theta; D_retain)
+    L_meta(theta) = outer(theta_M) + zeta L_DM(theta; D_retain)                                                 (Eq. 3)
+    outer(theta_M) = -L_DM(theta_M; D_FT) - zeta L_DM(theta_M; D_retain)
 
-the chain rule, read from the end, is the adjoint recursion
+the chain rule, read from the end, gives the gradient of outer, v_0, by the adjoint recursion
 
     v_M     = grad outer(theta_M)
     v_{m-1} = v_m - tau H_m d_m,   H_m the Hessian at theta_{m-1} of the *same* L_m: batch, noise, timesteps
-    d L_meta / d theta = v_0 + grad direct(theta)
 
-where d_m = P v_m for SGD. When the first part is the mean of outer over theta_1 .. theta_M (``meta_loss = "path"``),
-each theta_m starts an adjoint of its own. They are linear, so they travel as one:
+where d_m = P v_m for SGD. L_meta's term at theta itself has no way back: the outer step takes its gradient along with
+the others at theta (``objective.losses_at_theta``, and with a margin ``objective.direct_loss``).
+
+When outer is a mean over theta_1 .. theta_M (``meta_loss = "path"``), each theta_m starts an adjoint of its own. They
+are linear, so they travel as one:
 
     v_M = grad outer(theta_M) / M,     v_m += grad outer(theta_m) / M   for m = M-1 .. 1, before it is pulled back
 
@@ -45,15 +47,15 @@ from metaunlearn.meta.inner import InnerLoop, shift
 from metaunlearn.meta.store import Stack
 from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.models.precision import Products, float32_products
-from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, scale, value_and_gradient
+from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, value_and_gradient
 
-HessianProduct = Callable[[Loss, Params, Params | None, Params], Params]
-"""(L, theta, gradient of L at theta if it was kept, direction) -> H direction over all of theta; direction is d_m."""
+HessianProduct = Callable[[Loss, Params, Params], Params]
+"""(L, theta, direction) -> H direction over all of theta; direction is d_m."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaProblem:
-    """One evaluation of L_meta: the losses of Eq. 3, each with its batch fixed."""
+    """One evaluation of L_meta but for its term at theta: the losses of Eq. 3, each with its batch fixed."""
 
     inner_losses: Sequence[Loss]
     """L_1 .. L_M, what the attacker minimises at each step."""
@@ -66,8 +68,6 @@ class MetaProblem:
     """Whether ``outer`` is the mean over theta_1 .. theta_M rather than taken at theta_M alone."""
     active: Callable[[Params], Tensor] | None = None
     """How far each retained picture's term of ``outer`` counts at theta_M, (K, B): what its direct term counts, too."""
-    direct: Loss | None = None
-    """The part at theta itself: + zeta L_DM(theta; D_retain); None when zeta is 0."""
     with_first_order: bool = False
     """Whether an exact mode also hands over the first-order meta-gradient, which it passes on its way."""
     keep_final: bool = True
@@ -86,11 +86,9 @@ class MetaGradient:
     """The meta-gradient and the values met on the way."""
 
     gradient: Params
-    """d L_meta / d theta over all parameters."""
+    """v_0, d outer(theta_M) / d theta, over all parameters."""
     outer_value: float
     """outer(theta_M), or its mean over theta_1 .. theta_M."""
-    direct_value: float
-    """direct(theta); L_meta is the sum of both."""
     inner_losses: list[float]
     """L_m(theta_{m-1}), m = 1..M: the attacker's loss as it finetunes."""
     theta_final: Params
@@ -148,8 +146,6 @@ class GradientDifference:
     """||eps d|| / ||P theta||; None: the measured best of the precision (``RELATIVE_STEPS``, docs/numerics.md)."""
     precision: Products = "ieee"
     """Of the products inside the network, all the way."""
-    one_sided: bool = False
-    """[grad L(theta + eps d) - grad L(theta)] / eps with the kept inner gradient: M gradients fewer, less accurate."""
 
     def __post_init__(self) -> None:
         if self.relative_step is not None and not 0 < self.relative_step < 1:
@@ -163,14 +159,14 @@ class GradientDifference:
                 "Rounding would swamp the difference. Load the model in float32, or use 'double-backward'."
             )
         with float32_products(self.precision):
-            return _adjoint(problem, theta, hessian_product=self._product, keep_gradients=self.one_sided)
+            return _adjoint(problem, theta, hessian_product=self._product)
 
-    def product(self, loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+    def product(self, loss: Loss, theta: Params, direction: Params) -> Params:
         """One product, for whoever needs it outside the recursion; a ``HessianProduct``."""
         with float32_products(self.precision):
-            return self._product(loss, theta, gradient, direction)
+            return self._product(loss, theta, direction)
 
-    def _product(self, loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+    def _product(self, loss: Loss, theta: Params, direction: Params) -> Params:
         length = norm(direction)
         if length == 0:
             return {name: torch.zeros_like(p) for name, p in theta.items()}
@@ -179,33 +175,28 @@ class GradientDifference:
                 "the direction of a Hessian product is not finite: a loss or its gradient has run away. Lower "
                 "inner_learning_rate, gamma2 or lipschitz_weight (--set KEY=...), whichever is in use."
             )
-        relative_step = self.relative_step or usual_step(theta, one_sided=self.one_sided, products=self.precision)
+        relative_step = self.relative_step or usual_step(theta, self.precision)
         # An all-zero theta has no length to be relative to: the step is then absolute.
         eps = relative_step * (norm({name: theta[name] for name in direction}) or 1.0) / length
         ahead = value_and_gradient(loss, shift(theta, direction, eps)).gradient
-        if self.one_sided and gradient is not None:
-            return scale(add(ahead, gradient, -1.0), 1 / eps)
         behind = value_and_gradient(loss, shift(theta, direction, -eps)).gradient
         # One parameter at a time, so that there are never more than these two sets.
         return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
 
 
-RELATIVE_STEPS: dict[torch.dtype, tuple[float, float]] = {
-    torch.float32: (1e-5, 5e-6),
-    torch.float64: (1e-7, 1e-8),
-}
-"""The measured best ``relative_step`` of each precision: (two-sided, one-sided)."""
+RELATIVE_STEPS: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float64: 1e-7}
+"""The measured best ``relative_step`` of each precision."""
 
 
-TF32_STEPS = (1e-3, 3e-4)
+TF32_STEP = 1e-3
 """The same where float32's products are in TF32."""
 
 
-def usual_step(theta: Params, *, one_sided: bool, products: Products = "ieee") -> float:
+def usual_step(theta: Params, products: Products = "ieee") -> float:
     """The usual ``relative_step`` for the coarsest precision among the parameters."""
     if products == "tf32":
-        return TF32_STEPS[one_sided]
-    return max(RELATIVE_STEPS[dtype][one_sided] for dtype in {p.dtype for p in theta.values()})
+        return TF32_STEP
+    return max(RELATIVE_STEPS[dtype] for dtype in {p.dtype for p in theta.values()})
 
 
 def low_precision(theta: Params) -> str | None:
@@ -217,15 +208,15 @@ def low_precision(theta: Params) -> str | None:
     return f"autocast is on for {device}" if torch.is_autocast_enabled(device) else None
 
 
-def double_backward_product(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+def double_backward_product(loss: Loss, theta: Params, direction: Params) -> Params:
     """H direction = grad_theta <grad_adapted L(theta), direction>, outside the recursion; a ``HessianProduct``."""
     with float32_products("ieee"):
-        return _double_backward(loss, theta, gradient, direction)
+        return _double_backward(loss, theta, direction)
 
 
-def _double_backward(loss: Loss, theta: Params, gradient: Params | None, direction: Params) -> Params:
+def _double_backward(loss: Loss, theta: Params, direction: Params) -> Params:
     if isinstance(loss, SharedLoss):  # H is a mean over processes, and direction is the same in all of them.
-        return loss.average(_double_backward(loss.own, theta, gradient, direction))
+        return loss.average(_double_backward(loss.own, theta, direction))
     at = leaves(theta)
     # Fused attention kernels have no second derivative; the plain one is made of operations that do.
     with sdpa_kernel(SDPBackend.MATH):
@@ -238,9 +229,7 @@ def _double_backward(loss: Loss, theta: Params, gradient: Params | None, directi
     return dict(zip(at, product, strict=True))
 
 
-def _adjoint(
-    problem: MetaProblem, theta: Params, hessian_product: HessianProduct | None, *, keep_gradients: bool = False
-) -> MetaGradient:
+def _adjoint(problem: MetaProblem, theta: Params, hessian_product: HessianProduct | None) -> MetaGradient:
     """The recursion at the top of this file; without ``hessian_product`` every H_m is zero."""
     count = len(problem.inner_losses) if problem.along_path else 1
     terms = OuterTerms(problem.outer, count, problem.inner.decay, problem.active)
@@ -250,7 +239,7 @@ def _adjoint(
         theta_final, first_order = path.thetas.pop(), None
         v = terms.without_hessians(len(problem.inner_losses), theta_final)
     else:
-        path = problem.inner.run(theta, problem.inner_losses, keep_gradients=keep_gradients)
+        path = problem.inner.run(theta, problem.inner_losses)
         theta_final = path.thetas.pop()
         v = terms.gradient(theta_final)
         if not problem.keep_final:
@@ -258,10 +247,8 @@ def _adjoint(
         first_order = v if problem.with_first_order else None
         w = problem.inner.optimizer.start(problem.inner.project(v))
         for m, loss in reversed(list(enumerate(problem.inner_losses))):  # From theta_{m+1} to theta_m.
-            gradient = path.gradients[-1] if keep_gradients else None
-            product = partial(_product_before, path.thetas, hessian_product, loss, gradient, keep=problem.along_path)
+            product = partial(_product_before, path.thetas, hessian_product, loss, keep=problem.along_path)
             v, w = problem.inner.pull_back(v, w, path.gradients, product)
-            del gradient, product  # else g_m would stay alive while g_{m-1} comes back
             if len(path.gradients):
                 path.gradients.pop()
             first_order = None if first_order is None else problem.inner.decay(first_order)
@@ -270,18 +257,11 @@ def _adjoint(
                 v = add(v, own)
                 first_order = None if first_order is None else add(first_order, own)
                 del own
-    outer_value = terms.value()
-    direct_value = torch.zeros_like(outer_value)
-    if problem.direct is not None:
-        direct_value, direct_gradient = value_and_gradient(problem.direct, theta)
-        v = add(v, direct_gradient)
-        first_order = None if first_order is None else add(first_order, direct_gradient)
     # One transfer for all values, at the end: the device is not made to wait in between.
-    *inner_losses, outer, direct = torch.stack([*path.losses, outer_value, direct_value]).tolist()
+    *inner_losses, outer = torch.stack([*path.losses, terms.value()]).tolist()
     return MetaGradient(
         gradient=v,
         outer_value=outer,
-        direct_value=direct,
         inner_losses=inner_losses,
         theta_final=theta_final,
         active=terms.active(),
@@ -290,16 +270,10 @@ def _adjoint(
 
 
 def _product_before(
-    thetas: Stack,
-    hessian_product: HessianProduct,
-    loss: Loss,
-    gradient: Params | None,
-    direction: Params,
-    *,
-    keep: bool = False,
+    thetas: Stack, hessian_product: HessianProduct, loss: Loss, direction: Params, *, keep: bool = False
 ) -> Params:
     """H_m d_m at theta_{m-1}, which is taken from ``thetas`` only now: the optimiser's way back needs it not.
 
     With ``keep`` it stays there.
     """
-    return hessian_product(loss, thetas[-1] if keep else thetas.pop(), gradient, direction)
+    return hessian_product(loss, thetas[-1] if keep else thetas.pop(), direction)

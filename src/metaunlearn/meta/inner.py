@@ -38,8 +38,7 @@ class Trajectory:
     losses: Tensor
     """(M,) L_m(theta_{m-1}), m = 1..M."""
     gradients: Stack
-    """grad L_m(theta_{m-1}), m = 1..M: over all parameters when asked for; over those that the attacker tunes when only
-    the optimiser's way back needs them; else empty."""
+    """grad L_m(theta_{m-1}), m = 1..M, over what the attacker tunes; empty if the optimiser's way back needs none."""
 
 
 class Adjoint(NamedTuple):
@@ -84,7 +83,6 @@ class InnerLoop:
         losses: Sequence[Loss],
         *,
         keep_path: bool = True,
-        keep_gradients: bool = False,
         visit: Callable[[int, Params], object] | None = None,
     ) -> Trajectory:
         """Take one step on each of ``losses``, starting at theta_0 = ``theta``.
@@ -94,22 +92,19 @@ class InnerLoop:
         self._check_names(theta)
         current = {name: p.detach() for name, p in theta.items()}
         state = self.optimizer.start(self.project(current))
-        keep_tuned = keep_path and self.optimizer.needs_gradients
+        keep_gradients = keep_path and self.optimizer.needs_gradients
         path, gradients = self.store(current if keep_path else {}), self.store({})
         path.append(current)
         values: list[Tensor] = []
         for m, loss in enumerate(losses, start=1):
-            # A gradient that is kept whole is wanted so; the step itself needs only what the attacker tunes.
-            value, gradient = value_and_gradient(loss, current, None if keep_gradients else self.adapted)
-            tuned, state = self.optimizer.step(
-                self.project(current), state, self.project(gradient), m, self.learning_rate
-            )
+            value, gradient = value_and_gradient(loss, current, self.adapted)
+            tuned, state = self.optimizer.step(self.project(current), state, gradient, m, self.learning_rate)
             current = current | tuned
             values.append(value)
             if not keep_path:
                 path.pop()
             path.append(current)
-            if keep_gradients or keep_tuned:
+            if keep_gradients:
                 gradients.append(gradient)
             del gradient, tuned  # else they would stay alive while the next step computes its own
             if visit is not None and m < len(losses):

@@ -127,7 +127,7 @@ def _checked_mode(theta: Params, probes: Sequence[MetaProblem], products: Produc
     if reason:
         logger.info("meta_gradient auto: double-backward, because %s", reason)
         return DoubleBackward()
-    usual = usual_step(theta, one_sided=False, products=products)
+    usual = usual_step(theta, products)
     modes = [GradientDifference(relative_step=factor * usual, precision=products) for factor in AUTO_STEPS]
     errors = [0.0] * len(modes)
     for probe in probes:

@@ -14,6 +14,9 @@ from metaunlearn.checkpoint import load_tensors, optimizer_tensors, restore_opti
 
 LossFunction = Callable[[int, torch.Generator], Tensor]
 
+AVERAGING = 0.999
+"""How much of the weights' average stays at each step, once it is long."""
+
 
 def run_stage(
     name: str,
@@ -23,9 +26,7 @@ def run_stage(
     steps: int,
     learning_rate: float,
     folder: Path,
-    seed: int = 0,
     weight_decay: float = 1e-4,
-    averaging: float = 0.999,
     anneal: bool = True,
     checkpoint_every: int = 500,
 ) -> None:
@@ -56,13 +57,13 @@ def run_stage(
         decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)) if anneal else 1.0
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 200) * decay
-        value = loss(step, step_generator(seed, step, name))
+        value = loss(step, step_generator(0, step, name))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         with torch.no_grad():
-            weight = 1 - min(averaging, (step + 1) / (step + 10))
+            weight = 1 - min(AVERAGING, (step + 1) / (step + 10))
             for key, p in trained.items():
                 average[key].lerp_(p, weight)
         running = value.item() if step == start else 0.98 * running + 0.02 * value.item()
