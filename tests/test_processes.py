@@ -20,6 +20,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attack_fixtures import write_pictures
 from conftest import UNET, Call, break_at_the_fourth_step, process_environment, same_weights
@@ -297,6 +299,17 @@ def test_alone_everything_stays_as_it_is() -> None:
         return theta["w"].sum()
 
     assert ALONE.shared(loss) is loss
+
+
+def test_what_lies_on_the_host_is_sent_by_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate connects cards by nccl alone, which takes no tensor of the host: an attack's loss is one."""
+    sent = []
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "all_reduce", lambda x, op=None: sent.append(x.device.type))
+    with FakeTensorMode():
+        averaged = TWO[0].average({"loss": torch.tensor(1.0, dtype=torch.float64), "numbers": torch.ones(2)})
+    assert sent == ["cuda", "cuda"]
+    assert {x.device.type for x in averaged.values()} == {"cpu"}
 
 
 def test_rows_and_turns_are_shared_out() -> None:
