@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attack_fixtures import write_pictures
 from conftest import UNET, Call, break_at_the_fourth_step, process_environment, same_weights
+from forked_runs import start
 from metaunlearn.cli import main
 from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
@@ -284,6 +285,43 @@ def test_run_goes_on_after_a_kill_with_any_number_of_processes(launched: Launche
     arguments = json.loads((launched.two.parent / "calls.json").read_text())[-1]
     assert call(*arguments, "--resume").code == 0
     assert_same_weights(launched.one / "killed", folder)
+
+
+FOUR = """
+import sys, time
+from pathlib import Path
+from torch import distributed as dist
+from metaunlearn.errors import RunError
+from metaunlearn.processes import Processes
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder / 'met'}", rank=rank, world_size=4)
+four = Processes(number=rank, count=4)
+four.wait()
+if rank == 3:
+    time.sleep(1)
+(folder / f"came {rank}").write_text(str(time.time()))
+four.wait()
+(folder / f"left {rank}").write_text(str(time.time()))
+four.wait()
+if rank != 3:
+    try:
+        four.wait()
+    except RunError as error:
+        (folder / f"told {rank}").write_text(str(error))
+"""
+
+
+def test_four_processes_wait_for_each_other(tmp_path: Path) -> None:
+    """None leaves before the last has come, and none waits for one that has ended."""
+    processes = [start(FOUR, tmp_path, rank) for rank in range(4)]
+    for process in processes:
+        process.join(120)
+        process.kill()
+    came, left = ([float((tmp_path / f"{what} {rank}").read_text()) for rank in range(4)] for what in ("came", "left"))
+    assert min(left) >= max(came) == came[3]
+    for rank in range(3):
+        assert "another process of this run died" in (tmp_path / f"told {rank}").read_text()
 
 
 # --- Without other processes -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -153,9 +153,16 @@ class Processes:
             dist.all_gather_object(made, make())
         return [thing for number, thing in enumerate(made) if number != self.number]
 
+    def highest(self, mine: Sequence[float]) -> list[float]:
+        """The highest of every process's numbers, place by place."""
+        if self.count == 1:
+            return list(mine)
+        found: list[float] = self._reduced(torch.tensor(mine, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+        return found
+
     def wait(self) -> None:
         """Until all are here."""
-        self._object(None, 0)
+        self.highest([0.0])  # Nobody has it before all have given theirs.
 
     def check_same(self, theta: Mapping[str, Tensor], step: int) -> None:
         """RunError unless theta is the same everywhere after ``step`` steps, as far as a checksum can tell.
