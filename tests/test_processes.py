@@ -312,12 +312,51 @@ if rank != 3:
 """
 
 
-def test_four_processes_wait_for_each_other(tmp_path: Path) -> None:
-    """None leaves before the last has come, and none waits for one that has ended."""
-    processes = [start(FOUR, tmp_path, rank) for rank in range(4)]
+ONE_IS_FULL = """
+import sys
+from pathlib import Path
+import torch
+from torch import distributed as dist
+from metaunlearn.meta.hypergradient import DoubleBackward
+from metaunlearn.processes import Processes
+from toy_denoiser import toy_run, toy_settings
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder / 'met'}", rank=rank, world_size=4)
+exact, tries = DoubleBackward.__call__, []
+
+def mostly(self, problem, theta):
+    tries.append(len(tries))
+    found = exact(self, problem, theta)
+    if rank == 1 and len(tries) == 1:
+        raise torch.OutOfMemoryError("full")
+    return found
+
+DoubleBackward.__call__ = mostly
+run = toy_run(toy_settings("batch_size=16", "meta_gradient=auto"), processes=Processes(number=rank, count=4))
+run.take_step()
+(folder / f"took {rank}").write_text(f"{len(tries)} tries: {run.mode}")
+"""
+
+
+def four(script: str, folder: Path) -> None:
+    """Run Python code in four processes, to its end."""
+    processes = [start(script, folder, rank) for rank in range(4)]
     for process in processes:
         process.join(120)
         process.kill()
+
+
+def test_processes_of_which_one_is_out_of_memory_go_on_together(tmp_path: Path) -> None:
+    """In its check of the meta-gradient, while the others are through with theirs."""
+    four(ONE_IS_FULL, tmp_path)
+    [took] = {(tmp_path / f"took {rank}").read_text() for rank in range(4)}
+    assert took.startswith("2 tries: GradientDifference")
+
+
+def test_four_processes_wait_for_each_other(tmp_path: Path) -> None:
+    """None leaves before the last has come, and none waits for one that has ended."""
+    four(FOUR, tmp_path)
     came, left = ([float((tmp_path / f"{what} {rank}").read_text()) for rank in range(4)] for what in ("came", "left"))
     assert min(left) >= max(came) == came[3]
     for rank in range(3):
