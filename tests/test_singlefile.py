@@ -227,6 +227,9 @@ def _saved(pipeline: object, folder: Path) -> Path:
     return folder
 
 
+XL = ("model.diffusion_model.input_blocks.0.0.weight", FAMILIES[0].signature)
+
+
 def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
     for keys, says in (
         (["conditioner.embedders.0.model.ln_final.weight"], "refiner"),
@@ -234,6 +237,8 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
         (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"], "FLUX"),
         (["model.diffusion_model.input_blocks.0.0.weight"], "without a text encoder"),
         (["weight"], "no checkpoint in the original layout"),
+        ([*XL, "edm_vpred.sigma_max", "edm_vpred.sigma_min"], "edm_vpred.sigma_max .* no DDPM-like schedule"),  # CosXL
+        ([*XL, "edm_mean", "edm_std"], "edm_mean .* no DDPM-like schedule"),  # Playground 2.5
     ):
         file = tmp_path / "other.safetensors"
         save_file({key: torch.zeros(1) for key in keys}, file)

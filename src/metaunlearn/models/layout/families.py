@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from metaunlearn.errors import UserError
 from metaunlearn.models.checks import HANDLED, REFINER
 from metaunlearn.models.layout.link import Link
+from metaunlearn.models.layout.markers import EDM
 from metaunlearn.models.layout.text import clip_links, open_clip_links
 from metaunlearn.models.layout.unet import unet_links
 from metaunlearn.models.layout.vae import vae_links
@@ -109,6 +110,12 @@ FAMILIES = (
 def family_of_keys(keys: Collection[str], where: str) -> Family:
     """The family of a file with these keys; UserError names what it is instead, if that can be seen."""
     found = next((family for family in FAMILIES if family.signature in keys), None)
+    edm = next((key for key in EDM if key in keys), None)
+    if edm is not None:
+        raise UserError(
+            f"MODEL {where} was trained on EDM's noise levels, as its tensor {edm} says; they have no alphas_cumprod, "
+            "so this is no DDPM-like schedule. Give a model that predicts the noise or v under one."
+        )
     if found is not None and "model.diffusion_model.input_blocks.0.0.weight" in keys:
         return found
     if "conditioner.embedders.0.model.ln_final.weight" in keys:
