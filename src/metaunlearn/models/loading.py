@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError
-from metaunlearn.fetching import CARD, fetch_pipeline
+from metaunlearn.fetching import CARD, ways_to_fetch
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import networks
 
@@ -133,5 +133,5 @@ def _load_from_hub(model: str) -> Any:
         reason = str(error).strip().splitlines()[0].rstrip(". ") if str(error).strip() else type(error).__name__
         raise UserError(
             f"MODEL {model!r} is no folder here, is not whole in the cache{lacks} and could not be had from the hub: "
-            f"{reason}. Fetch it where there is a network ({fetch_pipeline(model, folder='DIR')}) and give the folder."
+            f"{reason}. Fetch it where there is a network ({ways_to_fetch(model, folder='DIR')}) and give the folder."
         ) from error
