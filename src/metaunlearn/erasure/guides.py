@@ -19,7 +19,11 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.data.concepts import guide_prompts
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.erasure.trajectories import TrajectoryBank
+from metaunlearn.generation import pictures_at_once
 from metaunlearn.models.precision import in_precision, teachers_answer
+
+AT_ONCE = 64
+"""Rows that the teacher is asked for together, if ``picture_batch`` allows so many."""
 
 
 class Guides:
@@ -40,8 +44,12 @@ class Guides:
         return self.cond[guide_of * (len(self.cond) // self.count) + prompt_of]
 
     @torch.no_grad()
-    def predictions(self, task: ErasureTask, bank: TrajectoryBank, batch_size: int = 64) -> Tensor:
-        """What the frozen teacher predicts at each of the bank's rows for a prompt with a guide in it, (R, C, h, w)."""
+    def predictions(self, task: ErasureTask, bank: TrajectoryBank) -> Tensor:
+        """What the frozen teacher predicts at each of the bank's rows for a prompt with a guide in it, (R, C, h, w).
+
+        It is asked for at most as many at once as when the paths were sampled: two answers for each of them.
+        """
+        batch_size = min(AT_ONCE, 2 * pictures_at_once(task.model.pipeline, task.settings.picture_batch))
         teacher = in_precision(task.model.parameters(), task.settings.teacher_precision)
         generator = step_generator(task.seed, 0, "guides")
         answers = []
