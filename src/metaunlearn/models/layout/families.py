@@ -107,6 +107,22 @@ FAMILIES = (
 )
 
 
+BARE = "text_model."
+"""What some programs left out of the names of OpenAI's CLIP."""
+
+
+def usual_names(keys: Collection[str]) -> dict[str, str]:
+    """A file's own names, by those that they usually have: with ``text_model.`` in them."""
+    stems = {
+        part.prefix.removesuffix(BARE) for family in FAMILIES for part in family.parts if part.prefix.endswith(BARE)
+    }
+    found = {}
+    for key in keys:
+        stem = next((stem for stem in stems if key.startswith(stem) and not key.startswith(stem + BARE)), None)
+        found[key if stem is None else stem + BARE + key.removeprefix(stem)] = key
+    return found | {key: key for key in keys if key in found}  # Of a file with both, the usual.
+
+
 def family_of_keys(keys: Collection[str], where: str) -> Family:
     """The family of a file with these keys; UserError names what it is instead, if that can be seen."""
     found = next((family for family in FAMILIES if family.signature in keys), None)
