@@ -12,6 +12,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import guide_prompts, prompts_for
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
+from metaunlearn.erasure import guides
 from metaunlearn.erasure.esd import BankedForgetLoss, Esd, Esd2025, esd_2025_target, esd_target
 from metaunlearn.erasure.interface import ErasureTask, ForgetLoss, Moving
 from metaunlearn.erasure.prepare import own_picture_counts
@@ -156,6 +157,23 @@ def test_several_guides_take_turns_at_random(model: TextToImageModel) -> None:
     assert 0.25 * len(bank) < horses.sum() < 0.75 * len(bank)
 
 
+@pytest.mark.parametrize(("picture_batch", "at_once"), [("none", 64), ("3", 6), ("100", 64)])
+def test_guides_ask_the_teacher_for_as_many_rows_as_fit(
+    model: TextToImageModel, monkeypatch: pytest.MonkeyPatch, picture_batch: str, at_once: int
+) -> None:
+    """As the paths were sampled, with two answers for each; the same answers but for rounding."""
+    method, asked = Esd(subset="u", eta=1.0, guide=("horse", "donkey")), []
+    overrides = ("bank_trajectories=10", "bank_steps=8", f"picture_batch={picture_batch}")
+    usual, _ = begun_with_guides(model, method, *overrides[:2])
+    ask = guides.teachers_answer
+    monkeypatch.setattr(guides, "teachers_answer", lambda *a: asked.append(len(a[2])) or ask(*a))  # type: ignore[func-returns-value]
+    loss, _ = begun_with_guides(model, method, *overrides)
+    assert isinstance(loss, BankedForgetLoss)
+    assert isinstance(usual, BankedForgetLoss)
+    assert (max(asked), sum(asked)) == (at_once, 80)
+    torch.testing.assert_close(loss.target, usual.target, rtol=1e-3, atol=1e-3)
+
+
 def test_guides_work_on_latents_of_the_edited_model_too(model: TextToImageModel) -> None:
     loss, task = begun_with_guides(model, Esd(subset="u", eta=2.0, guide=("horse",), latents="edited"))
     batch = loss.batch(model.parameters(), 1, 3, torch.Generator().manual_seed(1))
@@ -176,8 +194,9 @@ def test_guides_are_settings_of_the_published_esd_alone() -> None:
         configure("esd-2025", read_recipe("small"), ["guide=a horse"])
 
 
-def begun_with_guides(model: TextToImageModel, method: Esd) -> tuple[ForgetLoss, ErasureTask]:
-    settings = resolve(EraseSettings, read_recipe("small").erase, ["bank_trajectories=7", "bank_steps=4"])
+def begun_with_guides(model: TextToImageModel, method: Esd, *overrides: str) -> tuple[ForgetLoss, ErasureTask]:
+    overrides = overrides or ("bank_trajectories=7", "bank_steps=4")
+    settings = resolve(EraseSettings, read_recipe("small").erase, overrides)
     task = ErasureTask(model=model, prompts=prompts_for(model.pipeline, ["zebra"]), settings=settings, seed=0)
     return method.begin(task), task
 

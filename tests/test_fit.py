@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from conftest import Call, read_lines
 from meta_problems import error
 from metaunlearn import doctor
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch, denoising_loss_of
 from metaunlearn.erasing import erase
@@ -129,6 +130,27 @@ def test_half_precision_is_near_and_no_gradient_vanishes(
     assert vanished < 0.05 * sum(p.numel() for p in expected.gradient.values())
     assert model.in_precision("float32") is model
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("precision", "digits"), [("bf16", 0.05), ("fp16", 0.02)])
+def test_half_precision_is_near_in_what_else_has_a_gradient(
+    model: TextToImageModel, precision: Any, digits: float
+) -> None:
+    """The text encoder, new words and the latents; tolerances as of the parameters, and the gradient is float32."""
+    small = batch(model)
+    whole = small.cond.tensors()
+    inputs = {"x_t": small.x_0, "tokens": whole["tokens"], "pooled": whole["pooled"]}
+
+    def gradients(half: TextToImageModel) -> Params:
+        at = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+        cond = Conditioning.of_tensors(whole | at)
+        loss = (half.predict(model.parameters(), at["x_t"], small.t, cond) - small.eps).square().mean()
+        return dict(zip(at, torch.autograd.grad(loss, list(at.values())), strict=True))
+
+    expected, found = gradients(model), gradients(model.in_precision(precision))
+    for name in inputs:
+        assert found[name].dtype == torch.float32
+        assert 0 < error({name: found[name]}, {name: expected[name]}) < digits, name
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import torch
 from metaunlearn.bench.identity import pipeline_identity
 from metaunlearn.cards import _licence_of
 from metaunlearn.errors import UserError
-from metaunlearn.fetching import CONFIGURATION, PASSED_OVER, PIPELINE, fetch_command, fetch_pipeline
+from metaunlearn.fetching import CONFIGURATION, HALF, PASSED_OVER, PIPELINE, fetch_command, fetch_pipeline
 from metaunlearn.metrics.hub import FILES, Repository
 from metaunlearn.metrics.safety import FETCH
 from metaunlearn.models.loading import load_pipeline
+from tiny_models import NEW
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -27,6 +30,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
     [
         (fetch_pipeline("some/model", folder="DIR"), PIPELINE, PASSED_OVER, "DIR"),
         (fetch_pipeline("some/model"), PIPELINE, PASSED_OVER, None),
+        (fetch_pipeline("some/model", folder="DIR", half=True), HALF, PASSED_OVER, "DIR"),
         (fetch_command("some/model", CONFIGURATION, folder="DIR"), CONFIGURATION, None, "DIR"),
         (Repository.parse("some/model@main").download, FILES, None, None),
         (FETCH, ("safety_checker/*.json", "safety_checker/model.safetensors", "feature_extractor/*"), None, "DIR"),
@@ -92,6 +96,29 @@ def test_a_part_of_a_model_in_the_cache_is_not_taken_for_it(
     (snapshot / lacking).unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"not whole in the cache \(.*no route to host.*hf download somebody/part"):
         load_pipeline("somebody/part")
+
+
+def test_what_is_told_fetches_weights_that_are_there_as_fp16_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two commands the second; and the first what is plain. Of either kind the model is whole."""
+    (tmp_path / "none").mkdir()
+    snapshot = cached(tmp_path / "none", "half", tmp_path / "cache", monkeypatch)
+    with pytest.raises(UserError) as told:
+        load_pipeline("somebody/half")
+    plain, half = re.findall(r"hf download somebody/half[^;)]*", str(told.value))
+    pipeline = NEW["sd1"]()
+    for kind, options in (("plain", {}), ("half", {"variant": "fp16", "max_shard_size": "200KB"})):
+        pipeline.save_pretrained(tmp_path / kind, **options)
+    for command, there in ((plain, "plain"), (half, "half")):
+        patterns = re.findall(r'--include "(.*?)"', command)
+        shutil.rmtree(snapshot, ignore_errors=True)
+        shutil.copytree(tmp_path / there, snapshot)
+        for file in [file for file in snapshot.rglob("*") if file.is_file()]:
+            if not any(fnmatch(file.relative_to(snapshot).as_posix(), pattern) for pattern in patterns):
+                file.unlink()
+        found = load_pipeline("somebody/half").unet
+        assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), found.parameters(), strict=True))
 
 
 def test_the_licence_of_a_cached_model_goes_on(

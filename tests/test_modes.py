@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,6 +22,8 @@ from metaunlearn.meta.hypergradient import (
 )
 from metaunlearn.meta.modes import AUTO_STEPS, resolve, resolve_in_memory
 from metaunlearn.parameters import Params
+from metaunlearn.processes import Processes
+from toy_denoiser import toy_run, toy_settings
 
 
 def test_names() -> None:
@@ -97,6 +102,76 @@ def test_auto_checks_itself_with_as_many_pictures_as_fit(
     assert sizes == tried
     assert ("relative error" in caplog.text) is checked
     assert ("unchecked" in caplog.text) is not checked
+
+
+class Pretended(Processes):
+    """Processes that are not there: their answers are ``others``'."""
+
+    def __init__(self, count: int, others: Iterator[list[float]]) -> None:
+        super().__init__(count=count)
+        object.__setattr__(self, "others", others)
+
+    def highest(self, mine: Sequence[float]) -> list[float]:
+        return [max(pair) for pair in zip(mine, next(self.others), strict=True)]  # type: ignore[attr-defined]
+
+
+FITS, FULL = [0.0, 0.0, 0.0, 0.0], [1.0, math.inf, math.inf, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("start", "count", "tried"), [(16, 4, [16, 8]), (12, 2, [12]), (24, 3, [24, 12, 6]), (4, 4, [4])]
+)
+def test_auto_tries_what_processes_can_share(start: int, count: int, tried: list[int]) -> None:
+    """As many pictures of either kind for each: 12 / 2 = 6 would be 3 related and 3 unrelated ones for 2 processes."""
+    _, theta = mlp(1)
+    sizes = []
+
+    def probes(batch_size: int) -> list[MetaProblem]:
+        sizes.append(batch_size)
+        raise torch.OutOfMemoryError("full")
+
+    processes = Pretended(count, itertools.repeat(FITS))
+    assert resolve_in_memory("auto", theta, probes, start, processes=processes) == GradientDifference()
+    assert sizes == tried
+
+
+def test_auto_goes_by_the_process_that_has_least_memory_and_by_the_largest_error() -> None:
+    """Another is out of memory at first; then its error tells against the step that is best here."""
+    problem, theta = mlp(1)
+    sizes = []
+
+    def probes(batch_size: int) -> list[MetaProblem]:
+        sizes.append(batch_size)
+        return [problem]
+
+    steps = []
+    for worst in range(3):
+        errors = [1e-4 if k == worst else 1e-5 * (k + 1) for k in range(3)]
+        processes = Pretended(2, iter([FULL, [0.0, *errors]]))
+        steps.append(resolve_in_memory("auto", theta, probes, 8, processes=processes).relative_step)
+    usual = RELATIVE_STEPS[torch.float64][0]
+    assert steps == [AUTO_STEPS[k] * usual for k in (1, 0, 0)]
+    assert sizes == [8, 4] * 3
+    broken = Pretended(2, iter([[0.0, math.inf, math.inf, math.inf]]))
+    assert resolve_in_memory("auto", theta, probes, 8, processes=broken) == DoubleBackward()
+
+
+@pytest.mark.parametrize("forget", [True, False])
+@pytest.mark.parametrize("number", [0, 3])
+def test_probes_of_processes_send_nothing(monkeypatch: pytest.MonkeyPatch, number: int, *, forget: bool) -> None:
+    """Nobody is connected here. A first stage and a second; batches that are halved as far as they may be."""
+    asked = []
+
+    def highest(self: Processes, mine: Sequence[float]) -> list[float]:
+        asked.append(list(mine))
+        return list(mine) if len(asked) > 1 else FULL
+
+    monkeypatch.setattr(Processes, "highest", highest)
+    settings = toy_settings("batch_size=16", "accumulation=2", "inner_horizon=none", "meta_gradient=auto")
+    run = toy_run(settings, forget=forget, processes=Processes(number=number, count=4))
+    assert isinstance(run.mode, GradientDifference)
+    assert len(asked) == 2
+    assert 0 < max(asked[1][1:]) < 1e-3
 
 
 def test_only_auto_takes_a_probe() -> None:

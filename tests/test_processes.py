@@ -20,9 +20,12 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attack_fixtures import write_pictures
 from conftest import UNET, Call, break_at_the_fourth_step, process_environment, same_weights
+from forked_runs import start
 from metaunlearn.cli import main
 from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
@@ -284,6 +287,82 @@ def test_run_goes_on_after_a_kill_with_any_number_of_processes(launched: Launche
     assert_same_weights(launched.one / "killed", folder)
 
 
+FOUR = """
+import sys, time
+from pathlib import Path
+from torch import distributed as dist
+from metaunlearn.errors import RunError
+from metaunlearn.processes import Processes
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder / 'met'}", rank=rank, world_size=4)
+four = Processes(number=rank, count=4)
+four.wait()
+if rank == 3:
+    time.sleep(1)
+(folder / f"came {rank}").write_text(str(time.time()))
+four.wait()
+(folder / f"left {rank}").write_text(str(time.time()))
+four.wait()
+if rank != 3:
+    try:
+        four.wait()
+    except RunError as error:
+        (folder / f"told {rank}").write_text(str(error))
+"""
+
+
+ONE_IS_FULL = """
+import sys
+from pathlib import Path
+import torch
+from torch import distributed as dist
+from metaunlearn.meta.hypergradient import DoubleBackward
+from metaunlearn.processes import Processes
+from toy_denoiser import toy_run, toy_settings
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder / 'met'}", rank=rank, world_size=4)
+exact, tries = DoubleBackward.__call__, []
+
+def mostly(self, problem, theta):
+    tries.append(len(tries))
+    found = exact(self, problem, theta)
+    if rank == 1 and len(tries) == 1:
+        raise torch.OutOfMemoryError("full")
+    return found
+
+DoubleBackward.__call__ = mostly
+run = toy_run(toy_settings("batch_size=16", "meta_gradient=auto"), processes=Processes(number=rank, count=4))
+run.take_step()
+(folder / f"took {rank}").write_text(f"{len(tries)} tries: {run.mode}")
+"""
+
+
+def four(script: str, folder: Path) -> None:
+    """Run Python code in four processes, to its end."""
+    processes = [start(script, folder, rank) for rank in range(4)]
+    for process in processes:
+        process.join(120)
+        process.kill()
+
+
+def test_processes_of_which_one_is_out_of_memory_go_on_together(tmp_path: Path) -> None:
+    """In its check of the meta-gradient, while the others are through with theirs."""
+    four(ONE_IS_FULL, tmp_path)
+    [took] = {(tmp_path / f"took {rank}").read_text() for rank in range(4)}
+    assert took.startswith("2 tries: GradientDifference")
+
+
+def test_four_processes_wait_for_each_other(tmp_path: Path) -> None:
+    """None leaves before the last has come, and none waits for one that has ended."""
+    four(FOUR, tmp_path)
+    came, left = ([float((tmp_path / f"{what} {rank}").read_text()) for rank in range(4)] for what in ("came", "left"))
+    assert min(left) >= max(came) == came[3]
+    for rank in range(3):
+        assert "another process of this run died" in (tmp_path / f"told {rank}").read_text()
+
+
 # --- Without other processes -----------------------------------------------------------------------------------------
 
 
@@ -297,6 +376,17 @@ def test_alone_everything_stays_as_it_is() -> None:
         return theta["w"].sum()
 
     assert ALONE.shared(loss) is loss
+
+
+def test_what_lies_on_the_host_is_sent_by_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate connects cards by nccl alone, which takes no tensor of the host: an attack's loss is one."""
+    sent = []
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "all_reduce", lambda x, op=None: sent.append(x.device.type))
+    with FakeTensorMode():
+        averaged = TWO[0].average({"loss": torch.tensor(1.0, dtype=torch.float64), "numbers": torch.ones(2)})
+    assert sent == ["cuda", "cuda"]
+    assert {x.device.type for x in averaged.values()} == {"cpu"}
 
 
 def test_rows_and_turns_are_shared_out() -> None:

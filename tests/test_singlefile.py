@@ -227,6 +227,21 @@ def _saved(pipeline: object, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_names_without_text_model_are_read_too(name: str, tmp_path: Path) -> None:
+    """As early merges of 1.x, and A1111 when it reads them, have the names of OpenAI's CLIP."""
+    pipeline, file = NEW[name](), tmp_path / "model.safetensors"
+    config = _saved(NEW[name](), tmp_path / "config")
+    save_single_file(pipeline, file)
+    save_file({key.replace(".transformer.text_model.", ".transformer."): p for key, p in load_file(file).items()}, file)
+    assert not any("text_model" in key for key in load_file(file))
+    found = load_single_file(file, config).text_encoder
+    assert all(torch.equal(a, b) for a, b in zip(pipeline.text_encoder.parameters(), found.parameters(), strict=True))
+
+
+XL = ("model.diffusion_model.input_blocks.0.0.weight", FAMILIES[0].signature)
+
+
 def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
     for keys, says in (
         (["conditioner.embedders.0.model.ln_final.weight"], "refiner"),
@@ -234,6 +249,8 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
         (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"], "FLUX"),
         (["model.diffusion_model.input_blocks.0.0.weight"], "without a text encoder"),
         (["weight"], "no checkpoint in the original layout"),
+        ([*XL, "edm_vpred.sigma_max", "edm_vpred.sigma_min"], "edm_vpred.sigma_max .* no DDPM-like schedule"),  # CosXL
+        ([*XL, "edm_mean", "edm_std"], "edm_mean .* no DDPM-like schedule"),  # Playground 2.5
     ):
         file = tmp_path / "other.safetensors"
         save_file({key: torch.zeros(1) for key in keys}, file)

@@ -15,6 +15,7 @@ from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
 
@@ -77,7 +78,14 @@ def toy_settings(*overrides: str, recipe: str = "small-unbounded") -> EraseSetti
     return resolve(EraseSettings, read_recipe(recipe).erase, overrides)
 
 
-def toy_run(settings: EraseSettings, *, meta: bool = True, seed: int = 0, forget: bool = True) -> Algorithm1:
+def toy_run(
+    settings: EraseSettings,
+    *,
+    meta: bool = True,
+    seed: int = 0,
+    forget: bool = True,
+    processes: Processes = ALONE,
+) -> Algorithm1:
     """Algorithm 1 at its start; everything is trained."""
     model = ToyDenoiser()
     data = ErasureData(forget=latent_set(1, 30), related=latent_set(2, 30), unrelated=latent_set(3, 30))
@@ -89,6 +97,7 @@ def toy_run(settings: EraseSettings, *, meta: bool = True, seed: int = 0, forget
         trained=model.parameters().keys(),
         meta=meta,
         seed=seed,
+        processes=processes,
     )
 
 

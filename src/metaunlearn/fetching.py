@@ -13,6 +13,8 @@ CONFIGURATION = ("*.json", "*.txt")
 """Of a pipeline: all but its weights."""
 PIPELINE = (*CONFIGURATION, CARD, "*/*model.safetensors", "*/*model-*.safetensors")
 """Of a pipeline: what is loaded, whole or in shards, but for ``PASSED_OVER``, and its card."""
+HALF = (*CONFIGURATION, CARD, "*/*model.fp16.safetensors", "*/*model.fp16-*.safetensors")
+"""The same of one that has its weights in half precision only; beside plain ones they are not read."""
 PASSED_OVER = ("safety_checker/*",)
 
 
@@ -34,6 +36,12 @@ def fetch_command(
     return " ".join([*words, *([f"--local-dir {folder}"] if folder else [])])
 
 
-def fetch_pipeline(repository: str, *, folder: str = "") -> str:
-    """The same of a whole pipeline."""
-    return fetch_command(repository, PIPELINE, exclude=PASSED_OVER, folder=folder)
+def fetch_pipeline(repository: str, *, folder: str = "", half: bool = False) -> str:
+    """The same of a whole pipeline, or of one whose weights are there in ``half`` precision only."""
+    return fetch_command(repository, HALF if half else PIPELINE, exclude=PASSED_OVER, folder=folder)
+
+
+def ways_to_fetch(repository: str, *, folder: str = "") -> str:
+    """Both, for a repository of which it is not known which it is."""
+    plain, half = (fetch_pipeline(repository, folder=folder, half=half) for half in (False, True))
+    return f"{plain}; if its weights are there as fp16 only: {half}"

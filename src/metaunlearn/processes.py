@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -87,9 +87,7 @@ class Processes:
         averaged = {name: p for name, p in a.items() if are_pieces([p])}
         for names in _buckets({name: p for name, p in a.items() if name not in averaged}):
             flat = torch.cat([a[name].detach().reshape(-1) for name in names])
-            with answered():
-                dist.all_reduce(flat)
-            pieces = (flat / self.count).split([a[name].numel() for name in names])
+            pieces = (self._reduced(flat) / self.count).split([a[name].numel() for name in names])
             averaged |= {name: piece.view_as(a[name]) for name, piece in zip(names, pieces, strict=True)}
         return averaged
 
@@ -155,9 +153,16 @@ class Processes:
             dist.all_gather_object(made, make())
         return [thing for number, thing in enumerate(made) if number != self.number]
 
+    def highest(self, mine: Sequence[float]) -> list[float]:
+        """The highest of every process's numbers, place by place."""
+        if self.count == 1:
+            return list(mine)
+        found: list[float] = self._reduced(torch.tensor(mine, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+        return found
+
     def wait(self) -> None:
         """Until all are here."""
-        self._object(None, 0)
+        self.highest([0.0])  # Nobody has it before all have given theirs.
 
     def check_same(self, theta: Mapping[str, Tensor], step: int) -> None:
         """RunError unless theta is the same everywhere after ``step`` steps, as far as a checksum can tell.
@@ -167,9 +172,7 @@ class Processes:
         if self.count == 1 or are_pieces(theta.values()):
             return
         sums = torch.stack([p.detach().reshape(-1).view(torch.int32).sum(dtype=torch.int64) for p in theta.values()])
-        extremes = torch.cat([sums, -sums])
-        with answered():
-            dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        extremes = self._reduced(torch.cat([sums, -sums]), dist.ReduceOp.MAX)
         highest, lowest = extremes[: len(sums)], -extremes[len(sums) :]
         if not torch.equal(highest, lowest):
             raise RunError(
@@ -181,6 +184,13 @@ class Processes:
     def _channel(self) -> torch.device:
         """Where tensors must lie to be sent."""
         return torch.device("cuda", self.local) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+    def _reduced(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """Every process's ``x`` as one, on the device of this one's: a group of cards takes nothing from the host."""
+        sent = x.to(self._channel)
+        with answered():
+            dist.all_reduce(sent, op=op)
+            return sent.to(x.device)
 
     def _object(self, value: Any, source: int) -> Any:
         if self.count == 1:

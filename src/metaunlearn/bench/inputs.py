@@ -20,7 +20,7 @@ from metaunlearn.data.imagefolder import fingerprint
 from metaunlearn.data.prompt_sets import PROMPT_SETS
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.fetching import fetch_pipeline
+from metaunlearn.fetching import ways_to_fetch
 from metaunlearn.metrics.hub import Repository
 from metaunlearn.metrics.safety import CHECKER, FETCH, REPOSITORY, REVISION
 from metaunlearn.recipe import recipe_names
@@ -78,7 +78,7 @@ class Inputs:
         return _model(
             model,
             pipeline_identity(model),
-            f"the base model {model} is not in the cache: {fetch_pipeline(model)}, or --use {BASE}=DIR",
+            f"the base model {model} is not in the cache: {ways_to_fetch(model)}, or --use {BASE}=DIR",
         )
 
     def judge(self) -> Input:

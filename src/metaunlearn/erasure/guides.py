@@ -19,10 +19,11 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.data.concepts import guide_prompts
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.erasure.trajectories import TrajectoryBank
+from metaunlearn.generation import pictures_at_once
 from metaunlearn.models.precision import in_precision, teachers_answer
 
 ROWS_AT_ONCE = 64
-"""Rows of a bank that the teacher answers together."""
+"""Rows that the teacher is asked for together, if ``picture_batch`` allows so many."""
 
 
 class Guides:
@@ -44,14 +45,18 @@ class Guides:
 
     @torch.no_grad()
     def predictions(self, task: ErasureTask, bank: TrajectoryBank) -> Tensor:
-        """What the frozen teacher predicts at each of the bank's rows for a prompt with a guide in it, (R, C, h, w)."""
+        """What the frozen teacher predicts at each of the bank's rows for a prompt with a guide in it, (R, C, h, w).
+
+        It is asked for at most as many at once as when the paths were sampled: two answers for each of them.
+        """
+        rows_at_once = min(ROWS_AT_ONCE, 2 * pictures_at_once(task.model.pipeline, task.settings.picture_batch))
         teacher = in_precision(task.model.parameters(), task.settings.teacher_precision)
         generator = step_generator(task.seed, 0, "guides")
         answers = []
-        for first in range(0, len(bank), ROWS_AT_ONCE):
-            rows = slice(first, first + ROWS_AT_ONCE)
+        for first in range(0, len(bank), rows_at_once):
+            rows = slice(first, first + rows_at_once)
             cond = self.draw(bank.prompt_of[rows], generator)
             answers.append(teachers_answer(task.model.predict, teacher, bank.x_t[rows], bank.t[rows], cond))
             if task.progress is not None:
-                task.progress("asking for the guides", min(first + ROWS_AT_ONCE, len(bank)), len(bank))
+                task.progress("asking for the guides", min(first + rows_at_once, len(bank)), len(bank))
         return torch.cat(answers)

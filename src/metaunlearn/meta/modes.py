@@ -22,6 +22,7 @@ from metaunlearn.meta.hypergradient import (
 )
 from metaunlearn.models.precision import Products
 from metaunlearn.parameters import Params, add, norm
+from metaunlearn.processes import ALONE, Processes
 from metaunlearn.shards import are_pieces
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,13 @@ def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products =
             "meta_gradient auto: gradient-difference, unchecked, because sharded parameters have no double backward"
         )
         return GradientDifference(precision=products)
+    reason = low_precision(theta)
+    if name == "auto" and reason:
+        logger.info("meta_gradient auto: double-backward, because %s", reason)
+        return DoubleBackward()
     if name == "auto":
-        return _checked_mode(theta, probes, products)
+        tried = _differences(theta, products)
+        return _best(tried, _errors(theta, probes, tried), products)
     if name not in MODES:
         raise UserError(
             f"Unknown meta_gradient {name!r} (--set meta_gradient=...); known: {', '.join(MODES)}, auto."
@@ -65,7 +71,7 @@ def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products =
 
 
 SMALLEST_PROBE = 2
-"""Pictures in a batch; one of either kind that is retained."""
+"""Pictures of a process in a batch; one of either kind that is retained."""
 
 
 def resolve_in_memory(
@@ -75,22 +81,29 @@ def resolve_in_memory(
     batch_size: int,
     *,
     products: Products = "ieee",
+    processes: Processes = ALONE,
 ) -> MetaGradientMode:
     """As :func:`resolve`, with ``probes`` of batches of ``batch_size``, or of as many pictures as memory allows.
 
     Where a double backward of the smallest batch does not fit, ``auto`` takes the gradient difference unchecked.
+    Several ``processes`` have probes of their own rows, for which nothing may be sent: the others would wait for one
+    that runs out of memory. What each found is compared afterwards, so all try the same sizes and take the same mode.
     """
-    if name != "auto":
+    if name != "auto" or are_pieces(theta.values()) or low_precision(theta):
         return resolve(name, theta, products=products)
-    size = batch_size
+    size, tried = batch_size, _differences(theta, products)
     while True:
+        full, errors = False, [math.inf] * len(tried)
         try:
-            return resolve(name, theta, *probes(size), products=products)
+            errors = _errors(theta, probes(size), tried)
         except torch.OutOfMemoryError:
-            pass  # Only after this block does the failed pass let go of what it held.
+            full = True  # Only after this block does the failed pass let go of what it held.
+        somewhere_full, *errors = processes.highest([full, *errors])
+        if not somewhere_full:
+            return _best(tried, errors, products)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if size // 2 < SMALLEST_PROBE:
+        if not _for_each(size // 2, processes):
             break
         size //= 2
         logger.info("meta_gradient auto: no memory for a double backward of that many pictures; trying %d", size)
@@ -122,19 +135,31 @@ def mode_name(mode: MetaGradientMode) -> str:
     return next(name for name, kind in MODES.items() if type(mode) is kind)
 
 
-def _checked_mode(theta: Params, probes: Sequence[MetaProblem], products: Products) -> MetaGradientMode:
-    reason = low_precision(theta)
-    if reason:
-        logger.info("meta_gradient auto: double-backward, because %s", reason)
-        return DoubleBackward()
+def _for_each(size: int, processes: Processes) -> bool:
+    """Whether each process gets as many pictures of a batch of ``size`` as the others, of either kind."""
+    related = size // 2
+    return size >= SMALLEST_PROBE * processes.count and not (size % processes.count or related % processes.count)
+
+
+def _differences(theta: Params, products: Products) -> list[GradientDifference]:
+    """Those that ``auto`` tries."""
     usual = usual_step(theta, products)
-    modes = [GradientDifference(relative_step=factor * usual, precision=products) for factor in AUTO_STEPS]
-    errors = [0.0] * len(modes)
+    return [GradientDifference(relative_step=factor * usual, precision=products) for factor in AUTO_STEPS]
+
+
+def _errors(theta: Params, probes: Sequence[MetaProblem], tried: Sequence[GradientDifference]) -> list[float]:
+    """The worst relative error of each of the modes ``tried`` against a double backward."""
+    errors = [0.0] * len(tried)
     for probe in probes:
         expected = DoubleBackward()(probe, theta).gradient
-        found = [_relative_error(mode(probe, theta).gradient, expected) for mode in modes]
+        found = [_relative_error(mode(probe, theta).gradient, expected) for mode in tried]
         errors = [max(pair) for pair in zip(errors, found, strict=True)]
-    error, best = min(zip(errors, modes, strict=True), key=lambda pair: pair[0])
+    return errors
+
+
+def _best(tried: Sequence[GradientDifference], errors: Sequence[float], products: Products) -> MetaGradientMode:
+    """The mode of least error, if that is small enough; else the double backward."""
+    error, best = min(zip(errors, tried, strict=True), key=lambda pair: pair[0])
     limit = AUTO_TOLERANCE[products]
     if error <= limit:
         logger.info(

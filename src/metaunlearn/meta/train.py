@@ -105,16 +105,24 @@ class Algorithm1:
         if meta:
             products: Products = "tf32" if settings.difference_precision == "tf32" else "ieee"
             self.mode = resolve_in_memory(
-                settings.meta_gradient, self.theta, self._probes, settings.batch_size, products=products
+                settings.meta_gradient,
+                self.theta,
+                self._probes,
+                settings.batch_size,
+                products=products,
+                processes=processes,
             )
 
     def _probes(self, batch_size: int) -> list[MetaProblem]:
-        """Meta problems like those to come, one for each kind of attacker, with batches of ``batch_size``."""
+        """Meta problems like those to come, one for each kind of attacker, with this process's rows of ``batch_size``.
+
+        Their losses are this process's own.
+        """
         settings = self.settings.model_copy(update={"batch_size": batch_size})
         found = []
         for attacker in dict.fromkeys(settings.simulated):
             parts = self._draw(0, attacker, self._generator(0), settings).own(self.processes, settings.accumulation)
-            found.append(self._problem(self.model, parts, attacker, settings))
+            found.append(meta_problem(self.model, parts, attacker, settings, theta=self.theta, trained=self.trained))
         return found
 
     def _problem(

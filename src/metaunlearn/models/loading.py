@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError, first_line
-from metaunlearn.fetching import CARD, HUB_SECONDS, fetch_pipeline
+from metaunlearn.fetching import CARD, HUB_SECONDS, ways_to_fetch
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import networks
 
@@ -130,6 +130,6 @@ def _load_from_hub(model: str) -> Any:
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.
         raise UserError(
             f"MODEL {model!r} is no folder here, is not whole in the cache{lacks} and could not be had from the hub: "
-            f"{first_line(error)}. Fetch it where there is a network ({fetch_pipeline(model, folder='DIR')}) "
+            f"{first_line(error)}. Fetch it where there is a network ({ways_to_fetch(model, folder='DIR')}) "
             "and give the folder."
         ) from error

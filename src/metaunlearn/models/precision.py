@@ -1,9 +1,9 @@
 """Reduced precision: of a forward and backward pass (TF32, autocast), and of a teacher's parameters.
 
 In float16 a gradient below 6e-8 is zero, and L_DM's is, being a mean over many latent values. So the gradient is scaled
-on its way into the network and scaled back as it reaches each parameter, in float32: whoever calls ``predict`` sees
-neither. bfloat16 has float32's range and needs none of it. Both keep 3 digits or fewer, which is enough for a
-first-order step and not for a difference of gradients: ``docs/numerics.md``.
+on its way into the network and scaled back as it reaches each parameter or other input, in float32: whoever calls
+``predict`` sees neither. bfloat16 has float32's range and needs none of it. Both keep 3 digits or fewer, which is
+enough for a first-order step and not for a difference of gradients: ``docs/numerics.md``.
 """
 
 from __future__ import annotations
@@ -49,10 +49,15 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 def autocast_predict(
     predict: Predict, dtype: torch.dtype, theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning
 ) -> Tensor:
-    """``predict`` with its products in ``dtype``; parameters, output and the parameters' gradients are float32."""
+    """``predict`` with its products in ``dtype``; parameters, output and what leaves as a gradient are float32."""
     scale = GRADIENT_SCALE[dtype]
     if scale != 1.0:
-        theta = {name: _scaled(p, 1 / scale) if p.requires_grad else p for name, p in theta.items()}
+
+        def back(p: Tensor) -> Tensor:
+            return _scaled(p, 1 / scale) if p.requires_grad else p
+
+        theta, x_t = {name: back(p) for name, p in theta.items()}, back(x_t)
+        cond = Conditioning(**{name: back(part) for name, part in cond.tensors().items()})
     # A cache of products' operands would hold on to all that a sharded model is to let go of.
     with torch.autocast(x_t.device.type, dtype, cache_enabled=not are_pieces(theta.values())):
         output = predict(theta, x_t, t, cond)

@@ -26,7 +26,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from metaunlearn.errors import UserError
 from metaunlearn.fetching import CONFIGURATION, fetch_command
-from metaunlearn.models.layout import Family, Part, family_of_keys, family_of_pipeline, to_diffusers, to_original
+from metaunlearn.models.layout import (
+    Family,
+    Part,
+    family_of_keys,
+    family_of_pipeline,
+    to_diffusers,
+    to_original,
+    usual_names,
+)
 from metaunlearn.models.layout.markers import marker_metadata, marker_tensors, said_by
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -44,12 +52,12 @@ def load_single_file(path: Path, config: Path | None = None) -> Any:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            keys = frozenset(file.keys())
-            family = family_of_keys(keys, str(path))
+            names = usual_names(file.keys())
+            family = family_of_keys(names, str(path))
             folder = _configuration(path, family, config)
-            said = said_by(keys, dict(file.metadata() or {}))
+            said = said_by(names, dict(file.metadata() or {}))
             modules = {
-                part.component: _filled(_empty(folder, part.component), part, file, keys, path, folder)
+                part.component: _filled(_empty(folder, part.component), part, file, names, path, folder)
                 for part in family.parts
             }
     except (OSError, SafetensorError) as error:
@@ -131,9 +139,12 @@ def _empty(folder: Path, component: str) -> nn.Module:
         return kind(CLIPTextConfig.from_pretrained(where, local_files_only=True))
 
 
-def _filled(module: Any, part: Part, file: Any, keys: frozenset[str], path: Path, folder: Path) -> nn.Module:
-    """``module`` with the file's tensors for its parameters, in float32 and in evaluation mode."""
-    missing = sorted(link.original for link in part.linked(module) if link.original not in keys)
+def _filled(module: Any, part: Part, file: Any, names: dict[str, str], path: Path, folder: Path) -> nn.Module:
+    """``module`` with the file's tensors for its parameters, in float32 and in evaluation mode.
+
+    ``names`` are those in the file, by their usual ones.
+    """
+    missing = sorted(link.original for link in part.linked(module) if link.original not in names)
     if missing:
         raise UserError(
             f"MODEL {path} lacks {len(missing)} tensors of its {part.component}, such as {missing[0]}; it is "
@@ -141,7 +152,7 @@ def _filled(module: Any, part: Part, file: Any, keys: frozenset[str], path: Path
         )
     shapes = {name: p.shape for name, p in module.named_parameters()}
     state = {}
-    for name, tensor in _tensors(module, part, file):
+    for name, tensor in _tensors(module, part, file, names):
         if tensor.shape != shapes[name]:
             raise UserError(
                 f"MODEL {path}: {part.component}'s {name} has shape {tuple(tensor.shape)}, but the configuration "
@@ -152,9 +163,9 @@ def _filled(module: Any, part: Part, file: Any, keys: frozenset[str], path: Path
     return module.eval().requires_grad_(False)
 
 
-def _tensors(module: Any, part: Part, file: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: Any, part: Part, file: Any, names: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
     for link in part.linked(module):
-        yield from zip(link.diffusers, to_diffusers(link, file.get_tensor(link.original)), strict=True)
+        yield from zip(link.diffusers, to_diffusers(link, file.get_tensor(names[link.original])), strict=True)
 
 
 def _scheduler(path: Path, family: Family, folder: Path, index: dict[str, Any], said: dict[str, Any]) -> Any:

@@ -6,7 +6,24 @@ on one side is which on the other; exporting and importing read the same table, 
 
 from __future__ import annotations
 
-from metaunlearn.models.layout.families import FAMILIES, Family, Part, family_of_keys, family_of_pipeline
+from metaunlearn.models.layout.families import (
+    FAMILIES,
+    Family,
+    Part,
+    family_of_keys,
+    family_of_pipeline,
+    usual_names,
+)
 from metaunlearn.models.layout.link import Link, to_diffusers, to_original
 
-__all__ = ["FAMILIES", "Family", "Link", "Part", "family_of_keys", "family_of_pipeline", "to_diffusers", "to_original"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Link",
+    "Part",
+    "family_of_keys",
+    "family_of_pipeline",
+    "to_diffusers",
+    "to_original",
+    "usual_names",
+]

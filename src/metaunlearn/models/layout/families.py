@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from metaunlearn.errors import UserError
 from metaunlearn.models.checks import HANDLED, REFINER
 from metaunlearn.models.layout.link import Link
+from metaunlearn.models.layout.markers import EDM
 from metaunlearn.models.layout.text import clip_links, open_clip_links
 from metaunlearn.models.layout.unet import unet_links
 from metaunlearn.models.layout.vae import vae_links
@@ -106,9 +107,31 @@ FAMILIES = (
 )
 
 
+BARE = "text_model."
+"""What some programs left out of the names of OpenAI's CLIP."""
+
+
+def usual_names(keys: Collection[str]) -> dict[str, str]:
+    """A file's own names, by those that they usually have: with ``text_model.`` in them."""
+    stems = {
+        part.prefix.removesuffix(BARE) for family in FAMILIES for part in family.parts if part.prefix.endswith(BARE)
+    }
+    found = {}
+    for key in keys:
+        stem = next((stem for stem in stems if key.startswith(stem) and not key.startswith(stem + BARE)), None)
+        found[key if stem is None else stem + BARE + key.removeprefix(stem)] = key
+    return found | {key: key for key in keys if key in found}  # Of a file with both, the usual.
+
+
 def family_of_keys(keys: Collection[str], where: str) -> Family:
     """The family of a file with these keys; UserError names what it is instead, if that can be seen."""
     found = next((family for family in FAMILIES if family.signature in keys), None)
+    edm = next((key for key in EDM if key in keys), None)
+    if edm is not None:
+        raise UserError(
+            f"MODEL {where} was trained on EDM's noise levels, as its tensor {edm} says; they have no alphas_cumprod, "
+            "so this is no DDPM-like schedule. Give a model that predicts the noise or v under one."
+        )
     if found is not None and "model.diffusion_model.input_blocks.0.0.weight" in keys:
         return found
     if "conditioner.embedders.0.model.ln_final.weight" in keys:

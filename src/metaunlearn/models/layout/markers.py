@@ -15,6 +15,8 @@ from torch import Tensor
 
 PREDICTION = "modelspec.prediction_type"
 V, ZERO_SNR = "v_pred", "ztsnr"
+EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
+"""Tensors of XL files that were trained on other noise levels: CosXL's and Playground 2.5's."""
 IN_WORDS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 """diffusers' names of prediction types, and ModelSpec's."""
 SAID = {word: name for name, word in IN_WORDS.items()} | {name: name for name in IN_WORDS}
