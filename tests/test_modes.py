@@ -149,7 +149,7 @@ def test_auto_goes_by_the_process_that_has_least_memory_and_by_the_largest_error
         errors = [1e-4 if k == worst else 1e-5 * (k + 1) for k in range(3)]
         processes = Pretended(2, iter([FULL, [0.0, *errors]]))
         steps.append(resolve_in_memory("auto", theta, probes, 8, processes=processes).relative_step)
-    usual = RELATIVE_STEPS[torch.float64][0]
+    usual = RELATIVE_STEPS[torch.float64]
     assert steps == [AUTO_STEPS[k] * usual for k in (1, 0, 0)]
     assert sizes == [8, 4] * 3
     broken = Pretended(2, iter([[0.0, math.inf, math.inf, math.inf]]))
