@@ -220,7 +220,7 @@ def test_a_larger_erase_scale_brings_the_concept_closer_to_the_guide(
 
 
 def test_plain_run_needs_no_pictures_and_records_the_condition_number(tiny_model: Path, tmp_path: Path) -> None:
-    result = erase(tiny_model, ["zebra|yak", "gnu"], method="uce", meta=False, overrides=FAST, out=tmp_path / "run")
+    result = erase(tiny_model, ["zebra|yak", "gnu"], method="uce", meta=False, out=tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["edit"] == result.summary["edit"]
     assert record["request"]["method"] == "uce-2023"
@@ -236,7 +236,7 @@ def test_plain_run_needs_no_pictures_and_records_the_condition_number(tiny_model
 
 def test_meta_is_a_second_stage_from_the_edit(tiny_model: Path, tmp_path: Path) -> None:
     """Only the first cross-attention layer is trained (Figure 6), so everything else is what the edit alone gives."""
-    erase(tiny_model, ["zebra"], method="rece", meta=False, overrides=FAST, out=tmp_path / "plain")
+    erase(tiny_model, ["zebra"], method="rece", meta=False, out=tmp_path / "plain")
     erase(tiny_model, ["zebra"], method="rece", overrides=[*FAST, "subset=first-xattn"], out=tmp_path / "meta")
     plain, meta = load_file(tmp_path / "plain" / UNET), load_file(tmp_path / "meta" / UNET)
     first = {name for name in plain if name.startswith("down_blocks.0.attentions.0.") and ".attn2." in name}

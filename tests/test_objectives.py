@@ -309,6 +309,11 @@ def test_a_resumed_run_has_the_same_weights(tmp_path: Path, monkeypatch: pytest.
         (("heal_learning_rate=1e-5",), "because heal_steps is 0"),
         (("meta_retain=related", "zeta=0"), "because zeta is 0"),
         (("retain_loss=distillation", "retain_weight=0"), "because retain_weight is 0"),
+        (("meta_loss=path", "gamma2=0"), "meta_loss .* because gamma2 is 0"),
+        (("post_attack_loss=forget", "gamma2=0"), "because gamma2 is 0"),
+        (("zeta_margin=0.1", "gamma2=0"), "because gamma2 is 0"),
+        (("common_noise=false", "zeta=0"), "common_noise .* because zeta is 0"),
+        (("direct_term=false", "zeta=0"), "because zeta is 0"),
         (("inner_momentum=0.5", "inner_optimizer=adamw"), "inner_momentum .*attacker's optimizer is adamw. Choose mom"),
         (("inner_eps_root=1e-6", "inner_optimizer=sgd"), "optimizer is sgd. Choose adam or adamw"),
     ],
@@ -336,6 +341,8 @@ def test_a_call_without_the_meta_objective_refuses_what_is_about_it(
     refuse_unheard("esd-u-1", ["meta_loss=end", "zeta_margin=none", "heal_steps=3"], meta=False)
     with pytest.raises(UserError, match="trains nothing"):
         refuse_unheard("uce", ["heal_steps=3"], meta=False)
+    with pytest.raises(UserError, match=r"steps \(--set steps=...\) would be ignored"):
+        refuse_unheard("uce", ["steps=10"], meta=False)
     out = tmp_path / "out"
     refused = call("erase", tiny_model, "--concept", "zebra", "--no-meta", "--set", "meta_loss=path", "--out", out)
     assert refused.code == 2

@@ -102,6 +102,17 @@ def test_imma_goes_on_from_a_method_with_the_recipes_settings_for_it() -> None:
         configure("imma", recipe, ["base=resalign"])
 
 
+def test_imma_and_its_base_learn_from_the_same_pictures() -> None:
+    """Which are made once, by IMMA's settings: the record of the base says so, and it cannot be told otherwise."""
+    recipe = RecipeFile(erase=SMALL.erase, methods={"esd-x-1": {"retain_images": 12}})
+    base = configure("imma", recipe, ["retain_images=20", "retain_dropout=0.3"]).record()["base"]
+    assert (base["settings"]["retain_images"], base["settings"]["retain_dropout"]) == (20, 0.3)
+    with pytest.raises(UserError, match=r"retain_dropout in base_set .*set it for both \(--set retain_dropout="):
+        configure("imma", recipe, ["base_set=retain_dropout=0.1,steps=3"])
+    with pytest.raises(UserError, match="'resalign' does not read inner_store"):
+        configure("resalign", SMALL, ["inner_store=disk"])
+
+
 @pytest.mark.parametrize("name", ["resalign", "imma"])
 def test_settings_of_the_meta_objective_are_refused_where_nothing_reads_them(name: str) -> None:
     with pytest.raises(UserError, match=f"'{name}' does not read gamma2, zeta"):

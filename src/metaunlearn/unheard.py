@@ -20,6 +20,26 @@ REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps"
 FLATNESS = settings_of(Of.FLATNESS)
 """Penalties of ``meta/flatness.py``."""
 
+NEEDS: dict[str, tuple[str, ...]] = {
+    "meta_loss": ("gamma2",),
+    "post_attack_loss": ("gamma2",),
+    "zeta_margin": ("zeta", "gamma2"),
+    "zeta_related": ("zeta", "gamma2"),
+    "zeta_unrelated": ("zeta", "gamma2"),
+    "meta_retain": ("zeta", "gamma2"),
+    "direct_term": ("zeta", "gamma2"),
+    "common_noise": ("zeta", "gamma2"),
+    "retain_loss": ("retain_weight",),
+    "retain_weighting": ("retain_weight",),
+    "retain_related": ("retain_weight",),
+    "retain_unrelated": ("retain_weight",),
+    "heal_steps": ("retain_weight",),
+    "heal_learning_rate": ("heal_steps",),
+    "lipschitz_weight": ("gamma1",),
+    "sharpness_radius": ("gamma1",),
+}
+"""Keys that say something of a term, and the weights without which the term is not there."""
+
 ASKS_NOTHING: dict[str, Any] = {
     "meta_loss": "end",
     "post_attack_loss": "denoising",
@@ -27,9 +47,13 @@ ASKS_NOTHING: dict[str, Any] = {
     "zeta_related": None,
     "zeta_unrelated": None,
     "meta_retain": "both",
+    "direct_term": True,
+    "common_noise": True,
     "inner_horizon": None,
     "retain_loss": "denoising",
     "retain_weighting": "none",
+    "retain_related": None,
+    "retain_unrelated": None,
     "heal_steps": 0,
     "heal_learning_rate": None,
     "lipschitz_weight": 0.0,
@@ -43,6 +67,21 @@ OF_OPTIMIZER = {
     "inner_eps_root": ("adam", "adamw"),
 }
 """Numbers of the simulated attackers' optimisers, and which of these have them."""
+
+OF_DATA = (
+    "forget_images", "retain_images", "forget_guidance", "retain_guidance", "picture_batch", "retain_dropout",
+    "retain_weighting",
+)  # fmt: skip
+"""Keys of the pictures that MODEL makes for a run, which are the same for all of its stages."""
+
+OF_TRAINING = (
+    *(key for key in OF_DATA if key != "picture_batch"),
+    "steps", "learning_rate", "learning_rate_schedule", "weight_decay", "batch_size", "accumulation", "replacement",
+    "ema_decay", "gamma1", "stratified", "max_gradient_norm", "outer_optimizer", "retain_weight", "retain_loss",
+    "retain_related", "retain_unrelated", "heal_steps", "heal_learning_rate", "bank_trajectories", "bank_steps",
+    "bank_guidance",
+)  # fmt: skip
+"""Keys of the outer loop and of its data, which a closed-form method alone does not have."""
 
 ABOUT_META = settings_of(Of.META, Of.ATTACKER)
 """Keys that say something of the meta objective, of the simulated attacker, or of the meta-gradient alone."""
@@ -66,25 +105,13 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
                 f"{' or '.join(sorted(used))}. Choose {' or '.join(optimizers)} (--set inner_optimizer=...), or leave "
                 f"{key} out."
             )
-    without = {
-        "zeta_margin": ("zeta", settings.zeta),
-        "zeta_related": ("zeta", settings.zeta),
-        "zeta_unrelated": ("zeta", settings.zeta),
-        "meta_retain": ("zeta", settings.zeta),
-        "retain_loss": ("retain_weight", settings.retain_weight),
-        "retain_weighting": ("retain_weight", settings.retain_weight),
-        "heal_steps": ("retain_weight", settings.retain_weight),
-        "heal_learning_rate": ("heal_steps", settings.heal_steps),
-        "lipschitz_weight": ("gamma1", settings.gamma1),
-        "sharpness_radius": ("gamma1", settings.gamma1),
-    }
-    for key in asked_for(overrides, without):
-        needed, value = without[key]
-        if not value:
-            raise UserError(
-                f"{key} (--set {key}=...) would be ignored, because {needed} is 0. Set {needed} as well "
-                f"(--set {needed}=...), or leave {key} out."
-            )
+    for key in asked_for(overrides, NEEDS):
+        for needed in NEEDS[key]:
+            if not getattr(settings, needed):
+                raise UserError(
+                    f"{key} (--set {key}=...) would be ignored, because {needed} is 0. Set {needed} as well "
+                    f"(--set {needed}=...), or leave {key} out."
+                )
 
 
 def refuse_without_meta(overrides: Sequence[str]) -> None:

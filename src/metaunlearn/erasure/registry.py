@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
@@ -30,7 +30,15 @@ from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.parameters import SUBSETS
 from metaunlearn.recipe import RecipeFile
 from metaunlearn.settings import Settings, parse_overrides, resolve
-from metaunlearn.unheard import FLATNESS, REPLACED_BY_ATTACKERS, asked_for, refuse_ignored, refuse_without_meta
+from metaunlearn.unheard import (
+    FLATNESS,
+    OF_DATA,
+    OF_TRAINING,
+    REPLACED_BY_ATTACKERS,
+    asked_for,
+    refuse_ignored,
+    refuse_without_meta,
+)
 
 GROUP = "metaunlearn.methods"
 """The entry points' group: name = the method's name, object = its class."""
@@ -210,7 +218,7 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
         method=cast(Method, method),  # find() has looked at what its class has
         method_settings=method.model_dump(mode="json"),
         settings=settings,
-        base=_base_of(entry.name, method, recipe) if isinstance(method, FollowingMethod) else None,
+        base=_base_of(entry.name, method, recipe, settings) if isinstance(method, FollowingMethod) else None,
     )
 
 
@@ -234,7 +242,7 @@ def refuse_unheard(name: str, overrides: Sequence[str], *, meta: bool) -> None:
         return
     refuse_without_meta(overrides)
     kind = find(name).kind
-    for key in asked_for(overrides, ("retain_weighting", "heal_steps", "heal_learning_rate", *FLATNESS)):
+    for key in asked_for(overrides, (*OF_TRAINING, *FLATNESS)):
         if callable(getattr(kind, "edit", None)):
             raise UserError(
                 f"{key} (--set {key}=...) would be ignored, because a closed-form method without the meta objective "
@@ -253,14 +261,21 @@ def _refuse_unread(name: str, method: DefendedMethod, given: Sequence[Mapping[st
         )
 
 
-def _base_of(name: str, method: FollowingMethod, recipe: RecipeFile) -> Configured | None:
-    """The base method, with the recipe's settings for it and ``base_set`` on top."""
+def _base_of(name: str, method: FollowingMethod, recipe: RecipeFile, settings: EraseSettings) -> Configured | None:
+    """The base method, with the recipe's settings for it and ``base_set`` on top, and the data of ``settings``."""
     if method.base is None:
         return None
+    said = sorted(parse_overrides(method.base_set).keys() & set(OF_DATA))
+    if said:
+        raise UserError(
+            f"{said[0]} in base_set (--set base_set={said[0]}=...) would be ignored, because {name} and its base learn "
+            f"from the same pictures: set it for both (--set {said[0]}=...)."
+        )
     base = configure(method.base, recipe, method.base_set)
     if base.defended:
         raise UserError(
             f"{name} goes on from a method without a defence of its own; got {base.name!r} "
             "(base, --set base=...): choose e.g. esd-x-1, or none."
         )
-    return base
+    shared = {key: getattr(settings, key) for key in OF_DATA}
+    return replace(base, settings=base.settings.model_copy(update=shared))

@@ -54,7 +54,7 @@ PRODUCT_GRADIENTS = 2
 class ResAlign(Settings):
     """``resalign``."""
 
-    unread: ClassVar[tuple[str, ...]] = META_SETTINGS
+    unread: ClassVar[tuple[str, ...]] = (*META_SETTINGS, "inner_store")
 
     subset: str = "f"
     """Which parameters are trained."""
