@@ -116,8 +116,12 @@ def test_the_pictures_of_an_honest_user_may_be_finetuned_on() -> None:
 
 
 def test_one_iteration_and_first_order_are_one_and_gradient_difference_is_close() -> None:
-    exact = started()[0].outer_gradient()[0]
-    one = started(iterations=1)[0].outer_gradient()[0]
+    exact, record = started()[0].outer_gradient()
+    one, first_order = started(iterations=1)[0].outer_gradient()
+    assert first_order["beyond_first_order"] == [0, 0]
+    assert all(1e-3 < distance < 1 for distance in record["beyond_first_order"])
+    further = started(proximity=40.0)[0].outer_gradient()[1]["beyond_first_order"]
+    assert all(a < b for a, b in zip(further, record["beyond_first_order"], strict=True))
     assert error(one, started("meta_gradient=first-order")[0].outer_gradient()[0]) == 0
     assert error(one, exact) > 1e-3
     assert error(started("meta_gradient=gradient-difference")[0].outer_gradient()[0], exact) < 1e-6

@@ -21,7 +21,8 @@ each of which starts afresh, on ``inner_subset``. Otherwise than in their code
 - DreamBooth is not among the configurations.
 
 Where the iteration contracts at no damping, that configuration's term L(theta_FT) is left out of the step, as in
-theirs.
+theirs. The larger rho, the nearer the gradient through finetuning is to the first-order one: log.jsonl has its distance
+from there, ``beyond_first_order``, relative to that one's norm.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from metaunlearn.meta.inner import InnerLoop, attacked
 from metaunlearn.meta.modes import product_named
 from metaunlearn.meta.objective import attackers_rule
 from metaunlearn.models.interface import TextToImageModel
-from metaunlearn.parameters import Loss, Params, add, mean_of, scale, subset, value_and_gradient
+from metaunlearn.parameters import Loss, Params, add, mean_of, norm, scale, subset, value_and_gradient
 from metaunlearn.settings import Listed, Settings
 
 PRODUCT_GRADIENTS = 2
@@ -101,7 +102,7 @@ class ResAlignDefence:
         harmful = self._loss(mean_of([denoising_loss_of(self.task.model, batch) for batch in outer]))
         before, at_theta = value_and_gradient(harmful, theta)
         gradient = scale(at_theta, -(1 - r))
-        after, finetuning, dampings = [], [], []
+        after, finetuning, dampings, shifts = [], [], [], []
         configurations = self._configurations(generator)
         for attacker in configurations:
             *steps, last = self._finetuning_losses(attacker, generator)
@@ -114,6 +115,7 @@ class ResAlignDefence:
             after.append(value)
             finetuning.append(path.losses[-1])
             dampings.append(found.damping)
+            shifts.append(None if found.gradient is None else _distance(found.gradient, v))
         *after_values, before_value = torch.stack([*after, before]).tolist()
         record = {
             "loss_concept": before_value,
@@ -121,6 +123,7 @@ class ResAlignDefence:
             "loss_finetuning": torch.stack(finetuning).tolist(),
             "attackers": [attacker.model_dump() for attacker in configurations],
             "dampings": dampings,
+            "beyond_first_order": shifts,
         }
         return DefenceGradient(gradient, record)
 
@@ -162,3 +165,8 @@ class ResAlignDefence:
             rho=self.options.proximity,
             iterations=self.options.iterations,
         )
+
+
+def _distance(u: Params, v: Params) -> float:
+    """||u - v|| / ||v||: 0 where nothing but the first-order gradient came of the iteration."""
+    return norm(add(u, v, -1.0)) / (norm(v) or 1.0)
