@@ -239,6 +239,24 @@ def test_names_without_text_model_are_read_too(name: str, tmp_path: Path) -> Non
     assert all(torch.equal(a, b) for a, b in zip(pipeline.text_encoder.parameters(), found.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_an_inpainting_file_is_refused_for_what_it_is(name: str, tmp_path: Path) -> None:
+    """Its denoiser is also given a mask and what is outside it: 4 + 1 + 4 channels. No configuration folder is blamed,
+    nor wanted first."""
+    file, key = tmp_path / "model.safetensors", "model.diffusion_model.input_blocks.0.0.weight"
+    pipeline = NEW[name]()
+    config = _saved(NEW[name](), tmp_path / "config")
+    save_single_file(pipeline, file)
+    state = load_file(file)
+    latents = pipeline.vae.config.latent_channels
+    save_file(state | {key: torch.zeros(len(state[key]), 2 * latents + 1, 3, 3)}, file)
+    for given in (config, None):
+        with pytest.raises(
+            UserError, match=f"takes {2 * latents + 1} channels .* {latents}: it is made for inpainting"
+        ):
+            load_single_file(file, given)
+
+
 XL = ("model.diffusion_model.input_blocks.0.0.weight", FAMILIES[0].signature)
 
 

@@ -69,6 +69,15 @@ def check_pipeline(pipeline: Any) -> str:
     return name
 
 
+def check_channels(taken: int, latent_channels: int) -> None:
+    """Refuse a denoiser that is given more than a picture's latents."""
+    if taken != latent_channels:
+        raise UserError(
+            f"MODEL's denoiser takes {taken} channels but its latents have {latent_channels}: it is made for "
+            "inpainting, depth or editing. Give the text-to-image model that it was made from."
+        )
+
+
 def _check_text(pipeline: Any, tokenizer: str, encoder: str) -> None:
     if getattr(pipeline, tokenizer, None) is None:
         return
@@ -132,12 +141,7 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
             "MODEL's denoiser does not say how large its latents are (sample_size is None in unet/config.json): give "
             "it the side that it was trained at, 64 for pictures of 512 pixels."
         )
-    channels = unet.config.in_channels
-    if channels != latent_channels:
-        raise UserError(
-            f"MODEL's denoiser takes {channels} channels but its latents have {latent_channels}: it is made for "
-            "inpainting, depth or editing. Give the text-to-image model that it was made from."
-        )
+    check_channels(unet.config.in_channels, latent_channels)
     if unet.config.time_cond_proj_dim is not None:
         raise UserError(
             "MODEL's denoiser is told the guidance scale (time_cond_proj_dim), as distilled models (LCM) are; give the "

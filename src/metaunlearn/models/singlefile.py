@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from metaunlearn.errors import UserError
 from metaunlearn.fetching import CONFIGURATION, fetch_command
+from metaunlearn.models.checks import check_channels
 from metaunlearn.models.layout import (
     Family,
     Part,
@@ -40,6 +41,9 @@ from metaunlearn.models.layout.markers import marker_metadata, marker_tensors, s
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Precision = Literal["float32", "float16", "bfloat16"]
 XL = "StableDiffusionXLPipeline"
+FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+DECODERS_FIRST_LAYER = "first_stage_model.decoder.conv_in.weight"
+"""What takes latents, and nothing else."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ def load_single_file(path: Path, config: Path | None = None) -> Any:
         with safe_open(path, framework="pt") as file:
             names = usual_names(file.keys())
             family = family_of_keys(names, str(path))
+            _check_channels(file, names)
             folder = _configuration(path, family, config)
             said = said_by(names, dict(file.metadata() or {}))
             modules = {
@@ -89,6 +94,13 @@ def save_single_file(pipeline: Any, path: Path, *, dtype: torch.dtype = torch.fl
     save_file(tensors, partial, metadata)  # Not through bytes in memory: a checkpoint of XL has ten gigabytes.
     os.replace(partial, path)
     return family
+
+
+def _check_channels(file: Any, names: dict[str, str]) -> None:
+    """Refuse an inpainting file by itself: the configuration folder is another model's, but not to blame."""
+    shapes = [file.get_slice(names[key]).get_shape() for key in (FIRST_LAYER, DECODERS_FIRST_LAYER) if key in names]
+    if [len(shape) for shape in shapes] == [4, 4]:
+        check_channels(shapes[0][1], shapes[1][1])
 
 
 def _configuration(path: Path, family: Family, given: Path | None) -> Path:
