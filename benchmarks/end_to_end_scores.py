@@ -31,7 +31,7 @@ from metaunlearn.checkpoint import restore_training, save_training, step_generat
 from metaunlearn.config import Counts
 from metaunlearn.erasing import erase
 from metaunlearn.files import write_atomic
-from metaunlearn.metrics import load_judge
+from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import load_pipeline
 
 CONCEPT = "knife"

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from metaunlearn.data import Prompt, write_imagefolder
+from metaunlearn.data.imagefolder import write_imagefolder
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.evaluation import plan
 from metaunlearn.generation import BATCH, default_sampling
-from metaunlearn.metrics import load_judge
+from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import load
 
 

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from metaunlearn import draws
-from metaunlearn.data import Prompt, write_imagefolder
+from metaunlearn.data.imagefolder import write_imagefolder
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.evaluation import plan
-from metaunlearn.metrics import load_judge
 from metaunlearn.metrics.fid import fid_of_features
+from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.kid import kid_of_features
 
 MIB = 2**20

@@ -14,7 +14,7 @@ from metaunlearn.bench.plan import Plan, Row, make_plan, states
 from metaunlearn.bench.recipe import BenchRecipe, Grid, as_toml
 from metaunlearn.bench.results import Found, Measured, Results
 from metaunlearn.bench.store import Store
-from metaunlearn.report import build_report
+from metaunlearn.report.page import build_report
 from metaunlearn.settings import resolve
 from report_fixtures import draw_picture
 

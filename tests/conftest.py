@@ -25,7 +25,7 @@ from bench_grids import keep_pictures, made_up, write_many, write_results
 from metaunlearn.cli import main
 from metaunlearn.generation import Sampling, write_sampling
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.report import build_report
+from metaunlearn.report.page import build_report
 from report_fixtures import invented_summary, write_samples
 from tiny_models import NEW, SIZES, new_sd1
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from colours import ColourJudge
-from metaunlearn.data import Prompt
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.evaluation import Evaluation, plan
 
 

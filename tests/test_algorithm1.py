@@ -13,18 +13,12 @@ from meta_problems import error
 from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch
 from metaunlearn.errors import UserError
-from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
+from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, laid_out_like
-from toy_denoiser import TIMESTEPS, ToyDenoiser, toy_run, toy_settings
+from toy_denoiser import TIMESTEPS, ToyDenoiser, drawn, toy_run, toy_settings
 
 EXACT = 1e-12
-
-
-def drawn(run: Algorithm1) -> OuterDraw:
-    """The batches of the run's next step."""
-    generator = run._generator(run.step)
-    return run._draw(run.step, draw_attacker(run.settings.simulated, generator), generator)
 
 
 def l_dm(theta: Params, batch: Batch, rows: slice = slice(None)) -> Tensor:

@@ -64,6 +64,9 @@ def test_a_plain_run_does_not_depend_on_the_meta_objective() -> None:
     for key, value in others.items():
         assert kinds_changed(plain, changed("set", key, to=value, of=plain)) == set(), key
     assert "erase" in kinds_changed(plain, changed("set", "retain_weight", to=0.7, of=plain))
+    flat = changed("set", "lipschitz_weight", to=1.0, of=plain)
+    assert kinds_changed(flat, changed("set", "gamma2", to=0.7, of=flat)) == set()
+    assert "erase" in kinds_changed(flat, changed("set", "inner_steps", to=2, of=flat))
 
 
 def test_a_concepts_settings_may_be_of_one_method_alone() -> None:

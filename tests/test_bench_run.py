@@ -22,7 +22,7 @@ from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.state import with_components
-from metaunlearn.report import build_report
+from metaunlearn.report.page import build_report
 from metaunlearn.runs import RESULTS_FILE
 from ray_nodes import killing, two_nodes
 

@@ -119,7 +119,7 @@ def test_json_keeps_stdout_clean(call: Call, monkeypatch: pytest.MonkeyPatch, tm
         logging.getLogger("metaunlearn.report").warning("%d things were left out", 2)
         return folder / "report.html"
 
-    monkeypatch.setattr("metaunlearn.report.build_report", build)
+    monkeypatch.setattr("metaunlearn.report.page.build_report", build)
     outcome = call("report", tmp_path, "--json")
     assert json.loads(outcome.out) == {"report": str(tmp_path / "report.html")}
     assert outcome.err == "chatter\nwarning: 2 things were left out\n"
@@ -282,7 +282,7 @@ def test_the_traceback_is_shown_on_demand_only(call: Call, monkeypatch: pytest.M
     def broken(folder: Path) -> Path:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("metaunlearn.report.build_report", broken)
+    monkeypatch.setattr("metaunlearn.report.page.build_report", broken)
     quiet = call("report", tmp_path)
     assert quiet.code == 1
     assert "Traceback" not in quiet.err

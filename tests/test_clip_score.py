@@ -11,8 +11,8 @@ import torch
 from colours import ColourJudge, coloured
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.errors import UserError
-from metaunlearn.metrics import clip_score, require_same_protocol
-from metaunlearn.metrics.clip_score import RULES
+from metaunlearn.metrics.clip_score import RULES, clip_score
+from metaunlearn.metrics.intervals import require_same_protocol
 from metaunlearn.metrics.judge import ClipJudge
 from metaunlearn.metrics.preprocessing import Preprocessing
 from tiny_judges import new_clip

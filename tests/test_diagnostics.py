@@ -11,14 +11,13 @@ import torch
 from meta_problems import error
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
-from metaunlearn.meta.batches import draw_attacker
 from metaunlearn.meta.diagnostics import compared, equation_4
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference
 from metaunlearn.meta.objective import meta_problem
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
-from test_algorithm1 import PAPER, drawn, l_dm, paper_settings
-from toy_denoiser import toy_run
+from test_algorithm1 import PAPER, l_dm, paper_settings
+from toy_denoiser import drawn, toy_run
 
 
 def flat(gradient: Params) -> torch.Tensor:
@@ -71,9 +70,7 @@ def test_the_error_of_first_order(more: tuple[str, ...]) -> None:
     An exact run finds it on its way; a first-order run, when asked to, with an exact meta-gradient of its own.
     """
     run = toy_run(paper_settings(*more))
-    generator = run._generator(0)
-    attacker = draw_attacker(run.settings.simulated, generator)
-    batches = run._draw(0, attacker, generator)
+    batches, [attacker] = drawn(run), run.settings.simulated
     problem = meta_problem(run.model, [batches], attacker, run.settings, theta=run.theta)
     theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
     b = torch.autograd.grad(l_dm(theta, batches.direct.batch), list(theta.values()))
@@ -96,9 +93,7 @@ def test_the_error_of_first_order(more: tuple[str, ...]) -> None:
 
 def test_an_exact_mode_hands_over_what_first_order_gives() -> None:
     run = toy_run(paper_settings("inner_optimizer=adamw"))
-    generator = run._generator(0)
-    attacker = draw_attacker(run.settings.simulated, generator)
-    batches = run._draw(0, attacker, generator)
+    batches, [attacker] = drawn(run), run.settings.simulated
     problem = meta_problem(run.model, [batches], attacker, run.settings, theta=run.theta)
     expected = FirstOrder()(problem, run.theta).gradient
     for mode in (DoubleBackward(), GradientDifference()):

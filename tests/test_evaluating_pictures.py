@@ -14,7 +14,8 @@ from PIL import Image
 from colours import COLOURS, ColourJudge
 from conftest import TINY_SIZE, Call
 from metaunlearn.checkpoint import load_tensors, save_tensors
-from metaunlearn.data import Prompt, write_imagefolder
+from metaunlearn.data.imagefolder import write_imagefolder
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import UserError
 from metaunlearn.evaluating_pictures import evaluate_pictures, evaluate_pictures_into
 from metaunlearn.metrics.nsfw import KIND

@@ -17,10 +17,12 @@ from colours import COLOURS, ColourJudge
 from conftest import TINY_SIZE, new_tiny_pipeline, read_lines
 from metaunlearn import draws
 from metaunlearn.checkpoint import save_tensors
-from metaunlearn.data import Prompt, read_imagefolder, write_imagefolder
+from metaunlearn.data.imagefolder import read_imagefolder, write_imagefolder
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import METRICS, evaluate, ranges
-from metaunlearn.metrics import concept_score, fid_score
+from metaunlearn.metrics.concept import concept_score
+from metaunlearn.metrics.fid import fid_score
 from metaunlearn.metrics.nsfw import KIND
 from metaunlearn.metrics.safety import SafetyChecker
 from metaunlearn.metrics.unlearncanvas import ROLES

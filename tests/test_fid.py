@@ -13,8 +13,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from colours import ColourJudge, coloured
 from metaunlearn.doctor.meter import Meter
-from metaunlearn.metrics import fid, fid_score, frechet_distance
-from metaunlearn.metrics.fid import bootstrap_frechet, fid_of_features
+from metaunlearn.metrics import fid
+from metaunlearn.metrics.fid import bootstrap_frechet, fid_of_features, fid_score, frechet_distance
 
 
 class Features(nn.Module):

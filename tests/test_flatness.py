@@ -16,8 +16,8 @@ from metaunlearn.meta.hypergradient import double_backward_product
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, add, norm
 from metaunlearn.unheard import refuse_ignored
-from test_algorithm1 import EXACT, PAPER, drawn, l_dm, l_forget, paper_settings
-from toy_denoiser import counted_gradients, toy_run, toy_settings
+from test_algorithm1 import EXACT, PAPER, l_dm, l_forget, paper_settings
+from toy_denoiser import counted_gradients, drawn, toy_run, toy_settings
 
 KAPPA, RHO = 0.8, 0.3
 DIFFERENCE = 1e-8

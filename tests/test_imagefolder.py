@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metaunlearn.data import fingerprint, read_imagefolder, write_imagefolder
+from metaunlearn.data.imagefolder import fingerprint, read_imagefolder, write_imagefolder
 from metaunlearn.errors import UserError
 
 

@@ -14,10 +14,9 @@ from metaunlearn.diffusion import denoising_loss
 from metaunlearn.erasure.imma import Imma
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.errors import UserError
-from metaunlearn.meta.batches import draw_attacker
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
-from toy_denoiser import SHAPE, TIMESTEPS, ToyDenoiser, latent_set, toy_settings
+from toy_denoiser import SHAPE, TIMESTEPS, ToyDenoiser, drawn, latent_set, toy_settings
 
 STEPS, TAU, OMEGA, LAMBDA, GAMMA = 4, 0.02, 0.01, 0.9, 0.8
 TARGETS = ("to_q", "to_out.0")
@@ -72,8 +71,7 @@ def written_out(run: Algorithm1, *, down: float = 1.0, up: float = -1.0, kept: b
             A = {layer: nn.Parameter((torch.randn(2, n, generator=g) / 2).double()) for layer, n in SIZES.items()}
             B = {layer: nn.Parameter(torch.zeros(6, 2).double()) for layer in SIZES}
             inner = torch.optim.AdamW([*A.values(), *B.values()], lr=TAU, weight_decay=0.01)
-        generator = run._generator(step)
-        batches = run._draw(step, draw_attacker(run.settings.simulated, generator), generator)
+        batches = drawn(run, step)
 
         def tuned(A: Params = A, B: Params = B) -> Params:
             weights = {f"{layer}.weight": theta[f"{layer}.weight"] + B[layer] @ A[layer] for layer in SIZES}

@@ -19,12 +19,12 @@ from conftest import Call
 from inception_weights import pictures, weights
 from metaunlearn.checkpoint import save_tensors
 from metaunlearn.converting import convert
-from metaunlearn.data import Prompt, write_imagefolder
-from metaunlearn.data.imagefolder import list_entries, read_whole
+from metaunlearn.data.imagefolder import list_entries, read_whole, write_imagefolder
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import evaluate, plan
-from metaunlearn.metrics import frechet_distance, require_same_protocol
 from metaunlearn.metrics.default_judge import NoJudge
+from metaunlearn.metrics.fid import frechet_distance
 from metaunlearn.metrics.inception import NETWORK, WAYS, Inception, trunk
 from metaunlearn.metrics.inception_network import (
     HALVING_TO_8,
@@ -36,6 +36,7 @@ from metaunlearn.metrics.inception_network import (
     FixedNorm,
     Step,
 )
+from metaunlearn.metrics.intervals import require_same_protocol
 from metaunlearn.metrics.kept import read_kept
 from metaunlearn.metrics.kid import kernel_distance
 from metaunlearn.metrics.measures import metrics_named

@@ -15,8 +15,9 @@ from conftest import Call
 from metaunlearn.canvas.build import tokenizer
 from metaunlearn.errors import UserError
 from metaunlearn.generation import Sampling, write_sampling
-from metaunlearn.metrics import concept_score, load_judge
+from metaunlearn.metrics.concept import concept_score
 from metaunlearn.metrics.hub import PINNED
+from metaunlearn.metrics.judge import load_judge
 from tiny_judges import save_clip
 from tiny_models import new_sd1
 

@@ -16,7 +16,8 @@ from torchmetrics.image.kid import poly_mmd
 from colours import COLOURS, ColourJudge
 from conftest import Call, read_lines
 from metaunlearn.checkpoint import save_tensors
-from metaunlearn.data import Prompt, write_imagefolder
+from metaunlearn.data.imagefolder import write_imagefolder
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import evaluate
 from metaunlearn.metrics import kid

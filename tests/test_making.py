@@ -19,9 +19,10 @@ from PIL import Image
 from conftest import Call, new_tiny_pipeline
 from metaunlearn import making
 from metaunlearn.data import prompt_sets as sets
-from metaunlearn.data import read_imagefolder, read_prompts
 from metaunlearn.data.duplicates import Duplicate, difference_hash, find_duplicates
+from metaunlearn.data.imagefolder import read_imagefolder
 from metaunlearn.data.prompt_sets import COCO_ROWS, I2P_NUDITY, I2P_ROWS, take
+from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import RECIPES
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic

@@ -17,18 +17,11 @@ from metaunlearn import canvas
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.errors import UserError
-from metaunlearn.metrics import (
-    bootstrap_mean,
-    clip_score,
-    concept_score,
-    fid_score,
-    label_accuracy,
-    load_judge,
-    require_same_protocol,
-    wilson,
-)
-from metaunlearn.metrics.concept import default_choices
-from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, weights_hash
+from metaunlearn.metrics.clip_score import clip_score
+from metaunlearn.metrics.concept import concept_score, default_choices, label_accuracy
+from metaunlearn.metrics.fid import fid_score
+from metaunlearn.metrics.intervals import bootstrap_mean, require_same_protocol, wilson
+from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, load_judge, weights_hash
 from metaunlearn.metrics.preprocessing import Preprocessing, read_preprocessor
 from tiny_judges import new_clip, save_clip, write_preprocessor
 

@@ -25,9 +25,9 @@ from metaunlearn.meta.optimizers import OPTIMIZERS
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, add, scale
 from metaunlearn.unheard import refuse_ignored
-from test_algorithm1 import EXACT, PAPER, drawn, l_dm, l_forget, paper_settings
+from test_algorithm1 import EXACT, PAPER, l_dm, l_forget, paper_settings
 from test_inner_optimizers import attacked, unrolled
-from toy_denoiser import ToyDenoiser, latent_set, toy_run, toy_settings
+from toy_denoiser import ToyDenoiser, drawn, latent_set, toy_run, toy_settings
 
 # --- The mean along the path -----------------------------------------------------------------------------------------
 

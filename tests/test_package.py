@@ -97,6 +97,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert fresh_python(code) == "[]"
 
 
+def test_an_erasing_process_draws_no_charts() -> None:
+    """Its card is made of the same facts as the page of results, without the page."""
+    charts = "{'vl_convert', 'metaunlearn.report.charts', 'metaunlearn.report.page'}"
+    assert fresh_python(f"import sys, metaunlearn.erasing; print({charts} & set(sys.modules))") == "set()"
+    assert "vl_convert" in fresh_python(f"import sys, metaunlearn.report.page; print({charts} & set(sys.modules))")
+
+
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_sources_do_without(what: str) -> None:
     found = [str(source.relative_to(PACKAGE)) for source in SOURCES if re.search(FORBIDDEN[what], source.read_text())]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metaunlearn.data import Prompt, read_prompts
+from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.errors import UserError
 
 

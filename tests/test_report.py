@@ -13,11 +13,12 @@ from PIL import Image
 
 from browser import chromium, in_frames, needs_chromium
 from metaunlearn.errors import UserError
-from metaunlearn.report import Summary, build_report, headline, rows
 from metaunlearn.report.charts import intervals_chart, spread
-from metaunlearn.report.data import Score
+from metaunlearn.report.data import Score, Summary
+from metaunlearn.report.page import build_report
 from metaunlearn.report.runs import losses, read_log, thinned
 from metaunlearn.report.sections import self_destruction
+from metaunlearn.report.story import headline, rows
 from report_fixtures import invented_summary, scores, write_runs, write_samples
 
 

@@ -23,10 +23,10 @@ from metaunlearn.bench.plan import states
 from metaunlearn.bench.recipe import Grid
 from metaunlearn.bench.results import Measured, found_in
 from metaunlearn.errors import UserError
-from metaunlearn.report import build_report
 from metaunlearn.report.grid.headline import headline
 from metaunlearn.report.grid.missing import missing_table
 from metaunlearn.report.grid.settings import grid_settings
+from metaunlearn.report.page import build_report
 from metaunlearn.settings import resolve
 
 PAPER = changed("published", to=["table1_nudity_score", "table2_quality"], of=GRID)

@@ -12,9 +12,9 @@ from bench_grids import GRID, found_with, made_up, write_results
 from metaunlearn.bench.plan import states
 from metaunlearn.bench.recipe import Grid
 from metaunlearn.bench.results import Measured
-from metaunlearn.report import build_report
 from metaunlearn.report.grid.headline import headline
 from metaunlearn.report.grid.trends import trends
+from metaunlearn.report.page import build_report
 from metaunlearn.settings import resolve
 
 

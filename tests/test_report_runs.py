@@ -13,7 +13,7 @@ from bench_grids import made_up, write_results
 from browser import in_frames, needs_chromium
 from conftest import Call
 from metaunlearn.errors import UserError
-from metaunlearn.report import build_report
+from metaunlearn.report.page import build_report
 from report_fixtures import draw_picture, write_runs
 
 

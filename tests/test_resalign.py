@@ -13,10 +13,9 @@ from metaunlearn.data.latents import ErasureData
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.erasure.resalign import ResAlign
-from metaunlearn.meta.batches import draw_attacker
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
-from toy_denoiser import ToyDenoiser, latent_set, toy_settings
+from toy_denoiser import ToyDenoiser, drawn, latent_set, toy_settings
 
 TAUS = (0.05, 0.02, 0.01)
 OPTIONS = {"resilience": 0.7, "proximity": 20.0, "iterations": 4}
@@ -70,8 +69,7 @@ def papers_gradient(run: Algorithm1, data: ErasureData, signs: dict[str, float],
     u sums four terms of the series (-H / rho)^k v, as the iteration does at the damping 1.
     """
     weight = {key: value * signs.get(key, 1.0) for key, value in (OPTIONS | WEIGHTS).items()}
-    generator = run._generator(0)
-    batches = run._draw(0, draw_attacker(run.settings.simulated, generator), generator)
+    batches = drawn(run, 0)
     at = leaf(run.theta)
     r = weight["resilience"]
     loss = -(1 - r) * l_dm(at, batches.outer) + weight["retain_weight"] * l_dm(at, batches.retain.batch)
@@ -132,8 +130,7 @@ def test_a_finetuning_whose_gradient_cannot_be_had_is_left_out() -> None:
     run, _ = started(proximity=1e-6)
     found, record = run.outer_gradient()
     assert record["dampings"] == [0.0, 0.0]
-    generator = run._generator(0)
-    batches = run._draw(0, draw_attacker(run.settings.simulated, generator), generator)
+    batches = drawn(run, 0)
     at = leaf(run.theta)
     loss = -0.3 * l_dm(at, batches.outer) + 0.9 * l_dm(at, batches.retain.batch)
     assert error(found, {name: 0.8 * g for name, g in gradient_of(loss, at).items()}) < 1e-12

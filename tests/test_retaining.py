@@ -16,7 +16,7 @@ from metaunlearn.erasure.prepare import prepare
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import load
 from metaunlearn.parameters import Params
-from toy_denoiser import ToyDenoiser, latent_set, toy_run, toy_settings
+from toy_denoiser import ToyDenoiser, drawn, latent_set, toy_run, toy_settings
 
 DISTILLED = toy_settings("batch_size=4", "retain_loss=distillation", "retain_weight=0.9", "gamma1=1", "gamma2=0.3")
 
@@ -30,7 +30,7 @@ def moved(run: Algorithm1, by: float = 0.1) -> Algorithm1:
 
 def distance(theta: Params, teacher: Params, run: Algorithm1) -> torch.Tensor:
     """The mean over retained pictures and latent values of (f_theta - f_teacher)^2 at the run's next batch."""
-    kept = run._draw(run.step, run.settings.simulated[0], run._generator(run.step)).retain.batch
+    kept = drawn(run).retain.batch
     alpha_bar = torch.linspace(0.99, 0.02, 20)[kept.t][:, None, None, None]
     x_t = alpha_bar.sqrt().double() * kept.x_0 + (1 - alpha_bar).sqrt().double() * kept.eps.double()
     model = ToyDenoiser()

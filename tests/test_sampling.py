@@ -12,10 +12,9 @@ from conftest import break_at_the_fourth_step
 from metaunlearn.data.sampling import Epochs, Independent, independent_rows
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError
-from metaunlearn.meta.batches import draw_attacker
 from metaunlearn.meta.train import Algorithm1
 from test_attackers import MIXTURE
-from toy_denoiser import toy_run, toy_settings
+from toy_denoiser import drawn, toy_run, toy_settings
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -60,8 +59,7 @@ def pictures_of(run: Algorithm1, steps: int) -> dict[str, list[float]]:
     """What every stream has shown in ``steps`` steps, by the mean of the picture that a batch's latent is nearest."""
     seen: dict[str, list[int]] = {"inner": [], "outer": [], "related": [], "unrelated": []}
     for step in range(steps):
-        g = run._generator(step)
-        found = run._draw(step, draw_attacker(run.settings.simulated, g), g)
+        found = drawn(run, step)
         kept = found.retain
         rows = {
             "inner": [x for batch in found.inner for x in batch.x_0],

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from metaunlearn.attacks.lora import Lora
-from metaunlearn.bench.resolved import META_ONLY
+from metaunlearn.bench.resolved import DRAWN_FIRST, META_ONLY
 from metaunlearn.config import EraseSettings, Of, settings_of
 from metaunlearn.erasure.interface import META_SETTINGS
 from metaunlearn.erasure.uce import Uce
@@ -84,6 +84,9 @@ def test_what_is_marked_as_the_meta_objectives_changes_nothing_without_it() -> N
     for name, said in OTHERWISE.items():
         assert toy_settings(*said.split()) != toy_settings(), name
         assert plain_run(*said.split()) == expected, name
+    flat = "lipschitz_weight=1"  # Its batch is drawn after the attacker's and after a meta_retain's of its own.
+    for name, said in OTHERWISE.items():
+        assert (plain_run(flat, *said.split()) == plain_run(flat)) == (name not in DRAWN_FIRST), name
     two = "attackers=[{optimizer='sgd', learning_rate=1, steps=1}, {optimizer='sgd', learning_rate=1, steps=2}]"
     assert plain_run(two) != expected
 

@@ -14,7 +14,7 @@ import torch
 import metaunlearn
 from forked_runs import run_and_kill
 from metaunlearn import draws
-from metaunlearn.data import write_imagefolder
+from metaunlearn.data.imagefolder import write_imagefolder
 from painter import Painter
 
 TESTS = Path(__file__).parent

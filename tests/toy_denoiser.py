@@ -13,6 +13,7 @@ from metaunlearn.doctor.passes import gradients_in, outer_step
 from metaunlearn.erasure.esd import Esd
 from metaunlearn.erasure.interface import ForgetBatch
 from metaunlearn.erasure.uce import Uce
+from metaunlearn.meta.batches import OuterDraw, draw_attacker
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
@@ -99,6 +100,13 @@ def toy_run(
         seed=seed,
         processes=processes,
     )
+
+
+def drawn(run: Algorithm1, step: int | None = None) -> OuterDraw:
+    """The batches of ``step``, by default of the run's next one."""
+    step = run.step if step is None else step
+    generator = run._generator(step)
+    return run._draw(step, draw_attacker(run.settings.simulated, generator), generator)
 
 
 def counted_gradients(settings: EraseSettings, *, meta: bool, forget: bool = True) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from metaunlearn.evaluation import evaluate
     from metaunlearn.generation import generate_images
     from metaunlearn.models import load
-    from metaunlearn.report import build_report
+    from metaunlearn.report.page import build_report
     from metaunlearn.story import demo
     from metaunlearn.tuning.run import tune
 
@@ -46,7 +46,7 @@ _HOMES = {
     "UserError": "metaunlearn.errors",
     "attack": "metaunlearn.attacking",
     "attack_prompts": "metaunlearn.attacking_prompts",
-    "build_report": "metaunlearn.report",
+    "build_report": "metaunlearn.report.page",
     "demo": "metaunlearn.story",
     "erase": "metaunlearn.erasing",
     "evaluate": "metaunlearn.evaluation",

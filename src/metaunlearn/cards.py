@@ -13,7 +13,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
-from metaunlearn.report import read_summary, rows
+from metaunlearn.report.data import read_summary
+from metaunlearn.report.story import rows
 from metaunlearn.runs import RESULTS_FILE, RUN_FILE
 
 CARD_FILE = "README.md"

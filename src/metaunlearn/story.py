@@ -25,7 +25,7 @@ from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
 from metaunlearn.recipe import read_recipe
-from metaunlearn.report import build_report
+from metaunlearn.report.page import build_report
 from metaunlearn.runs import Progress, RunFolder, versions
 
 ERASED = {"unlearn": False, "meta-unlearn": True}

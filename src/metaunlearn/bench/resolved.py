@@ -18,6 +18,8 @@ from metaunlearn.recipe import RecipeFile, read_recipe
 META_ONLY = tuple(name for name in settings_of(Of.META, Of.ATTACKER) if name != "attackers")
 """Settings that a run without the meta objective does not read. A mixture of attackers is none of them: drawing one of
 it moves the run's other draws, too."""
+DRAWN_FIRST = ("inner_steps", "meta_retain")
+"""Those of them that move the draws behind theirs: of what a defence, or ``lipschitz_weight``, asks about."""
 NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
 """Beginnings of settings under which the result is the same, bit for bit."""
 
@@ -74,6 +76,8 @@ def _that_count(chosen: Configured, *, meta: bool) -> dict[str, Any]:
     unread: tuple[str, ...] = () if meta else META_ONLY
     if isinstance(chosen.method, DefendedMethod):
         unread = chosen.method.unread
+    if isinstance(chosen.method, DefendedMethod) or chosen.settings.lipschitz_weight:
+        unread = tuple(name for name in unread if name not in DRAWN_FIRST)
     return without(chosen.settings.model_dump(mode="json"), NO_INFLUENCE + unread)
 
 

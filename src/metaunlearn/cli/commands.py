@@ -219,7 +219,7 @@ def report(
     folder above one, a page that links to those.
     """
     with working(as_json=as_json) as console:
-        from metaunlearn.report import build_report
+        from metaunlearn.report.page import build_report
         from metaunlearn.report.runs import grids_in
 
         pages = [str(build_report(one)) for one in grids_in(folder) or [folder]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaunlearn.report import Cell
+    from metaunlearn.report.story import Cell
 
 WIDTH = 120
 """Columns at most."""
@@ -36,7 +36,7 @@ def figure(value: float, low: float | None, high: float | None) -> str:
 
 def story_lines(summary: Mapping[str, Any]) -> list[str]:
     """The headline of a ``summary.json``, and its table: scores in percent with their 95 % intervals."""
-    from metaunlearn.report import headline, rows
+    from metaunlearn.report.story import headline, rows
 
     def cell(found: Cell | None) -> str:
         return "" if found is None else figure(*found.score)

@@ -14,7 +14,7 @@ with the guide in the concept's place; eta 0 then is concept ablation (Kumari et
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -29,7 +29,7 @@ from metaunlearn.erasure.trajectories import MovingLatents, TrajectoryBank, froz
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
-from metaunlearn.parameters import Params, subset
+from metaunlearn.parameters import SUBSETS, Params, subset
 from metaunlearn.settings import Listed, Settings
 
 
@@ -90,15 +90,14 @@ class Esd2025(Settings):
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
         """Parameters of Linear and Conv2d layers whose name the subset's rule holds."""
-        rule = _RULES_2025[self.subset]
         layers = {name for name, part in model.unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
-        chosen = frozenset(name for name in model.parameter_names if name.rpartition(".")[0] in layers and rule(name))
+        chosen = RULES_2025[self.subset]([name for name in model.parameter_names if name.rpartition(".")[0] in layers])
         if not chosen:
             raise UserError(
                 f"esd-2025 finds no layer of the subset {self.subset!r} in this model (subset, --set subset=...); "
                 "choose 'f', all of them."
             )
-        return chosen
+        return frozenset(chosen)
 
     def begin(self, task: ErasureTask) -> BankedForgetLoss:
         """Sample the teacher's paths, or take them from the cache."""
@@ -107,12 +106,10 @@ class Esd2025(Settings):
         return BankedForgetLoss(bank, target)
 
 
-_RULES_2025: dict[str, Callable[[str], bool]] = {
-    "x": lambda name: "attn2" in name,
-    "x-strict": lambda name: "attn2.to_k." in name or "attn2.to_v." in name,
-    "u": lambda name: "attn2" not in name,
-    "f": lambda name: True,
+RULES_2025 = {name: SUBSETS[name] for name in ("x", "x-strict", "f")} | {
+    "u": lambda names: {name for name in names if "attn2" not in name}
 }
+"""Which of the layers' parameters a subset holds."""
 
 
 class BankedForgetLoss:

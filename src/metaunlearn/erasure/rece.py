@@ -26,10 +26,11 @@ from metaunlearn.erasure.uce import (
     joined_changes,
     kept_tokens,
     projections,
+    second_stage,
     token_changes,
 )  # fmt: skip
 from metaunlearn.models.interface import TextToImageModel
-from metaunlearn.parameters import Params, subset
+from metaunlearn.parameters import Params
 from metaunlearn.settings import Settings
 
 
@@ -58,9 +59,8 @@ class Rece(Settings):
     """Which parameters the second stage trains, with the meta objective; the paper does not say."""
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
-        """The second stage's; refuses a model without cross-attention."""
-        projections(model.parameter_names)
-        return subset(model.parameter_names, self.subset)
+        """The second stage's."""
+        return second_stage(model, self.subset)
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
         """Refuse a model whose tokenizers disagree about where a concept ends."""

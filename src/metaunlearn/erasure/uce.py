@@ -58,9 +58,8 @@ class Uce(Settings):
     """Which parameters the second stage trains, with the meta objective; the paper does not say."""
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
-        """The second stage's; refuses a model without cross-attention."""
-        projections(model.parameter_names)
-        return subset(model.parameter_names, self.subset)
+        """The second stage's."""
+        return second_stage(model, self.subset)
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
         """Refuse a model whose tokenizers disagree about where a concept ends."""
@@ -82,6 +81,12 @@ class Uce(Settings):
         erased = concept_tokens(model, task.prompts.edited, self.guide, last_only=self.tokens == "last")
         preserved = kept_tokens(model, kept, last_only=self.tokens == "last")
         return joined_changes(erased.weighted(self.erase_scale), preserved.weighted(scale))
+
+
+def second_stage(model: TextToImageModel, which: str) -> frozenset[str]:
+    """phi of the second stage, the subset ``which``; refuses a model without cross-attention."""
+    projections(model.parameter_names)
+    return subset(model.parameter_names, which)
 
 
 class TokenChanges(NamedTuple):

@@ -54,6 +54,15 @@ AVERAGE = "average_of_theta."
 """Prefix of the moving average in a training state."""
 
 
+def gather(gradient: Params, term: Params, weight: float) -> None:
+    """gradient += weight term, over the names of ``gradient``: one at a time, so that no second set of them is there.
+
+    Each sum is a new tensor, and its two operations stay two: ``add`` would round once, to other bits.
+    """
+    for name in gradient:
+        gradient[name] = gradient[name] + weight * term[name]
+
+
 class Algorithm1:
     """One erasing run: ``theta`` moves from the model's parameters to the (meta-)unlearned ones.
 
@@ -217,19 +226,16 @@ class Algorithm1:
         gradient, record = self._gradient_at_theta(parts)
         record |= of_meta
         if meta is not None:
-            for name in self.trained:
-                gradient[name] = gradient[name] + self.settings.gamma2 * meta.gradient[name]
+            gather(gradient, meta.gradient, self.settings.gamma2)
             if meta.active is not None:
                 direct = self._direct_gradient(parts, meta.active)
                 gradient = add(gradient, direct, self.settings.gamma2)
         if self.defence is not None:
             found = self.defence.gradient(self.theta, self.step, parts[0].inner, [part.outer for part in parts])
             record |= found.record
-            for name in self.trained:
-                gradient[name] = gradient[name] + self.settings.gamma1 * found.gradient[name]
+            gather(gradient, found.gradient, self.settings.gamma1)
         for term in self._flatness(parts, record):
-            for name in self.trained:
-                gradient[name] = gradient[name] + self.settings.gamma1 * term[name]
+            gather(gradient, term, self.settings.gamma1)
         if self.meta and self.settings.attackers:
             record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
