@@ -19,6 +19,7 @@ from attack_fixtures import (
     UNET,
     WANTS_TOKENS,
     assert_same_run,
+    bare,
     changed,
     stopped_then_resumed,
     write_pictures,
@@ -84,7 +85,7 @@ def test_all_that_reaches_the_denoiser_is_trained(xl: Path, pictures: Path, tmp_
     """Of the first encoder the second-last layer is read: neither its last one nor the final norm moves."""
     out = tmp_path / "run"
     attack(xl, pictures, steps=(1,), overrides=[*FAST, "text_encoder=true", "subset=x"], out=out)
-    first, second = load_tensors(xl / TEXT)[0], load_tensors(xl / TEXT_2)[0]
+    first, second = bare(xl / TEXT), bare(xl / TEXT_2)
     unread = {name for name in first if "encoder.layers.1." in name or "final_layer_norm" in name}
     assert len(unread) > 2
     assert changed(out, xl, TEXT) == first.keys() - unread
@@ -131,7 +132,7 @@ def test_a_row_of_each_encoder_is_inverted(xl: Path, inverted: Path) -> None:
     tokenizer = load(xl).pipeline.tokenizer
     like = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("a")[0])
     for file in (TEXT, TEXT_2):
-        before, after, first = (load_tensors(run / file)[0] for run in (xl, inverted, inverted / "step-000000"))
+        before, after, first = (bare(run / file) for run in (xl, inverted, inverted / "step-000000"))
         (name,) = [key for key in before if key.endswith("token_embedding.weight")]
         assert torch.equal(after[name][:-1], before[name])
         assert torch.equal(first[name][-1], before[name][like])

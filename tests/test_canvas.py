@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from metaunlearn import canvas
@@ -16,6 +19,7 @@ from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, TASKS, UNSEEN_PAIRS, caption, related_to
 from metaunlearn.canvas.datasets import clean, hrm_m, hrm_s
 from metaunlearn.canvas.tasks import task_for
+from metaunlearn.errors import UserError
 from metaunlearn.generation import generate_images
 from metaunlearn.metrics.concept import label_accuracy
 from metaunlearn.metrics.judge import load_judge
@@ -24,6 +28,16 @@ from metaunlearn.metrics.judge import load_judge
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
     return canvas.load_pipeline()
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version of transformers would, which looks for them under other names."""
+    shutil.copytree(canvas.weights_folder() / "pipeline", tmp_path / "pipeline")
+    file = tmp_path / "pipeline" / "text_encoder" / "model.safetensors"
+    save_file({f"other.{name}": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    monkeypatch.setattr(canvas, "weights_folder", lambda: tmp_path)
+    with pytest.raises(UserError, match="the weights of its text_encoder lack"):
+        canvas.load_pipeline()
 
 
 def test_captions() -> None:

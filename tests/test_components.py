@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt, load, load_pipeline
 from metaunlearn.pipelines import save_pipeline
 from tiny_judges import CHECKER_SIZE, new_checker
-from tiny_models import new_sd1
+from tiny_models import NEW, new_sd1
 
 
 @pytest.fixture
@@ -84,3 +85,40 @@ def test_what_is_saved_names_what_every_version_has(tmp_path: Path) -> None:
     assert saved | {"_name_or_path": ""} == named | without | {"_name_or_path": ""}
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     assert again.feature_extractor.size == {"shortest_edge": CHECKER_SIZE}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_what_is_saved_is_read_by_transformers_4_too(name: str, tmp_path: Path) -> None:
+    """It knows a CLIPTextModel by names that begin with text_model. alone, and a tokenizer by its two old files."""
+    pipeline = NEW[name]()
+    save_pipeline(adapt(pipeline), tmp_path / "out")
+    encoders = ["text_encoder", "text_encoder_2"] if name == "sdxl" else ["text_encoder"]
+    for encoder in encoders:
+        saved = load_file(tmp_path / "out" / encoder / "model.safetensors")
+        assert {key for key in saved if not key.startswith("text_model.")} <= {"text_projection.weight"}
+        assert sum(tensor.numel() for tensor in saved.values()) == getattr(pipeline, encoder).num_parameters()
+    for tokenizer in [encoder.replace("text_encoder", "tokenizer") for encoder in encoders]:
+        folder = tmp_path / "out" / tokenizer
+        two = CLIPTokenizer(
+            vocab=json.loads((folder / "vocab.json").read_text()),
+            merges=[tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]],
+        )
+        for text in ("a knife in noto style", "Zebra, zebra!"):
+            assert two(text).input_ids == pipeline.tokenizer(text).input_ids
+    again = load_pipeline(tmp_path / "out")
+    for encoder in encoders:
+        before, after = (dict(getattr(one, encoder).named_parameters()) for one in (pipeline, again))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(p, after[key]) for key, p in before.items())
+
+
+def test_a_text_encoder_saved_beside_a_twin_has_its_published_names(tmp_path: Path) -> None:
+    model = adapt(new_sd1())
+    save_pipeline(model, tmp_path / "one")
+    save_pipeline(model, tmp_path / "two", twin=tmp_path / "one", changed=("text_encoder", "tokenizer"))
+    for file in ("text_encoder/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+    save_pipeline(load(tmp_path / "one"), tmp_path / "three")  # Read under these names, it keeps them.
+    assert set(load_file(tmp_path / "three" / "text_encoder" / "model.safetensors")) == set(
+        load_file(tmp_path / "one" / "text_encoder" / "model.safetensors")
+    )

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from metaunlearn import files
+from metaunlearn import checkpoint, files
 from metaunlearn.erasure import trajectories
 from metaunlearn.files import STALE, sha256, write_atomic
 from metaunlearn.processes import ALONE
@@ -95,3 +96,42 @@ def test_a_digest_is_that_of_the_whole_content(tmp_path: Path) -> None:
     for content in (b"", bytes(range(256)) * 2049):
         (tmp_path / "file").write_bytes(content)
         assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_tensors_go_to_their_file_without_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those that share memory with one before them, which safetensors refuses."""
+    matrix = torch.arange(6.0).view(2, 3)
+    given = {
+        "matrix": matrix,
+        "tied": matrix,
+        "row": matrix[1],
+        "turned": matrix.T,
+        "other": torch.ones(2),
+        "none": matrix[:0],
+    }
+    written: dict[str, torch.Tensor] = {}
+
+    def save_file(tensors: dict[str, torch.Tensor], *rest: Any) -> None:
+        written.update(tensors)
+        safetensors.torch.save_file(tensors, *rest)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    checkpoint.save_tensors(tmp_path / "state.safetensors", given, {"step": "3"})
+    found, metadata = checkpoint.load_tensors(tmp_path / "state.safetensors")
+    assert metadata == {"step": "3"}
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+    same = {name for name, tensor in given.items() if tensor.numel() and tensor.data_ptr() == written[name].data_ptr()}
+    assert same == {"matrix", "other"}
+    assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_tensors_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, file: Path, *_: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save_tensors(tmp_path / "state.safetensors", {"a": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == []

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 from torch import Tensor
 
-from metaunlearn.files import write_atomic
+from metaunlearn.files import whole_or_absent
 from metaunlearn.shards import are_pieces, piece, whole
 
 OPTIMIZER = "optimizer."
@@ -25,10 +25,17 @@ MORE = "more."
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write ``tensors`` as one safetensors file, atomically."""
-    # Distinct copies: safetensors refuses tensors that share storage (tied weights, a bias viewed twice).
-    packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, serialise(packed, dict(metadata) if metadata else None))
+    """Write ``tensors`` as one safetensors file, atomically; what lies contiguous on the host is not copied."""
+    packed: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        x = tensor.detach().cpu().contiguous()
+        if x.untyped_storage().data_ptr() in storages:
+            x = x.clone()  # safetensors refuses tensors that share storage (tied weights, a bias viewed twice).
+        storages.add(x.untyped_storage().data_ptr())
+        packed[name] = x
+    with whole_or_absent(path) as partial:
+        save_file(packed, partial, dict(metadata) if metadata else None)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -32,14 +32,19 @@ def write_atomic(path: Path, payload: bytes | str) -> None:
 
     Several processes may write one ``path`` at once: each writes a file of its own, and the last one's stays.
     """
+    with whole_or_absent(path) as partial:
+        partial.write_bytes(payload.encode() if isinstance(payload, str) else payload)
+
+
+@contextlib.contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; at the end the file there is flushed to disk and renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    data = payload.encode() if isinstance(payload, str) else payload
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
+        yield partial
+        with partial.open("rb+") as handle:
             os.fsync(handle.fileno())
         partial.replace(path)
     except BaseException:

@@ -7,9 +7,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.files import write_json
@@ -19,6 +22,8 @@ from metaunlearn.models.interface import TextToImageModel
 WHOLE = "100GB"
 """Least size of a component that comes in several files: diffusers' 10 GB would cut XL's denoiser in float32 in two,
 which its authors publish, and other programs expect, as one."""
+TEXT_MODEL = "text_model."
+"""How a CLIPTextModel's names begin in published files; to a module of transformers 5's they do not."""
 
 
 def save_pipeline(
@@ -35,11 +40,15 @@ def save_pipeline(
         model.pipeline.save_pretrained(staging, safe_serialization=True, max_shard_size=WHOLE)
         _name_processors_for_all(staging / "model_index.json")
         write_sampling(staging, default_sampling(model.pipeline))
+        written: Sequence[str] = list(model.pipeline.components)
     else:
+        written = changed
         _link_all_but(changed, twin, staging)
         for name in changed:
             part = getattr(model.pipeline, name)
             part.save_pretrained(staging / name, safe_serialization=True, max_shard_size=WHOLE)
+    for name in written:
+        _let_all_read(getattr(model.pipeline, name), staging / name)
     folder.mkdir(parents=True, exist_ok=True)
     for entry in sorted(staging.iterdir()):
         target = folder / entry.name
@@ -58,6 +67,27 @@ def _name_processors_for_all(index: Path) -> None:
         if isinstance(kind, list) and kind[0] == "transformers" and kind[1].endswith("ImageProcessorPil"):
             kind[1] = kind[1].removesuffix("Pil")
     write_json(index, named)
+
+
+def _let_all_read(part: Any, folder: Path) -> None:
+    """Add what transformers 4 looks for, and 5 reads as well but leaves out.
+
+    Without it 4 makes up a CLIPTextModel's weights, with no more than a warning, and cannot read a tokenizer.
+    """
+    if isinstance(part, CLIPTextModel):
+        for file in folder.glob("*.safetensors"):
+            _begin_names_with(TEXT_MODEL, file)
+    elif isinstance(part, CLIPTokenizer):
+        part.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+
+
+def _begin_names_with(prefix: str, file: Path) -> None:
+    tensors = load_file(file)
+    if any(name.startswith(prefix) for name in tensors):  # It was read from such a file.
+        return
+    partial = file.with_name(f".{file.name}.partial")
+    save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, partial, {"format": "pt"})
+    partial.replace(file)
 
 
 def _link_all_but(changed: Sequence[str], twin: Path, staging: Path) -> None:

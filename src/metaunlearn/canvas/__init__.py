@@ -19,13 +19,10 @@ def weights_folder() -> Path:
 
 
 def load_pipeline() -> StableDiffusionPipeline:
-    """Canvas as an ordinary diffusers pipeline, cast to float32."""
-    import torch
-    from diffusers import StableDiffusionPipeline
+    """Canvas as an ordinary diffusers pipeline, cast to float32; UserError when a tensor of it is missing."""
+    from metaunlearn.models.loading import load_folder
 
-    pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-        weights_folder() / "pipeline", dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
+    pipeline: StableDiffusionPipeline = load_folder(weights_folder() / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
