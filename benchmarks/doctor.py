@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from architectures import ARCHITECTURES
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
@@ -34,7 +35,6 @@ from metaunlearn.erasure.prepare import prepare
 from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import adapt, load_pipeline
-from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.recipe import read_recipe

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from architectures import ARCHITECTURES
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
@@ -36,7 +37,6 @@ from metaunlearn.erasure.esd import BankedForgetLoss, esd_target
 from metaunlearn.erasure.trajectories import TrajectoryBank
 from metaunlearn.generation import generate_images
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import DTYPES
 from metaunlearn.models.unet_model import UNetModel

@@ -20,6 +20,7 @@ from metaunlearn.files import write_atomic
 from metaunlearn.recipe import read_recipe
 from metaunlearn.report.charts import Frame, as_file, draw
 from metaunlearn.report.data import ModelName
+from metaunlearn.report.scatter import axis, percent_axis, points, words
 
 FRAME = Frame(width=560, height=280, left=56, right=24, top=24)
 COLOURS = {"unlearn": "var(--unlearn)", "meta-unlearn": "var(--meta)"}
@@ -123,38 +124,24 @@ def _half(rung: Rung, start: dict[str, float]) -> str:
 
 def figure(drawn: list[Rung], fid: float) -> str:
     """A whole SVG file."""
-    points = [
+    rungs_drawn = [
         {
             "lost": 100 * (rung.kept["fid"] / fid - 1), "back": curve(rung.scores).area(),
             "number": str(rung.number), "model": rung.model,
         }
         for rung in drawn
     ]  # fmt: skip
+    symlog = {"type": "symlog", "constant": 5}  # One rung loses ten times more than the others.
+    ticks = [0, 5, 10, 20, 50, 100]
     place = {
-        "x": {
-            "field": "lost",
-            "type": "quantitative",
-            "title": "FID before any attack, above the original's (%)",
-            "scale": {"type": "symlog", "constant": 5},  # One rung loses ten times more than the others.
-            "axis": {"grid": False, "values": [0, 5, 10, 20, 50, 100]},
-        },
-        "y": {
-            "field": "back",
-            "type": "quantitative",
-            "title": "shows the concept, on average under attack (%)",
-            "scale": {"domain": [0, 100]},
-            "axis": {"values": [0, 25, 50, 75, 100]},
-        },
+        "x": axis("lost", "FID before any attack, above the original's (%)", scale=symlog, grid=False, values=ticks),
+        "y": percent_axis("back", "shows the concept, on average under attack (%)"),
     }
     layers: list[dict[str, Any]] = []
     for model, colour in COLOURS.items():
-        mine = {"values": [point for point in points if point["model"] == model]}
-        mark = {"type": "point", "filled": True, "size": 70, "opacity": 1.0, "color": colour, "shape": SHAPES[model]}
-        words = {
-            "type": "text", "dx": LABELS[model], "dy": -8, "fontSize": 12, "fontWeight": 600, "color": colour
-        }  # fmt: skip
-        layers.append({"data": mine, "mark": mark, "encoding": place})
-        layers.append({"data": mine, "mark": words, "encoding": {**place, "text": {"field": "number"}}})
+        mine = [point for point in rungs_drawn if point["model"] == model]
+        layers.append(points(mine, place, colour, 70, shape=SHAPES[model]))
+        layers.append(words(mine, place, "number", colour, dx=LABELS[model], dy=-8, align="center"))
     return as_file(draw({"layer": layers}, FRAME))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from architectures import ARCHITECTURES
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from metaunlearn.erasure.uce import projections
-from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.parameters import subset
 from metaunlearn.pipelines import WHOLE
 

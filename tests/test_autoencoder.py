@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from torch import Tensor
 
 from conftest import Call
@@ -19,7 +20,6 @@ from metaunlearn.doctor.drawing import autoencoder_peaks, drawing_facts
 from metaunlearn.erasure.prepare import own_pictures
 from metaunlearn.generation import generate_images, picture_size, pictures_at_once
 from metaunlearn.models import TextToImageModel, autoencoder, load
-from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.autoencoder import decoded_at_once, encoded_at_once
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve

@@ -18,13 +18,6 @@ NEED_MORE = {"rivals"}
 """Those that import what only the extra ``rivals`` brings."""
 
 
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks import each other by name, as scripts in one folder do."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-
-@pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("name", sorted({script.stem for script in FOLDER.glob("*.py")} - NEED_MORE))
 def test_it_can_be_started(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module(name)
@@ -37,7 +30,6 @@ def test_it_can_be_started(name: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "usage" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("importable")
 def test_a_step_of_the_official_codes_loop_moves_only_what_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     official = importlib.import_module("official_loop")
     monkeypatch.setattr(official, "PICTURES", 2)
@@ -49,7 +41,6 @@ def test_a_step_of_the_official_codes_loop_moves_only_what_it_trains(monkeypatch
     assert all(torch.equal(loop.teacher.get_parameter(name), p) for name, p in before.items())
 
 
-@pytest.mark.usefixtures("importable")
 def test_figures_have_a_row_for_each_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Both pictures of both models, before and after the last step; what a prompt says is no markup."""
     results = made_up(tmp_path)

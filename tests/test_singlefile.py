@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
@@ -20,7 +21,6 @@ from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.exporting import export, import_checkpoint
 from metaunlearn.models import load_pipeline
-from metaunlearn.models.architectures import ARCHITECTURES
 from metaunlearn.models.layout import FAMILIES, Family, Link, family_of_keys, to_diffusers, to_original
 from metaunlearn.models.singlefile import load_single_file, save_single_file
 from tiny_models import NEW, new_sdxl

@@ -337,6 +337,24 @@ def test_a_dry_run_says_what_a_trial_costs(search: Path, call: Call) -> None:
     assert json.loads(elsewhere.out)["once"] == 2  # What a GPU draws to train on, and the original measured there.
 
 
+def test_a_dry_run_counts_seconds_on_the_device_that_is_asked_for(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device a thousand times as fast takes a thousandth; of one that is not here nothing is known."""
+    speeds = {"cpu": 1e9, "cuda": 1e12}
+    monkeypatch.setattr("metaunlearn.bench.needs.matrix_speed", lambda device: speeds[device])
+    recipe = write_search(tmp_path / "search.toml", SEARCH)
+    arguments = ("tune", str(recipe), "--out", str(tmp_path / "new"), "--dry-run")
+    monkeypatch.setattr("metaunlearn.bench.needs._is_here", lambda device: True)
+    on_cpu, on_gpu = (
+        json.loads(call(*arguments, "--device", device, "--json").out)["seconds_erasing"] for device in speeds
+    )
+    assert on_gpu == pytest.approx(on_cpu / 1000)
+    monkeypatch.setattr("metaunlearn.bench.needs._is_here", lambda device: device == "cpu")
+    assert json.loads(call(*arguments, "--device", "cuda", "--json").out)["seconds_erasing"] is None
+    assert "4 outer steps (time not known)" in call(*arguments, "--device", "cuda").out
+
+
 def test_the_command_line(search: Path, call: Call) -> None:
     outcome = call("tune", "search.toml", "--out", "out", "--resume", "--json")
     assert (outcome.code, json.loads(outcome.out)["trials"]) == (0, 4)

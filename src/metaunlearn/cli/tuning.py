@@ -72,9 +72,10 @@ def tune(
 
 def _cost_lines(cost: TrialCost) -> list[str]:
     once = f"; {cost.once} pieces of work are made once for all trials" if cost.once else ""
+    erasing = "time not known" if cost.seconds_erasing is None else f"about {cost.seconds_erasing:.0f} s, estimate"
     measured = "not known before the first" if cost.seconds is None else f"{cost.seconds:.0f} s, measured here"
     return [
-        f"one trial: {cost.outer_steps} outer steps (about {cost.seconds_erasing:.0f} s, estimate), "
+        f"one trial: {cost.outer_steps} outer steps ({erasing}), "
         f"{cost.attack_steps} attack steps, {cost.pictures} pictures{once}",
         f"time of a trial: {measured}",
         f"trials still to run, with the two baselines: {cost.trials}",

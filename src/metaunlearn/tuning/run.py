@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.needs import Needs
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
-from metaunlearn.doctor import estimate
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
 from metaunlearn.files import write_json
-from metaunlearn.models import load_pipeline
 from metaunlearn.runs import Progress, versions
 from metaunlearn.tuning.figure import figure
 from metaunlearn.tuning.recipe import Tune, TuneRecipe, read_tune
@@ -238,8 +237,8 @@ class TrialCost:
     """Of all attacks of the selection set."""
     pictures: int
     """That are drawn and judged."""
-    seconds_erasing: float
-    """The doctor's count for this machine, right in its order of magnitude."""
+    seconds_erasing: float | None
+    """The doctor's count for the device, right in its order of magnitude; None: there is no such device here."""
     seconds: float | None
     """Mean of the trials that are there already, baselines aside; None: there are none yet."""
     once: int
@@ -261,10 +260,6 @@ def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = 
     cells = plan.behind(plan.rows)
     shared = _behind_originals(plan)
     store = Store(out)
-    job = estimate(
-        load_pipeline(tune.base), method=tune.method, recipe=tune.recipe,
-        overrides=[f"{key}={value}" for key, value in proposal.settings.items()],
-    )  # fmt: skip
     records = read_records(out)
     ours = [record.seconds for record in records if record.role not in BASELINES]
     limit = tune.trials if trials is None else trials
@@ -272,7 +267,7 @@ def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = 
         outer_steps=_size(cells, "erase"),
         attack_steps=_size(cells, "attack"),
         pictures=_size([cell for cell in cells if cell not in shared], "measure"),
-        seconds_erasing=job.seconds * len(tune.seeds),
+        seconds_erasing=_seconds_erasing(plan, device),
         seconds=sum(ours) / len(ours) if ours else None,
         once=sum(not store.whole(cell.name) for cell in shared),
         trials=max(0, limit + len(BASELINES) - len(records)),
@@ -282,6 +277,13 @@ def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = 
 def _behind_originals(plan: Plan) -> list[Cell]:
     originals = plan.behind([row for row in plan.rows if row.model == "original"])
     return [*originals, *(cell for cell in plan.cells.values() if cell.kind in ("pictures", "data"))]
+
+
+def _seconds_erasing(plan: Plan, device: str) -> float | None:
+    needs = Needs(plan, device)
+    found = [needs.of(cell) for cell in plan.cells.values() if cell.kind == "erase"]
+    known = [need.seconds for need in found if need is not None and need.seconds is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def _size(cells: Sequence[Cell], kind: str) -> int:

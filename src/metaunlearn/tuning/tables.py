@@ -11,8 +11,6 @@ from metaunlearn.tuning.recipe import METHOD, TuneRecipe
 from metaunlearn.tuning.records import BASELINES, Record, frontier
 from metaunlearn.tuning.trial import Outcome, Regained
 
-NAMES = {"plain": "plain", "default": "default"}
-
 
 def frontier_page(read: TuneRecipe, records: Sequence[Record], figure: str) -> str:
     """All finished trials, as Markdown; ``figure`` is the name of the drawing beside it."""
@@ -32,7 +30,9 @@ def frontier_page(read: TuneRecipe, records: Sequence[Record], figure: str) -> s
 
 def name_of(record: Record) -> str:
     """``plain``, ``default``, or the trial's number, and whether the recipe gave its settings."""
-    return NAMES.get(record.role, f"{record.trial}{' (start)' if record.role == 'start' else ''}")
+    if record.role in BASELINES:
+        return record.role
+    return f"{record.trial}{' (start)' if record.role == 'start' else ''}"
 
 
 def _definitions(read: TuneRecipe) -> str:

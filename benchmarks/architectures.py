@@ -1,7 +1,6 @@
 """The architectures of the published checkpoints, by their public configurations: shapes without weights.
 
-For benchmarks and tests at true size, and to say what a checkpoint should hold. The keys are diffusers' and
-transformers'; what is not said is their default.
+For benchmarks and tests at true size. The keys are diffusers' and transformers'; what is not said is their default.
 """
 
 from __future__ import annotations
