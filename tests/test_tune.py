@@ -6,59 +6,28 @@ import json
 import shutil
 import sys
 import xml.etree.ElementTree
-from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench_grids import TINY, changed
+from bench_grids import changed
 from conftest import Call
 from forked_runs import start
-from metaunlearn.bench.recipe import as_toml
 from metaunlearn.config import Counts
-from metaunlearn.errors import RunError, UserError
+from metaunlearn.errors import UserError
 from metaunlearn.settings import resolve
 from metaunlearn.tuning.figure import figure
 from metaunlearn.tuning.recipe import Tune, Weights, read_tune
 from metaunlearn.tuning.records import FOLDER, Record, frontier, read_records
 from metaunlearn.tuning.report import report
 from metaunlearn.tuning.run import PAGE_FILE, TUNE_FILE, read_checked, tune
-from metaunlearn.tuning.space import Proposal, as_text, default_values, propose
-from metaunlearn.tuning.study import Search
+from metaunlearn.tuning.space import default_values, propose
 from metaunlearn.tuning.trial import Lost, Outcome, Regained
+from tiny_searches import SEARCH, made_up, write_search
 
-SEARCH: dict[str, Any] = {
-    "method": "esd-x-1",
-    "set": {**TINY["set"], "gamma2": 1.0},
-    "vary": [
-        {"key": "gamma2", "low": 0.5, "high": 2.0, "log": True},
-        {"key": "inner_optimizer", "choices": ["sgd", "adamw"]},
-        {"key": "inner_learning_rate", "low": 0.01, "high": 0.1, "when": {"inner_optimizer": ["sgd"]}},
-        {"key": "inner_learning_rate", "low": 1e-4, "high": 1e-3, "when": {"inner_optimizer": ["adamw"]}},
-    ],
-    "trials": 2,
-    "startup": 1,
-    "weights": {"unrelated": 1.0, "related": 0.6, "fid": 0.0},
-    "measure": {
-        "before": {"concept": 1, "related": 1, "unrelated": 1},
-        "after": {"concept": 1, "related": 0, "unrelated": 0},
-    },
-    "steps": [1, 2],
-    "attack": {"learning_rate": 1e-4},
-    "attacks": [{"name": "AdamW", "data": "hrm-m", "pictures": 2}],
-    "unseen": [{"name": "SGD", "data": "hrm-m", "pictures": 2, "set": {"optimizer": "sgd", "learning_rate": 0.01}}],
-}  # fmt: skip
-"""Two trials and two baselines of four outer and two attack steps each."""
 SCRIPT = "import sys; from pathlib import Path; from metaunlearn.tuning.run import tune; "
 SCRIPT += "tune(sys.argv[1], Path(sys.argv[2]), trials=int(sys.argv[3]), resume=True)"
-
-
-def write_search(file: Path, search: dict[str, Any]) -> Path:
-    lines = ['description = "Tiny."', "[tune]", *(f"{key} = {as_toml(value)}" for key, value in search.items())]
-    file.write_text("\n".join(lines) + "\n")
-    return file
 
 
 @pytest.fixture(scope="session")
@@ -76,26 +45,6 @@ def search(tiny_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copytree(tiny_search, tmp_path / "search", copy_function=shutil.copy)
     monkeypatch.chdir(tmp_path / "search")
     return tmp_path / "search"
-
-
-def made_up(monkeypatch: pytest.MonkeyPatch, *, breaks: Sequence[float] = ()) -> list[Proposal]:
-    """Trials that take no time: the larger gamma_2, the less comes back and the more is lost. Returns what was run."""
-    ran: list[Proposal] = []
-
-    def run(tune: Tune, proposal: Proposal, *_: object, attacks: Any, give_up: bool = False, **__: object) -> Outcome:
-        ran.append(proposal)
-        gamma2 = float(proposal.settings.get("gamma2", 1.0))
-        if gamma2 in breaks:
-            raise RunError("the loss is not finite")
-        lost = Lost(unrelated=gamma2, related=None, fid=None)
-        if give_up and tune.give_up is not None and lost.total(tune.weights) > tune.give_up:
-            return Outcome(before=0.0, lost=lost, attacks={})
-        back = 90.0 if not proposal.meta else 40.0 / (1 + gamma2)
-        found = Regained(mean=back, low=0.0, high=100.0, checkpoints={"1": back})
-        return Outcome(before=0.0, lost=lost, attacks={attack.name: found for attack in attacks})
-
-    monkeypatch.setattr("metaunlearn.tuning.run.run_trial", run)
-    return ran
 
 
 def record(trial: int, regained: float | None, lost: float, role: Any = "search", status: Any = "complete") -> Record:
@@ -151,79 +100,6 @@ def test_finished_trials_are_not_repeated(search: Path, monkeypatch: pytest.Monk
     assert {name: now[name] for name in before} == before
 
 
-def test_a_search_stopped_between_trials_proposes_what_an_unbroken_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = str(write_search(tmp_path / "search.toml", SEARCH))
-    ran = made_up(monkeypatch)
-    tune(recipe, tmp_path / "whole", trials=8)
-    whole = list(ran)
-    ran.clear()
-    for trials in (0, 3, 5, 8):
-        tune(recipe, tmp_path / "parts", trials=trials, resume=True)
-    assert ran == whole
-    assert len({as_text(proposal.settings) for proposal in whole}) == 9  # The plain model has the default's settings.
-
-
-def test_a_trial_that_was_cut_off_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the third trial: what is finished stays, the same settings are tried again, under the same number."""
-    recipe = str(write_search(tmp_path / "search.toml", SEARCH))
-    ran = made_up(monkeypatch)
-    finished: Any = import_module("metaunlearn.tuning.run").run_trial
-
-    def interrupted(tune: Tune, proposal: Proposal, *rest: Any, **more: Any) -> Outcome:
-        outcome: Outcome = finished(tune, proposal, *rest, **more)
-        if len(ran) == 3:
-            raise KeyboardInterrupt
-        return outcome
-
-    monkeypatch.setattr("metaunlearn.tuning.run.run_trial", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tune(recipe, tmp_path / "out")
-    assert [one.trial for one in read_records(tmp_path / "out")] == [0, 1]
-    cut_off = ran[-1]
-    result = tune(recipe, tmp_path / "out", resume=True)
-    assert [one.trial for one in result.records] == [0, 1, 2, 4]  # Optuna counts the one that was cut off as well.
-    assert result.records[2].proposal == cut_off == ran[3]
-
-
-def test_a_search_cut_off_inside_a_trial_tries_what_an_unbroken_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twice: in a trial whose values were drawn at random, and in one that follows from what had been seen."""
-    recipe = str(write_search(tmp_path / "search.toml", SEARCH))
-    ran = made_up(monkeypatch)
-    tune(recipe, tmp_path / "whole", trials=9)
-    whole = list(ran)
-    ran.clear()
-    finished: Any = import_module("metaunlearn.tuning.run").run_trial
-
-    def interrupted(*rest: Any, **more: Any) -> Outcome:
-        outcome: Outcome = finished(*rest, **more)
-        if len(ran) in (3, 8):
-            raise KeyboardInterrupt
-        return outcome
-
-    monkeypatch.setattr("metaunlearn.tuning.run.run_trial", interrupted)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            tune(recipe, tmp_path / "parts", trials=9, resume=True)
-    tune(recipe, tmp_path / "parts", trials=9, resume=True)
-    assert ran == [*whole[:3], *whole[2:7], *whole[6:]]
-
-
-def test_a_limit_counts_the_settings_that_the_recipe_begins_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = changed("start", to=[{"gamma2": 0.75}, {"gamma2": 1.25}], of=SEARCH)
-    file = str(write_search(tmp_path / "search.toml", recipe))
-    made_up(monkeypatch)
-    for trials, roles in ((0, []), (1, ["start"]), (3, ["start", "start", "search"])):
-        result = tune(file, tmp_path / "out", trials=trials, resume=True)
-        assert [one.role for one in result.records] == ["plain", "default", *roles]
-    assert [one.settings["gamma2"] for one in result.records[2:4]] == [0.75, 1.25]
-
-
 def test_two_processes_share_a_search(tiny_search: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiny_search / "out", out, copy_function=shutil.copy)
@@ -238,28 +114,6 @@ def test_two_processes_share_a_search(tiny_search: Path, tmp_path: Path) -> None
 def test_workers_share_a_search(search: Path) -> None:
     result = tune("search.toml", Path("out"), trials=4, workers=2, resume=True)
     assert [one.trial for one in result.records] == list(range(6))
-
-
-def test_a_trial_that_breaks_down_is_kept_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = write_search(tmp_path / "search.toml", changed("start", to=[{"gamma2": 0.75}], of=SEARCH))
-    made_up(monkeypatch, breaks=[0.75])
-    result = tune(str(recipe), tmp_path / "out")
-    assert [(one.trial, one.role, one.status) for one in result.records if one.status != "complete"] == [
-        (2, "start", "failed")
-    ]
-    assert result.records[2].message == "the loss is not finite"
-    assert result.to_dict()["failed"] == [2]
-    page = (tmp_path / "out" / PAGE_FILE).read_text()
-    assert "2 (start) (failed)" in page
-    assert "*start*: settings that the recipe gives" in page
-
-
-def test_what_has_lost_too_much_is_not_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given_up = changed("start", to=[{"gamma2": 2.0}], of=changed("give_up", to=1.5, of=SEARCH))
-    made_up(monkeypatch)
-    result = tune(str(write_search(tmp_path / "search.toml", given_up)), tmp_path / "out", trials=1)
-    assert (result.records[2].status, result.records[2].regained, result.records[2].lost) == ("given up", None, 2.0)
-    assert result.records[2] not in result.frontier
 
 
 def test_the_frontier_is_what_nothing_beats() -> None:
@@ -431,16 +285,3 @@ def test_a_missing_optuna_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"pip install 'metaunlearn\[search\]'"):
         tune(str(recipe), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_living_trial_is_not_taken_up(tmp_path: Path) -> None:
-    found = resolve(Tune, SEARCH)
-    (tmp_path / "out").mkdir()
-    one, other = Search(found, tmp_path / "out"), Search(found, tmp_path / "out")
-    with one.next(0) as first, other.next(0) as second, one.next(0) as third:
-        assert first is not None
-        assert second is not None
-        assert (first.role, second.role, third) == ("plain", "default", None)
-    with other.next(0) as again:  # Nobody told the study how the first one ended.
-        assert again is not None
-        assert (again.trial, again.role, again.proposal) == (0, "plain", first.proposal)
