@@ -12,7 +12,7 @@ from typing import Any
 from metaunlearn.cards import write_card
 from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.config import EraseSettings
-from metaunlearn.data.concepts import prompts_for
+from metaunlearn.data.concepts import ConceptPrompts, prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.delta import DELTA_FILE, make_delta
@@ -35,7 +35,7 @@ from metaunlearn.meta.modes import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
 from metaunlearn.meta.together import check_sharded, check_shares
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models import adapt, load_pipeline, own_pipeline
+from metaunlearn.models import TextToImageModel, adapt, load_pipeline, own_pipeline
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
@@ -118,19 +118,8 @@ def erase(
         logger.info("%s has a defence of its own: the meta objective is off", chosen.name)
     meta = chosen.with_meta(meta)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
-    for text in prompts.forget + prompts.edited:
-        adapter.check_concept(text)
-    for stage in chosen.stages:
-        if isinstance(stage.method, CheckingMethod):
-            stage.method.check(adapter, prompts)
-        attacked(adapter.parameter_names, stage.settings.inner_subset, stage.method.trained(adapter))
-        subset(adapter.parameter_names, stage.settings.diagnostics_subset, setting="diagnostics_subset")
-        check_outer_optimizer(stage.settings)
-        check_shares(stage.settings, processes, meta=meta)
-    check_objective(chosen, meta=meta)
     sharded = chosen.settings.sharded and processes.count > 1
-    if sharded:
-        check_sharded(chosen.settings, meta=meta, defended=chosen.defended)
+    check_job(adapter, prompts, chosen, processes, meta=meta, sharded=sharded)
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": named(model),
@@ -162,6 +151,30 @@ def erase(
         publish(folder, model, delta=delta, push=push, hub=hub)
         summary |= {"out": str(out), "seconds": round(folder.seconds(), 1)}
     return EraseResult(adapter.pipeline, chosen.settings, out, summary)
+
+
+def check_job(
+    model: TextToImageModel,
+    prompts: ConceptPrompts,
+    chosen: Configured,
+    processes: Processes,
+    *,
+    meta: bool,
+    sharded: bool,
+) -> None:
+    """UserError when what is ``chosen`` cannot erase the concepts of ``prompts`` from ``model``."""
+    for text in prompts.forget + prompts.edited:
+        model.check_concept(text)
+    for stage in chosen.stages:
+        if isinstance(stage.method, CheckingMethod):
+            stage.method.check(model, prompts)
+        attacked(model.parameter_names, stage.settings.inner_subset, stage.method.trained(model))
+        subset(model.parameter_names, stage.settings.diagnostics_subset, setting="diagnostics_subset")
+        check_outer_optimizer(stage.settings)
+        check_shares(stage.settings, processes, meta=meta)
+    check_objective(chosen, meta=meta)
+    if sharded:
+        check_sharded(chosen.settings, meta=meta, defended=chosen.defended)
 
 
 def publish(run: RunFolder, base: Any, *, delta: bool, push: str | None, hub: Hub | None) -> None:
