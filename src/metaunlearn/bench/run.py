@@ -13,11 +13,11 @@ from typing import Any
 from metaunlearn.bench.cells import SCORES, Cell
 from metaunlearn.bench.cluster import Cluster
 from metaunlearn.bench.dropping import Dropping
-from metaunlearn.bench.estimate import Outlook, missing_of, outlook, wanted
+from metaunlearn.bench.estimate import Outlook, outlook
 from metaunlearn.bench.executor import Executor, Local
 from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.long_csv import as_csv
-from metaunlearn.bench.plan import Plan, make_plan
+from metaunlearn.bench.plan import Plan, make_plan, missing_of
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
 from metaunlearn.bench.results import RESULTS_FILE, Asked, Results
 from metaunlearn.bench.select import Part, select
@@ -52,10 +52,9 @@ class Job:
         """Where its tables and its page go."""
         return self.store.grid_folder(self.recipe.name)
 
-    @property
-    def missing(self) -> list[str]:
-        """What has to be there first, each with what to do about it."""
-        return missing_of(wanted(self.plan, self.store, self.part.cells))
+    def todo(self) -> list[Cell]:
+        """What has to be made now, in order."""
+        return self.plan.with_needs(self.part.cells, skip=self.store.whole)
 
 
 def prepare(recipe: str, out: Path, asked: Asked, overrides: Sequence[str] = ()) -> Job:
@@ -105,8 +104,8 @@ def run_grid(
     """
     asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
     job = prepare(recipe, out, asked, overrides)
-    if job.missing:
-        told = "\n".join(f"  {text}" for text in job.missing)
+    if missing := missing_of(job.todo()):
+        told = "\n".join(f"  {text}" for text in missing)
         raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")
     loop = _Loop(job, _executor(job, ray, progress), progress)
     job.store.cells.mkdir(parents=True, exist_ok=True)
@@ -191,7 +190,7 @@ class _Loop:
 
     def _todo(self) -> list[Cell]:
         """What is left, without what cannot be made because something failed."""
-        left = wanted(self.job.plan, self.job.store, self.job.part.cells)
+        left = self.job.todo()
         lost = set(self.failed)
         for cell in left:  # Each comes after those that it needs.
             if lost & set(cell.needs.values()):
