@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from resistance import in_markdown, read
+from grids import read
 
 from metaunlearn.bench.entries import at
+from metaunlearn.bench.formats import in_markdown
 from metaunlearn.bench.lines import by_line
 from metaunlearn.bench.recipe import GridConcept, ModelName, levels_of
 from metaunlearn.bench.results import Found, Measured, Pooled, pooled

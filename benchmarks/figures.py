@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
+from grids import read
 from markupsafe import Markup
-from resistance import read
 
 from metaunlearn.bench.results import Found
 from metaunlearn.bench.state import BEFORE

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resistance import CHOSEN_ON, UNTOUCHED, Scores, curve, in_markdown, in_steps, read, scores_of, seen
+from grids import CHOSEN_ON, UNTOUCHED, Scores, curve, in_steps, read, scores_of, seen
 
+from metaunlearn.bench.formats import in_markdown
 from metaunlearn.bench.recipe import steps_of
 from metaunlearn.bench.results import Found
 from metaunlearn.files import write_atomic

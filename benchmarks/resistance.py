@@ -13,7 +13,6 @@ are there; where several files have one, the last one's figures count.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,19 +20,18 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
-from metaunlearn.bench.formats import slug
+from grids import CHOSEN_ON, UNTOUCHED, curve, in_steps, read, scores_of, seen
+
+from metaunlearn.bench.formats import in_markdown, slug
 from metaunlearn.bench.lines import Ratio, ratios
 from metaunlearn.bench.recipe import GridConcept, as_overrides
-from metaunlearn.bench.results import Found, found_in
+from metaunlearn.bench.results import Found
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.tables import NOTE, concept_tables, section
 from metaunlearn.files import write_atomic
-from metaunlearn.metrics.relearning import Curve
 from metaunlearn.report.charts import as_file
 from metaunlearn.report.grid.curves import attack_charts
 
-CHOSEN_ON = "AdamW"
-"""The attack that the settings were chosen on."""
 LOOKED_AT = ("LoRA", "AdamW, lr x 10")
 """Of the others those that were looked at, on one seed of the knife, when lambda was chosen between 70 and 100."""
 MALICIOUS = 4
@@ -47,9 +45,6 @@ HEADS = (
     "concept", "seed", *KEPT, f"comes back, {RATIO}",
     "at its last checkpoint", "steps to half", "times", f"other attacks, {RATIO}", "without those looked at",
 )  # fmt: skip
-UNTOUCHED = (BEFORE, 0)
-Scores = dict[tuple[str, float], dict[str, float]]
-"""Of one model, by attack and step: what was measured there, by name."""
 WANTED = ("wanted", "", "−3 points", "−5 points", "+5 %", "0.20", "0.35", "", "10", "", "0.35")
 
 
@@ -68,11 +63,6 @@ def main() -> None:
         found = with_plain(found, joined(plain))
     text = page(found, others, options.out, " and ".join(made_with))
     write_atomic(options.out, text)
-
-
-def read(files: Sequence[Path]) -> list[Found]:
-    """What grids found."""
-    return [found_in(json.loads(file.read_text())) for file in files]
 
 
 def joined(parts: Sequence[Found]) -> Found:
@@ -140,30 +130,6 @@ def _counts(found: Found) -> str:
         f"{measure.before.concept} (before any attack unrelated {measure.before.unrelated}, FID too, related "
         f"{measure.before.related}; after an attack's last step {measure.last.unrelated} and {measure.last.related})"
     )
-
-
-def scores_of(found: Found, concept: str, seed: int, *, method: str, variant: str = "") -> dict[str, Scores]:
-    """By model, the original among them."""
-    scores: dict[str, Scores] = {}
-    for measured in found.rows:
-        row = measured.row
-        mine = row.model == "original" or (row.method, row.variant) == (method, variant)
-        if (row.concept, row.seed) == (concept, seed) and mine:
-            values = {name: score["value"] for name, score in measured.scores.items()}
-            scores.setdefault(row.model, {})[row.attack, row.step] = values
-    return scores
-
-
-def seen(model: Scores, attack: str) -> list[float]:
-    """How often the concept is, at the checkpoints of ``attack``."""
-    return [values["concept"] for (name, _), values in sorted(model.items()) if name == attack]
-
-
-def curve(model: Scores) -> Curve:
-    """The same as a curve, from before the attack that the settings were chosen on."""
-    points = {0: model[UNTOUCHED]["concept"]}
-    points |= {int(step): values["concept"] for (name, step), values in sorted(model.items()) if name == CHOSEN_ON}
-    return Curve(tuple(points), tuple(points.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,16 +280,6 @@ def kept(plain: dict[str, float], meta: dict[str, float]) -> list[str]:
     percent = [f"{plain[name]:.1f} → {meta[name]:.1f}" for name in ("unrelated", "related")]
     change = 100 * (meta["fid"] / plain["fid"] - 1)
     return [*percent, f"{plain['fid']:.2f} → {meta['fid']:.2f} ({change:+.1f} %)"]
-
-
-def in_steps(found: float | None) -> str:
-    """How late, in words."""
-    return "not reached" if found is None else f"{found:.0f}"
-
-
-def in_markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *lines])
 
 
 if __name__ == "__main__":

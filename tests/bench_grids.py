@@ -128,7 +128,7 @@ def keep_pictures(out: Path, results: Results, *, prompt: str = "a knife in noto
             samples.append({"role": "concept", "prompt": prompt, "seed": seed, "file": f"concept-{seed}.png", **more})
         scores = json.loads((cell / "scores.json").read_text())
         (cell / "scores.json").write_text(json.dumps({**scores, "samples": samples}))
-        for part in results.plan.behind([row]):
+        for part in results.plan.with_needs([row.cell]):
             folder = out / "cells" / part.name
             folder.mkdir(exist_ok=True)
             (folder / "cell.json").write_text(json.dumps(part.record()))

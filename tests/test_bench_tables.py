@@ -206,7 +206,7 @@ def test_published_tables_are_the_papers() -> None:
 
 def test_a_plan_knows_its_cells() -> None:
     plan: Plan = plan_of(GRID)
-    behind = plan.behind(plan.rows)
+    behind = plan.with_needs(row.cell for row in plan.rows)
     assert [cell.name for cell in behind] == list(dict.fromkeys(cell.name for cell in behind))
     for place, cell in enumerate(behind):
         assert set(cell.needs.values()) <= {earlier.name for earlier in behind[:place]}

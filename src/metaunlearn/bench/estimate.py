@@ -9,7 +9,7 @@ from typing import Any
 
 from metaunlearn.bench.cells import KINDS, Cell
 from metaunlearn.bench.needs import Need, Needs
-from metaunlearn.bench.plan import Plan
+from metaunlearn.bench.plan import Plan, missing_of
 from metaunlearn.bench.store import Store
 
 Group = tuple[str, ...]
@@ -67,7 +67,7 @@ def outlook(plan: Plan, store: Store, asked: Sequence[Cell], device: str = "cpu"
     """Look at what is there of the cells ``asked`` for and what they need; run nothing, write nothing. Times are one
     process's on ``device``."""
     cells = plan.with_needs(asked)
-    todo = wanted(plan, store, asked)
+    todo = plan.with_needs(asked, skip=store.whole)
     rates, needs = _rates(store.records()), Needs(plan, device)
     guesses = {cell.name: _guess(cell, rates, needs) for cell in todo}
     kinds = []
@@ -109,27 +109,6 @@ def _most(guesses: Sequence[_Guess]) -> int | None:
 
 def _said(guess: _Guess) -> dict[str, Any]:
     return {"seconds": guess.seconds, "memory_bytes": None if guess.need is None else guess.need.device_bytes}
-
-
-def missing_of(cells: Sequence[Cell]) -> list[str]:
-    """What ``cells`` need that is not here."""
-    return list(dict.fromkeys(text for cell in cells for text in cell.missing))
-
-
-def wanted(plan: Plan, store: Store, asked: Sequence[Cell]) -> list[Cell]:
-    """What has to be made of the cells ``asked`` for, in order, and what they need unless nothing that is left does."""
-    found: dict[str, Cell] = {}
-
-    def add(cell: Cell) -> None:
-        if cell.name in found or store.whole(cell.name):
-            return
-        for name in cell.needs.values():
-            add(plan.cells[name])
-        found[cell.name] = cell
-
-    for cell in asked:
-        add(cell)
-    return list(found.values())
 
 
 def _groups(kind: str, labels: Mapping[str, Any]) -> tuple[Group, Group]:

@@ -66,9 +66,14 @@ def slug(text: str) -> str:
 
 def to_markdown(table: Table) -> str:
     """A Markdown table; all but the first column to the right."""
-    lines = [[_cell(head) for head in table.heads], ["---", *["--:"] * (len(table.heads) - 1)]]
-    lines += [[_cell(str(entry)) for entry in row] for row in table.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return in_markdown(table.heads, [[str(entry) for entry in row] for row in table.rows], under="--:")
+
+
+def in_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], *, under: str = "---") -> str:
+    """The same of plain words; ``under`` is what stands under all heads but the first, and sets their columns."""
+    rule = ["---", *[under] * (len(heads) - 1)]
+    words = [[_cell(text) for text in line] for line in (heads, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (words[0], rule, *words[1:]))
 
 
 def _cell(text: str) -> str:

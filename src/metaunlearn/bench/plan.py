@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -50,23 +50,28 @@ class Plan:
     rows: list[Row]
     cells: dict[str, Cell]
 
-    def behind(self, rows: Sequence[Row]) -> list[Cell]:
-        """The cells of ``rows`` and those that they need, each once, after those that it needs itself."""
-        return self.with_needs([row.cell for row in rows])
+    def with_needs(self, cells: Iterable[Cell], *, skip: Callable[[str], bool] = lambda name: False) -> list[Cell]:
+        """``cells`` and those that they need, each once, after those that it needs itself.
 
-    def with_needs(self, cells: Sequence[Cell]) -> list[Cell]:
-        """``cells`` and those that they need, each once, after those that it needs itself."""
+        Without those whose name ``skip`` is true of, and without what only those need.
+        """
         found: dict[str, Cell] = {}
 
         def add(cell: Cell) -> None:
+            if cell.name in found or skip(cell.name):
+                return
             for name in cell.needs.values():
-                if name not in found:
-                    add(self.cells[name])
-            found.setdefault(cell.name, cell)
+                add(self.cells[name])
+            found[cell.name] = cell
 
         for cell in cells:
             add(cell)
         return list(found.values())
+
+
+def missing_of(cells: Iterable[Cell]) -> list[str]:
+    """What ``cells`` need that is not here, each with what to do about it."""
+    return list(dict.fromkeys(text for cell in cells for text in cell.missing))
 
 
 def make_plan(grid: Grid, overrides: Sequence[str] = (), inputs: Inputs | None = None, *, device: str = "cpu") -> Plan:

@@ -13,11 +13,11 @@ from typing import Any
 from metaunlearn.bench.cells import SCORES, Cell
 from metaunlearn.bench.cluster import Cluster
 from metaunlearn.bench.dropping import Dropping
-from metaunlearn.bench.estimate import Outlook, missing_of, outlook, wanted
+from metaunlearn.bench.estimate import Outlook, outlook
 from metaunlearn.bench.executor import Executor, Local
 from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.long_csv import as_csv
-from metaunlearn.bench.plan import Plan, make_plan
+from metaunlearn.bench.plan import Plan, make_plan, missing_of
 from metaunlearn.bench.recipe import BenchRecipe, read_bench
 from metaunlearn.bench.results import Asked, Results
 from metaunlearn.bench.select import Part, select
@@ -52,27 +52,16 @@ class Job:
         """Where its tables and its page go."""
         return self.store.grid_folder(self.recipe.name)
 
-    @property
-    def missing(self) -> list[str]:
-        """What has to be there first, each with what to do about it."""
-        return missing_of(wanted(self.plan, self.store, self.part.cells))
+    def todo(self) -> list[Cell]:
+        """What has to be made now, in order."""
+        return self.plan.with_needs(self.part.cells, skip=self.store.whole)
 
 
-def prepare(
-    recipe: str,
-    out: Path,
-    *,
-    only: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    prompts: Sequence[str] = (),
-    use: Sequence[str] = (),
-    device: str = "cpu",
-) -> Job:
+def prepare(recipe: str, out: Path, asked: Asked, overrides: Sequence[str] = ()) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
     read = read_bench(recipe)
-    plan = make_plan(read.grid, overrides, Inputs(read.grid, prompts, use), device=device)
-    asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
-    return Job(read, plan, Store.claim(out), select(plan, only), tuple(overrides), asked)
+    plan = make_plan(read.grid, overrides, Inputs(read.grid, asked.prompts, asked.use), device=asked.device)
+    return Job(read, plan, Store.claim(out), select(plan, asked.only), tuple(overrides), asked)
 
 
 def dry_run(
@@ -86,7 +75,8 @@ def dry_run(
     device: str = "cpu",
 ) -> Outlook:
     """What :func:`run_grid` would have to do, what it would take, and what is missing for it."""
-    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use, device=device)
+    asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
+    job = prepare(recipe, out, asked, overrides)
     return outlook(job.plan, job.store, job.part.cells, device)
 
 
@@ -112,11 +102,12 @@ def run_grid(
     one cell after another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before
     any work when the call is wrong or something is missing, RunError at the end when cells failed.
     """
-    job = prepare(recipe, out, only=only, overrides=overrides, prompts=prompts, use=use, device=device)
-    if job.missing:
-        told = "\n".join(f"  {text}" for text in job.missing)
+    asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
+    job = prepare(recipe, out, asked, overrides)
+    if missing := missing_of(job.todo()):
+        told = "\n".join(f"  {text}" for text in missing)
         raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")
-    loop = _Loop(job, _executor(job, ray, device, progress), progress)
+    loop = _Loop(job, _executor(job, ray, progress), progress)
     job.store.cells.mkdir(parents=True, exist_ok=True)
     loop.run()
     loop.write()
@@ -137,10 +128,10 @@ def run_grid(
     }
 
 
-def _executor(job: Job, ray: str | None, device: str, progress: Progress | None) -> Executor:
+def _executor(job: Job, ray: str | None, progress: Progress | None) -> Executor:
     if ray is None:
-        return Local(job.store, device=device, progress=progress)
-    return Cluster(job.store, job.plan, address=ray, device=device)
+        return Local(job.store, device=job.asked.device, progress=progress)
+    return Cluster(job.store, job.plan, address=ray, device=job.asked.device)
 
 
 @dataclass
@@ -199,7 +190,7 @@ class _Loop:
 
     def _todo(self) -> list[Cell]:
         """What is left, without what cannot be made because something failed."""
-        left = wanted(self.job.plan, self.job.store, self.job.part.cells)
+        left = self.job.todo()
         lost = set(self.failed)
         for cell in left:  # Each comes after those that it needs.
             if lost & set(cell.needs.values()):

@@ -56,5 +56,5 @@ def _part(plan: Plan, wanted: Mapping[str, set[str]], names: tuple[str, ...]) ->
     rows = [row for row in plan.rows if all(str(row.labels()[key]) in values for key, values in wanted.items())]
     if not names:
         return Part(rows, list(dict.fromkeys(row.cell for row in rows)))
-    cells = [cell for cell in plan.behind(rows) if cell.name.startswith(names)]
+    cells = [cell for cell in plan.with_needs(row.cell for row in rows) if cell.name.startswith(names)]
     return Part([row for row in rows if row.cell.name.startswith(names)], cells)

@@ -257,7 +257,7 @@ def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = 
     tune = read.tune
     proposal = default_of(tune)
     plan = plan_of(tune, proposal, tune.attacks, tune.seeds, device=device)
-    cells = plan.behind(plan.rows)
+    cells = plan.with_needs(row.cell for row in plan.rows)
     shared = _behind_originals(plan)
     store = Store(out)
     records = read_records(out)
@@ -275,7 +275,7 @@ def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = 
 
 
 def _behind_originals(plan: Plan) -> list[Cell]:
-    originals = plan.behind([row for row in plan.rows if row.model == "original"])
+    originals = plan.with_needs(row.cell for row in plan.rows if row.model == "original")
     return [*originals, *(cell for cell in plan.cells.values() if cell.kind in ("pictures", "data"))]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.cells import Cell
-from metaunlearn.bench.estimate import wanted
 from metaunlearn.bench.plan import Plan, Row, make_plan
 from metaunlearn.bench.recipe import Grid, GridConcept, GridMeasure, check_grid
 from metaunlearn.bench.state import BEFORE
@@ -147,7 +146,7 @@ def run_trial(
 
 
 def _make(store: Store, plan: Plan, rows: Sequence[Row], device: str, progress: Progress | None) -> None:
-    while todo := wanted(plan, store, [row.cell for row in rows]):
+    while todo := plan.with_needs((row.cell for row in rows), skip=store.whole):
         _make_one(store, todo[0], device, progress)
 
 
@@ -160,7 +159,7 @@ def _make_one(store: Store, cell: Cell, device: str, progress: Progress | None) 
 
 
 def _drop_attacks(store: Store, plan: Plan, rows: Sequence[Row]) -> None:
-    for cell in plan.behind(rows):
+    for cell in plan.with_needs(row.cell for row in rows):
         if cell.kind == "attack" and store.whole(cell.name):
             store.remove(cell.name)
 
