@@ -106,7 +106,8 @@ def page(found: Found, others: Sequence[Found], out: Path, made_with: str) -> st
         f"over the others, each over all its checkpoints; {', '.join(LOOKED_AT)} were looked at on knife, seed 0, "
         "when λ was chosen, or are among those that the search minimises, so the last column is without them; all were "
         "measured on former defaults. *Over all its steps*: the area under the curve. *Steps to half* of "
-        f"what the original shows are interpolated between checkpoints. Pictures a figure: {_counts(found)}. Made with {made_with}.",
+        "what the original shows are interpolated between checkpoints. "
+        f"Pictures a figure: {_counts(found)}. Made with {made_with}.",
         *(f"Of {concept.name} the grid sets more: `{', '.join(as_overrides(concept.set))}`."
           for concept in found.grid.concepts if concept.set),
         in_markdown(HEADS, [*lines, WANTED]),
