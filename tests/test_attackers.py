@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch, draw_attacker
-from metaunlearn.meta.hypergradient import FirstOrder, MetaProblem
+from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.objective import meta_problem, simulated_finetuning
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
 from metaunlearn.meta.store import host_memory, on_device
@@ -195,11 +196,11 @@ def test_auto_probes_every_attacker_of_a_mixture(
 ) -> None:
     probed: list[MetaProblem] = []
 
-    def notes(name: str, theta: object, *probes: MetaProblem, products: str) -> FirstOrder:
+    def notes(theta: object, probes: Sequence[MetaProblem], tried: Sequence[object]) -> list[float]:
         probed.extend(probes)
-        return FirstOrder()
+        return [0.0] * len(tried)
 
-    monkeypatch.setattr("metaunlearn.meta.modes.resolve", notes)
+    monkeypatch.setattr("metaunlearn.meta.modes._errors", notes)
     run(tiny_model, tmp_path / "out", MIXTURE, "steps=1", "meta_gradient=auto")
     assert [(probe.inner.learning_rate, len(probe.inner_losses)) for probe in probed] == [
         (attacker.learning_rate, attacker.steps) for attacker in ATTACKERS
