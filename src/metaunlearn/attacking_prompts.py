@@ -24,7 +24,7 @@ from metaunlearn.evaluation import ranges
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
-from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models import adapt, read_only
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import default_recipe, read_recipe
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder
@@ -62,7 +62,7 @@ def attack_prompts(
     of them is done.
     """
     part = Shard.parse(shard)
-    adapter = adapt(load_pipeline(model), device)
+    adapter = adapt(read_only(model, device=device), device)
     check_one_vocabulary(adapter)
     recipe = recipe or default_recipe(adapter.parameter_count, adapter.text_width, adapter.family)
     settings: UnlearnDiffAtk = configure(KIND, read_recipe(recipe), overrides).kind
