@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 from conftest import Call, read_lines
 from meta_problems import error
-from metaunlearn import doctor
+from metaunlearn import doctor, erasing
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch, denoising_loss_of
@@ -24,7 +26,7 @@ from metaunlearn.meta.hypergradient import DoubleBackward, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.outer import outer_optimizer
 from metaunlearn.models import StableDiffusionXL, TextToImageModel, load
-from metaunlearn.models.memory import checkpointing
+from metaunlearn.models.memory import checkpointing, set_aside
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import Params, value_and_gradient
@@ -301,3 +303,49 @@ def test_eight_bits_get_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_precisions_are_refused(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"precision = 'fp8'"):
         erase(tiny_model, ["zebra"], overrides=[*FAST, "precision=fp8"])
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("esd-x-1", ("gradient_checkpointing=true", "diagnostics_every=1", "retain_loss=distillation")),
+        ("sdd", ("bank_refresh=1", "precision=bf16", "lipschitz_weight=1", "sharpness_radius=0.1")),
+        ("uce", ("heal_steps=1",)),
+        ("imma", ("base_set=steps=1,bank_trajectories=2,bank_steps=2,batch_size=2",)),
+        ("resalign", ()),
+    ],
+)
+def test_no_step_reads_the_pipelines_own_denoiser(
+    tiny_model: Path, method: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card it is on the host while theta moves; here it has no numbers at all, and the result is the same."""
+    overrides = [*(FAST[:-1] if method == "imma" else FAST), *more]
+    plain = erase(tiny_model, ["zebra"], method=method, overrides=overrides).pipeline.unet.state_dict()
+    closed = 0
+
+    @contextmanager
+    def gone(unet: torch.nn.Module, device: torch.device) -> Iterator[None]:
+        nonlocal closed
+        unet.to("meta")
+        yield
+        unet.to_empty(device=device)
+        closed += 1
+
+    monkeypatch.setattr(erasing, "set_aside", gone)
+    found = erase(tiny_model, ["zebra"], method=method, overrides=overrides).pipeline.unet.state_dict()
+    assert closed == (2 if method == "imma" else 1)
+    assert plain.keys() == found.keys()
+    assert all(torch.equal(p, found[name]) for name, p in plain.items())
+
+
+def test_what_is_set_aside_comes_back() -> None:
+    """To whatever device the model is on, where copies of theta are made all the while; on the CPU nothing moves."""
+    model = StableDiffusionXL(new_sdxl())
+    with set_aside(model.unet, torch.device("cpu")):
+        before = [p.data_ptr() for p in model.unet.parameters()]
+    assert [p.data_ptr() for p in model.unet.parameters()] == before
+    model.device = torch.device("meta")
+    with set_aside(model.unet, model.device):
+        assert {p.device.type for p in model.unet.parameters()} == {"cpu"}
+        assert {p.device.type for p in model.parameters().values()} == {"meta"}
+    assert {p.device.type for p in model.unet.parameters()} == {"meta"}

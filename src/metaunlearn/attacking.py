@@ -15,7 +15,7 @@ from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.files import sha256
-from metaunlearn.models import adapt, load, own_pipeline
+from metaunlearn.models import adapt, own_pipeline, read_only
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
@@ -82,7 +82,7 @@ def attack(
         raise UserError(f"a strip shows steps, and the attack {kind!r} has none (strip=, --strip PROMPT).")
     if trackers and not trains:
         raise UserError(f"trackers follow a training, and the attack {kind!r} has none (trackers=, --tracker NAME).")
-    base_adapter = load(base, processes.device(device)) if "base" in needs(kind) else None
+    base_adapter = adapt(read_only(base, device=where), where) if "base" in needs(kind) else None
     if isinstance(chosen, EditKind):
         chosen.check(adapter, base_adapter, levels)
     else:

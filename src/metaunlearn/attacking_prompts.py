@@ -25,7 +25,7 @@ from metaunlearn.evaluation import ranges
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
-from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models import adapt, read_only
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.runs import RESULTS_FILE, RUN_FILE, Progress, RunFolder, named
@@ -62,7 +62,7 @@ def attack_prompts(
     of them is done.
     """
     part = Shard.parse(shard)
-    adapter = adapt(load_pipeline(model), device)
+    adapter = adapt(read_only(model, device=device), device)
     check_one_vocabulary(adapter)
     recipe = recipe or recipe_for(adapter)
     settings: UnlearnDiffAtk = configure(ON_PROMPTS, read_recipe(recipe), overrides).kind

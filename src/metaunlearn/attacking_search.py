@@ -28,7 +28,7 @@ from metaunlearn.evaluation import Evaluation, plan
 from metaunlearn.files import write_json
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
-from metaunlearn.models import TextToImageModel, adapt, load_pipeline
+from metaunlearn.models import TextToImageModel, adapt, load_pipeline, read_only
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import RecipeFile, read_recipe, recipe_for
 from metaunlearn.runs import RESULTS_FILE, Progress, RunFolder, named
@@ -98,7 +98,7 @@ def search_attacks(
     pipeline of each, ``search.json`` with every trial's concept score, and ``results.json`` with ``concept`` (before
     the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds).
     """
-    pipeline = load_pipeline(model)
+    pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
     recipe = recipe or recipe_for(adapter)
     grid, rest, finetune = _settings(read_recipe(recipe), overrides)

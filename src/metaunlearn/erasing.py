@@ -36,7 +36,7 @@ from metaunlearn.meta.outer import check_outer_optimizer
 from metaunlearn.meta.together import check_sharded, check_shares
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, adapt, load_pipeline, own_pipeline
-from metaunlearn.models.memory import checkpointing
+from metaunlearn.models.memory import checkpointing, set_aside
 from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
@@ -219,8 +219,9 @@ def _erase(
             folder.truncate_log(-1)
             folder.log({"step": 0, **results})
         return results
-    model.load_parameters(_train(run, task, folder, results | report))
-    model.unet.to(model.device)
+    with set_aside(model.unet, model.device):
+        theta = _train(run, task, folder, results | report)
+    model.load_parameters(theta)
     return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
 
 
@@ -281,7 +282,9 @@ def _erase_first(
         if run is not None:
             state = None if cache is None else cache / "base-training.safetensors"
             _restore(run, state)
-            model.load_parameters(run.run(state, lambda record: _tell(task, "erasing first", record["step"], steps)))
+            with set_aside(model.unet, model.device):
+                theta = run.run(state, lambda record: _tell(task, "erasing first", record["step"], steps))
+            model.load_parameters(theta)
         if done is not None and task.processes.main:
             save_tensors(done, model.parameters())
     return {"method": base.name, "steps": steps if takes_steps(base.method, meta=False) else 0}

@@ -13,7 +13,7 @@ from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling, generate_images
-from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.models import adapt, read_only
 from metaunlearn.models.interface import TextToImageModel
 
 
@@ -58,7 +58,7 @@ def targets_of(model: TextToImageModel, base: Any, data: Path | None, texts: Seq
                 "other prompts; name the model before the erasing instead (base=, --base MODEL)."
             )
         return Targets(model=model, base=None, given=given, description=f"pictures {fingerprint(data)}")
-    before = adapt(load_pipeline(base), model.device)
+    before = adapt(read_only(base, device=model.device), model.device)
     if before.image_size != model.image_size:
         raise UserError(
             f"the base model (base=, --base) draws pictures of {before.image_size} pixels and MODEL of "

@@ -30,7 +30,7 @@ from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.generation import default_sampling, pictures_at_once
 from metaunlearn.meta.alignment import DRAWS
 from metaunlearn.meta.inner import attacked
-from metaunlearn.models import adapt, load, own_pipeline
+from metaunlearn.models import adapt, own_pipeline, read_only
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import read_recipe, recipe_for
@@ -98,7 +98,7 @@ def estimate(
     memory to fit into; None: what the device has.
     """
     free = free_memory(device) if available_bytes is None else None
-    adapter = adapt(own_pipeline(model)) if measured else load(model)
+    adapter = adapt(own_pipeline(model)) if measured else adapt(read_only(model))
     recipe = recipe or recipe_for(adapter)
     job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
     passes, settings = job.passes, job.chosen.settings

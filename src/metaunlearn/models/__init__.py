@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "load",
     "load_pipeline",
     "own_pipeline",
+    "read_only",
     "rebuilt",
     "with_own_denoiser",
 ]
@@ -51,18 +53,43 @@ def own_pipeline(model: Any, *others: str, device: str | torch.device | None = N
     return load_pipeline(model) if isinstance(model, str | Path) else with_own_denoiser(model, *others, device=device)
 
 
+def read_only(model: Any, *, device: str | torch.device | None = None) -> Any:
+    """A pipeline whose weights nobody changes: loaded afresh, or around the weights of a caller's pipeline.
+
+    An adapter on ``device`` casts, moves and freezes none of the caller's own.
+    """
+    return load_pipeline(model) if isinstance(model, str | Path) else _around(model, (), device)
+
+
 def with_own_denoiser(pipeline: Any, *others: str, device: str | torch.device | None = None) -> Any:
     """The same pipeline around a copy of its denoiser, and of ``others``: the caller's weights stay untouched.
 
     Copied, too, is what an adapter on ``device`` would cast or move. ``None``: it stays where it is.
     """
+    return _around(pipeline, ("unet", *others), device)
+
+
+def _around(pipeline: Any, changed: Collection[str], device: str | torch.device | None) -> Any:
+    """The same pipeline around copies of the components ``changed``, and of what would be cast or moved.
+
+    Of the other networks the modules are its own and the weights the pipeline's: whether a parameter wants a gradient,
+    and whether a module is in evaluation mode, is the caller's affair.
+    """
     check_pipeline(pipeline)
-    own = {
-        name: copy.deepcopy(part)
-        for name, part in pipeline.components.items()
-        if name in ("unet", *others) or not _ready(part, device)
-    }
+    own = {}
+    for name, part in pipeline.components.items():
+        if name in changed or not _ready(part, device):
+            own[name] = copy.deepcopy(part)
+        elif isinstance(part, nn.Module):
+            own[name] = _sharing_weights(part)
     return rebuilt(pipeline, **own)
+
+
+def _sharing_weights(module: nn.Module) -> nn.Module:
+    """A copy of the module around the same memory."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    shared |= {id(buffer): buffer for buffer in module.buffers()}
+    return copy.deepcopy(module, shared)
 
 
 def in_float32(pipeline: Any) -> Any:

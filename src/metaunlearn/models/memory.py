@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a denoiser whose parameters are passed in.
+"""What saves memory with a denoiser whose parameters are passed in: gradient checkpointing, and its own set aside.
 
 ``torch.utils.checkpoint`` runs a block again during the backward pass. By then ``functional_call`` has put the module's
 own parameters back, so diffusers' ready-made checkpointing would recompute with *other* weights than the forward pass
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -31,6 +32,18 @@ def checkpointing(unet: UNet2DConditionModel, on: bool = True) -> Iterator[None]
         yield
     finally:
         unet.disable_gradient_checkpointing()
+
+
+@contextmanager
+def set_aside(unet: UNet2DConditionModel, device: torch.device) -> Iterator[None]:
+    """While this is open, the UNet's own parameters lie on the host: a loop whose passes are all told theta reads none.
+
+    On the CPU nothing moves. After an error it stays there: moving it back could be one error more.
+    """
+    if device.type != "cpu":
+        unet.to("cpu")
+    yield
+    unet.to(device)
 
 
 def _checkpointed(block: nn.Module, *inputs: Any) -> Any:

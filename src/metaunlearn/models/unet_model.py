@@ -91,10 +91,10 @@ class UNetModel:
         return digest({f"{name}.{key}": p for name, part in parts.items() for key, p in part.named_parameters()})
 
     def parameters(self) -> Params:
-        """theta: a copy of every parameter of the denoiser."""
+        """theta: a copy of every parameter of the denoiser, on the model's device wherever its own were set aside."""
         if self._shards is not None:
             return self._shards.parameters()
-        return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
+        return {name: p.detach().to(self.device, copy=True) for name, p in self.unet.named_parameters()}
 
     def load_parameters(self, theta: Params) -> None:
         """Write ``theta`` into the pipeline's denoiser."""
