@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bench_grids import changed, plan_of, write_recipe
-from metaunlearn.bench.locks import Locks
 from metaunlearn.bench.recipe import read_bench
 from metaunlearn.bench.results import Found, Results
 from metaunlearn.bench.run import run_grid
 from metaunlearn.bench.store import Store
+from metaunlearn.locks import Locks
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.report.grid.settings import resolved
 

@@ -163,6 +163,7 @@ def test_the_code_behind_a_cell() -> None:
         assert not [name for name in modules if name.startswith(("metaunlearn.cli", "metaunlearn.report"))], kind
         assert [name for name in modules if name.startswith("metaunlearn.bench")] == [f"metaunlearn.bench.kinds.{kind}"]
     assert not [name for name in behind["measure"] if name.startswith("metaunlearn.meta")]
+    assert "metaunlearn.bench.published" in sources.modules_behind("metaunlearn.bench.tables")
 
 
 def test_code_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +171,7 @@ def test_code_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "top.py").write_text('"""Text."""\ndef f():\n    from metaunlearn import deep\n    return deep.x\n')
     (tmp_path / "deep.py").write_text("x = 1\n")
     (tmp_path / "aside.py").write_text("y = 1\n")
+    (tmp_path / "deep").mkdir()  # Of data, beside the module: no package.
 
     def code() -> str:
         for cached in (sources.modules_behind, sources._imports, sources._code):

@@ -19,7 +19,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.metrics import safety
 from metaunlearn.metrics.nsfw import ARCHITECTURES, KIND, NsfwHead, nsfw_score
 from metaunlearn.metrics.safety import SafetyChecker, unsafe_score
-from metaunlearn.published import PUBLISHED
+from metaunlearn.pickles import PUBLISHED
 from tiny_judges import MEAN, STD, head_tensors, new_checker, save_checker
 
 

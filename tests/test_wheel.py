@@ -45,7 +45,7 @@ def test_what_a_user_needs_is_in_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for needed in (
-        "py.typed", "recipes/small.toml", "report/templates/report.html.j2", "bench/published/table1_nudity_score.csv",
+        "py.typed", "recipes/small.toml", "report/templates/report.html.j2", "bench/paper/table1_nudity_score.csv",
         "canvas/weights/pipeline/unet/diffusion_pytorch_model.safetensors", "canvas/weights/judge/model.safetensors",
         "canvas/art/noto/knife.png", "canvas/build/__main__.py",
     ):  # fmt: skip

@@ -16,7 +16,7 @@ from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.files import check_new_file
 from metaunlearn.metrics.inception import INCEPTION, NETWORK, trunk
 from metaunlearn.metrics.nsfw import ARCHITECTURES, KIND, check_tensors
-from metaunlearn.published import PUBLISHED
+from metaunlearn.pickles import PUBLISHED
 
 NAMES = (*ARCHITECTURES, INCEPTION)
 

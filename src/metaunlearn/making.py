@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaunlearn.bench.locks import Locks
 from metaunlearn.data.duplicates import find_duplicates
 from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import read_prompts
@@ -26,6 +25,7 @@ from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.errors import RunError, UserError, first_line
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import Sampling, default_sampling, picture_size
+from metaunlearn.locks import Locks
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.unfiltered import unfiltered

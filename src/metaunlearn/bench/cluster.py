@@ -19,12 +19,12 @@ import torch
 
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.identity import check_inputs
-from metaunlearn.bench.locks import HEARTBEAT
 from metaunlearn.bench.needs import PROCESS, Needs
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import Outcome, make
 from metaunlearn.errors import MetaunlearnError, UserError
+from metaunlearn.locks import HEARTBEAT
 
 EXTRA = "ray"
 """The extra of this package that brings Ray."""

@@ -142,7 +142,7 @@ class Grid(Settings):
     keep_checkpoints: bool = True
     """Whether the models after an attack stay when everything that is measured of them is measured."""
     published: tuple[str, ...] = ()
-    """Tables of the paper to set beside, by the names in bench/published."""
+    """Tables of the paper to set beside, by the names in bench/paper."""
 
 
 def prompt_sources(grid: Grid) -> list[PromptSource]:

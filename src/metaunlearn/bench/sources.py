@@ -55,8 +55,10 @@ def files_hash(folder: Path) -> str:
 
 
 def _file(name: str) -> Path:
+    """A package, or a module: a folder of data may have the name of a module beside it."""
     path = ROOT.joinpath(*name.split(".")[1:])
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    package = path / "__init__.py"
+    return package if package.is_file() else path.with_suffix(".py")
 
 
 def _is_module(name: str) -> bool:

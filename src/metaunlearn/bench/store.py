@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.bench.cells import Cell
-from metaunlearn.bench.locks import Locks
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic, write_json
+from metaunlearn.locks import Locks
 from metaunlearn.runs import versions
 
 CELL_FILE = "cell.json"

@@ -11,7 +11,7 @@ from metaunlearn.cli import options as o
 from metaunlearn.cli.console import working
 from metaunlearn.cli.tables import scores_table
 from metaunlearn.files import check_new_file
-from metaunlearn.published import PUBLISHED
+from metaunlearn.pickles import PUBLISHED
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder.")]
 

@@ -25,7 +25,7 @@ from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.inception_network import FEATURES, SIZE, FidInception
 from metaunlearn.metrics.judge import weights_hash
-from metaunlearn.published import PUBLISHED, making
+from metaunlearn.pickles import PUBLISHED, making
 
 INCEPTION = "inception-fid"
 """The name that ``convert`` takes."""

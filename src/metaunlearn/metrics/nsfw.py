@@ -21,7 +21,7 @@ from metaunlearn.checkpoint import load_tensors
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.intervals import Score, bootstrap_mean, require_data, score
 from metaunlearn.metrics.judge import Judge
-from metaunlearn.published import making
+from metaunlearn.pickles import making
 
 KIND = "head"
 """Key of a head file's metadata that names its architecture."""

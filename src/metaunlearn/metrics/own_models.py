@@ -15,7 +15,7 @@ from metaunlearn.metrics.nsfw import NsfwHead, nsfw_score
 from metaunlearn.metrics.nudenet import NudeNet
 from metaunlearn.metrics.nudity import NudityRule, as_json, detector_protocol, from_json, nudity_score
 from metaunlearn.metrics.safety import SafetyChecker, unsafe_score
-from metaunlearn.published import making
+from metaunlearn.pickles import making
 
 
 class Nudity:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from metaunlearn.bench.locks import Locks
 from metaunlearn.errors import UserError
+from metaunlearn.locks import Locks
 from metaunlearn.tuning.recipe import Tune, Vary
 from metaunlearn.tuning.records import BASELINES, Record, Role
 from metaunlearn.tuning.space import (

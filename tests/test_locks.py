@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from metaunlearn.bench import locks
-from metaunlearn.bench.locks import Locks
+from metaunlearn import locks
+from metaunlearn.locks import Locks
 
 
 def test_one_holds_and_the_other_is_told(tmp_path: Path) -> None:
