@@ -133,24 +133,12 @@ def test_of_shards_that_end_together_one_completes_the_set(tmp_path: Path, monke
 
     monkeypatch.setattr(making, "write_atomic", write)
     monkeypatch.setattr(making, "find_duplicates", find)
-    monkeypatch.setattr(RunFolder, "_write", guarded(RunFolder._write))
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(draw, ("1/2", "2/2")))
     assert looks == [7]
     assert [(one["pending"], one["images"], len(one["duplicates"])) for one in found] == [(0, 6, 1)] * 2
     assert len(read_imagefolder(tmp_path / "set", size=16).texts) == 6
     assert not (tmp_path / "set/state").exists()
-
-
-def guarded(write: Any) -> Any:
-    """Two processes have no partial file in common, two threads do: one at a time."""
-    lock = threading.Lock()
-
-    def one_at_a_time(*arguments: Any, **options: Any) -> None:
-        with lock:
-            write(*arguments, **options)
-
-    return one_at_a_time
 
 
 @pytest.mark.parametrize("at", ["unlink", "finish"])

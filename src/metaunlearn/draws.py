@@ -10,16 +10,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
 from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.drawing import DrawSettings
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, default_sampling, generate_images, pictures_at_once
+from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
+from metaunlearn.settings import Settings
+
+
+class DrawSettings(Settings):
+    """How pictures are drawn, not which: memory and time. What ``--set`` of ``generate`` and ``evaluate`` knows."""
+
+    picture_batch: int | None = Field(default=None, gt=0)
+    """Pictures that go through the model together; None: 32, fewer of more than 256 x 256 pixels."""
+    precision: Precision = "float32"
+    """Of the products inside the denoiser; the autoencoder and the text encoders stay as they are."""
+
 
 AS_IT_IS = DrawSettings()
 """In float32, in batches by the size of the pictures."""

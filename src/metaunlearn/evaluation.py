@@ -16,8 +16,7 @@ from torch import Tensor
 
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import AS_IT_IS, Draw, batches, check_asked, draw_batch, draws_for, sampling_of
+from metaunlearn.draws import AS_IT_IS, Draw, DrawSettings, batches, check_asked, draw_batch, draws_for, sampling_of
 from metaunlearn.errors import UserError
 from metaunlearn.generation import picture_size
 from metaunlearn.metrics.distance import Distance
@@ -175,7 +174,7 @@ def evaluate(
     ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``fid:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. ``overrides`` are keys of
-    :class:`~metaunlearn.drawing.DrawSettings`, such as ``"precision=bf16"``. ``device`` is where a metric's own model
+    :class:`~metaunlearn.draws.DrawSettings`, such as ``"precision=bf16"``. ``device`` is where a metric's own model
     (Inception, the safety checker) runs; ``pipeline`` and ``judge`` are where they are. Everything that can be refused
     is refused before the first image is made.
     """

@@ -12,8 +12,7 @@ from PIL import Image
 
 from metaunlearn.data.imagefolder import SHEET
 from metaunlearn.data.prompts import Prompt, read_prompts
-from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import check_asked, draw_into, draws_for, sampling_of
+from metaunlearn.draws import DrawSettings, check_asked, draw_into, draws_for, sampling_of
 from metaunlearn.errors import UserError
 from metaunlearn.files import sha256
 from metaunlearn.models import load

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaunlearn.data.imagefolder import Entry, picture_file
-from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import AS_IT_IS
+from metaunlearn.draws import AS_IT_IS, DrawSettings
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import IMAGES
 from metaunlearn.files import read_records

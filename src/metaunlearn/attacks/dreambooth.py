@@ -15,8 +15,7 @@ from metaunlearn.attacks.tuned import Tuned
 from metaunlearn.data.imagefolder import METADATA, ImageText, read_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.diffusion import joined, squared_errors
-from metaunlearn.drawing import DrawSettings
-from metaunlearn.draws import draw_into, draws_for
+from metaunlearn.draws import DrawSettings, draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models.interface import TextToImageModel
