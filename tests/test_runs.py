@@ -87,3 +87,21 @@ def test_what_cannot_go_on_is_told_from_other_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a run already") as error:
         RunFolder.open(tmp_path / "run", {"a": 1}, resume=False)
     assert not isinstance(error.value, NotThisRunError)
+
+
+def test_two_shards_may_open_an_empty_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one comes while the first one's run.json is written, and not in its place yet."""
+    rename, opened = Path.replace, []
+
+    def replace(file: Path, target: Path) -> Path:
+        if target.name == "run.json" and not opened:
+            opened.append(target)
+            RunFolder.open(tmp_path / "run", {"a": 1}, resume=True)
+        return rename(file, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    RunFolder.open(tmp_path / "run", {"a": 1}, resume=True)
+    assert opened
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.json"]
+    with pytest.raises(NotThisRunError, match="asked for differently"):
+        RunFolder.open(tmp_path / "run", {"a": 2}, resume=True)

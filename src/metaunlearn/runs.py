@@ -96,7 +96,8 @@ class RunFolder:
         path = self.path
         if path.exists() and not path.is_dir():
             raise UserError(f"the output {path} is a file; give a folder (out=..., --out DIR).")
-        if path.is_dir() and any(path.iterdir()):
+        # Another shard may be opening the folder right now: its run.json while it is written is nobody's content.
+        if path.is_dir() and not all(_half_written(file) for file in path.iterdir()):
             self._adopt(resume)
         if not self.complete_before:
             path.mkdir(parents=True, exist_ok=True)
@@ -240,6 +241,11 @@ class _OthersRunFolder(RunFolder):
     def finish(self, **results: Any) -> None:
         """Until the main process has."""
         self.processes.wait()
+
+
+def _half_written(file: Path) -> bool:
+    """Whether ``file`` is a ``run.json`` on its way to its place."""
+    return file.match(f".{RUN_FILE}.*.partial")
 
 
 def _step_of(line: str) -> float:
