@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import unnamed_prompts
@@ -37,6 +37,8 @@ from metaunlearn.recipe import read_recipe, recipe_for
 
 CHEAP_SECONDS = 10.0
 """By the count, of one of each pass that a step takes: what takes longer is not measured."""
+GUIDED = 2
+"""Forward passes in a step of guided sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class JobEstimate:
     """Peak on ``device``, beside the process itself."""
     seconds_per_step: float
     seconds: float
-    """Of the whole job: pictures and trajectories first, then all outer steps."""
+    """Of the whole job: pictures and trajectories first, what erases before a defence, then all outer steps."""
     time_measured: bool
     """Whether the time comes of the model's own gradients, timed here; else it is a count, right to an order of
     magnitude."""
@@ -101,22 +103,14 @@ def estimate(
     adapter = adapt(own_pipeline(model)) if measured else adapt(read_only(model))
     recipe = recipe or recipe_for(adapter)
     job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
-    passes, settings = job.passes, job.chosen.settings
+    check_objective(job.chosen, meta=job.meta)
+    settings = job.chosen.settings
     pace = speed or matrix_speed(device, clock=clock)
-    in_a_step = job.counted(passes, pace)
-    memory = job.memory(settings)
     available = available_bytes if available_bytes is not None else memory_of(device)
-    found = None
-    if measured and passes and job.is_cheap(pace, memory):
-        found = job.measure(clock)
-    one_forward = job.counted({Pass("forward", 1): 1}, pace)
-    in_a_gradient = job.counted({Pass("trained", 1): 1}, pace)
-    if found is not None:
-        in_a_step = found.step(passes)
-        one_forward = found.seconds[job.forward_pass] / job.forward_pass.pictures
-        in_a_gradient = found.seconds[job.gradient_pass] / job.gradient_pass.pictures
-        if found.peak is not None:
-            memory = max(job.lasting() + found.peak, job.drawing())
+    stages = [job] if job.first is None else [job.first, job]
+    cheap = measured and bool(job.passes) and all(stage.is_cheap(pace, job.memory(settings)) for stage in stages)
+    costs = [stage.cost(pace, clock if cheap else None) for stage in stages]
+    cost, memory = costs[-1], max(cost.memory for cost in costs)
     fits = available is None or memory <= available
     return JobEstimate(
         model=str(model),
@@ -127,17 +121,30 @@ def estimate(
         denoiser_parameters=job.facts(settings).parameters,
         trained_parameters=job.facts(settings).trained,
         image_size=adapter.image_size,
-        gradients_per_step=gradients_in(passes, settings.batch_size),
+        gradients_per_step=gradients_in(job.passes, settings.batch_size),
         device=device,
         available_bytes=available,
         free_bytes=free,
         memory_bytes=memory,
-        seconds_per_step=in_a_step,
-        seconds=settings.steps * in_a_step * bool(passes) + job.beside_steps(one_forward, in_a_gradient),
-        time_measured=found is not None,
-        memory_measured=found is not None and found.peak is not None,
+        seconds_per_step=cost.step,
+        seconds=sum(stage.seconds(cost) for stage, cost in zip(stages, costs, strict=True)) + job.drawn(cost),
+        time_measured=cost.timed,
+        memory_measured=cost.looked,
         advice=() if fits else job.advice(memory),
     )
+
+
+class _Cost(NamedTuple):
+    """Of a job's stage: seconds of an outer step, and of one picture's forward pass and gradient; its peak in bytes."""
+
+    step: float
+    forward: float
+    gradient: float
+    memory: int
+    timed: bool = False
+    """Whether the seconds are measured."""
+    looked: bool = False
+    """The same of the memory."""
 
 
 class _Job:
@@ -146,7 +153,8 @@ class _Job:
     def __init__(self, adapter: TextToImageModel, chosen: Configured, meta: bool | None, device: str) -> None:
         self.adapter, self.chosen, self.device = adapter, chosen, device
         self.meta = chosen.with_meta(meta)
-        check_objective(chosen, meta=self.meta)
+        self.first = None if chosen.base is None else _Job(adapter, chosen.base, False, device)
+        """What erases first, plainly."""
         self.trained = chosen.method.trained(adapter)
         attacked(adapter.parameter_names, chosen.settings.inner_subset, self.trained)
         subset(adapter.parameter_names, chosen.settings.diagnostics_subset, setting="diagnostics_subset")
@@ -170,14 +178,40 @@ class _Job:
         return counted_seconds(passes, self.facts(self.chosen.settings), self.chosen.settings, pace)
 
     def memory(self, settings: EraseSettings) -> int:
-        """Counted bytes of the job with these ``settings``."""
-        return counted_memory(
+        """Counted bytes of the job with these ``settings``: the larger of its stages', which checkpoint alike."""
+        before = 0
+        if self.first is not None:
+            alike = {"gradient_checkpointing": settings.gradient_checkpointing}
+            before = self.first.memory(self.first.chosen.settings.model_copy(update=alike))
+        own = counted_memory(
             self.chosen.method,
             self.facts(settings),
             settings,
             meta=self.meta,
             defended=self.chosen.defended,
             device=self.device,
+        )
+        return max(before, own)
+
+    def cost(self, pace: float, clock: Callable[[], float] | None) -> _Cost:
+        """By count; with a ``clock`` by measurement."""
+        memory = self.memory(self.chosen.settings)
+        if clock is None or not self.passes:
+            one_forward, one_gradient = ({Pass(kind, 1): 1.0} for kind in ("forward", "trained"))
+            return _Cost(
+                self.counted(self.passes, pace),
+                self.counted(one_forward, pace),
+                self.counted(one_gradient, pace),
+                memory,
+            )
+        found = self.measure(clock)
+        return _Cost(
+            step=found.step(self.passes),
+            forward=found.seconds[self.forward_pass] / self.forward_pass.pictures,
+            gradient=found.seconds[self.gradient_pass] / self.gradient_pass.pictures,
+            memory=memory if found.peak is None else max(self.lasting() + found.peak, self.drawing()),
+            timed=True,
+            looked=found.peak is not None,
         )
 
     def lasting(self) -> int:
@@ -209,22 +243,27 @@ class _Job:
             averages=moving_averages(self.chosen.method, self.chosen.settings),
         )
 
-    def beside_steps(self, forward: float, gradient: float) -> float:
-        """Seconds of MODEL's own pictures, the trajectory bank, the weighing of prompts and healing; given those of one
-        picture's forward pass and gradient."""
+    def seconds(self, cost: _Cost) -> float:
+        """Of its outer steps, and of the trajectory bank and healing; not of pictures, which all stages share."""
+        if not self.passes:
+            return 0.0
+        s = self.chosen.settings
+        paths = s.bank_trajectories * s.bank_steps if isinstance(self.chosen.method, OptimisedMethod) else 0
+        healed = s.heal_steps * s.accumulation * s.batch_size
+        healing = healed * (cost.gradient + (s.retain_loss == "distillation") * cost.forward)
+        return s.steps * cost.step + GUIDED * paths * cost.forward + healing
+
+    def drawn(self, cost: _Cost) -> float:
+        """Seconds of MODEL's own pictures and the weighing of prompts."""
         if not self.passes:
             return 0.0
         s, pipeline = self.chosen.settings, self.adapter.pipeline
-        sampling = self.facts(s).pictures * default_sampling(pipeline).steps
-        if isinstance(self.chosen.method, OptimisedMethod):
-            sampling += s.bank_trajectories * s.bank_steps
-        seconds = 2 * sampling * forward  # Guided: two passes a step.
+        seconds = GUIDED * self.facts(s).pictures * default_sampling(pipeline).steps * cost.forward
         if s.retain_weighting == "alignment":
             prompts = unnamed_prompts(pipeline)
             weighed = 1 + sum(min(len(kind), s.retain_images) for kind in (prompts.related, prompts.unrelated))
-            seconds += DRAWS * weighed * gradient
-        healed = s.heal_steps * s.accumulation * s.batch_size
-        return seconds + healed * (gradient + (s.retain_loss == "distillation") * forward)
+            seconds += DRAWS * weighed * cost.gradient
+        return seconds
 
     def advice(self, needs: int) -> tuple[Advice, ...]:
         """What to switch on."""
