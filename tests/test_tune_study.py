@@ -19,6 +19,19 @@ from metaunlearn.tuning.trial import Outcome
 from tiny_searches import SEARCH, made_up, write_search
 
 
+def cut_off_in(monkeypatch: pytest.MonkeyPatch, ran: list[Proposal], *trials: int) -> None:
+    """Ctrl-C in each of ``trials``, numbered from 1 in the order of ``ran``: it has run, and nobody was told."""
+    finished: Any = import_module("metaunlearn.tuning.run").run_trial
+
+    def interrupted(*rest: Any, **more: Any) -> Outcome:
+        outcome: Outcome = finished(*rest, **more)
+        if len(ran) in trials:
+            raise KeyboardInterrupt
+        return outcome
+
+    monkeypatch.setattr("metaunlearn.tuning.run.run_trial", interrupted)
+
+
 def test_a_search_stopped_between_trials_proposes_what_an_unbroken_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,15 +50,7 @@ def test_a_trial_that_was_cut_off_is_run_again(tmp_path: Path, monkeypatch: pyte
     """Ctrl-C in the third trial: what is finished stays, the same settings are tried again, under the same number."""
     recipe = str(write_search(tmp_path / "search.toml", SEARCH))
     ran = made_up(monkeypatch)
-    finished: Any = import_module("metaunlearn.tuning.run").run_trial
-
-    def interrupted(tune: Tune, proposal: Proposal, *rest: Any, **more: Any) -> Outcome:
-        outcome: Outcome = finished(tune, proposal, *rest, **more)
-        if len(ran) == 3:
-            raise KeyboardInterrupt
-        return outcome
-
-    monkeypatch.setattr("metaunlearn.tuning.run.run_trial", interrupted)
+    cut_off_in(monkeypatch, ran, 3)
     with pytest.raises(KeyboardInterrupt):
         tune(recipe, tmp_path / "out")
     assert [one.trial for one in read_records(tmp_path / "out")] == [0, 1]
@@ -64,15 +69,7 @@ def test_a_search_cut_off_inside_a_trial_tries_what_an_unbroken_one_does(
     tune(recipe, tmp_path / "whole", trials=9)
     whole = list(ran)
     ran.clear()
-    finished: Any = import_module("metaunlearn.tuning.run").run_trial
-
-    def interrupted(*rest: Any, **more: Any) -> Outcome:
-        outcome: Outcome = finished(*rest, **more)
-        if len(ran) in (3, 8):
-            raise KeyboardInterrupt
-        return outcome
-
-    monkeypatch.setattr("metaunlearn.tuning.run.run_trial", interrupted)
+    cut_off_in(monkeypatch, ran, 3, 8)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             tune(recipe, tmp_path / "parts", trials=9, resume=True)

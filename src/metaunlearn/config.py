@@ -33,50 +33,56 @@ class Of(Enum):
     """Read by those, and by a method with a defence of its own if it simulates an attacker, too."""
     FLATNESS = "a penalty of meta/flatness.py"
     """Read by every run but those of a method with a defence of its own."""
+    TRAINING = "the outer loop"
+    """Read by every run but a closed-form method's without the meta objective."""
+    PICTURES = "the pictures that MODEL makes of itself"
+    """Read by those; a method and the one that it goes on from share them."""
+    DATA = "how all retained pictures are used"
+    """The same."""
 
 
 class EraseSettings(Settings):
     """How a concept is erased: Eq. 1, Eq. 3 and Algorithm 1, and the data that the model makes for it."""
 
-    steps: int = Field(gt=0)
+    steps: Annotated[int, Of.TRAINING] = Field(gt=0)
     """N, outer steps."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: Annotated[float, Of.TRAINING] = Field(gt=0)
     """omega, of the outer AdamW."""
-    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    learning_rate_schedule: Annotated[Literal["constant", "cosine"], Of.TRAINING] = "constant"
     """constant, as the paper's; cosine: from omega down to 0, which takes the last steps' noise out of the weights."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Annotated[float, Of.TRAINING] = Field(default=0.0, ge=0)
     """Of the outer AdamW."""
-    batch_size: int = Field(gt=0)
+    batch_size: Annotated[int, Of.TRAINING] = Field(gt=0)
     """Pictures in each batch: forget, retain and inner batches alike."""
-    accumulation: int = Field(default=1, gt=0)
+    accumulation: Annotated[int, Of.TRAINING] = Field(default=1, gt=0)
     """Micro-batches of an outer step: all batches but the inner ones hold so many times batch_size pictures and go
     through the denoiser in so many parts, whose gradients are averaged."""
-    replacement: bool = True
+    replacement: Annotated[bool, Of.TRAINING] = True
     """Every batch is drawn from the whole of its set; false: each set is gone through picture by picture, epoch after
     epoch, each epoch in an order of its own."""
-    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    ema_decay: Annotated[float | None, Of.TRAINING] = Field(default=None, ge=0, lt=1)
     """How much of the moving average of the trained weights stays at each step; the average is then what is saved.
     None: the weights themselves. The method sdd has a key of its own by this name, for its teacher."""
-    gamma1: float = Field(default=1.0, ge=0)
+    gamma1: Annotated[float, Of.TRAINING] = Field(default=1.0, ge=0)
     """gamma_1, weight of the unlearn objective."""
     gamma2: Annotated[float, Of.META] = Field(ge=0)
     """gamma_2, weight of the meta objective."""
     zeta: Annotated[float, Of.META] = Field(default=1.0, ge=0)
     """zeta, weight of the self-destruction of retained concepts inside the meta objective."""
-    retain_weight: float = Field(ge=0)
+    retain_weight: Annotated[float, Of.TRAINING] = Field(ge=0)
     """lambda, weight of L_retain in Eq. 1."""
-    retain_loss: Literal["denoising", "distillation"] = "denoising"
+    retain_loss: Annotated[Literal["denoising", "distillation"], Of.TRAINING] = "denoising"
     """L_retain: the paper's L_DM on retained pictures; or distillation, the mean squared distance there to MODEL's own
     answer, which is zero where MODEL is."""
-    retain_dropout: float = Field(default=0.0, ge=0, lt=1)
+    retain_dropout: Annotated[float, Of.DATA] = Field(default=0.0, ge=0, lt=1)
     """Share of the retained pictures whose prompt is left empty, as in training a model for classifier-free guidance,
     which asks for the empty prompt too: what is kept of it alone is kept of every guided picture."""
-    retain_weighting: Literal["none", "alignment"] = "none"
+    retain_weighting: Annotated[Literal["none", "alignment"], Of.DATA] = "none"
     """alignment: L_retain's pictures weigh the more, the further the gradient of their prompt's points along the
     concept's at theta* (Eq. 4): what unlearning harms most. Their mean weight is 1."""
-    retain_related: float | None = Field(default=None, ge=0)
+    retain_related: Annotated[float | None, Of.TRAINING] = Field(default=None, ge=0)
     """Weight of the related pictures inside L_retain, beside retain_unrelated; None: all pictures weigh the same."""
-    retain_unrelated: float | None = Field(default=None, ge=0)
+    retain_unrelated: Annotated[float | None, Of.TRAINING] = Field(default=None, ge=0)
     """Weight of the unrelated pictures inside L_retain, beside retain_related."""
     zeta_margin: Annotated[float | None, Of.META] = Field(default=None, gt=0)
     """A retained picture self-destructs until its loss at theta_M exceeds the one at theta, under the same noise and
@@ -133,30 +139,30 @@ class EraseSettings(Settings):
     sharpness_radius: Annotated[float, Of.FLATNESS] = Field(default=0.0, ge=0)
     """rho: L_forget is taken where it is worst within this distance of theta (sharpness-aware minimisation); 0: at
     theta."""
-    heal_steps: int = Field(default=0, ge=0)
+    heal_steps: Annotated[int, Of.TRAINING] = Field(default=0, ge=0)
     """Further outer steps, after the N of ``steps``, that lower lambda L_retain alone, without the concept; 0: none."""
-    heal_learning_rate: float | None = Field(default=None, gt=0)
+    heal_learning_rate: Annotated[float | None, Of.TRAINING] = Field(default=None, gt=0)
     """Of the heal_steps' own AdamW at their beginning; it decays to 0 along a cosine. None: learning_rate."""
-    stratified: bool = True
+    stratified: Annotated[bool, Of.TRAINING] = True
     """Timesteps one from each stratum of a batch rather than independent."""
-    max_gradient_norm: float = Field(default=1.0, gt=0)
+    max_gradient_norm: Annotated[float, Of.TRAINING] = Field(default=1.0, gt=0)
     """The outer gradient is clipped to this norm."""
-    forget_images: int = Field(gt=0)
+    forget_images: Annotated[int, Of.PICTURES] = Field(gt=0)
     """Pictures of the concept that MODEL makes of itself; of several concepts in turn, and at least one of each."""
-    retain_images: int = Field(gt=0)
+    retain_images: Annotated[int, Of.PICTURES] = Field(gt=0)
     """Pictures of retained concepts, related and unrelated each, that MODEL makes of itself: at most 8 a prompt."""
-    forget_guidance: float | None = Field(default=None, ge=0)
+    forget_guidance: Annotated[float | None, Of.PICTURES] = Field(default=None, ge=0)
     """Guidance of the pictures of the concept; None: MODEL's own."""
-    retain_guidance: float | None = Field(default=None, ge=0)
+    retain_guidance: Annotated[float | None, Of.PICTURES] = Field(default=None, ge=0)
     """Guidance of the retained pictures; None: MODEL's own. At 1 they follow the distribution that MODEL has learnt, so
     that L_retain is at its minimum where MODEL is; guided ones draw it away from there."""
-    picture_batch: int | None = Field(default=None, gt=0)
+    picture_batch: Annotated[int | None, Of.PICTURES] = Field(default=None, gt=0)
     """Pictures or sampling paths that MODEL makes at once; None: 32, fewer of more than 256 x 256 pixels."""
-    bank_trajectories: int = Field(gt=0)
+    bank_trajectories: Annotated[int, Of.TRAINING] = Field(gt=0)
     """Sampling paths of the frozen teacher; of several concepts in turn, and at least one of each."""
-    bank_steps: int = Field(gt=0)
+    bank_steps: Annotated[int, Of.TRAINING] = Field(gt=0)
     """Latents on each path."""
-    bank_guidance: float = Field(default=3.0, ge=0)
+    bank_guidance: Annotated[float, Of.TRAINING] = Field(default=3.0, ge=0)
     """Guidance of those paths."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Outer steps between two resumable states."""
@@ -174,7 +180,7 @@ class EraseSettings(Settings):
     """Of the products in an exact meta-gradient by gradient-difference; tf32 takes a longer step, and is the faster."""
     teacher_precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Of the parameters that sampling paths and ESD's targets come from."""
-    outer_optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    outer_optimizer: Annotated[Literal["adamw", "adamw-8bit"], Of.TRAINING] = "adamw"
     """adamw-8bit (bitsandbytes, on a GPU) keeps AdamW's moments in a quarter of the memory."""
     sharded: bool = False
     """Several processes share out the denoiser's parameters and all that has their shape (FSDP2), so that each holds

@@ -58,9 +58,14 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def partials_of(path: Path) -> Iterator[Path]:
+    """What writers of ``path`` have not finished, or left when they were killed."""
+    return path.parent.glob(f".{glob.escape(path.name)}.*.partial")
+
+
 def _sweep(path: Path) -> None:
     """Remove what killed writers of ``path`` left: a state of training may have gigabytes."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    for partial in partials_of(path):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - partial.stat().st_mtime > STALE:
                 partial.unlink()

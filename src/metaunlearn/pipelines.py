@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from metaunlearn.data.imagefolder import to_uint8
-from metaunlearn.files import write_json
+from metaunlearn.files import whole_or_absent, write_json
 from metaunlearn.generation import SAMPLING_FILE, default_sampling, write_sampling
 from metaunlearn.models.interface import TextToImageModel
 
@@ -85,9 +85,8 @@ def _begin_names_with(prefix: str, file: Path) -> None:
     tensors = load_file(file)
     if any(name.startswith(prefix) for name in tensors):  # It was read from such a file.
         return
-    partial = file.with_name(f".{file.name}.partial")
-    save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, partial, {"format": "pt"})
-    partial.replace(file)
+    with whole_or_absent(file) as partial:
+        save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, partial, {"format": "pt"})
 
 
 def _link_all_but(changed: Sequence[str], twin: Path, staging: Path) -> None:

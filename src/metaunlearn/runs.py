@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
-from metaunlearn.files import write_atomic, write_json
+from metaunlearn.files import partials_of, write_atomic, write_json
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.tracking import Trackers, tracking
 
@@ -97,7 +97,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UserError(f"the output {path} is a file; give a folder (out=..., --out DIR).")
         # Another shard may be opening the folder right now: its run.json while it is written is nobody's content.
-        if path.is_dir() and not all(_half_written(file) for file in path.iterdir()):
+        if path.is_dir() and {*path.iterdir()} - {*partials_of(path / RUN_FILE)}:
             self._adopt(resume)
         if not self.complete_before:
             path.mkdir(parents=True, exist_ok=True)
@@ -241,11 +241,6 @@ class _OthersRunFolder(RunFolder):
     def finish(self, **results: Any) -> None:
         """Until the main process has."""
         self.processes.wait()
-
-
-def _half_written(file: Path) -> bool:
-    """Whether ``file`` is a ``run.json`` on its way to its place."""
-    return file.match(f".{RUN_FILE}.*.partial")
 
 
 def _step_of(line: str) -> float:

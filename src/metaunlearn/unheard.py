@@ -68,19 +68,10 @@ OF_OPTIMIZER = {
 }
 """Numbers of the simulated attackers' optimisers, and which of these have them."""
 
-OF_DATA = (
-    "forget_images", "retain_images", "forget_guidance", "retain_guidance", "picture_batch", "retain_dropout",
-    "retain_weighting",
-)  # fmt: skip
+OF_DATA = settings_of(Of.PICTURES, Of.DATA)
 """Keys of the pictures that MODEL makes for a run, which are the same for all of its stages."""
 
-OF_TRAINING = (
-    *(key for key in OF_DATA if key != "picture_batch"),
-    "steps", "learning_rate", "learning_rate_schedule", "weight_decay", "batch_size", "accumulation", "replacement",
-    "ema_decay", "gamma1", "stratified", "max_gradient_norm", "outer_optimizer", "retain_weight", "retain_loss",
-    "retain_related", "retain_unrelated", "heal_steps", "heal_learning_rate", "bank_trajectories", "bank_steps",
-    "bank_guidance",
-)  # fmt: skip
+OF_TRAINING = (*settings_of(Of.TRAINING), *(key for key in OF_DATA if key != "picture_batch"))
 """Keys of the outer loop and of its data, which a closed-form method alone does not have."""
 
 ABOUT_META = settings_of(Of.META, Of.ATTACKER)

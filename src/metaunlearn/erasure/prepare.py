@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from metaunlearn.config import EraseSettings
+from metaunlearn.config import EraseSettings, Of, settings_of
 from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, write_imagefolder
 from metaunlearn.data.latents import ErasureData, LatentSet
@@ -15,7 +15,7 @@ from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Progress, RunFolder
 
 ROLES = ("forget", "related", "unrelated")
-PICTURE_SETTINGS = ("forget_images", "retain_images", "forget_guidance", "retain_guidance", "picture_batch")
+PICTURE_SETTINGS = settings_of(Of.PICTURES)
 """Keys of :class:`~metaunlearn.config.EraseSettings` that say which pictures the model makes of itself."""
 PER_PROMPT = 8
 """At most so many retained pictures of one prompt: more of them cost time and show little that is new."""
