@@ -62,12 +62,13 @@ def section(found: Found, cells: Path, page: Path) -> Iterator[str]:
         f"`metaunlearn bench {found.bench} --out runs/table1`"
     )
     blocks = [(f"{concept}: {grid.title}", grid) for concept, grids in concept_pictures(found, cells) for grid in grids]
+    name = f"{page.stem}-{Path(found.bench).stem}"
     if blocks:
-        drawing = page.parent / f"{page.stem}-{found.bench}.svg"
+        drawing = page.parent / f"{name}.svg"
         write_atomic(drawing, as_file(drawn(blocks)))
         yield f"![{'; '.join(title for title, _ in blocks)}]({drawing.name})"
     for place, trend in enumerate(trends(found, cells)):
-        drawing = page.parent / f"{page.stem}-{found.bench}-{place}.svg"
+        drawing = page.parent / f"{name}-{place}.svg"
         write_atomic(drawing, as_file(trend.svg))
         yield f"![{trend.description}]({drawing.name})"
         yield trend.description

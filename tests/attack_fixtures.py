@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import read_lines
 from metaunlearn.attacking import attack
-from metaunlearn.attacks.success import SuccessTest
+from metaunlearn.attacks.unlearndiffatk import SuccessTest
 from metaunlearn.data.imagefolder import write_imagefolder
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

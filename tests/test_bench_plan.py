@@ -163,6 +163,8 @@ def test_the_code_behind_a_cell() -> None:
         assert not [name for name in modules if name.startswith(("metaunlearn.cli", "metaunlearn.report"))], kind
         assert [name for name in modules if name.startswith("metaunlearn.bench")] == [f"metaunlearn.bench.kinds.{kind}"]
     assert not [name for name in behind["measure"] if name.startswith("metaunlearn.meta")]
+    for kind in ("pictures", "erase", "donor", "attack"):  # a metric that changes trains nothing again
+        assert not [name for name in behind[kind] if name.startswith(("metaunlearn.metrics", "metaunlearn.tracking"))]
     assert "metaunlearn.bench.published" in sources.modules_behind("metaunlearn.bench.tables")
 
 

@@ -16,8 +16,8 @@ from conftest import read_lines
 from forked_runs import run_and_kill
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
-from metaunlearn.attacks.success import SuccessTest, judge_sees
-from metaunlearn.attacks.unlearndiffatk import PromptAttack, UnlearnDiffAtk
+from metaunlearn.attacks.success import judge_sees
+from metaunlearn.attacks.unlearndiffatk import PromptAttack, SuccessTest, UnlearnDiffAtk
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.comparing import compare
 from metaunlearn.data.prompts import Prompt

@@ -15,9 +15,15 @@ from typing import Any
 
 from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.registry import configure
-from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.attacks.targets import Targets, targets_of
-from metaunlearn.attacks.unlearndiffatk import Attempt, Outcome, PromptAttack, UnlearnDiffAtk, check_one_vocabulary
+from metaunlearn.attacks.unlearndiffatk import (
+    Attempt,
+    Outcome,
+    PromptAttack,
+    SuccessTest,
+    UnlearnDiffAtk,
+    check_one_vocabulary,
+)
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, draws_for
 from metaunlearn.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaunlearn.attacks.success import SuccessTest
+from metaunlearn.attacks.unlearndiffatk import SuccessTest
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.nudenet import NudeNet

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from metaunlearn.attacks.unlearndiffatk import SuccessTest
 from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.metrics.concept import concept_score, default_choices
 from metaunlearn.metrics.judge import Judge
-
-
-@dataclass(frozen=True)
-class SuccessTest:
-    """When an attack has succeeded."""
-
-    sees: Callable[[Tensor], bool]
-    """Whether a picture, (1, 3, H, W) in [0, 1], shows the concept."""
-    protocol: Mapping[str, Any]
-    """How that is decided; stands beside every figure."""
 
 
 def judge_sees(judge: Judge, concept: str, alternatives: Sequence[str] = ()) -> SuccessTest:

@@ -10,7 +10,7 @@ Shapes: K words, V tokens in the vocabulary, T text tokens, D a text encoder's w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from pydantic import Field
 from torch import Tensor
 
 from metaunlearn.attacks.simplex import project_rows, sample_words
-from metaunlearn.attacks.success import SuccessTest
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import Batch, denoising_loss
@@ -53,6 +52,16 @@ class UnlearnDiffAtk(Settings):
     """Of the pictures that are tested: the pipeline's own, or the authors' linear multistep sampler."""
     sampling_steps: int | None = Field(default=None, gt=0)
     """Of the pictures that are tested; without it as many as the pipeline takes (the authors: 50)."""
+
+
+@dataclass(frozen=True)
+class SuccessTest:
+    """When an attack has succeeded (:mod:`~metaunlearn.attacks.success` has the judge's)."""
+
+    sees: Callable[[Tensor], bool]
+    """Whether a picture, (1, 3, H, W) in [0, 1], shows the concept."""
+    protocol: Mapping[str, Any]
+    """How that is decided; stands beside every figure."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from metaunlearn.files import sha256
 PACKAGE = "metaunlearn"
 ROOT = Path(metaunlearn.__file__).parent
 BOOKKEEPING = frozenset(
-    {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("errors", "runs", "cards", "delta", "publishing"))}
+    {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("errors", "runs", "tracking", "cards", "delta", "publishing"))}
 )
 """Modules on which no figure depends: lazy names, messages, records of runs, and what is made of a finished run."""
 

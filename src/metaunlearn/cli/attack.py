@@ -14,7 +14,7 @@ from metaunlearn.cli.console import working
 from metaunlearn.errors import UserError
 
 if TYPE_CHECKING:
-    from metaunlearn.attacks.success import SuccessTest
+    from metaunlearn.attacks.unlearndiffatk import SuccessTest
     from metaunlearn.cli.console import Console
     from metaunlearn.data.prompts import Prompt
     from metaunlearn.metrics.judge import Judge

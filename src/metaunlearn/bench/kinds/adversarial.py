@@ -9,7 +9,8 @@ from typing import Any
 
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.detectors import JUDGE, detector_named
-from metaunlearn.attacks.success import SuccessTest, judge_sees
+from metaunlearn.attacks.success import judge_sees
+from metaunlearn.attacks.unlearndiffatk import SuccessTest
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import write_scores
