@@ -59,7 +59,8 @@ def test_figure_6_is_drawn_of_a_log_whose_last_line_was_cut_off(tmp_path: Path) 
         (tmp_path / "cells" / cell).mkdir(parents=True)
         (tmp_path / "cells" / cell / name).write_text(content)
     (trend,) = trends(found, tmp_path)
-    assert trend.description.endswith("regression line from +0.300 at step 0 to +0.100 at 50.")
+    said = "regression line from +0.300 at step 0 to +0.100 at 50 (correlation with the step -1.00, 2 steps)."
+    assert trend.description.endswith(said)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, pstdev
 
 from markupsafe import Markup
 
@@ -46,9 +46,14 @@ def trends(found: Found, folder: Path) -> list[Trend]:
 
 
 def _trend(title: str, points: Sequence[tuple[int, float]]) -> Trend:
-    slope, start = linear_regression(*zip(*points, strict=True))
-    first, last = (start + slope * points[end][0] for end in (0, -1))
-    text = f"{title}: regression line from {first:+.3f} at step {points[0][0]} to {last:+.3f} at {points[-1][0]}."
+    steps, cosines = zip(*points, strict=True)
+    slope, start = linear_regression(steps, cosines)
+    first, last = (start + slope * end for end in (steps[0], steps[-1]))
+    correlation = slope * pstdev(steps) / (pstdev(cosines) or 1.0)
+    text = (
+        f"{title}: regression line from {first:+.3f} at step {steps[0]} to {last:+.3f} at {steps[-1]} "
+        f"(correlation with the step {correlation:+.2f}, {len(points)} steps)."
+    )
     return Trend(title=title, svg=trend_chart(points, (first, last)), description=text)
 
 
