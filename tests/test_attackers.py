@@ -21,6 +21,7 @@ from metaunlearn.meta.hypergradient import MetaProblem
 from metaunlearn.meta.objective import meta_problem, simulated_finetuning
 from metaunlearn.meta.optimizers import SGD, Adam, Momentum
 from metaunlearn.meta.store import host_memory, on_device
+from metaunlearn.meta.train import PROBES
 from metaunlearn.models import load
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import read_recipe
@@ -203,7 +204,7 @@ def test_auto_probes_every_attacker_of_a_mixture(
     monkeypatch.setattr("metaunlearn.meta.modes._errors", notes)
     run(tiny_model, tmp_path / "out", MIXTURE, "steps=1", "meta_gradient=auto")
     assert [(probe.inner.learning_rate, len(probe.inner_losses)) for probe in probed] == [
-        (attacker.learning_rate, attacker.steps) for attacker in ATTACKERS
+        (attacker.learning_rate, attacker.steps) for attacker in ATTACKERS for _ in range(PROBES)
     ]
 
 

@@ -45,6 +45,14 @@ def test_add_noise_is_the_schedulers(schedule: NoiseSchedule) -> None:
     torch.testing.assert_close(schedule.add_noise(batch.x_0, batch.eps, batch.t), expected)
 
 
+def test_noise_levels_are_looked_up_where_the_timesteps_are(schedule: NoiseSchedule) -> None:
+    """The meta device stands for a card: a t that is copied to the host would fail there, and make a card wait."""
+    x, t = torch.zeros(2, 1, 1, 1, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    assert schedule.add_noise(x, x, t).device.type == "meta"
+    batch = some_batch()
+    assert schedule.add_noise(batch.x_0, batch.eps, batch.t).isfinite().all()
+
+
 def test_velocity_target_is_the_schedulers() -> None:
     scheduler = DDPMScheduler(prediction_type="v_prediction")
     batch = some_batch()

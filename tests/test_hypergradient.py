@@ -204,6 +204,27 @@ def test_the_scale_of_v_is_of_no_consequence(factor: float) -> None:
     assert error(scaled, expected) <= 1e-4
 
 
+@pytest.mark.parametrize("size", [1e-12, 0.0])
+def test_the_step_is_no_shorter_than_the_model_wants(size: float) -> None:
+    """An attacker who tunes biases near zero: a fraction of their own norm would be lost in rounding."""
+    problem, theta = mlp(1, adapted=frozenset({"hidden.bias"}))
+    theta["hidden.bias"] *= size
+    exact = DoubleBackward()(problem, theta).gradient
+    assert error(GradientDifference()(problem, theta).gradient, exact) < 1e-8
+
+
+def test_the_attackers_loss_may_leave_out_what_he_does_not_tune() -> None:
+    """Only the outer loss reads ``out.weight`` here; what he tunes and does not read stays an error."""
+    problem, theta = mlp(2, adapted=frozenset({"hidden.weight", "hidden.bias"}))
+    apart = [lambda at, loss=loss: loss(at | {"out.weight": theta["out.weight"]}) for loss in problem.inner_losses]
+    apart_problem = replace(problem, inner_losses=apart)
+    exact = DoubleBackward()(apart_problem, theta).gradient
+    assert error(GradientDifference()(apart_problem, theta).gradient, exact) < 1e-8
+    everything, _ = mlp(2)
+    with pytest.raises(RunError, match=r"out\.weight"):
+        GradientDifference()(replace(everything, inner_losses=apart), theta)
+
+
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_a_zero_v_stays_zero(mode: MetaGradientMode) -> None:
     problem, theta = mlp(3)

@@ -248,7 +248,7 @@ def test_auto_goes_by_the_worst_of_its_probes(last: bool) -> None:
     [loss] = smooth.inner_losses
     rough = replace(
         attacked(mlp, "sgd", 1, "all", torch.float32)[0],
-        inner_losses=[lambda at: loss({key: p + 1e-9 * torch.sin(1e5 * p) for key, p in at.items()})],
+        inner_losses=[lambda at: loss({key: p + 1e-10 * torch.sin(1e6 * p) for key, p in at.items()})],
     )
     probes = (smooth, rough) if last else (rough, smooth)
     assert resolve("auto", theta, *probes) == DoubleBackward()

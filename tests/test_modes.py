@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ from metaunlearn.meta.hypergradient import (
     DoubleBackward,
     FirstOrder,
     GradientDifference,
+    MetaGradientMode,
     MetaProblem,
 )
-from metaunlearn.meta.modes import AUTO_STEPS, resolve, resolve_in_memory
-from metaunlearn.parameters import Params
+from metaunlearn.meta.modes import AUTO_STEPS, chosen_step, resolve, resolve_in_memory, with_step
+from metaunlearn.parameters import Params, same
 from metaunlearn.processes import Processes
 from toy_denoiser import toy_run, toy_settings
 
@@ -64,7 +66,7 @@ def test_auto_falls_back_when_the_difference_is_off(caplog: pytest.LogCaptureFix
     problem, theta = mlp(1, torch.float32)
     [smooth] = problem.inner_losses
     rough = replace(
-        problem, inner_losses=[lambda at: smooth({name: p + 1e-9 * torch.sin(1e5 * p) for name, p in at.items()})]
+        problem, inner_losses=[lambda at: smooth({name: p + 1e-10 * torch.sin(1e6 * p) for name, p in at.items()})]
     )
     with caplog.at_level(logging.INFO):
         assert resolve("auto", theta, rough) == DoubleBackward()
@@ -181,3 +183,30 @@ def test_only_auto_takes_a_probe() -> None:
         raise AssertionError
 
     assert resolve_in_memory("double-backward", theta, probes, 8) == DoubleBackward()
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient-difference"])
+def test_a_resumed_run_takes_the_mode_that_the_first_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And probes nothing again: at other weights, or with other memory, it might choose otherwise."""
+    settings = toy_settings("batch_size=4", "inner_horizon=none", f"meta_gradient={name}")
+    one, other = toy_run(settings), toy_run(settings)
+    one.take_step()
+    one.save(tmp_path / "state.safetensors")
+    if name == "auto":
+        monkeypatch.setattr("metaunlearn.meta.train.resolve_in_memory", None)
+    other.restore(tmp_path / "state.safetensors")
+    assert other.mode == one.mode
+    assert other.take_step() == one.take_step()
+    assert same(other.theta, one.theta)
+
+
+@pytest.mark.parametrize("mode", [DoubleBackward(), GradientDifference(), GradientDifference(relative_step=3e-6)])
+def test_what_was_chosen_as_a_number(mode: MetaGradientMode) -> None:
+    _, theta = mlp(1, torch.float32)
+    step = chosen_step(mode, theta)
+    again = with_step(step, "ieee")
+    assert type(again) is type(mode)
+    assert chosen_step(again, theta) == step
+    assert chosen_step(FirstOrder(), theta) is None

@@ -62,7 +62,7 @@ exact, tries = DoubleBackward.__call__, []
 def mostly(self, problem, theta):
     tries.append(len(tries))
     found = exact(self, problem, theta)
-    if rank == 1 and len(tries) == 1:
+    if rank == 1 and len(tries) == 3:  # the last of its probes
         raise torch.OutOfMemoryError("full")
     return found
 
@@ -85,7 +85,7 @@ def test_processes_of_which_one_is_out_of_memory_go_on_together(tmp_path: Path) 
     """In its check of the meta-gradient, while the others are through with theirs."""
     four(ONE_IS_FULL, tmp_path)
     [took] = {(tmp_path / f"took {rank}").read_text() for rank in range(4)}
-    assert took.startswith("2 tries: GradientDifference")
+    assert took.startswith("6 tries: GradientDifference")
 
 
 def test_four_processes_wait_for_each_other(tmp_path: Path) -> None:

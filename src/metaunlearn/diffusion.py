@@ -7,7 +7,7 @@ Symbols: ``x_0`` a latent, ``eps`` unit Gaussian noise, ``x_t`` the noised laten
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -41,6 +41,8 @@ class NoiseSchedule:
     """(timesteps,) cumulative product of 1 - beta, float32."""
     prediction_type: str
     """``"epsilon"``, ``"v_prediction"`` or ``"sample"`` (x_0 itself)."""
+    sent: dict[torch.device, Tensor] = field(init=False, default_factory=dict, repr=False, compare=False)
+    """``alpha_bar`` by the device that has it."""
 
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
@@ -69,8 +71,14 @@ class NoiseSchedule:
         return len(self.alpha_bar)
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_bar_t = self.alpha_bar[t.cpu()].to(t.device)[:, None, None, None]
+        alpha_bar_t = self._on(t.device)[t][:, None, None, None]
         return alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
+
+    def _on(self, device: torch.device) -> Tensor:
+        """``alpha_bar`` there, sent once: looked up on the host, every t would make the device wait."""
+        if device not in self.sent:
+            self.sent[device] = self.alpha_bar.to(device)
+        return self.sent[device]
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."""

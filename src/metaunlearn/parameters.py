@@ -130,28 +130,37 @@ class ValueAndGradient(NamedTuple):
     """d value / d theta for the names that were asked for."""
 
 
-def value_and_gradient(loss: Loss, theta: Params, names: Collection[str] | None = None) -> ValueAndGradient:
-    """L(theta) and its gradient with respect to ``names`` (all by default); the other parameters are constants."""
+def value_and_gradient(
+    loss: Loss, theta: Params, names: Collection[str] | None = None, *, unused: Collection[str] = ()
+) -> ValueAndGradient:
+    """L(theta) and its gradient with respect to ``names`` (all by default); the other parameters are constants.
+
+    A parameter that L does not depend on is an error, but for those in ``unused``, whose gradient is then zero.
+    """
     if isinstance(loss, MeanLoss):
-        return _mean_over_parts(loss, theta, names)
+        return _mean_over_parts(loss, theta, names, unused)
     if isinstance(loss, SharedLoss):
-        return _mean_over_processes(loss, theta, names)
+        return _mean_over_processes(loss, theta, names, unused)
     at = leaves(theta, names)
     value = loss(at)
-    return ValueAndGradient(value.detach(), gradient_of(value, at))
+    return ValueAndGradient(value.detach(), gradient_of(value, at, unused=unused))
 
 
-def _mean_over_parts(loss: MeanLoss, theta: Params, names: Collection[str] | None) -> ValueAndGradient:
+def _mean_over_parts(
+    loss: MeanLoss, theta: Params, names: Collection[str] | None, unused: Collection[str]
+) -> ValueAndGradient:
     count = len(loss.parts)
-    value, gradient = value_and_gradient(loss.parts[0], theta, names)
+    value, gradient = value_and_gradient(loss.parts[0], theta, names, unused=unused)
     for part in loss.parts[1:]:
-        one = value_and_gradient(part, theta, names)
+        one = value_and_gradient(part, theta, names, unused=unused)
         value, gradient = value + one.value, add(gradient, one.gradient)
     return ValueAndGradient(value / count, scale(gradient, 1 / count))
 
 
-def _mean_over_processes(loss: SharedLoss, theta: Params, names: Collection[str] | None) -> ValueAndGradient:
-    value, gradient = value_and_gradient(loss.own, theta, names)
+def _mean_over_processes(
+    loss: SharedLoss, theta: Params, names: Collection[str] | None, unused: Collection[str]
+) -> ValueAndGradient:
+    value, gradient = value_and_gradient(loss.own, theta, names, unused=unused)
     gradient = loss.average(gradient | {"": value})
     return ValueAndGradient(gradient.pop(""), gradient)
 
@@ -161,18 +170,22 @@ def leaves(theta: Params, names: Collection[str] | None = None) -> Params:
     return {name: p.detach().requires_grad_(names is None or name in names) for name, p in theta.items()}
 
 
-def gradient_of(value: Tensor, at: Params, *, create_graph: bool = False) -> Params:
-    """d ``value`` / d those of the leaves ``at`` that record a graph; one that ``value`` does not reach is an error."""
+def gradient_of(value: Tensor, at: Params, *, create_graph: bool = False, unused: Collection[str] = ()) -> Params:
+    """d ``value`` / d those of the leaves ``at`` that record a graph.
+
+    One that ``value`` does not reach is an error, or zero when ``unused`` has its name.
+    """
     inputs = {name: p for name, p in at.items() if p.requires_grad}
     if not value.requires_grad:
         raise RunError("The loss does not depend on any parameter: it must use the dictionary it is given.")
-    # allow_unused serves only to learn the names of the unused, which torch's own error does not give.
+    # allow_unused serves to learn the names of the unused, which torch's own error does not give.
     found = torch.autograd.grad(value, list(inputs.values()), create_graph=create_graph, allow_unused=True)
-    unused = [name for name, gradient in zip(inputs, found, strict=True) if gradient is None]
-    if unused:
-        shown = ", ".join(unused[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
-        raise RunError(f"The loss does not depend on {len(unused)} of {len(inputs)} parameters: {shown}.")
-    return dict(zip(inputs, found, strict=True))
+    gradient = dict(zip(inputs, found, strict=True))
+    apart = [name for name, g in gradient.items() if g is None and name not in unused]
+    if apart:
+        shown = ", ".join(apart[:8]) + (f" and {len(apart) - 8} more" if len(apart) > 8 else "")
+        raise RunError(f"The loss does not depend on {len(apart)} of {len(inputs)} parameters: {shown}.")
+    return {name: torch.zeros_like(inputs[name]) if g is None else g for name, g in gradient.items()}
 
 
 # --- Identity --------------------------------------------------------------------------------------------------------
@@ -199,6 +212,15 @@ def same(a: Params, b: Params) -> bool:
 def add(a: Params, b: Params, alpha: float = 1.0) -> Params:
     """a + alpha b."""
     return named(a, torch._foreach_add(own_of(a), tuple(map(own, _aligned(a, b))), alpha=alpha))
+
+
+def accumulate(gradient: Params, term: Params, weight: float) -> None:
+    """gradient += weight term, over the names of ``gradient``: one at a time, so that no second set of them is there.
+
+    Each sum is a new tensor, and its two operations stay two: ``add`` would round once, to other bits.
+    """
+    for name in gradient:
+        gradient[name] = gradient[name] + weight * term[name]
 
 
 def scale(a: Params, s: float) -> Params:

@@ -8,7 +8,7 @@ each of these parts, and the attacker's batches, evenly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,6 +117,16 @@ def draw_attacker(attackers: Sequence[Attacker], generator: torch.Generator) -> 
     if len(attackers) == 1:
         return attackers[0]
     return attackers[int(torch.randint(len(attackers), (), generator=generator))]
+
+
+def inner_batches_before(settings: EraseSettings, step: int, generator_of: Callable[[int], torch.Generator]) -> int:
+    """How many batches the attackers of the steps before ``step`` have had: what their draws say."""
+    attackers = settings.simulated
+    if len({attacker.steps for attacker in attackers}) == 1:
+        return step * attackers[0].steps
+    if settings.replacement:  # Nobody counts them.
+        return 0
+    return sum(draw_attacker(attackers, generator_of(earlier)).steps for earlier in range(step))
 
 
 def draw(

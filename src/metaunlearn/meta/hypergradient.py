@@ -139,7 +139,8 @@ class GradientDifference:
     """H d = [grad L(theta + eps d) - grad L(theta - eps d)] / (2 eps): ordinary gradients only, float32 or float64.
 
     eps = relative_step ||P theta|| / ||d||, so the scale of d is of no consequence: the parameters that the attacker
-    tunes move by a fixed fraction of their norm. Too long a step meets the third derivative, too short a one rounding.
+    tunes move by a fixed fraction of their norm, or of a tenth of what as many of theta's have where theirs is less
+    (biases near zero). Too long a step meets the third derivative, too short a one rounding.
     """
 
     relative_step: float | None = None
@@ -176,13 +177,28 @@ class GradientDifference:
                 "inner_learning_rate, gamma2 or lipschitz_weight (--set KEY=...), whichever is in use."
             )
         relative_step = self.relative_step or usual_step(theta, self.precision)
-        # An all-zero theta has no length to be relative to: the step is then absolute.
-        eps = relative_step * (norm({name: theta[name] for name in direction}) or 1.0) / length
-        ahead = value_and_gradient(loss, shift(theta, direction, eps)).gradient
-        behind = value_and_gradient(loss, shift(theta, direction, -eps)).gradient
+        eps = relative_step * _scale(theta, direction) / length
+        constant = theta.keys() - direction.keys()  # The attacker's loss may leave out what he does not tune.
+        ahead = value_and_gradient(loss, shift(theta, direction, eps), unused=constant).gradient
+        behind = value_and_gradient(loss, shift(theta, direction, -eps), unused=constant).gradient
         # One parameter at a time, so that there are never more than these two sets.
         return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
 
+
+def _scale(theta: Params, direction: Params) -> float:
+    """What a difference's step is relative to: ||P theta||, and no less than ``LEAST_SHARE`` of its like in theta.
+
+    An all-zero theta has no length to be relative to: the step is then absolute.
+    """
+    moved = norm({name: theta[name] for name in direction})
+    if len(direction) == len(theta):
+        return moved or 1.0
+    share = sum(theta[name].numel() for name in direction) / sum(p.numel() for p in theta.values())
+    return max(moved, LEAST_SHARE * norm(theta) * math.sqrt(share)) or 1.0
+
+
+LEAST_SHARE = 0.1
+"""Of the norm that as many parameters of theta's mean square have: below it the tuned ones' own norm is no measure."""
 
 RELATIVE_STEPS: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float64: 1e-7}
 """The measured best ``relative_step`` of each precision."""

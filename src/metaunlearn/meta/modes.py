@@ -38,14 +38,15 @@ AUTO_TOLERANCE: dict[Products, float] = {"ieee": 1e-3, "tf32": 3e-2}
 """``auto`` takes the gradient difference when its relative error on the probe is at most this. TF32's first-order
 gradients are off by 1e-3 themselves."""
 
-AUTO_STEPS = (3.0, 1.0, 0.3)
-"""``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models."""
+AUTO_STEPS = (1.0, 0.3, 0.1)
+"""``auto`` tries the precision's usual step times these: how sharply the loss curves differs between models, and grows
+as they are trained. A step too long costs more than one too short (docs/numerics.md)."""
 
 
 def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products = "ieee") -> MetaGradientMode:
     """The mode called ``name``; ``auto`` tries the gradient difference on ``probes`` and says in the log what it chose.
 
-    ``probes`` are meta problems like those to come, one for each kind of attacker; a double backward of each is taken
+    ``probes`` are meta problems like those to come, some for each kind of attacker; a double backward of each is taken
     once (:func:`resolve_in_memory` when that may not fit), and ``auto`` compares the difference at several step lengths
     with it and keeps the best.
     ``products`` is what a gradient difference computes in.
@@ -113,6 +114,18 @@ def resolve_in_memory(
         size,
     )
     return GradientDifference(precision=products)
+
+
+def chosen_step(mode: MetaGradientMode, theta: Params) -> float | None:
+    """What ``auto`` chose, as a number: the difference's relative step, 0 for the double backward, None for neither."""
+    if isinstance(mode, GradientDifference):
+        return mode.relative_step or usual_step(theta, mode.precision)
+    return 0.0 if isinstance(mode, DoubleBackward) else None
+
+
+def with_step(step: float, products: Products) -> MetaGradientMode:
+    """The mode of :func:`chosen_step`."""
+    return GradientDifference(relative_step=step, precision=products) if step else DoubleBackward()
 
 
 def usual_product(theta: Params) -> HessianProduct:

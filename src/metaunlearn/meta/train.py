@@ -20,11 +20,11 @@ from metaunlearn.data.sampling import Epochs, Independent
 from metaunlearn.diffusion import denoising_loss_of
 from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving, moving_part
 from metaunlearn.errors import RunError
-from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained
+from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained, inner_batches_before
 from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.flatness import sharpness, steepness
 from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, MetaProblem
-from metaunlearn.meta.modes import resolve_in_memory, usual_product
+from metaunlearn.meta.modes import chosen_step, resolve_in_memory, usual_product, with_step
 from metaunlearn.meta.objective import (
     direct_loss,
     forget_loss,
@@ -40,7 +40,17 @@ from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.meta.together import check_shares
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import Products, float32_products, in_precision
-from metaunlearn.parameters import Params, add, mean_of, moved_average, norm, same, scale, value_and_gradient
+from metaunlearn.parameters import (
+    Params,
+    accumulate,
+    add,
+    mean_of,
+    moved_average,
+    norm,
+    same,
+    scale,
+    value_and_gradient,
+)
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.shards import are_pieces, piece, whole
 
@@ -52,15 +62,10 @@ TERMS = "losses"
 """Where the losses travel when the gradient at theta is averaged over processes."""
 AVERAGE = "average_of_theta."
 """Prefix of the moving average in a training state."""
-
-
-def gather(gradient: Params, term: Params, weight: float) -> None:
-    """gradient += weight term, over the names of ``gradient``: one at a time, so that no second set of them is there.
-
-    Each sum is a new tensor, and its two operations stay two: ``add`` would round once, to other bits.
-    """
-    for name in gradient:
-        gradient[name] = gradient[name] + weight * term[name]
+CHOSEN = "chosen_by_auto"
+"""Where a training state has what ``meta_gradient=auto`` chose."""
+PROBES = 3
+"""Draws on which ``auto`` compares, of each kind of attacker: one may happen to fit a step too long."""
 
 
 class Algorithm1:
@@ -110,28 +115,35 @@ class Algorithm1:
         once theta has moved."""
         self.sampler = Independent() if settings.replacement else Epochs(seed)
         self.step = 0
-        self.mode: MetaGradientMode | None = None
-        if meta:
-            products: Products = "tf32" if settings.difference_precision == "tf32" else "ieee"
-            self.mode = resolve_in_memory(
-                settings.meta_gradient,
-                self.theta,
-                self._probes,
-                settings.batch_size,
-                products=products,
-                processes=processes,
-            )
+        self.products: Products = "tf32" if settings.difference_precision == "tf32" else "ieee"
+        """What a gradient difference computes in."""
+        self._mode: MetaGradientMode | None = None
+
+    @property
+    def mode(self) -> MetaGradientMode | None:
+        """How the meta-gradient is taken, None without one; ``auto`` chooses when a new run first asks."""
+        if self.meta and self._mode is None:
+            s = self.settings
+            with float32_products("ieee"):
+                self._mode = resolve_in_memory(
+                    s.meta_gradient, self.theta, self._probes, s.batch_size,
+                    products=self.products, processes=self.processes,
+                )  # fmt: skip
+        return self._mode
 
     def _probes(self, batch_size: int) -> list[MetaProblem]:
-        """Meta problems like those to come, one for each kind of attacker, with this process's rows of ``batch_size``.
-
-        Their losses are this process's own.
+        """Meta problems like those to come, ``PROBES`` for each kind of attacker, with this process's rows of
+        ``batch_size``. Their losses are this process's own.
         """
         settings = self.settings.model_copy(update={"batch_size": batch_size})
         found = []
         for attacker in dict.fromkeys(settings.simulated):
-            parts = self._draw(0, attacker, self._generator(0), settings).own(self.processes, settings.accumulation)
-            found.append(meta_problem(self.model, parts, attacker, settings, theta=self.theta, trained=self.trained))
+            for number in range(PROBES):
+                drawn = self._draw(0, attacker, self._generator(number), settings)
+                parts = drawn.own(self.processes, settings.accumulation)
+                found.append(
+                    meta_problem(self.model, parts, attacker, settings, theta=self.theta, trained=self.trained)
+                )
         return found
 
     def _problem(
@@ -184,17 +196,8 @@ class Algorithm1:
             forget,
             sampler=self.sampler,
             step=step,
-            inner_before=self._inner_batches_before(step),
+            inner_before=inner_batches_before(self.settings, step, self._generator),
         )
-
-    def _inner_batches_before(self, step: int) -> int:
-        """How many batches the attackers of the steps before ``step`` have had: what their draws say."""
-        attackers = self.settings.simulated
-        if len({attacker.steps for attacker in attackers}) == 1:
-            return step * attackers[0].steps
-        if self.settings.replacement:  # Nobody counts them.
-            return 0
-        return sum(draw_attacker(attackers, self._generator(earlier)).steps for earlier in range(step))
 
     def outer_gradient(self) -> tuple[dict[str, Tensor], Record]:
         """g = gamma_1 grad L_unlearn + gamma_2 grad L_meta, restricted to what is trained at the very end.
@@ -226,16 +229,16 @@ class Algorithm1:
         gradient, record = self._gradient_at_theta(parts)
         record |= of_meta
         if meta is not None:
-            gather(gradient, meta.gradient, self.settings.gamma2)
+            accumulate(gradient, meta.gradient, self.settings.gamma2)
             if meta.active is not None:
                 direct = self._direct_gradient(parts, meta.active)
                 gradient = add(gradient, direct, self.settings.gamma2)
         if self.defence is not None:
             found = self.defence.gradient(self.theta, self.step, parts[0].inner, [part.outer for part in parts])
             record |= found.record
-            gather(gradient, found.gradient, self.settings.gamma1)
+            accumulate(gradient, found.gradient, self.settings.gamma1)
         for term in self._flatness(parts, record):
-            gather(gradient, term, self.settings.gamma1)
+            accumulate(gradient, term, self.settings.gamma1)
         if self.meta and self.settings.attackers:
             record["attacker"] = attacker.model_dump()
         self._check(record, gradient)
@@ -368,11 +371,16 @@ class Algorithm1:
         more = {} if self.moving is None else self.moving.state()
         more |= {f"{AVERAGE}{name}": p for name, p in (self.average or {}).items()}
         more |= {} if self.attack is None else self.attack.state()
+        if self._mode is not None and self.settings.meta_gradient == "auto":
+            more[CHOSEN] = torch.tensor(chosen_step(self._mode, self.theta), dtype=torch.float64)
         save_training(file, self._trained_theta(), self.optimizer, self.step, more, writes=self.processes.main)
 
     def restore(self, file: Path) -> None:
         """Go on from what :meth:`save` kept."""
         self.step, more = restore_training(file, self._trained_theta(), self.optimizer)
+        chosen = more.pop(CHOSEN, None)
+        if chosen is not None:
+            self._mode = with_step(chosen.item(), self.products)
         if self.step > self.settings.steps:  # Healing has begun: what the first phase kept is part of theta.
             self.average = self.moving = self.attack = None
         if self.attack is not None:
