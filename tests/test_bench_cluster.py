@@ -245,7 +245,7 @@ def test_a_worker_that_has_another_base_model_makes_nothing(
         if cell.kind == "pictures":
             raise UserError("canvas is another")
 
-    monkeypatch.setattr("metaunlearn.bench.cluster.check_inputs", worker)
+    monkeypatch.setattr("metaunlearn.bench.work.check_inputs", worker)
     with pytest.raises(RunError, match=f"{platform.node()}: canvas is another"):
         run_grid(recipe, tmp_path / "out", ray="local")
     made = {file.parent.name.split("-")[0] for file in (tmp_path / "out").glob(f"cells/*/{CELL_FILE}")}
