@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.cells import Cell, kind_of_device
 from metaunlearn.bench.needs import PROCESS, Needs
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
@@ -50,6 +50,11 @@ class Cluster:
 
     def __init__(self, store: Store, plan: Plan, *, address: str, device: str = "cpu") -> None:
         """``address`` as Ray takes it: ``auto``, ``HOST:PORT``, or ``local`` for this machine alone."""
+        if device != kind_of_device(device):
+            raise UserError(
+                f"a worker of a Ray cluster (ray=..., --ray) has one GPU, which Ray chooses; got device={device!r} "
+                f"(--device): say which kind alone, --device {kind_of_device(device)}."
+            )
         self._ray = _ray()
         try:
             if not self._ray.is_initialized():
