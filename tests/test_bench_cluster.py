@@ -180,6 +180,14 @@ def test_a_cluster_without_a_gpu_is_refused(ray: FakeRay, recipe: str, tmp_path:
         run_grid(recipe, tmp_path / "out", ray="local", device="cuda")
 
 
+def test_a_cluster_chooses_the_gpu_itself(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
+    """Its workers have one each, ``cuda:0`` there: that of another number would be none."""
+    ray.resources["GPU"] = 2.0
+    with pytest.raises(UserError, match=r"got device='cuda:1' \(--device\): .* --device cuda\."):
+        run_grid(recipe, tmp_path / "out", ray="local", device="cuda:1")
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_more_is_asked_for_than_a_machine_has(ray: FakeRay, recipe: str, tmp_path: Path) -> None:
     """Else the cell would wait for ever, and the count is an estimate."""
     ray.resources["memory"] = 5.0
@@ -245,7 +253,7 @@ def test_a_worker_that_has_another_base_model_makes_nothing(
         if cell.kind == "pictures":
             raise UserError("canvas is another")
 
-    monkeypatch.setattr("metaunlearn.bench.cluster.check_inputs", worker)
+    monkeypatch.setattr("metaunlearn.bench.work.check_inputs", worker)
     with pytest.raises(RunError, match=f"{platform.node()}: canvas is another"):
         run_grid(recipe, tmp_path / "out", ray="local")
     made = {file.parent.name.split("-")[0] for file in (tmp_path / "out").glob(f"cells/*/{CELL_FILE}")}

@@ -191,6 +191,11 @@ def test_a_dry_run_says_what_is_missing(tmp_path: Path, call: Call) -> None:
         "--use real=DIR", "safety checker",
     ):  # fmt: skip
         assert text in outcome.out, text
+    # A copy of given pictures is known to take no time; how long the rest takes nobody knows.
+    assert f"together: time not known ({sum(KINDS.values()) - KINDS['given']} cells)\n" in outcome.out
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert ["erase", "1", "0", "1", *["not", "known"] * 2] in lines
+    assert ["given", "1", "0", "1", "0", "s", "–"] in lines
     found = json.loads(call("bench", recipe, "--out", tmp_path / "out", "--dry-run", "--json").out)
     assert len(found["todo"]) == sum(KINDS.values())
     assert found["memory_bytes"] is None

@@ -270,8 +270,101 @@ def test_a_machine_that_has_another_model_makes_no_cell(tmp_path: Path, monkeypa
     cell = cell_of("erase")
     check_inputs(cell)
     monkeypatch.setattr("metaunlearn.bench.identity.pipeline_identity", lambda model: "another")
-    with pytest.raises(UserError, match="canvas is another, and the grid was planned with"):
+    with pytest.raises(UserError, match="canvas is another, and this grid was planned with"):
         check_inputs(cell)
     monkeypatch.setattr("metaunlearn.bench.identity.pipeline_identity", lambda model: None)
-    with pytest.raises(UserError, match="canvas is not there on this machine"):
+    with pytest.raises(UserError, match="canvas is not there: put it back"):
+        check_inputs(cell)
+
+
+@pytest.fixture
+def lying(tmp_path: Path) -> dict[str, Path]:
+    """Where a grid's inputs lie, by name."""
+    import torch
+
+    for name in ("base", "judge"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("1234")
+    (tmp_path / "inception.safetensors").write_text("1234")
+    write_imagefolder(tmp_path / "real", torch.rand(2, 3, 8, 8), ["a knife", "a fork"])
+    found = {name: tmp_path / name for name in ("base", "judge", "real")}
+    return found | {"inception": tmp_path / "inception.safetensors"}
+
+
+def plan_with(lying: dict[str, Path]) -> Plan:
+    """Of an original model that is evaluated by a judge and by FID, and attacked on prompts."""
+    scores = {"concept": "concept", "fid": "fid:inception@full"}
+    grid = resolve(
+        Grid,
+        {
+            "base": "nobody/no-such-model", "recipe": "small", "methods": ["esd-x-1"],
+            "models": ["original", "unlearn"], "concepts": [{"name": "knife"}],
+            "prompts": [{"name": "concept", "texts": ["a"], "reference": "real", "scores": scores}],
+            "attacks": [{"name": "words", "kind": "unlearndiffatk", "prompts": {"texts": ["a"]}}],
+        },
+    )  # fmt: skip
+    return make_plan(grid, inputs=Inputs(grid, use=[f"{name}={path}" for name, path in lying.items()]))
+
+
+@pytest.mark.parametrize("during", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "name", "file"),
+    [
+        ("pictures", "base", "weights"),
+        ("evaluate", "base", "weights"),
+        ("evaluate", "judge", "weights"),
+        ("evaluate", "real", "000000.png"),
+        ("evaluate", "inception", ""),
+        ("adversarial", "judge", "weights"),
+    ],
+)
+def test_what_changes_under_a_grid_gives_no_cell_of_the_old_key(
+    kind: str,
+    name: str,
+    file: str,
+    during: bool,
+    lying: dict[str, Path],
+    store: Store,
+    maker: Callable[[str, Maker], None],
+) -> None:
+    """Before a cell is made or in the middle of it, by as many bytes; nothing goes on from what was drawn by then."""
+    plan = plan_with(lying)
+    cell = cell_of(kind, plan)
+    whole(store, *cell.needs.values())
+    target = lying[name] / file if file else lying[name]
+    there = target.read_bytes()
+    other = bytes([there[0] ^ 1]) + there[1:]
+
+    def makes(folder: Path, **_: Any) -> None:
+        (folder / "drawn").touch()
+        if during:
+            target.write_bytes(other)
+
+    maker(kind, makes)
+    if not during:
+        target.write_bytes(other)
+    outcome = make(store, cell)
+    assert (outcome.state, store.partial(cell.name).exists()) == ("failed", False)
+    assert str(lying[name]) in outcome.message
+    assert "the same call plans anew" in outcome.message
+    again = cell_of(kind, plan_with(lying))
+    assert again.name != cell.name
+    maker(kind, lambda folder, **_: None)
+    whole(store, *set(again.needs.values()) - set(cell.needs.values()))
+    assert make(store, again).state == "made"
+    target.write_bytes(there)
+    assert make(store, cell).state == "made"
+
+
+def test_files_are_read_again_only_where_they_changed(lying: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaunlearn.bench import sources
+
+    cell, read = cell_of("evaluate", plan_with(lying)), sources.sha256
+    monkeypatch.setattr(sources, "sha256", lambda file: pytest.fail(f"{file} was read"))
+    check_inputs(cell)
+    monkeypatch.setattr(sources, "sha256", read)
+    (lying["base"] / "weights").touch()
+    check_inputs(cell)
+    (lying["judge"] / "weights").unlink()
+    with pytest.raises(UserError, match="judge is"):
         check_inputs(cell)

@@ -177,7 +177,5 @@ def test_a_grid_knows_a_judge_by_its_revision(cache: Path, clip_folder: Path) ->
     from metaunlearn.bench.identity import judge_identity
 
     cached(cache, B32, COMMIT, clip_folder, branch="main")
-    judge_identity.cache_clear()
     assert judge_identity(B32) is None
     assert judge_identity(f"{B32}@{COMMIT}") == f"{B32}@{COMMIT}"
-    judge_identity.cache_clear()

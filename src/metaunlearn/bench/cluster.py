@@ -11,19 +11,18 @@ import os
 import platform
 import uuid
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metaunlearn.bench.cells import Cell
-from metaunlearn.bench.identity import check_inputs
+from metaunlearn.bench.cells import Cell, kind_of_device
 from metaunlearn.bench.needs import PROCESS, Needs
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import Outcome, make
-from metaunlearn.errors import MetaunlearnError, UserError
+from metaunlearn.errors import UserError
 from metaunlearn.locks import HEARTBEAT
 
 EXTRA = "ray"
@@ -51,6 +50,11 @@ class Cluster:
 
     def __init__(self, store: Store, plan: Plan, *, address: str, device: str = "cpu") -> None:
         """``address`` as Ray takes it: ``auto``, ``HOST:PORT``, or ``local`` for this machine alone."""
+        if device != kind_of_device(device):
+            raise UserError(
+                f"a worker of a Ray cluster (ray=..., --ray) has one GPU, which Ray chooses; got device={device!r} "
+                f"(--device): say which kind alone, --device {kind_of_device(device)}."
+            )
         self._ray = _ray()
         try:
             if not self._ray.is_initialized():
@@ -150,11 +154,8 @@ def _failed(cell: Cell, error: Exception, more: str = "") -> Outcome:
 def _make(out: Path, cell: Cell, device: str, task: str, threads: int) -> Outcome:
     """On a worker, which may have made other cells before."""
     torch.set_num_threads(threads)
-    try:
-        check_inputs(cell)
-    except MetaunlearnError as error:
-        return Outcome(cell, "failed", f"{platform.node()}: {error}")
-    return make(Store(out), cell, device=device, task=task)
+    found = make(Store(out), cell, device=device, task=task)
+    return replace(found, message=f"{platform.node()}: {found.message}") if found.state == "failed" else found
 
 
 def _ray() -> Any:

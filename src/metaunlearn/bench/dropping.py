@@ -22,13 +22,13 @@ class Dropping:
     """Drops the attacks of one grid when nothing needs them any more."""
 
     def __init__(self, store: Store, recipe: str, plan: Plan, *, keep: bool) -> None:
-        self._store, self._keep = store, keep
+        self._store, self._recipe, self._keep = store, recipe, keep
         self._cells: Needed = {name: list(cell.needs.values()) for name, cell in plan.cells.items()}
-        self._file = store.out / "plans" / f"{store.grid_folder(recipe).name}.json"
+        self._file = store.plan_file(recipe)
 
     def announce(self) -> None:
         """Tell other grids what this one needs."""
-        record = {"keep_checkpoints": self._keep, "cells": self._cells}
+        record = {"bench": self._recipe, "keep_checkpoints": self._keep, "cells": self._cells}
         self._store.write({self._file.name: json.dumps(record, indent=1) + "\n"}, self._file.parent)
 
     def drop(self, attack: str) -> None:

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 
-from metaunlearn.bench import sources
 from metaunlearn.bench.attacks import PromptSource
-from metaunlearn.bench.identity import judge_identity, pipeline_identity
+from metaunlearn.bench.identity import files_identity, judge_identity, pictures_identity, pipeline_identity
 from metaunlearn.bench.recipe import CANVAS, Grid, prompt_sources
 from metaunlearn.bench.weights import INCEPTION, WEIGHTS
-from metaunlearn.data.imagefolder import fingerprint
 from metaunlearn.data.prompt_sets import PROMPT_SETS
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.errors import UserError, did_you_mean
@@ -124,7 +122,7 @@ class Inputs:
             path = self.paths[name]
             if not path.exists():
                 raise UserError(f"{path} (use=[...], --use {name}=) does not exist.")
-            return Input(str(path), sources.files_hash(path))
+            return Input(str(path), files_identity(path))
         if name not in CONVERTED:
             there = try_to_load_from_cache(REPOSITORY, f"{CHECKER}/model.safetensors", revision=REVISION)
             missing = "the safety checker of Stable Diffusion is not in the cache: "
@@ -138,7 +136,7 @@ class Inputs:
             return Input("", _not_here(name), (missing,))
         if name not in self._folders:
             path = self.paths[name]
-            self._folders[name] = Input(str(path), fingerprint(path))
+            self._folders[name] = Input(str(path), pictures_identity(path))
         return self._folders[name]
 
 

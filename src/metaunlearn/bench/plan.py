@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaunlearn.attacks.registry import KINDS, folder_name, leaves_pictures
@@ -15,6 +13,7 @@ from metaunlearn.attacks.registry import needs as needs_of
 from metaunlearn.bench import sources
 from metaunlearn.bench.attacks import DONORS, GridAttack
 from metaunlearn.bench.cells import KEY_DIGITS, Cell, kind_of_device, make_cell
+from metaunlearn.bench.elsewhere import code_elsewhere
 from metaunlearn.bench.identity import art_hash
 from metaunlearn.bench.inputs import Inputs, recipe_file
 from metaunlearn.bench.recipe import (
@@ -27,7 +26,7 @@ from metaunlearn.bench.recipe import (
     as_overrides,
     levels_of,
 )
-from metaunlearn.bench.resolved import NO_INFLUENCE, of_attack, of_erasing, without
+from metaunlearn.bench.resolved import NO_INFLUENCE, of_attack, of_erasing, packages_behind, without
 from metaunlearn.bench.scoring import Scoring, Work
 from metaunlearn.bench.state import BEFORE, State
 from metaunlearn.erasure.interface import takes_steps
@@ -209,10 +208,10 @@ class _Planner:
         check_objective(chosen, meta=meta)
         trains = takes_steps(chosen.method, meta=meta)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
+        code, resolved = code_elsewhere(chosen), of_erasing(chosen, meta=meta, diagnosed=self.grid.diagnosed and trains)
         spec = {
             "base": self.base.identity, "concept": concept.erased, "method": chosen.name,
-            "meta": meta, "seed": seed, **_kept(concept), **_code_elsewhere(chosen),
-            **of_erasing(chosen, meta=meta, diagnosed=self.grid.diagnosed and trains),
+            "meta": meta, "seed": seed, **_kept(concept), **({"method_code": code} if code else {}), **resolved,
         }  # fmt: skip
         call = {
             "base": self.base.value, "concept": concept.erased, "method": method, "meta": meta,
@@ -221,7 +220,8 @@ class _Planner:
         }  # fmt: skip
         size = sum(stage.settings.total_steps for stage in chosen.stages) if trains else 1
         return self.cell(
-            "erase", spec=spec, call=call, labels=place, size=size, needs=needs, missing=self.base.missing
+            "erase", spec=spec, call=call, labels=place, size=size, needs=needs, missing=self.base.missing,
+            packages=packages_behind(resolved),
         )  # fmt: skip
 
     def _pictures(self, concept: GridConcept, seed: int, chosen: Configured, place: Mapping[str, Any]) -> Cell:
@@ -309,13 +309,6 @@ class _AttackSettings(NamedTuple):
 def _kept(concept: GridConcept) -> dict[str, Any]:
     """What the recipe says to keep; nothing where it says nothing."""
     return {name: list(texts) for name in ("related", "retain") if (texts := getattr(concept, name))}
-
-
-def _code_elsewhere(chosen: Configured) -> dict[str, str]:
-    """The hash of the method's own file when another package brings it."""
-    kind = type(chosen.method)
-    file = None if kind.__module__.startswith(f"{sources.PACKAGE}.") else inspect.getsourcefile(kind)
-    return {} if file is None else {"method_code": sources.files_hash(Path(file))}
 
 
 @functools.cache

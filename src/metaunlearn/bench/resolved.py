@@ -37,6 +37,13 @@ def of_erasing(chosen: Configured, *, meta: bool, diagnosed: bool = False) -> di
     return found
 
 
+def packages_behind(erasing: Mapping[str, Any]) -> tuple[str, ...]:
+    """Packages beside those of every cell that compute what :func:`of_erasing` says, or a stage of it."""
+    stages = (erasing, erasing.get("base_method", {}))
+    eight_bit = any(stage.get("settings", {}).get("outer_optimizer") == "adamw-8bit" for stage in stages)
+    return ("bitsandbytes",) if eight_bit else ()
+
+
 def of_attack(kind: str, recipe: RecipeFile, overrides: Sequence[str]) -> dict[str, Any]:
     """All settings of an attack."""
     found: dict[str, Any] = configure_attack(kind, recipe, overrides).kind.model_dump(mode="json")

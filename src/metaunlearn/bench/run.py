@@ -15,6 +15,7 @@ from metaunlearn.bench.cluster import Cluster
 from metaunlearn.bench.dropping import Dropping
 from metaunlearn.bench.estimate import Outlook, outlook
 from metaunlearn.bench.executor import Executor, Local
+from metaunlearn.bench.folders import check_folder
 from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.long_csv import as_csv
 from metaunlearn.bench.plan import Plan, make_plan, missing_of
@@ -60,8 +61,10 @@ class Job:
 def prepare(recipe: str, out: Path, asked: Asked, overrides: Sequence[str] = ()) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
     read = read_bench(recipe)
+    store = Store.claim(out)
+    check_folder(store, recipe)
     plan = make_plan(read.grid, overrides, Inputs(read.grid, asked.prompts, asked.use), device=asked.device)
-    return Job(read, plan, Store.claim(out), select(plan, asked.only), tuple(overrides), asked)
+    return Job(read, plan, store, select(plan, asked.only), tuple(overrides), asked)
 
 
 def dry_run(

@@ -19,6 +19,8 @@ from metaunlearn.locks import Locks
 from metaunlearn.runs import versions
 
 CELL_FILE = "cell.json"
+RESERVED = ("cells", "errors", "locks", "plans", "records", "shared")
+"""Folders of the output that are no recipe's."""
 
 
 class Store:
@@ -42,8 +44,22 @@ class Store:
         return cls(out)
 
     def grid_folder(self, recipe: str) -> Path:
-        """Where the tables and the page of a ``recipe`` (a shipped name, or a path) go: several may share the cells."""
-        return self.out / Path(recipe).name.removesuffix(".toml")
+        """Where the tables and the page of a ``recipe`` (a shipped name, or a path) go: several may share the cells.
+
+        UserError when its name is that of another folder here.
+        """
+        name = Path(recipe).name.removesuffix(".toml")
+        if name.lower() in RESERVED or name[:1] in ("", "."):
+            raise UserError(
+                f"a recipe of a grid cannot be called {Path(recipe).name!r} (recipe=..., RECIPE): its tables go to a "
+                f"folder of the output with its name, and {', '.join(RESERVED)}, and names that begin with a dot, are "
+                "taken. Give the file another name."
+            )
+        return self.out / name
+
+    def plan_file(self, recipe: str) -> Path:
+        """Where a ``recipe`` says which cells it has."""
+        return self.out / "plans" / f"{self.grid_folder(recipe).name}.json"
 
     def folder(self, name: str) -> Path:
         """Where the whole cell ``name`` lies."""

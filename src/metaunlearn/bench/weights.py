@@ -44,6 +44,13 @@ def with_weights(metric: str, path: str) -> str:
     return f"{name}:{path}" + (f"@{way}" if way else "")
 
 
+def path_in(given: str, metric: str) -> str:
+    """The path that :func:`with_weights` put into ``metric`` to make ``given``; empty where it put none."""
+    name, _, variant = metric.partition(":")
+    way = variant.partition("@")[2] if name in DISTANCES else ""
+    return "" if given == metric else given.removeprefix(f"{name}:").removesuffix(f"@{way}" if way else "")
+
+
 def packages_of(metrics: Iterable[str]) -> tuple[str, ...]:
     """Packages that run the networks of ``metrics`` and nothing else of ours; each once."""
     return ("onnxruntime",) if any(metric.partition(":")[0] == "nudity" for metric in metrics) else ()

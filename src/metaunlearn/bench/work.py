@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import Literal
 
 from metaunlearn.bench.cells import Cell, kind_of_device
+from metaunlearn.bench.identity import check_inputs
 from metaunlearn.bench.resolved import check_recipe
 from metaunlearn.bench.store import Store
-from metaunlearn.errors import MetaunlearnError
+from metaunlearn.errors import MetaunlearnError, UserError
 from metaunlearn.runs import NotThisRunError, Progress
 
 
@@ -64,7 +65,9 @@ def _try(store: Store, cell: Cell, device: str, progress: Progress | None) -> Ou
 
     try:
         check_recipe(cell)
+        check_inputs(cell)
         _fill(store, cell, device, watched)
+        _check_again(store, cell)
         seconds = time.monotonic() - began
         mine = store.finish(cell, seconds=seconds, device=device)
     except Exception as error:  # Memory that ran out, a mistake of ours: the other cells are none the worse for it.
@@ -77,6 +80,16 @@ def _try(store: Store, cell: Cell, device: str, progress: Progress | None) -> Ou
         file = store.complain(cell.name, traceback.format_exc())
         return Outcome(cell, "failed", f"{type(error).__name__}: {error} ({file} says where)")
     return Outcome(cell, "made", seconds=seconds) if mine else Outcome(cell, "busy")
+
+
+def _check_again(store: Store, cell: Cell) -> None:
+    """UserError where what ``cell`` reads was replaced while it was made; nothing goes on from such work."""
+    try:
+        check_inputs(cell)
+    except UserError:
+        if store.locks.owned(cell.name):
+            shutil.rmtree(store.partial(cell.name))
+        raise
 
 
 def _fill(store: Store, cell: Cell, device: str, progress: Progress) -> None:

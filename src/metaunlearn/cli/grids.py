@@ -80,17 +80,19 @@ def _outlook_lines(found: Outlook) -> list[str]:
     rows = [
         (
             part.kind, str(part.cells), str(part.cached), str(part.cells - part.cached),
-            _time(part.seconds, part.unknown, counted=part.counted), _memory(part.memory_bytes),
+            _time(part.seconds, part.unknown, counted=part.counted),
+            _memory(part.memory_bytes, left=part.cells - part.cached),
         )
         for part in found.kinds
     ]  # fmt: skip
-    known = [part.seconds for part in found.kinds if part.seconds is not None]
+    known = sum(part.seconds or 0.0 for part in found.kinds)
     unknown, counted = sum(part.unknown for part in found.kinds), any(part.counted for part in found.kinds)
+    nothing = f"time not known ({unknown} cells)" if unknown and not known else ""
+    memory = f", memory at most {_memory(found.memory_bytes)} at a time" if found.memory_bytes else ""
     heads = ("cells", "in all", "there or not needed", "to make", "time for one process", "memory, by count")
     return [
         table(heads, rows),
-        f"together: {_time(sum(known) if known else None, unknown, counted=counted)}"
-        + ("" if not found.memory_bytes else f", memory at most {_memory(found.memory_bytes)} at a time"),
+        f"together: {nothing or _time(known, unknown, counted=counted)}{memory}",
         *(["* by the doctor's count, right to an order of magnitude: none of its kind has run here yet"] * counted),
         *(["", "missing before it can begin:"] if found.missing else []),
         *(f"  {text}" for text in found.missing),
@@ -108,17 +110,17 @@ def _cells(title: str, cells: list[dict[str, Any]]) -> list[str]:
     return ["", title, *lines, *([f"  and {more} more (--json lists them)"] if more else [])]
 
 
-def _memory(found: int | None) -> str:
+def _memory(found: int | None, *, left: int = 0) -> str:
     if not found:
-        return "" if found is None else "–"
+        return "–" if found == 0 else "not known" if left else ""
     return f"{found / 2**30:.1f} GiB" if found >= 2**30 else f"{found / 2**20:.0f} MiB"
 
 
 def _time(seconds: float | None, unknown: int, *, counted: bool) -> str:
-    if seconds is None:
+    if not seconds and unknown:  # What is known is nothing worth a figure, copies of pictures say.
         return "not known"
     more = f", {unknown} not known" if unknown else ""
-    return f"{_duration(seconds)}{'*' * counted}{more}"
+    return f"{_duration(seconds or 0.0)}{'*' * counted}{more}"
 
 
 def _duration(seconds: float) -> str:

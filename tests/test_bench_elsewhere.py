@@ -1,0 +1,102 @@
+"""Keys hold what other packages do in a cell: a method of theirs, also below IMMA, and an optimiser's arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench_grids import changed, plan_of
+from metaunlearn.bench import cells, elsewhere
+from metaunlearn.bench.cells import Cell
+
+PLAIN = changed("models", to=["unlearn"])
+THEIRS = changed("methods", to=["mine"], of=PLAIN)
+BELOW = {**PLAIN, "methods": ["imma"], "set": {"base": "mine"}}
+METHOD = """
+from metaunlearn.settings import Settings
+
+class Mine(Settings):
+    def trained(self): ...
+    def begin(self): ...
+"""
+
+
+def erased(grid: dict[str, Any]) -> Cell:
+    [cell] = [cell for cell in plan_of(grid).cells.values() if cell.kind == "erase"]
+    return cell
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the package ``theirs``, whose method ``mine`` is built from a second file."""
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[metaunlearn.methods]\nmine = theirs.method:Mine\n")
+    (tmp_path / "theirs" / "deep").mkdir(parents=True)
+    for name, text in {"__init__": "", "method": METHOD, "deep/losses": "x = 1\n"}.items():
+        (tmp_path / "theirs" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    elsewhere.package_hash.cache_clear()
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+        del sys.modules[name]
+    elsewhere.package_hash.cache_clear()
+
+
+@pytest.mark.parametrize("grid", [THEIRS, BELOW])
+def test_another_packages_method_is_all_of_its_package(grid: dict[str, Any], site: Path) -> None:
+    """Not its own file alone; under IMMA as well as by itself."""
+    before = erased(grid)
+    assert erased(grid).name == before.name
+    (site / "theirs" / "notes.txt").write_text("no code")
+    (site / "theirs" / "deep" / "losses.py").write_text("x = 2\n")
+    elsewhere.package_hash.cache_clear()
+    after = erased(grid)
+    assert after.name != before.name
+    assert after.spec["method_code"]["mine"][1:] == ["theirs 1.0"]
+    (site / "theirs" / "deep" / "losses.py").write_text("x = 1\n")
+    elsewhere.package_hash.cache_clear()
+    assert erased(grid).name == before.name
+
+
+def test_a_methods_package_has_a_version(site: Path) -> None:
+    """What it compiles, say, is no Python file."""
+    before = erased(THEIRS)
+    metadata = site / "theirs-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
+    assert erased(THEIRS).name != before.name
+
+
+def test_a_module_by_itself_is_a_package(site: Path) -> None:
+    (site / "theirs" / "method.py").rename(site / "alone.py")
+    (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text("[metaunlearn.methods]\nmine = alone:Mine\n")
+    before = erased(THEIRS)
+    (site / "alone.py").write_text(METHOD + "x = 2\n")
+    elsewhere.package_hash.cache_clear()
+    assert erased(THEIRS).name != before.name
+    del sys.modules["alone"]
+
+
+def test_of_our_own_methods_the_code_is_in_the_key_already() -> None:
+    assert "method_code" not in erased(PLAIN).spec
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        changed("set", "outer_optimizer", to="adamw-8bit", of=PLAIN),
+        {**BELOW, "set": {"base": "esd-x-1", "base_set": "outer_optimizer=adamw-8bit"}},
+    ],
+)
+def test_an_8_bit_optimisers_package_is_part_of_the_key(grid: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of no other erasing's: a plain run's key stays whatever is installed."""
+    before, plain, version = erased(grid), erased(PLAIN), cells._version
+    assert set(before.packages) - set(plain.packages) == {"bitsandbytes"}
+    monkeypatch.setattr(cells, "_version", lambda name: "0" if name == "bitsandbytes" else version(name))
+    assert erased(grid).name != before.name
+    assert erased(PLAIN).name == plain.name
