@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import EraseSettings
@@ -43,6 +44,26 @@ def new_bank(model: TextToImageModel, *, seed: int, batch_size: int = 32) -> Tra
         model, model.parameters(), ["a knife", "a picture of a knife"], count=5, steps=4, guidance_scale=3.0,
         generator=generator, batch_size=batch_size,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_path_is_that_of_diffusers_ddim_with_guidance_by_hand(model: TextToImageModel, bank: TrajectoryBank) -> None:
+    """Path 1 of 5, whose prompt is the second: 4 steps 250 apart, each with u + 3 (c - u).
+
+    Noise and offset are one draw of all paths; diffusers' own step goes from t to t - 1000 / 4.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    x_t = torch.randn((5, *model.latent_shape), generator=drawn)[1:2]
+    offset = torch.rand(5, generator=drawn)[1]
+    scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
+    scheduler.set_timesteps(4)
+    texts = model.encode_prompts(["", "a picture of a knife"]).tokens
+    for step, row in enumerate(range(1, 20, 5)):
+        t = int((3 - step + offset) * 250)
+        torch.testing.assert_close(bank.x_t[row : row + 1], x_t, rtol=1e-4, atol=1e-4)
+        assert bank.t[row] == t
+        u, c = model.pipeline.unet(x_t.repeat(2, 1, 1, 1), t, encoder_hidden_states=texts).sample
+        x_t = scheduler.step((u + 3 * (c - u))[None], t, x_t).prev_sample
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 48])
