@@ -97,6 +97,18 @@ def test_later_target_starts_at_the_concept_itself() -> None:
     assert esd_2025_target(u, c, torch.tensor(5.0), 2).item() == 1
 
 
+def test_later_versions_batch_has_its_target(model: TextToImageModel) -> None:
+    """eps_0(c) - 2 (eps_0(c) - eps_0(∅)) = 2 u - c at eta 2, which it has by itself."""
+    settings = resolve(EraseSettings, read_recipe("small").erase, ["bank_trajectories=2", "bank_steps=4"])
+    task = ErasureTask(model=model, prompts=prompts_for(model.pipeline, ["zebra"]), settings=settings, seed=0)
+    batch = Esd2025().begin(task).batch(model.parameters(), 0, 6, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        u = model.predict(model.parameters(), batch.x_t, batch.t, model.unconditional().expand(6))
+        c = model.predict(model.parameters(), batch.x_t, batch.t, batch.cond)
+    torch.testing.assert_close(batch.target, 2 * u - c)
+    assert not torch.allclose(batch.target, 2 * c - u)
+
+
 def test_later_version_trains_no_norms(model: TextToImageModel) -> None:
     """Its layers are Linear and Conv2d; its u, unlike the paper's, holds the time embedding and the output layer."""
     names = model.parameters().keys()
