@@ -145,6 +145,18 @@ def test_what_the_attacker_tunes_need_not_be_what_the_method_trains(
         assert error(found, papers_gradient(run, {}, tuned=wrong, optimizer=optimizer)) > 1e-3
 
 
+def test_the_second_stage_of_a_closed_form_has_no_forget_loss_and_retains_as_far_as_lambda_says() -> None:
+    """gamma_1 lambda grad L_retain + gamma_2 grad L_meta; lines 11, 12 and 17 of the paper's have the latter alone."""
+    run = toy_run(paper_settings(), forget=False)
+    found, record = run.outer_gradient()
+    assert error(found, papers_gradient(run, {})) < EXACT
+    assert "loss_forget" not in record
+    papers = toy_run(paper_settings(retain_weight=0), forget=False).outer_gradient()[0]
+    assert error(papers, papers_gradient(run, {"gamma1": 0})) < EXACT
+    for other in (papers, toy_run(paper_settings()).outer_gradient()[0]):
+        assert error(found, other) > 1e-2
+
+
 def test_a_plain_run_has_no_meta_term() -> None:
     run = toy_run(paper_settings(), meta=False)
     assert error(run.outer_gradient()[0], papers_gradient(run, {"gamma2": 0.0})) < EXACT
