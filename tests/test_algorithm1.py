@@ -5,6 +5,8 @@ Every weight's sign and scale is seen: each reference is also taken with one wei
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, laid_out_like
-from toy_denoiser import TIMESTEPS, ToyDenoiser, drawn, toy_run, toy_settings
+from toy_denoiser import NAMES, TIMESTEPS, ToyDenoiser, drawn, toy_run, toy_settings
 
 EXACT = 1e-12
 
@@ -50,6 +52,8 @@ def unrelated(kept: RetainBatch) -> slice:
 
 # --- The paper's objective -------------------------------------------------------------------------------------------
 
+EPS_ROOT, DECAY = 1e-6, 0.1
+"""Of the simulated AdamW, where there is one."""
 PAPER = {"gamma1": 0.7, "gamma2": 0.3, "zeta": 1.7, "retain_weight": 0.9, "inner_learning_rate": 0.05}
 
 
@@ -62,26 +66,42 @@ def paper_settings(*more: str, **changed: float) -> EraseSettings:
     )  # fmt: skip
 
 
-def papers_gradient(run: Algorithm1, signs: dict[str, float]) -> Params:
+def papers_gradient(
+    run: Algorithm1, signs: dict[str, float], *, tuned: Collection[str] = NAMES, optimizer: str = "sgd"
+) -> Params:
     """g = gamma_1 grad [L_forget + lambda L_retain] + gamma_2 grad L_meta: Eqs. 1 to 3, unrolled in one graph.
 
-    ``signs`` multiply gamma_1, gamma_2, zeta, lambda and tau.
+    ``signs`` multiply gamma_1, gamma_2, zeta, lambda and tau. The attacker tunes ``tuned``, and g is over what the run
+    trains. A closed-form method's second stage has no L_forget.
     """
     batches = drawn(run)
     weight = {key: value * signs.get(key, 1.0) for key, value in PAPER.items()}
     theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
-    theta_m = theta
-    for batch in batches.inner:
-        steps = torch.autograd.grad(l_dm(theta_m, batch), list(theta_m.values()), create_graph=True)
-        theta_m = {
-            name: p - weight["inner_learning_rate"] * g for (name, p), g in zip(theta_m.items(), steps, strict=True)
-        }
-    l_unlearn = l_forget(theta, batches) + weight["retain_weight"] * l_dm(theta, batches.retain.batch)
+    theta_m = finetuned(theta, batches.inner, tuned, optimizer, weight["inner_learning_rate"])
+    l_unlearn = weight["retain_weight"] * l_dm(theta, batches.retain.batch)
+    if batches.forget is not None:
+        l_unlearn = l_unlearn + l_forget(theta, batches)
     l_meta = -l_dm(theta_m, batches.outer) - weight["zeta"] * (
         l_dm(theta_m, batches.meta_retain.batch) - l_dm(theta, batches.direct.batch)
     )
     g = weight["gamma1"] * l_unlearn + weight["gamma2"] * l_meta
-    return dict(zip(theta, torch.autograd.grad(g, list(theta.values())), strict=True))
+    return dict(zip(run.trained, torch.autograd.grad(g, [theta[name] for name in run.trained]), strict=True))
+
+
+def finetuned(theta: Params, inner: Sequence[Batch], tuned: Collection[str], optimizer: str, tau: float) -> Params:
+    """theta_M of Algorithm 1's lines 13 to 15, in one graph: SGD, or AdamW as its paper has it."""
+    at, first, second = dict(theta), dict.fromkeys(tuned, 0.0), dict.fromkeys(tuned, 0.0)
+    for m, batch in enumerate(inner, start=1):
+        steps = torch.autograd.grad(l_dm(at, batch), [at[name] for name in tuned], create_graph=True)
+        for name, g in zip(tuned, steps, strict=True):
+            q = g
+            if optimizer == "adamw":
+                first[name] = 0.9 * first[name] + 0.1 * g
+                second[name] = 0.999 * second[name] + 0.001 * g**2
+                root = torch.sqrt(second[name] / (1 - 0.999**m) + EPS_ROOT)
+                q = first[name] / (1 - 0.9**m) / (root + 1e-8) + DECAY * at[name]
+            at[name] = at[name] - tau * q
+    return at
 
 
 @pytest.mark.parametrize("more", [(), ("meta_retain=related",), ("meta_retain=unrelated",), ("common_noise=false",)])
@@ -96,6 +116,45 @@ def test_every_weight_of_the_paper_has_a_sign_and_a_scale(flipped: str) -> None:
     found = toy_run(paper_settings()).outer_gradient()[0]
     for factor in (-1.0, 2.0):
         assert error(found, papers_gradient(toy_run(paper_settings()), {flipped: factor})) > 1e-3
+
+
+PARTS = [
+    pytest.param(("out",), "f", NAMES, id="attacker-tunes-more"),
+    pytest.param(NAMES, "x", ("attn2_hidden",), id="attacker-tunes-less"),
+    pytest.param(("out",), "x", ("attn2_hidden",), id="attacker-tunes-other"),
+    pytest.param(("out", "time"), "method", ("out", "time"), id="attacker-tunes-the-same"),
+]
+"""What the method trains, ``inner_subset``, and what it holds of the toy denoiser."""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("trained", "which", "tuned"), PARTS)
+def test_what_the_attacker_tunes_need_not_be_what_the_method_trains(
+    trained: tuple[str, ...], which: str, tuned: tuple[str, ...], optimizer: str
+) -> None:
+    """The attack runs over its own parameters, the adjoint over all, and only g is restricted to what is trained."""
+    settings = paper_settings(
+        f"inner_optimizer={optimizer}", f"inner_subset={which}", f"inner_weight_decay={DECAY}",
+        f"inner_eps_root={EPS_ROOT}",
+    )  # fmt: skip
+    run = toy_run(settings, trained=trained)
+    found = run.outer_gradient()[0]
+    assert found.keys() == {*trained}
+    assert error(found, papers_gradient(run, {}, tuned=tuned, optimizer=optimizer)) < EXACT
+    for wrong in {trained, tuned, NAMES} - {tuned}:
+        assert error(found, papers_gradient(run, {}, tuned=wrong, optimizer=optimizer)) > 1e-3
+
+
+def test_the_second_stage_of_a_closed_form_has_no_forget_loss_and_retains_as_far_as_lambda_says() -> None:
+    """gamma_1 lambda grad L_retain + gamma_2 grad L_meta; lines 11, 12 and 17 of the paper's have the latter alone."""
+    run = toy_run(paper_settings(), forget=False)
+    found, record = run.outer_gradient()
+    assert error(found, papers_gradient(run, {})) < EXACT
+    assert "loss_forget" not in record
+    papers = toy_run(paper_settings(retain_weight=0), forget=False).outer_gradient()[0]
+    assert error(papers, papers_gradient(run, {"gamma1": 0})) < EXACT
+    for other in (papers, toy_run(paper_settings()).outer_gradient()[0]):
+        assert error(found, other) > 1e-2
 
 
 def test_a_plain_run_has_no_meta_term() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench_grids import CELLS, TINY, changed, plan_of, write_recipe
+from bench_grids import CELLS, TINY, changed, counted, plan_of, write_recipe
 from metaunlearn.bench import cells, sources
 from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, as_overrides, check_grid, read_bench
@@ -30,6 +30,17 @@ def names(plan: Plan, kind: str) -> set[str]:
 def kinds_changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     one, other = plan_of(before), plan_of(after)
     return {kind for kind in cells.KINDS if names(one, kind) != names(other, kind)}
+
+
+def test_a_grid_that_retains_nothing_needs_no_pictures_or_something_related() -> None:
+    """UCE without the meta objective draws nothing; ESD's two kinds of retained pictures are then both of what is
+    related, and without any the plan says so before a cell is made."""
+    grid = changed("concepts", 0, "retain", to=["none"])
+    edits = changed("methods", to=["uce"], of=changed("models", to=["unlearn"], of=grid))
+    assert "pictures" not in counted(plan_of(edits))
+    assert "pictures" in counted(plan_of(changed("concepts", 0, "related", to=["a fork"], of=grid)))
+    with pytest.raises(UserError, match=r"retain = \['none'\].*related or retain"):
+        plan_of(grid)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ def test_a_fresh_card_says_what_was_done_and_that_nothing_was_measured(erased: P
     assert "/tmp" not in text
 
 
+def test_a_card_names_no_text_that_was_not_kept(tiny_model: Path, tmp_path: Path) -> None:
+    erase(tiny_model, ["zebra"], method="uce", meta=False, retain=["none"], out=tmp_path / "run")
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "without zebra" in text
+    assert "Kept by name" not in text
+
+
 def test_the_card_tells_what_lies_beside_the_run(erased: Path, call: Call) -> None:
     """An evaluation before and one after 50 steps of an attack; one of another model is not told. The summary of a
     story has this model's rows only."""

@@ -37,6 +37,8 @@ def refused(outcome: Outcome, *says: str, out: Path | None = None) -> None:
         (("--concept", "knife", "--method", "imma", "--meta"), ("'imma' brings a defence of its own", "--meta")),
         (("--concept", "knife", "--method", "resalign", "--set", "gamma2=1"), ("does not read gamma2", "--set gamma2")),
         (("--concept", "knife", "--method", "imma", "--set", "targets=to_x"), ("ends with 'to_x'", "--set targets")),
+        (("--concept", "knife", "--retain", "none"), ("--retain none", "--retain-data")),
+        (("--concept", "knife", "--retain", "none", "--retain", "a cat"), ("--retain", "says 'none'")),
         (("--concept", "knife", "--device", "abacus"), ("no device 'abacus'", "--device")),
     ],
     ids=lambda value: " ".join(value),

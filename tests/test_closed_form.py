@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conftest import read_lines
 from metaunlearn.config import EraseSettings
-from metaunlearn.data.concepts import ConceptPrompts
+from metaunlearn.data.concepts import ConceptPrompts, prompts_for
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.erasure.rece import Rece, surviving_embedding
@@ -94,25 +94,29 @@ def test_the_edit_minimises_its_objective(biased: bool) -> None:
     assert condition == pytest.approx((values[-1] / values[0]).item(), rel=1e-9)
 
 
-def uce_2023_rows(model: TextToImageModel, W: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+def uce_2023_rows(
+    model: TextToImageModel, W: Tensor, prompts: ConceptPrompts = PROMPTS
+) -> list[tuple[float, Tensor, Tensor]]:
     """From the concept's last token through the end, against as many tokens from the guide's start token on; kept: all
     tokens of '' and of two texts, p = max(0.1, 1/3)."""
     guide, rows = encoded(model, " ")[0], []
-    for text in PROMPTS.edited:
+    for text in prompts.edited:
         c, count = encoded(model, text)
         rows += [(1.0, c_i, W @ g_i) for c_i, g_i in zip(c[count - 2 :], guide, strict=False)]
-    for text in ("", *PROMPTS.kept):
-        rows += [(1 / 3, r, W @ r) for r in encoded(model, text)[0]]
+    for text in ("", *prompts.kept):
+        rows += [(1 / (1 + len(prompts.kept)), r, W @ r) for r in encoded(model, text)[0]]
     return rows
 
 
-def uce_2025_rows(model: TextToImageModel, W: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+def uce_2025_rows(
+    model: TextToImageModel, W: Tensor, prompts: ConceptPrompts = PROMPTS
+) -> list[tuple[float, Tensor, Tensor]]:
     """Last tokens only; the guide '' has none but its start token; p = 1 and nothing kept that was not named."""
     guide, rows = encoded(model, "")[0][0], []
-    for text in PROMPTS.edited:
+    for text in prompts.edited:
         c, count = encoded(model, text)
         rows.append((1.0, c[count - 2], W @ guide))
-    for text in PROMPTS.kept:
+    for text in prompts.kept:
         r, count = encoded(model, text)
         rows.append((1.0, r[count - 2], W @ r[count - 2]))
     return rows
@@ -140,6 +144,33 @@ def test_presets_edit_which_tokens_they_say(
         close(edit.theta[key], expected, 1e-6)
         assert not torch.equal(edit.theta[key], before[key])
     assert all(torch.equal(edit.theta[key], before[key]) for key in before if key not in edited)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "rows"),
+    [("uce-2023", 1, uce_2023_rows), ("uce-2025", 0, uce_2025_rows), ("rece", 1, None)],
+)
+def test_without_texts_to_retain_a_preset_keeps_what_it_published(
+    model: TextToImageModel, tiny_model: Path, name: str, kept: int, rows: object
+) -> None:
+    """2023 the empty prompt, p = max(0.1, 1 / 1), and 2025 nothing; else everything that Canvas draws is kept."""
+    result = erase(tiny_model, ["zebra"], method=name, meta=False, retain=["none"])
+    assert result.summary["edit"]["kept_texts"] == kept
+    usual = erase(tiny_model, ["zebra"], method=name, meta=False).summary["edit"]
+    assert usual["kept_texts"] == kept + len(prompts_for(model.pipeline, ["zebra"]).kept) > 100
+    if rows is not None:
+        key = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
+        W = model.parameters()[key].double()
+        alone = rows(model, W, ConceptPrompts(forget=(), related=(), unrelated=(), edited=("zebra",)))  # type: ignore[operator]
+        close(result.pipeline.unet.state_dict()[key], least_squares(W, alone, 0.5), 1e-6)
+
+
+def test_a_second_stage_without_texts_to_retain_takes_given_pictures(tiny_model: Path, pictures: Path) -> None:
+    options = {"method": "uce", "retain": ["none"], "overrides": FAST}
+    with pytest.raises(UserError, match=r"no prompt for the retained pictures.*--retain-data"):
+        erase(tiny_model, ["zebra"], **options)  # type: ignore[arg-type]
+    result = erase(tiny_model, ["zebra"], retain_data=pictures, **options)  # type: ignore[arg-type]
+    assert result.summary["edit"]["kept_texts"] == 1
 
 
 @pytest.mark.parametrize("guide", ["a cat", "a picture of a plain grey cat"])

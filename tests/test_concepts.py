@@ -49,6 +49,23 @@ def test_any_model_where_nothing_is_named_to_be_kept(other: Any) -> None:
     assert prompts_for(other, ["a gun"]).kept == EVERYDAY
 
 
+def test_nothing_is_kept_where_none_is_to_be_retained(other: Any, canvas: Any) -> None:
+    """Neither our own list nor Canvas's groups; what is named as related is kept alone, and is both kinds' prompts."""
+    for pipeline in (other, canvas):
+        prompts = prompts_for(pipeline, ["knife"], retain=["none"])
+        assert prompts.kept == prompts.related == prompts.unrelated == ()
+        with pytest.raises(UserError, match=r"--retain none\).*no prompt.*--retain-data.*--no-meta"):
+            prompts.check_retained()
+        prompts = prompts_for(pipeline, ["knife"], retain=["none"], related=["a fork"])
+        assert prompts.kept == ("a fork",)
+        assert prompts.related == prompts.unrelated
+        assert "a photo of a fork" in prompts.related
+        prompts.check_retained()
+        prompts_for(pipeline, ["knife"]).check_retained()
+    with pytest.raises(UserError, match=r"--retain\) says 'none'"):
+        prompts_for(other, ["knife"], retain=["none", "a dog"])
+
+
 def test_canvas_captions_are_cut_behind_the_concept(canvas: Any) -> None:
     """Captions are "a knife", "a knife in noto style", …; a style stands last but one."""
     assert prompts_for(canvas, ["knife"]).edited == ("a knife",)

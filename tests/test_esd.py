@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import EraseSettings
@@ -45,6 +46,26 @@ def new_bank(model: TextToImageModel, *, seed: int, batch_size: int = 32) -> Tra
     )  # fmt: skip
 
 
+@torch.no_grad()
+def test_a_path_is_that_of_diffusers_ddim_with_guidance_by_hand(model: TextToImageModel, bank: TrajectoryBank) -> None:
+    """Path 1 of 5, whose prompt is the second: 4 steps 250 apart, each with u + 3 (c - u).
+
+    Noise and offset are one draw of all paths; diffusers' own step goes from t to t - 1000 / 4.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    x_t = torch.randn((5, *model.latent_shape), generator=drawn)[1:2]
+    offset = torch.rand(5, generator=drawn)[1]
+    scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
+    scheduler.set_timesteps(4)
+    texts = model.encode_prompts(["", "a picture of a knife"]).tokens
+    for step, row in enumerate(range(1, 20, 5)):
+        t = int((3 - step + offset) * 250)
+        torch.testing.assert_close(bank.x_t[row : row + 1], x_t, rtol=1e-4, atol=1e-4)
+        assert bank.t[row] == t
+        u, c = model.pipeline.unet(x_t.repeat(2, 1, 1, 1), t, encoder_hidden_states=texts).sample
+        x_t = scheduler.step((u + 3 * (c - u))[None], t, x_t).prev_sample
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 48])
 def test_how_many_paths_are_sampled_at_once_changes_their_rounding_only(
     model: TextToImageModel, batch_size: int
@@ -74,6 +95,18 @@ def test_later_target_starts_at_the_concept_itself() -> None:
     assert [esd_2025_target(u, c, c, eta).item() for eta in (1, 2)] == [1, -1]
     assert [esd_target(u, c, eta).item() for eta in (0, 1)] == [1, -1]
     assert esd_2025_target(u, c, torch.tensor(5.0), 2).item() == 1
+
+
+def test_later_versions_batch_has_its_target(model: TextToImageModel) -> None:
+    """eps_0(c) - 2 (eps_0(c) - eps_0(∅)) = 2 u - c at eta 2, which it has by itself."""
+    settings = resolve(EraseSettings, read_recipe("small").erase, ["bank_trajectories=2", "bank_steps=4"])
+    task = ErasureTask(model=model, prompts=prompts_for(model.pipeline, ["zebra"]), settings=settings, seed=0)
+    batch = Esd2025().begin(task).batch(model.parameters(), 0, 6, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        u = model.predict(model.parameters(), batch.x_t, batch.t, model.unconditional().expand(6))
+        c = model.predict(model.parameters(), batch.x_t, batch.t, batch.cond)
+    torch.testing.assert_close(batch.target, 2 * u - c)
+    assert not torch.allclose(batch.target, 2 * c - u)
 
 
 def test_later_version_trains_no_norms(model: TextToImageModel) -> None:

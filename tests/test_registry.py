@@ -155,6 +155,14 @@ def test_the_papers_gamma2() -> None:
     assert sdd.method == Sdd(subset="x", ema_decay=0.999, bank_refresh=100)
 
 
+@pytest.mark.parametrize("recipe", ["sd14", "sd21", "sdxl"])
+def test_the_papers_second_stage_retains_nothing(recipe: str) -> None:
+    """Algorithm 1, lines 11 and 12: L_unlearn is for ESD and SDD alone, which keep their retain term."""
+    found = {name: configure(name, read_recipe(recipe)).settings.retain_weight for name in ("uce", "uce-2025", "rece")}
+    assert found == {"uce": 0, "uce-2025": 0, "rece": 0}
+    assert all(configure(name, read_recipe(recipe)).settings.retain_weight > 0 for name in ("esd-u-1", "sdd"))
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [

@@ -16,6 +16,7 @@ from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.interface import ErasureTask, Moving
 from metaunlearn.erasure.sdd import Sdd, SddForgetLoss, joined_prompts, moved_average
+from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.objective import losses_at_theta
@@ -135,6 +136,33 @@ def test_teacher_follows_and_samples_anew_when_it_is_time(model: TextToImageMode
     name = next(iter(loss.average))
     start = model.parameters()[name]
     torch.testing.assert_close(loss.average[name], start + 0.05 * (1 - 0.9**2))
+
+
+def test_latents_lie_on_the_teachers_paths_under_all_concepts_in_one_prompt(
+    model: TextToImageModel, task: ErasureTask
+) -> None:
+    """At first those of theta*, and when it is time those of the average, which is not the student."""
+    prompts = [", ".join(texts) for texts in zip(*task.prompts.of_concept, strict=True)]
+    assert len(prompts) < len(task.prompts.forget)
+
+    def paths(theta: Params, step: int) -> TrajectoryBank:
+        drawn = step_generator(0, step, "bank")
+        return sample_trajectories(model, theta, prompts, count=5, steps=4, guidance_scale=3.0, generator=drawn)
+
+    start = model.parameters()
+    student, teacher = (
+        {name: p + distance if "attn2" in name else p for name, p in start.items()}
+        for distance in (0.05, 0.05 * (1 - 0.9**2))
+    )
+    loss = new_loss(task, bank_refresh=2, ema_decay=0.9)
+    assert torch.equal(loss.latents.rows().x_t, paths(start, 0).x_t)
+    for step in (1, 2):
+        loss.after_step(student, step)
+    found, expected = loss.latents.rows(), paths(teacher, 2)
+    torch.testing.assert_close(found.x_t, expected.x_t, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.t, expected.t)
+    assert torch.equal(found.prompt_of, expected.prompt_of)
+    assert not torch.allclose(found.x_t, paths(student, 2).x_t, rtol=1e-2, atol=1e-2)
 
 
 def test_state_goes_around(model: TextToImageModel, task: ErasureTask) -> None:

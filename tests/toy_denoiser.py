@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ from metaunlearn.settings import resolve
 
 TIMESTEPS = 20
 SHAPE = (1, 2, 2)
+NAMES = ("attn2_hidden", "out", "time")
+"""Of a toy denoiser's parameters."""
 
 
 class ToyDenoiser:
@@ -30,7 +34,7 @@ class ToyDenoiser:
     def __init__(self) -> None:
         g = torch.Generator().manual_seed(0)
         self.unet = nn.Module()
-        for name, shape in (("attn2_hidden", (6, 8)), ("out", (4, 6)), ("time", (6,))):
+        for name, shape in zip(NAMES, ((6, 8), (4, 6), (6,)), strict=True):
             self.unet.register_parameter(name, nn.Parameter(torch.randn(shape, generator=g).double() / 2))
         self.device = torch.device("cpu")
         self.schedule = NoiseSchedule(torch.linspace(0.99, 0.02, TIMESTEPS), "epsilon")
@@ -85,9 +89,10 @@ def toy_run(
     meta: bool = True,
     seed: int = 0,
     forget: bool = True,
+    trained: Collection[str] = NAMES,
     processes: Processes = ALONE,
 ) -> Algorithm1:
-    """Algorithm 1 at its start; everything is trained."""
+    """Algorithm 1 at its start; everything is trained unless it is said what."""
     model = ToyDenoiser()
     data = ErasureData(forget=latent_set(1, 30), related=latent_set(2, 30), unrelated=latent_set(3, 30))
     return Algorithm1(
@@ -95,7 +100,7 @@ def toy_run(
         data,
         ToyForgetLoss() if forget else None,
         settings,
-        trained=model.parameters().keys(),
+        trained=trained,
         meta=meta,
         seed=seed,
         processes=processes,

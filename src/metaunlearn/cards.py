@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from metaunlearn.data.concepts import NOTHING
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.report.data import read_summary
@@ -85,7 +86,7 @@ def _what(record: dict[str, Any]) -> Iterator[str]:
     yield f"# {base} without {concepts}"
     how = "so that finetuning does not easily bring it back (meta-unlearning)" if request["meta"] else "plainly"
     yield f"From **{base}** the concept **{concepts}** was erased {how}, by the method `{request['method']}`."
-    kept = [*request["related"], *request["retain"]]
+    kept = [*request["related"], *(text for text in request["retain"] if text != NOTHING)]
     if kept:
         yield f"Kept by name: {', '.join(kept)}."
     settings = {key: request["settings"][key] for key in SETTINGS if key in request["settings"]}

@@ -94,10 +94,11 @@ def erase(
     ``uce-2025``, ``rece``, ``resalign``, ``imma``, or one that another package brings. ``meta`` is on unless it is said
     otherwise, but with ``resalign`` and ``imma``, which have a defence of their own. ``forget_data`` and
     ``retain_data`` are imagefolders; without them the model makes the pictures itself, where the method needs any.
-    ``retain_data`` may hold the imagefolders ``related`` and ``unrelated``. Runs that are given one folder ``shared``
-    sample the frozen teacher's paths once for all of them. With ``delta`` the folder ``out`` also gets what turns
-    ``model`` into the result (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the
-    hub.
+    ``retain_data`` may hold the imagefolders ``related`` and ``unrelated``. Where ``retain`` names nothing, a list of
+    this program's own is kept; ``retain=["none"]`` keeps what is ``related``, and what the method says, alone. Runs
+    that are given one folder ``shared`` sample the frozen teacher's paths once for all of them. With ``delta`` the
+    folder ``out`` also gets what turns ``model`` into the result (:mod:`~metaunlearn.delta`), and with ``push`` it is
+    uploaded to that repository of the hub.
     ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets. ``processes`` that
     :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
@@ -120,6 +121,8 @@ def erase(
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
     sharded = chosen.settings.sharded and processes.count > 1
     check_job(adapter, prompts, chosen, processes, meta=meta, sharded=sharded)
+    if retain_data is None and takes_steps(chosen.method, meta=meta):
+        prompts.check_retained()
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": named(model),

@@ -29,9 +29,11 @@ from metaunlearn.bench.recipe import (
 from metaunlearn.bench.resolved import NO_INFLUENCE, of_attack, of_erasing, packages_behind, without
 from metaunlearn.bench.scoring import Scoring, Work
 from metaunlearn.bench.state import BEFORE, State
+from metaunlearn.data.concepts import NOTHING
 from metaunlearn.erasure.interface import takes_steps
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
 from metaunlearn.erasure.registry import Configured, check_objective, configure, has_defence, heard_by
+from metaunlearn.errors import UserError
 from metaunlearn.recipe import read_recipe
 
 
@@ -225,6 +227,11 @@ class _Planner:
         )  # fmt: skip
 
     def _pictures(self, concept: GridConcept, seed: int, chosen: Configured, place: Mapping[str, Any]) -> Cell:
+        if NOTHING in concept.retain and not concept.related:
+            raise UserError(
+                f"the recipe keeps nothing beside {concept.name!r} (retain = ['none']), and {chosen.name} needs "
+                "pictures of what is retained; name something there (related or retain), or leave retain out."
+            )
         pictures = {name: getattr(chosen.settings, name) for name in PICTURE_SETTINGS}
         facts = {"concept": concept.erased, "seed": seed, "settings": pictures, **_kept(concept)}
         spec = {"base": self.base.identity, **facts}

@@ -54,7 +54,7 @@ class GridConcept(Settings):
     related: tuple[str, ...] = ()
     """What is like the concept and kept, as ``erase --related`` has it; Canvas knows its own."""
     retain: tuple[str, ...] = ()
-    """What else is kept, as ``erase --retain`` has it."""
+    """What else is kept, as ``erase --retain`` has it; ``none``: no list of this program's own."""
     alternatives: tuple[str, ...] = ()
     """What a judge may see instead of the concept."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)

@@ -98,7 +98,8 @@ def erase(
         ),
     ] = None,
     retain: Annotated[
-        list[str] | None, typer.Option("--retain", metavar="TEXT", help="Unrelated, to be kept; repeatable.")
+        list[str] | None,
+        typer.Option("--retain", metavar="TEXT", help="Unrelated, to be kept; repeatable. none: keep no list of ours."),
     ] = None,
     related: Annotated[
         list[str] | None, typer.Option("--related", metavar="TEXT", help="Related, to be kept; repeatable.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metaunlearn.canvas.catalog import NAMES
@@ -22,6 +22,8 @@ EVERYDAY = (
     "a table", "a beach", "a forest", "a computer",
 )  # fmt: skip
 """Plain everyday things that are kept when the user names none."""
+NOTHING = "none"
+"""In place of texts to retain: none but those that are named as related."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,30 @@ class ConceptPrompts:
     edited: tuple[str, ...] = ()
     """Texts that end with a concept, as closed-form edits want them: the user's, or as Canvas's captions say it."""
     kept: tuple[str, ...] = ()
-    """What is kept, related before unrelated: the user's texts where there are any, else prompts."""
+    """What is kept, related before unrelated: the user's texts where there are any, else prompts; with ``none`` in
+    place of unrelated ones nothing but the user's related ones."""
+
+    def check_retained(self) -> None:
+        """Refuse to make retained pictures, which training needs, where no prompt of them was left."""
+        if not self.unrelated:
+            raise UserError(
+                "retain=['none'] (--retain none) leaves no prompt for the retained pictures that training needs: give "
+                "such pictures (retain_data=..., --retain-data DIR), name what is related (related=[...], --related "
+                "TEXT), or use a closed-form method without the meta objective (--method uce --no-meta)."
+            )
 
 
 def prompts_for(
     pipeline: Any, concepts: Sequence[str], *, retain: Sequence[str] = (), related: Sequence[str] = ()
 ) -> ConceptPrompts:
-    """Prompts to forget and to keep. Canvas knows its own groups; any other model gets templates and a plain list."""
+    """Prompts to forget and to keep. Canvas knows its own groups; any other model gets templates and a plain list.
+
+    With ``retain=["none"]`` neither of these is kept, but ``related`` alone.
+    """
     if not concepts:
         raise UserError("no concept to erase; name at least one (concepts=[...], --concept TEXT).")
+    if NOTHING in retain and len(retain) > 1:
+        raise UserError("retain (--retain) says 'none', and something else as well; say either.")
     texts = [text for concept in concepts for text in synonyms(concept)]
     if is_canvas(pipeline):
         found = _canvas_prompts(texts)
@@ -55,14 +72,17 @@ def prompts_for(
         if not retain:
             logger.warning(
                 "nothing was named to keep, so a list of %d everyday things is used; name what matters to you with "
-                "--retain TEXT (unrelated concepts) and --related TEXT (concepts like the erased one)",
+                "--retain TEXT (unrelated concepts) and --related TEXT (concepts like the erased one); closed forms "
+                "can also do without (--retain none)",
                 len(EVERYDAY),
             )
+    if NOTHING in retain:
+        retain, found = (), replace(found, related=(), unrelated=())
     of_concept = tuple(_prompts_of(pipeline, text) for text in texts)
     return ConceptPrompts(
         forget=_in_turn(of_concept),
         related=_templates(related) if related else found.related or (_templates(retain) or found.unrelated),
-        unrelated=_templates(retain) if retain else found.unrelated,
+        unrelated=_templates(retain) if retain else found.unrelated or _templates(related),
         of_concept=of_concept,
         edited=tuple(dict.fromkeys(said for text in texts for said in _edited(pipeline, text))),
         kept=tuple(dict.fromkeys([*(related or found.related), *(retain or found.unrelated)])),

@@ -68,14 +68,14 @@ class Rece(Settings):
 
     def edit(self, task: ErasureTask) -> Edit:
         """UCE, then ``epochs`` edits of what still means the concepts."""
-        original = task.model.parameters()
-        matrices, condition = edited_matrices(original, Uce().changes(task), Uce().anchor_scale)
+        original, uce = task.model.parameters(), Uce()
+        matrices, condition = edited_matrices(original, uce.changes(task), uce.anchor_scale)
         conditions = [condition]
         for _ in range(self.epochs):
             current = original | matrices
             matrices, condition = edited_matrices(current, self._changes(task, original, current), self.anchor_scale)
             conditions.append(condition)
-        return Edit(original | matrices, edit_report(original, matrices, conditions))
+        return Edit(original | matrices, edit_report(original, matrices, conditions, len(uce.kept(task))))
 
     def _changes(self, task: ErasureTask, original: Params, current: Params) -> TokenChanges:
         model, concepts = task.model, task.prompts.edited

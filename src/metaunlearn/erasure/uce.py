@@ -40,7 +40,10 @@ ROUNDING_DECIDES = 1e12
 
 
 class Uce(Settings):
-    """``uce-2023`` and ``uce-2025``; what they keep is what every method keeps (``--related``, ``--retain``)."""
+    """``uce-2023`` and ``uce-2025``; what they keep is what every method keeps (``--related``, ``--retain``).
+
+    As published they keep the empty prompt (2023) or nothing (2025) unless the user names something: ``--retain none``.
+    """
 
     tokens: Literal["from-last", "last"] = "from-last"
     """Of a concept: its last token and everything behind it (2023), or its last token alone (2025)."""
@@ -70,13 +73,15 @@ class Uce(Settings):
         theta = task.model.parameters()
         changes = self.changes(task)
         matrices, condition = edited_matrices(theta, changes, self.anchor_scale)
-        return Edit(theta | matrices, edit_report(theta, matrices, [condition]))
+        return Edit(theta | matrices, edit_report(theta, matrices, [condition], len(self.kept(task))))
+
+    def kept(self, task: ErasureTask) -> list[str]:
+        """The texts that are kept, the empty prompt among them if it is."""
+        return [*([""] if self.keep_empty else []), *task.prompts.kept]
 
     def changes(self, task: ErasureTask) -> TokenChanges:
         """Which token is to be read as which, and how much that matters."""
-        model, kept = task.model, list(task.prompts.kept)
-        if self.keep_empty:
-            kept = ["", *kept]
+        model, kept = task.model, self.kept(task)
         scale = max(0.1, 1 / max(len(kept), 1)) if self.preserve_scale is None else self.preserve_scale
         erased = concept_tokens(model, task.prompts.edited, self.guide, last_only=self.tokens == "last")
         preserved = kept_tokens(model, kept, last_only=self.tokens == "last")
@@ -177,8 +182,11 @@ def closed_form_edit(
     return torch.linalg.solve(gram, right, left=False)
 
 
-def edit_report(before: Params, matrices: Params, conditions: list[float]) -> dict[str, Any]:
-    """How well-conditioned the edits were and how far the matrices moved; warns where rounding decided."""
+def edit_report(before: Params, matrices: Params, conditions: list[float], kept: int) -> dict[str, Any]:
+    """How many texts UCE's edit ``kept``, how well-conditioned the edits were, and how far the matrices moved.
+
+    Warns where rounding decided.
+    """
     worst = max(conditions)
     if worst > ROUNDING_DECIDES:
         logger.warning(
@@ -189,6 +197,15 @@ def edit_report(before: Params, matrices: Params, conditions: list[float]) -> di
     old = {name: before[name] for name in matrices}
     change = norm(add(matrices, old, -1.0)) / norm(old)
     logger.info(
-        "closed-form edit of %d matrices: condition number %.1e, relative change %.3f", len(matrices), worst, change
+        "closed-form edit of %d matrices that keeps %d texts: condition number %.1e, relative change %.3f",
+        len(matrices),
+        kept,
+        worst,
+        change,
     )
-    return {"edited_matrices": len(matrices), "condition_numbers": conditions, "relative_change": change}
+    return {
+        "edited_matrices": len(matrices),
+        "kept_texts": kept,
+        "condition_numbers": conditions,
+        "relative_change": change,
+    }

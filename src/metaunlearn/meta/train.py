@@ -72,8 +72,8 @@ class Algorithm1:
     """One erasing run: ``theta`` moves from the model's parameters to the (meta-)unlearned ones.
 
     The model's are theta* for an optimised method, whose ``forget`` is part of each step, and theta^UN for a
-    closed-form one, whose second stage has no forget loss (Algorithm 1, lines 4-7 and 11). A defended method shares the
-    loop, without the meta objective, and has a ``defence``.
+    closed-form one, whose second stage has no forget loss (Algorithm 1, lines 4-7 and 11); that it retains is ours. A
+    defended method shares the loop, without the meta objective, and has a ``defence``.
     """
 
     def __init__(
