@@ -50,7 +50,7 @@ docs: $(STAMP)  ## Build the documentation, into site/
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m mkdocs build --strict $(ARGS)
 
-docs-check: $(STAMP)  ## Run the slow commands of README and guides
+docs-check: $(STAMP)  ## Run the slow commands of README and docs
 	DOCS_CHECK=1 $(BIN)/python -m pytest tests/test_docs.py tests/test_readers_commands.py -k slow $(ARGS)
 
 $(BIN)/python:

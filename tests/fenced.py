@@ -2,7 +2,7 @@
 
 A block marked ``bash`` is quick: the tests run its commands. One marked ``sh`` is slow: ``make docs-check`` runs it. A
 block without a mark has a model or pictures of the reader's own: the tests check its spelling, and ``make docs-check``
-runs those of README.md and the guides on stand-ins. Of a command in a sentence the tests check the spelling, too.
+runs it on stand-ins. Of a command in a sentence the tests check the spelling, too.
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from metaunlearn.metrics.inception_network import FidInception
 
 
 def uniform(count: int, salt: int) -> Tensor:
@@ -29,6 +32,20 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
             values = values / 3
         found[name] = values.float()
     return found
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Of the network's tensors, by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in FidInception().state_dict().items()}
+
+
+def save_published(file: Path, numbers: Mapping[str, Tensor]) -> Path:
+    """A pickle of ``numbers`` as pytorch-fid has it, with the last layer and the counters; 90 MB."""
+    counters = {f"{name[:-6]}num_batches_tracked": torch.tensor(0) for name in numbers if name.endswith("bn.weight")}
+    last = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+    torch.save({**numbers, **counters, **last}, file)
+    return file
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:

@@ -90,6 +90,8 @@ def test_what_is_not_reached_says_so() -> None:
     line = dict(zip(table.heads, map(str, row), strict=True))
     assert line["slow: half back"] == "> 4 [> 4, > 4]"
     assert line["half back first"] == "not reached"
+    values = dict(zip(table.heads, (entry.value for entry in row), strict=True))
+    assert 4 < values["slow: half back"] == values["half back first"] < 4.001  # What tables are sorted by.
 
 
 def test_seeds_of_which_a_checkpoint_is_missing_make_no_curve() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from colours import COLOURS, ColourJudge
 from conftest import Call
-from inception_weights import pictures, weights
+from inception_weights import pictures, save_published, shapes, weights
 from metaunlearn.checkpoint import save_tensors
 from metaunlearn.converting import convert
 from metaunlearn.data.imagefolder import list_entries, read_whole, write_imagefolder
@@ -47,10 +47,9 @@ LISTING = "ede413a9e608b43dfe69ec1fd0e622d00b390a1c70aeb75aba6cafeaad6426d2"
 """SHA-256 of all names and shapes that torch-fidelity 0.4.0 loads the published file into, fc and counters left out."""
 
 
-@pytest.fixture(scope="module")
-def shapes() -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in FidInception().state_dict().items()}
+@pytest.fixture(scope="module", name="shapes")
+def shapes_() -> dict[str, tuple[int, ...]]:
+    return shapes()
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +59,8 @@ def numbers(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def published(numbers: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A pickle as pytorch-fid has it, with the last layer and the counters; 90 MB, so it does not stay."""
-    counters = {f"{name[:-6]}num_batches_tracked": torch.tensor(0) for name in numbers if name.endswith("bn.weight")}
-    last = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
-    file = tmp_path_factory.mktemp("published") / "inception.pth"
-    torch.save({**numbers, **counters, **last}, file)
+    """It is large, so it does not stay."""
+    file = save_published(tmp_path_factory.mktemp("published") / "inception.pth", numbers)
     yield file
     file.unlink()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizer, ViTConfig, ViTForImageClassification
+from transformers import CLIPModel, CLIPTokenizer
 
 from colours import COLOURS, ColourJudge, coloured
 from metaunlearn import canvas
@@ -23,7 +23,7 @@ from metaunlearn.metrics.fid import fid_score
 from metaunlearn.metrics.intervals import bootstrap_mean, require_same_protocol, wilson
 from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, load_judge, weights_hash
 from metaunlearn.metrics.preprocessing import Preprocessing, read_preprocessor
-from tiny_judges import new_clip, save_clip, write_preprocessor
+from tiny_judges import new_clip, save_classifier, save_clip
 
 # --- intervals
 
@@ -206,21 +206,7 @@ def test_a_preprocessor_within_a_processor_is_found(clip_folder: Path, tmp_path:
 @pytest.fixture(scope="module")
 def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained ViT with eleven labels, so that label order by number and by text differ."""
-    config = ViTConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_attention_heads=1,
-        num_hidden_layers=1,
-        image_size=16,
-        patch_size=8,
-        id2label={index: f"thing {index}" for index in range(11)},
-    )
-    folder = tmp_path_factory.mktemp("classifier")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        ViTForImageClassification(config).save_pretrained(folder)
-    write_preprocessor(folder, size={"height": 16, "width": 16}, resample=2)
-    return folder
+    return save_classifier(tmp_path_factory.mktemp("classifier"), [f"thing {index}" for index in range(11)])
 
 
 def test_classifier_sees_its_own_labels_only(classifier_folder: Path) -> None:

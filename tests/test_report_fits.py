@@ -129,7 +129,8 @@ def test_pictures_of_a_grid_have_more_room_than_those_of_a_story(tmp_path: Path)
 
 @needs_chromium
 def test_a_full_page_of_pictures_opens_quickly(bench_page: Path, tmp_path: Path) -> None:
-    """Twelve megabytes of pictures more: under 15 MB, and shown within two seconds of an empty page's time."""
+    """With twelve megabytes of pictures more it has under 15, and in one of five tries Chromium starts, shows it and
+    ends within two seconds: its start and end alone take one. On two cores with six busy processes all five did."""
     pictures = [tmp_path / f"{number}.png" for number in range(60)]
     for path in pictures:
         Image.effect_noise((384, 384), 120).convert("RGB").save(path)
@@ -139,14 +140,13 @@ def test_a_full_page_of_pictures_opens_quickly(bench_page: Path, tmp_path: Path)
         walls += f'<img src="{picture.uri}" width="384" height="384" alt="">'
         if len(walls) > GRID_BUDGET * 4 / 3:
             break
-    full, empty = tmp_path / "full.html", tmp_path / "empty.html"
+    full = tmp_path / "full.html"
     full.write_text(bench_page.read_text().replace("<footer>", f"{walls}<footer>"))
-    empty.write_text("<!doctype html><title>empty</title>")
     assert 12_000_000 < full.stat().st_size < 15_000_000
 
-    def seconds(page: Path) -> float:
+    def seconds() -> float:
         begun = time.perf_counter()
-        chromium(tmp_path, f"--screenshot={tmp_path / 'shot.png'}", "--window-size=1280,900", page.as_uri())
+        chromium(tmp_path, f"--screenshot={tmp_path / 'shot.png'}", "--window-size=1280,900", full.as_uri())
         return time.perf_counter() - begun
 
-    assert min(seconds(full) - seconds(empty) for _ in range(2)) < 2
+    assert any(seconds() < 2 for _ in range(5))

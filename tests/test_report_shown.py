@@ -146,6 +146,32 @@ def test_sensitive_pictures_of_a_grid_are_blurred_until_asked_for(bench_page: Pa
 
 
 @needs_chromium
+def test_a_place_revealed_in_the_slider_stays_so_in_other_states(bench_page: Path, tmp_path: Path) -> None:
+    """Nothing is shown for a click in the wall; a click here holds for its place alone, until the next click on it."""
+    script = """
+        const state = (veil) => [...veil.querySelectorAll('img')].map(
+            (image) => inner.defaultView.getComputedStyle(image).filter.slice(0, 4)).join('+');
+        const veils = () => [...inner.querySelectorAll('.layers .veil')];
+        const selects = inner.querySelectorAll('.compare select'), all = [];
+        const choose = (side, index) => {
+            const before = inner.querySelectorAll('.layers img')[side].src;
+            selects[side].selectedIndex = index;
+            selects[side].dispatchEvent(new inner.defaultView.Event('change'));
+            all.push(before !== inner.querySelectorAll('.layers img')[side].src, ...veils().map(state));
+        };
+        for (const one of inner.querySelectorAll('.grid .veil input')) one.click();
+        choose(0, 0);
+        veils()[0].querySelector('input').click();
+        choose(0, 1);
+        choose(1, 2);
+        veils()[0].querySelector('input').click();
+        choose(0, 0);
+        found = all.join(' ');"""
+    hidden, one = "true blur+blur blur+blur", "true none+none blur+blur"
+    assert in_frames(tmp_path, bench_page, (375,), script) == {"375": f"{hidden} {one} {one} {hidden}"}
+
+
+@needs_chromium
 def test_a_wall_of_many_strips_keeps_its_pictures_large(wide_page: Path, tmp_path: Path) -> None:
     """Plain and meta after the same attack stand in one row; heads lie over nothing."""
     assert LONG < 17

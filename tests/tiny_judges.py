@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 
@@ -73,6 +82,24 @@ def save_clip(folder: Path) -> Path:
     new_clip(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_preprocessor(folder, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return folder
+
+
+def save_classifier(folder: Path, labels: Sequence[str]) -> Path:
+    """A judge's folder: an untrained ViT for 16 x 16 images that knows ``labels``."""
+    config = ViTConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_attention_heads=1,
+        num_hidden_layers=1,
+        image_size=16,
+        patch_size=8,
+        id2label=dict(enumerate(labels)),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTForImageClassification(config).save_pretrained(folder)
+    write_preprocessor(folder, size={"height": 16, "width": 16}, resample=2)
     return folder
 
 

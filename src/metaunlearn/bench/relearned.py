@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,11 +39,12 @@ def relearning_tables(found: Found, concept: GridConcept) -> list[Table]:
     trained = [attack.name for attack in found.grid.attacks if attack.trains]
     if original is None or not any(name in those for those in curves.values() for name in trained):
         return []
+    longest = max(curve.limit for those in curves.values() for name, curve in those.items() if name in trained)
     heads, names = names_of(lines)
     cells = []
     for line, mine in lines.items():
         numbers = [_numbers(mine, attack, curves[line].get(attack), original.value) for attack in trained]
-        worst = _worst(found.grid.attacks, curves[line], original.value)
+        worst = _worst(found.grid.attacks, curves[line], original.value, longest)
         cells.append([*map(Entry, names[line]), *(entry for pair in numbers for entry in pair), *worst])
     columns = [f"{attack}: {what}" for attack in trained for what in WHAT]
     return [
@@ -77,13 +79,13 @@ def _numbers(mine: list[Measured], attack: str, curve: Curve | None, original: f
     each = tuple(_each(at(mine, place)) for place in places)
     if not each[0] or len({len(seen) for seen in each}) > 1:  # Cells that do not say it of the same pictures.
         height, half = curve.area(), curve.steps_to(original / 2)
-        return Entry(f"{height:.1f}", height), Entry(_step(half, curve), half)
+        return Entry(f"{height:.1f}", height), Entry(_step(half, curve), _sorted_by(half, curve.limit))
     numbers = _bootstrapped(curve.steps, each, original)
     area, half = numbers.area, numbers.steps_to_half
     low, high = _step(numbers.half_low, curve), _step(numbers.half_high, curve)
     return (
         Entry(f"{area.value:.1f}", area.value, f"{area.low:.1f}", f"{area.high:.1f}"),
-        Entry(_step(half, curve), half, low, high),
+        Entry(_step(half, curve), _sorted_by(half, curve.limit), low, high),
     )
 
 
@@ -99,8 +101,13 @@ def _bootstrapped(steps: tuple[int, ...], each: tuple[str, ...], original: float
     return relearning(steps, hits, original, torch.Generator().manual_seed(SEED))
 
 
-def _worst(attacks: Sequence[GridAttack], curves: Mapping[str, Curve], original: float) -> tuple[Entry, Entry]:
-    """The most that a malicious attack on the weights brings back, and which one has half back first."""
+def _worst(
+    attacks: Sequence[GridAttack], curves: Mapping[str, Curve], original: float, longest: int
+) -> tuple[Entry, Entry]:
+    """The most that a malicious attack on the weights brings back, and which one has half back first.
+
+    ``longest`` is the last step of any model's curve.
+    """
     harmful = [
         attack
         for attack in attacks
@@ -111,9 +118,15 @@ def _worst(attacks: Sequence[GridAttack], curves: Mapping[str, Curve], original:
     name, most = worst_case({attack.name: curves[attack.name] for attack in harmful})
     timed = {attack.name: curves[attack.name] for attack in harmful if attack.trains}
     first = soonest(timed, original)
-    half = Entry("not reached") if first is None else Entry(f"{first[1]:.0f}", first[1], note=first[0])
+    never = Entry("not reached", _sorted_by(None, longest))
+    half = never if first is None else Entry(f"{first[1]:.0f}", first[1], note=first[0])
     return Entry(f"{most:.1f}", most, note=name), half if timed else Entry()
 
 
 def _step(step: float | None, curve: Curve) -> str:
     return f"> {curve.limit}" if step is None else f"{step:.0f}"
+
+
+def _sorted_by(step: float | None, limit: int) -> float:
+    """``step``; one that is not reached lies behind all up to ``limit``."""
+    return math.nextafter(limit, math.inf) if step is None else step

@@ -21,6 +21,8 @@ for (const wall of document.querySelectorAll(".grid")) {
   const right = attacked.length ? strips.indexOf(attacked[0]) : strips.length - 1;
   const left = attacked.length ? same(attacked[0]) : strips.findIndex(({ model }) => model === strips[right].model);
   const chosen = [left === right ? 0 : left, right];
+  // Sensitive pictures that were asked for here, by place: whichever states are chosen, no others are shown.
+  const asked = new Set();
 
   const make = (tag, kind, more = {}) => Object.assign(document.createElement(tag), { className: kind }, more);
   const whole = make("div", "compare");
@@ -40,15 +42,20 @@ for (const wall of document.querySelectorAll(".grid")) {
     image.classList.add(kind);
     return image;
   };
+  const reveal = (veil, shot) => {
+    const copy = Object.assign(veil.querySelector("input").cloneNode(), { checked: asked.has(shot) });
+    copy.addEventListener("change", () => (copy.checked ? asked.add(shot) : asked.delete(shot)));
+    return copy;
+  };
   const lay = () => {
     const [one, other] = chosen.map((index) => strips[index].shots);
-    const pairs = [...one].filter(([shot]) => other.has(shot)).map(([shot, first]) => [first, other.get(shot)]);
+    const pairs = [...one].filter(([shot]) => other.has(shot)).map(([shot, first]) => [shot, [first, other.get(shot)]]);
     layers.style.setProperty("--shots", pairs.length);
     layers.replaceChildren(
-      ...pairs.map((pair) => {
-        const hidden = pair.map((shot) => shot.querySelector(".veil")).find(Boolean);
+      ...pairs.map(([shot, pair]) => {
+        const hidden = pair.map((one) => one.querySelector(".veil")).find(Boolean);
         const layer = make("div", hidden ? "layer veil" : "layer");
-        if (hidden) layer.append(hidden.querySelector("input").cloneNode());
+        if (hidden) layer.append(reveal(hidden, shot));
         layer.append(picture(pair[0], "under"), picture(pair[1], "over"), make("i", "edge"));
         if (hidden) layer.append(hidden.querySelector("span").cloneNode(true));
         return layer;

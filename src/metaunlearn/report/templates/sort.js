@@ -7,7 +7,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const next = { none: "ascending", ascending: "descending", descending: "none" };
   const key = (row, place) => {
     const cell = row.cells[place];
-    return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim();
+    if ("value" in cell.dataset) return Number(cell.dataset.value);
+    const text = cell.textContent.trim();
+    return text.startsWith("–") ? "" : text; // The dash may have a note behind it.
   };
   const compare = (a, b) => {
     if (typeof a === "number" && typeof b === "number") return a - b;
