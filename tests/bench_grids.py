@@ -8,12 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from metaunlearn.bench.plan import Plan, Row, make_plan, states
 from metaunlearn.bench.recipe import BenchRecipe, Grid, as_toml
 from metaunlearn.bench.results import Found, Measured, Results
 from metaunlearn.bench.store import Store
+from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.report.page import build_report
 from metaunlearn.settings import resolve
 from report_fixtures import draw_picture
@@ -175,3 +177,14 @@ def write_many(out: Path) -> Path:
             samples.append({"role": "concept", "prompt": "a knife", "seed": seed, "file": f"{seed}.png"})
         (cell / "scores.json").write_text(json.dumps({"samples": samples}))
     return build_report(out)
+
+
+def cells_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are made of nothing from now on, and no page of them: what is left is the keeping of them."""
+
+    def empty(folder: Path, **_: Any) -> None:
+        (folder / SCORES_FILE).write_text(json.dumps({"scores": {}}))
+
+    for kind in ("pictures", "data", "erase", "attack", "measure"):
+        monkeypatch.setattr(f"metaunlearn.bench.kinds.{kind}.make", empty)
+    monkeypatch.setattr("metaunlearn.bench.run.build_report", lambda folder: folder / "report.html")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench_grids import changed, plan_of, write_recipe
+from bench_grids import cells_of_nothing, changed, plan_of, write_recipe
 from metaunlearn.bench.recipe import read_bench
 from metaunlearn.bench.results import Found, Results
 from metaunlearn.bench.run import run_grid
@@ -26,12 +26,7 @@ OTHER = changed("measure", "last", "concept", to=2, of=DROPPING)
 
 @pytest.fixture(autouse=True)
 def of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def empty(folder: Path, **_: Any) -> None:
-        (folder / SCORES_FILE).write_text(json.dumps({"scores": {}}))
-
-    for kind in ("pictures", "data", "erase", "attack", "measure"):
-        monkeypatch.setattr(f"metaunlearn.bench.kinds.{kind}.make", empty)
-    monkeypatch.setattr("metaunlearn.bench.run.build_report", lambda folder: folder / "report.html")
+    cells_of_nothing(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

@@ -6,16 +6,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench_grids import TINY, write_recipe
+from bench_grids import TINY, cells_of_nothing, write_recipe
 from conftest import Call
 from metaunlearn.bench.run import CSV_FILE, TABLES_FILE, run_grid
 from metaunlearn.bench.store import RESERVED, Store
 from metaunlearn.errors import UserError
-from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import RESULTS_FILE
 
 SHIPPED, OWN = "figure6-canvas", "figure6-canvas.toml"
@@ -24,12 +22,7 @@ FOLDER, PLAN = Path("out", SHIPPED), Path("out", "plans", f"{SHIPPED}.json")
 
 @pytest.fixture(autouse=True)
 def of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def empty(folder: Path, **_: Any) -> None:
-        (folder / SCORES_FILE).write_text(json.dumps({"scores": {}}))
-
-    for kind in ("pictures", "data", "erase", "attack", "measure"):
-        monkeypatch.setattr(f"metaunlearn.bench.kinds.{kind}.make", empty)
-    monkeypatch.setattr("metaunlearn.bench.run.build_report", lambda folder: folder / "report.html")
+    cells_of_nothing(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 
