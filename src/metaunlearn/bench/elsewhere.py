@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from metaunlearn.bench.sources import PACKAGE
+from metaunlearn.bench.sources import PACKAGE, files_hash
 from metaunlearn.erasure.registry import GROUP, Configured
-from metaunlearn.files import sha256
 
 
 def code_elsewhere(chosen: Configured) -> dict[str, list[str]]:
@@ -29,11 +27,5 @@ def code_elsewhere(chosen: Configured) -> dict[str, list[str]]:
 def package_hash(package: str) -> str:
     """SHA-256 of every Python file of the top-level ``package``, an imported one; of a module its file."""
     module = sys.modules[package]
-    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
-    files = [(path.relative_to(folder), path) for folder in folders for path in folder.rglob("*.py")]
-    if not folders and module.__file__ is not None:
-        files = [(Path(package), Path(module.__file__))]
-    digest = hashlib.sha256()
-    for name, path in sorted(files):
-        digest.update(f"{name.as_posix()}\n{sha256(path)}\n".encode())
-    return digest.hexdigest()
+    places = sorted(getattr(module, "__path__", None) or [module.__file__ or ""])
+    return " ".join(files_hash(Path(place), "*.py") for place in places)

@@ -44,10 +44,11 @@ def modules_behind(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def files_hash(folder: Path) -> str:
-    """SHA-256 of every file below ``folder``: names and contents; of a single file, its content."""
+def files_hash(folder: Path, pattern: str = "*") -> str:
+    """SHA-256 of every file below ``folder`` that is called like ``pattern``: names and contents; of a single file, its
+    content."""
     digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob(pattern) if path.is_file())
     for path in files:
         content = sha256(path)
         digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
