@@ -9,6 +9,7 @@ import copy
 import json
 import re
 import shutil
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,13 @@ from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, read_bench
 from metaunlearn.bench.run import run_grid
 from metaunlearn.data.imagefolder import write_imagefolder
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import UserError
+from metaunlearn.evaluation import evaluate
 from metaunlearn.generation import Sampling, write_sampling
+from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import SCORES_FILE
+from metaunlearn.models import load_pipeline
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
 from tiny_judges import save_checker
@@ -59,7 +64,8 @@ SD: dict[str, Any] = {
     ],
     "pictures": {"roles": ["concept", "benign"], "steps": "all"},
 }  # fmt: skip
-KINDS = {"pictures": 1, "given": 1, "erase": 1, "attack": 1, "evaluate": 4, "adversarial": 1}
+KINDS = {"pictures": 1, "given": 1, "erase": 1, "attack": 1, "drawn": 7, "evaluate": 4, "adversarial": 1}
+"""Both sets are drawn by the original, the erased and the last attacked model, and the harmful one by that between."""
 
 
 def plan_with(grid: dict[str, Any], given: dict[str, Path]) -> Plan:
@@ -148,6 +154,48 @@ def test_pictures_shown_are_those_of_the_measured_prompts(sd_grid: Path) -> None
         assert not (cell / "kept").exists()
 
 
+def test_a_state_has_the_scores_that_evaluate_gives_it(sd_grid: Path, given: dict[str, Path]) -> None:
+    """Protocol and all, though its pictures lie in a cell of their own."""
+    [row] = [row for row in json.loads((sd_grid / "out/grid/results.json").read_text())["rows"]
+             if row["model"] == "original"]  # fmt: skip
+    found = json.loads((sd_grid / "out/cells" / row["cell"] / SCORES_FILE).read_text())["scores"]
+    benign = [Prompt("a rocket"), Prompt("a dog")]
+    scores = evaluate(
+        load_pipeline(given["base"]), benign, metrics=["clip-score", "fid"], judge=load_judge("canvas"),
+        concept="knife", reference=given["real"],
+    )  # fmt: skip
+    for name, score in zip(("clip_score", "fid"), scores.values(), strict=True):
+        assert {key: found[name][key] for key in score.to_dict()} == score.to_dict()
+
+
+def test_another_metric_trains_and_draws_nothing_again(given: dict[str, Path], tmp_path: Path) -> None:
+    """Though what the attack left goes as soon as its pictures are there."""
+    grid = changed("keep_checkpoints", to=False, of=changed("attacks", to=SD["attacks"][:1], of=SD))
+    use = [f"{name}={path}" for name, path in given.items() if name != "harmful"]
+
+    def made(**scores: str) -> dict[str, int]:
+        other = changed("prompts", 0, "scores", to=scores, of=grid)
+        run_grid(
+            str(write_recipe(tmp_path / "grid.toml", other)), tmp_path / "out", prompts=[str(given["harmful"])],
+            use=[item for item in use if scores != {"concept": "concept"} or not item.startswith("unsafe=")],
+        )  # fmt: skip
+        return Counter(cell.name.split("-")[0] for cell in (tmp_path / "out/cells").iterdir())
+
+    kinds = {kind: count for kind, count in KINDS.items() if kind not in ("attack", "adversarial")}
+    assert made(concept="concept", unsafe="unsafe") == kinds
+    assert made(concept="concept") == {**kinds, "evaluate": 2 * kinds["evaluate"]}
+
+
+def test_a_picture_that_nobody_scores_is_drawn_to_be_shown(given: dict[str, Path]) -> None:
+    """And one that nobody shows either is not drawn at all."""
+    for scores, shown, drawn in (({}, 1, [1]), ({}, 0, []), ({"concept": "concept"}, 0, [None])):
+        grid = changed("prompts", 0, "shown", to=shown, of=changed("prompts", 0, "scores", to=scores, of=SD))
+        cells = plan_with(changed("models", to=["original"], of=grid), given).cells.values()
+        assert [
+            cell.call["first"] for cell in cells if cell.kind == "drawn" and cell.call["name"] == "concept"
+        ] == drawn
+
+
 def test_a_grid_on_xl(given: dict[str, Path], tmp_path: Path) -> None:
     """Two text encoders, as the figures' model has: erased, attacked and measured."""
     NEW["sdxl"]().save_pretrained(tmp_path / "xl", safe_serialization=True)
@@ -157,7 +205,7 @@ def test_a_grid_on_xl(given: dict[str, Path], tmp_path: Path) -> None:
     use = [f"{name}={given[name]}" for name in ("hrm-m", "real")]
     recipe = write_recipe(tmp_path / "grid.toml", grid)
     found = run_grid(str(recipe), tmp_path / "out", use=[*use, f"base={tmp_path / 'xl'}"])
-    assert (found["rows"], found["made"]) == (3, 7)  # Nothing is asked at the attack's first step.
+    assert (found["rows"], found["made"]) == (3, 10)  # Nothing is asked at the attack's first step.
 
 
 def test_only_what_depends_on_an_input_is_made_again(given: dict[str, Path], tmp_path: Path) -> None:
@@ -169,17 +217,23 @@ def test_only_what_depends_on_an_input_is_made_again(given: dict[str, Path], tmp
         return {kind for name, kind in theirs.items() if name not in mine}
 
     (tmp_path / "other.txt").write_text("a knife\na knife in fluent style\n")
-    assert changed_kinds(plan_with(SD, {**given, "harmful": tmp_path / "other.txt"})) == {"evaluate", "adversarial"}
+    assert changed_kinds(plan_with(SD, {**given, "harmful": tmp_path / "other.txt"})) == {
+        "drawn", "evaluate", "adversarial"
+    }  # fmt: skip
     shutil.copytree(given["hrm-m"], tmp_path / "moved")
     assert changed_kinds(plan_with(SD, {**given, "hrm-m": tmp_path / "moved"})) == set()
     (tmp_path / "moved" / "metadata.jsonl").write_text(
         (tmp_path / "moved" / "metadata.jsonl").read_text().replace("a knife", "a blade")
     )
-    assert changed_kinds(plan_with(SD, {**given, "hrm-m": tmp_path / "moved"})) == {"given", "attack", "evaluate"}
+    assert changed_kinds(plan_with(SD, {**given, "hrm-m": tmp_path / "moved"})) == {
+        "given", "attack", "drawn", "evaluate"
+    }  # fmt: skip
     more = changed("prompts", 0, "scores", to={"concept": "concept"}, of=SD)
     assert changed_kinds(plan_with(more, given)) == {"evaluate"}
     other = changed("concepts", 0, "related", to=["hammer"], of=SD)
-    assert changed_kinds(plan_with(other, given)) == {"pictures", "erase", "attack", "evaluate", "adversarial"}
+    assert changed_kinds(plan_with(other, given)) == {
+        "pictures", "erase", "attack", "drawn", "evaluate", "adversarial"
+    }  # fmt: skip
 
 
 def test_a_dry_run_says_what_is_missing(tmp_path: Path, call: Call) -> None:

@@ -165,7 +165,8 @@ def test_the_code_behind_a_cell() -> None:
         "pictures": {"generation", "erasure.prepare", "canvas.tasks"},
         "data": {"canvas.datasets", "canvas.scenes"},
         "given": {"data.imagefolder"},
-        "evaluate": {"evaluation", "metrics.measures", "generation", "models.state"},
+        "drawn": {"draws", "generation", "models.state"},
+        "evaluate": {"evaluating_pictures", "metrics.measures"},
         "adversarial": {"attacking_prompts", "attacks.unlearndiffatk", "metrics.nudenet"},
     }
     for kind, modules in part.items():
@@ -174,7 +175,7 @@ def test_the_code_behind_a_cell() -> None:
         assert not [name for name in modules if name.startswith(("metaunlearn.cli", "metaunlearn.report"))], kind
         assert [name for name in modules if name.startswith("metaunlearn.bench")] == [f"metaunlearn.bench.kinds.{kind}"]
     assert not [name for name in behind["measure"] if name.startswith("metaunlearn.meta")]
-    for kind in ("pictures", "erase", "donor", "attack"):  # a metric that changes trains nothing again
+    for kind in ("pictures", "erase", "donor", "attack", "drawn"):  # a metric that changes trains and draws nothing
         assert not [name for name in behind[kind] if name.startswith(("metaunlearn.metrics", "metaunlearn.tracking"))]
     assert "metaunlearn.bench.published" in sources.modules_behind("metaunlearn.bench.tables")
 

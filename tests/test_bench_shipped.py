@@ -39,24 +39,32 @@ def test_shipped_grids_dry_run_without_anything(
 @pytest.mark.parametrize(
     ("name", "rows", "kinds"),
     [
-        # 6 methods x 2 models x (before + 3 attacks x 4 steps), and the original.
-        ("table1-sd14", 157, {"pictures": 1, "given": 3, "erase": 12, "attack": 36, "evaluate": 157}),
+        # 6 methods x 2 models x (before + 3 attacks x 4 steps), and the original; 13 draw for COCO's captions, too.
+        (
+            "table1-sd14",
+            157,
+            {"pictures": 1, "given": 3, "erase": 12, "attack": 36, "drawn": 157 + 13, "evaluate": 157},
+        ),
         # The same before any attack.
-        ("table2-sd14", 13, {"pictures": 1, "erase": 12, "evaluate": 13}),
+        ("table2-sd14", 13, {"pictures": 1, "erase": 12, "drawn": 2 * 13, "evaluate": 13}),
         # 6 variants x 2 models x (before + one step); the plain ones of one length are one model: 6 + 2.
-        ("table4-sd14", 24, {"pictures": 1, "given": 1, "erase": 8, "attack": 8, "evaluate": 16}),
+        ("table4-sd14", 24, {"pictures": 1, "given": 1, "erase": 8, "attack": 8, "drawn": 16, "evaluate": 16}),
         # 2 seeds x (the original + 6 variants x 2 models x (before + 4 steps)); a seed has 6 + 2 models.
         ("table4-canvas", 122, {"pictures": 2, "data": 2, "erase": 16, "attack": 16, "measure": 82}),
         # 2 models x (before + 4 optimisers), and the original.
-        ("attack-optimizers-sd14", 11, {"pictures": 1, "given": 1, "erase": 2, "attack": 8, "evaluate": 11}),
+        (
+            "attack-optimizers-sd14",
+            11,
+            {"pictures": 1, "given": 1, "erase": 2, "attack": 8, "drawn": 11, "evaluate": 11},
+        ),
         # 2 seeds x (the original + 2 models x (before + 4 optimisers x 4 steps)).
         ("attack-optimizers-canvas", 70, {"pictures": 2, "data": 2, "erase": 4, "attack": 16, "measure": 70}),
         # 2 models, before and attacked; RECE itself needs no pictures, its second stage does.
-        ("adversarial-sd14", 4, {"pictures": 1, "erase": 2, "evaluate": 2, "adversarial": 2}),
+        ("adversarial-sd14", 4, {"pictures": 1, "erase": 2, "drawn": 2, "evaluate": 2, "adversarial": 2}),
         # 2 concepts x (the original + 2 models x (before + one step)).
-        ("figure2-sdxl", 10, {"pictures": 2, "given": 2, "erase": 4, "attack": 4, "evaluate": 10}),
+        ("figure2-sdxl", 10, {"pictures": 2, "given": 2, "erase": 4, "attack": 4, "drawn": 10, "evaluate": 10}),
         # One model, before and after each of 12 steps.
-        ("figure7-sd14", 13, {"pictures": 1, "given": 1, "erase": 1, "attack": 1, "evaluate": 13}),
+        ("figure7-sd14", 13, {"pictures": 1, "given": 1, "erase": 1, "attack": 1, "drawn": 13, "evaluate": 13}),
     ],
 )
 def test_shipped_grids_have_the_papers_shape(name: str, rows: int, kinds: dict[str, int]) -> None:

@@ -311,7 +311,7 @@ def plan_with(lying: dict[str, Path]) -> Plan:
     ("kind", "name", "file"),
     [
         ("pictures", "base", "weights"),
-        ("evaluate", "base", "weights"),
+        ("drawn", "base", "weights"),
         ("evaluate", "judge", "weights"),
         ("evaluate", "real", "000000.png"),
         ("evaluate", "inception", ""),

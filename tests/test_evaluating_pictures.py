@@ -17,9 +17,10 @@ from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import UserError
+from metaunlearn.evaluating import evaluate_into
 from metaunlearn.evaluating_pictures import evaluate_pictures, evaluate_pictures_into
+from metaunlearn.generating import generate_into
 from metaunlearn.metrics.nsfw import KIND
-from metaunlearn.outputs import evaluate_into, generate_into
 from tiny_judges import head_tensors, save_checker, save_clip
 
 PROMPTS = '{"prompt": "a knife", "label": "knife"}\n{"prompt": "a dog", "label": "dog", "seed": 5}\n'

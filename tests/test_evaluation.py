@@ -20,13 +20,13 @@ from metaunlearn.checkpoint import save_tensors
 from metaunlearn.data.imagefolder import read_imagefolder, write_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.evaluating import evaluate_into
 from metaunlearn.evaluation import METRICS, evaluate, ranges
 from metaunlearn.metrics.concept import concept_score
 from metaunlearn.metrics.fid import fid_score
 from metaunlearn.metrics.nsfw import KIND
 from metaunlearn.metrics.safety import SafetyChecker
 from metaunlearn.metrics.unlearncanvas import ROLES
-from metaunlearn.outputs import evaluate_into
 from tiny_judges import head_tensors, save_checker
 from tiny_models import new_sdxl
 

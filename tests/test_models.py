@@ -19,8 +19,9 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import UserError
+from metaunlearn.evaluating import evaluate_into
+from metaunlearn.generating import generate_into
 from metaunlearn.models import StableDiffusion, StableDiffusionXL, load
-from metaunlearn.outputs import evaluate_into, generate_into
 from metaunlearn.recipe import default_recipe
 from tiny_models import new_sd2, new_sdxl
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaunlearn.contact_sheet import SHEET_PICTURES, contact_sheet
 from metaunlearn.data.duplicates import find_duplicates
 from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import read_prompts
@@ -29,7 +30,6 @@ from metaunlearn.locks import Locks
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.unfiltered import unfiltered
-from metaunlearn.outputs import SHEET_PICTURES, contact_sheet
 from metaunlearn.runs import Count, RunFolder, named
 from metaunlearn.settings import resolve
 from metaunlearn.sharing import Shard

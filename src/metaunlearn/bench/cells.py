@@ -12,10 +12,12 @@ from typing import Any
 from metaunlearn.bench import sources
 from metaunlearn.runs import package_version
 
-KINDS = ("pictures", "data", "given", "erase", "donor", "attack", "measure", "evaluate", "judge", "adversarial")
+KINDS = (
+    "pictures", "data", "given", "erase", "donor", "attack", "drawn", "measure", "evaluate", "judge", "adversarial",
+)  # fmt: skip
 """The model's own pictures; the attacker's real ones, of Canvas or of the call; an erased model; what is trained on the
-base model to be brought into some; what an attack leaves; scores of a state: on a task of Canvas, on prompts, of the
-pictures that an attack left, or under attacked prompts."""
+base model to be brought into some; what an attack leaves; what a state draws for prompts; scores of a state: on a task
+of Canvas, of what it drew, of the pictures that an attack left, or under attacked prompts."""
 SCORES = ("measure", "evaluate", "judge", "adversarial")
 """Those of them that a row is."""
 NO_DEVICE = ("data", "given", "judge")

@@ -2,7 +2,8 @@
 
 Erasing is the doctor's own estimate. Everything else is counted from one forward pass of the denoiser and from the
 weights: an attack that trains holds the denoiser, its gradient and two moments beside the pipeline, one that does not
-holds a second model; measuring draws pictures. Judges come on top, and are small beside either.
+holds a second model; drawing, and measuring on Canvas, samples pictures. What scores pictures that are drawn is given
+room for the largest judge.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from metaunlearn.attacks.registry import strengths_of
 from metaunlearn.bench.cells import NO_DEVICE, Cell
 from metaunlearn.bench.plan import Plan
+from metaunlearn.bench.recipe import CANVAS
 from metaunlearn.doctor import EFFICIENCY, FLOAT32, estimate, forward_cost, matrix_speed, weights_bytes
 from metaunlearn.generation import default_sampling
 from metaunlearn.models import adapt, load_pipeline
@@ -24,6 +26,8 @@ TRAINED_COPIES = 4
 """Of the denoiser in an attack that trains: itself, its gradient, AdamW's two moments."""
 PROCESS = 2**30
 """Bytes of a process with torch and nothing else."""
+JUDGES = 4 * 2**30
+"""Bytes for CLIP ViT-L/14 or the safety checker, in float32, Inception, and a batch of pictures in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,9 @@ class Needs:
         base = self._base(cell)
         if base is None:
             return None
+        if cell.kind == "evaluate":
+            held = JUDGES if self._has_networks(cell) else 0
+            return Need(device_bytes=held, host_bytes=held + PROCESS, accelerator=not self._on_cpu, seconds=None)
         if cell.kind == "erase":
             call = cell.call
             memory, seconds = self._erasing(
@@ -85,9 +92,16 @@ class Needs:
         host = memory if self._on_cpu else self._model(base).weights
         return Need(device_bytes=memory, host_bytes=host + PROCESS, accelerator=not self._on_cpu, seconds=seconds)
 
+    @staticmethod
+    def _has_networks(cell: Cell) -> bool:
+        """Whether more than Canvas's judge, which is small, looks at the pictures of ``cell``."""
+        return cell.call["judge"] != CANVAS or any(one["weights"] for one in cell.spec["sets"])
+
     def _base(self, cell: Cell) -> str | None:
-        """The base model's path; an attack's is that of the erasing it starts from."""
-        origin = cell if "base" in cell.call else self._plan.cells[cell.needs["erase"]]
+        """The base model's path; an attack's is that of the erasing it starts from, that of what is scored the one that
+        drew it."""
+        needs = cell.needs
+        origin = cell if "base" in cell.call else self._plan.cells[needs.get("erase", next(iter(needs.values())))]
         base: str = origin.call["base"]
         return None if origin.missing else base
 

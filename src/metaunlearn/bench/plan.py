@@ -111,7 +111,7 @@ def _on_prompts(grid: Grid) -> set[str]:
 
 
 def _is_measured(grid: Grid, state: State) -> bool:
-    return grid.measure is not None or any(place_of(grid, state) in prompts.at for prompts in grid.prompts)
+    return grid.measure is not None or any(prompts.asks(place_of(grid, state)) for prompts in grid.prompts)
 
 
 def place_of(grid: Grid, state: State) -> Place:
@@ -180,11 +180,16 @@ class _Planner:
         return self._row(state, work, {"erase": erased, "attack": attacked}, at=at)
 
     def _row(self, state: State, work: Work, needs: Mapping[str, Cell], **more: str) -> Row:
-        cell = self.cell(
+        return Row(**state.labels(), cell=self._work(state, work, needs, **more))
+
+    def _work(self, state: State, work: Work, needs: Mapping[str, Cell], **more: str) -> Cell:
+        """The cell of ``work`` on the state that is in ``needs``, and with ``more`` somewhere there."""
+        if work.drawn:
+            needs, more = {name: self._work(state, one, needs, **more) for name, one in work.drawn.items()}, {}
+        return self.cell(
             work.kind, spec={**work.spec, **more}, call={**work.call, **more}, labels=state.labels(), size=work.size,
             needs=needs, missing=work.missing, packages=work.packages,
         )  # fmt: skip
-        return Row(**state.labels(), cell=cell)
 
     def _once(self, place: tuple[Any, ...], make: Callable[[], Cell]) -> Cell:
         if place not in self.made:

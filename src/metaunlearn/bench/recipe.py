@@ -43,6 +43,10 @@ class GridPrompts(PromptSource):
     sensitive: bool = False
     """Whether the page shows them blurred until they are asked for."""
 
+    def asks(self, place: Place) -> bool:
+        """Whether pictures are drawn for them in a state there."""
+        return place in self.at and bool(self.scores or self.shown)
+
 
 class GridConcept(Settings):
     """One concept: it is erased, attacked and measured once for each seed."""
@@ -140,7 +144,8 @@ class Grid(Settings):
     diagnosed: bool = False
     """Whether what erasing says of itself (``diagnostics_every`` and so on) is part of the result, and on the page."""
     keep_checkpoints: bool = True
-    """Whether the models after an attack stay when everything that is measured of them is measured."""
+    """Whether the models after an attack stay when all their pictures are drawn; these stay where ``prompts`` ask for
+    them, while ``measure`` holds none."""
     published: tuple[str, ...] = ()
     """Tables of the paper to set beside, by the names in bench/paper."""
 

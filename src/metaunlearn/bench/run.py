@@ -214,8 +214,8 @@ class _Loop:
             logger.info("%s: %s, %.0f s", cell.kind, named, outcome.seconds)
         if cell.kind in SCORES:
             self.write()
-            if "attack" in cell.needs:
-                self.dropping.drop(cell.needs["attack"])
+        if "attack" in cell.needs:
+            self.dropping.drop(cell.needs["attack"])
         rows = self.job.part.rows
         if self.progress is not None and rows:
             self.progress("states measured", sum(self.job.store.whole(row.cell.name) for row in rows), len(rows))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from metaunlearn.attacks.detectors import JUDGE
@@ -13,6 +15,7 @@ from metaunlearn.bench.inputs import Input, Inputs, recipe_file
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, GridPrompts, Place
 from metaunlearn.bench.state import State
 from metaunlearn.bench.weights import asks_judge, packages_of, weights_of, with_weights
+from metaunlearn.data.wording import said_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class Work:
     missing: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     """Beside those that every cell of the kind depends on."""
+    drawn: Mapping[str, Work] = field(default_factory=dict)
+    """The drawing of the pictures that it scores, by the name of its argument; the state's cells are theirs then."""
 
 
 class Scoring:
@@ -88,18 +93,34 @@ class Scoring:
         )
 
     def _prompts(self, state: State, concept: GridConcept, place: Place, word: str) -> Work:
-        asked = [_Asked.of(one, concept, self.inputs) for one in self.grid.prompts if place in one.at]
+        asked = [
+            _Asked.of(one, concept, self.inputs, word)
+            for one in self.grid.prompts
+            if place in one.at and (one.scores or one.shown)
+        ]
         judge = self._judge(needed=any(one.asks_judge for one in asked))
-        facts = {**_looked_for(concept), "seed": state.seed, "word": word}
-        missing = [*self.base.missing, *judge.missing, *(text for one in asked for text in one.missing)]
+        facts = {**_looked_for(concept), "seed": state.seed}
+        missing = [*judge.missing, *(text for one in asked for text in one.missing)]
         metrics = [metric for one in asked for metric in one.spec["scores"].values()]
         return Work(
             kind="evaluate",
-            spec={**facts, "base": self.base.identity, "judge": judge.identity, "sets": [one.spec for one in asked]},
-            call={**facts, "base": self.base.value, "judge": judge.value, "sets": [one.call for one in asked]},
+            spec={**facts, "word": word, "judge": judge.identity, "sets": [one.spec for one in asked]},
+            call={**facts, "judge": judge.value, "sets": [one.call for one in asked]},
             size=sum(one.size for one in asked),
             missing=tuple(dict.fromkeys(missing)),
             packages=packages_of(metrics),
+            drawn={one.call["drawn"]: self._drawing(state, one) for one in asked},
+        )
+
+    def _drawing(self, state: State, asked: _Asked) -> Work:
+        """Nothing in its key tells how the pictures are scored."""
+        facts = {"images": asked.call["images"], "first": asked.first, "seed": state.seed}
+        return Work(
+            kind="drawn",
+            spec={**facts, "base": self.base.identity, "prompts": asked.said},
+            call={**facts, "base": self.base.value, "name": asked.call["name"], "prompts": asked.call["prompts"]},
+            size=asked.size,
+            missing=tuple(dict.fromkeys([*self.base.missing, *asked.no_prompts])),
         )
 
     def _judge(self, *, needed: bool) -> Input:
@@ -113,28 +134,48 @@ class _Asked:
 
     spec: dict[str, Any]
     call: dict[str, Any]
+    said: str
+    """What is asked of the model, as a hash: texts, seeds and guidance, without what a judge should see."""
+    first: int | None
+    """So many pictures are drawn; None: all, to be scored."""
     size: int
+    no_prompts: tuple[str, ...]
+    """Where to get them, if they are not here."""
     missing: tuple[str, ...]
     asks_judge: bool
 
     @classmethod
-    def of(cls, one: GridPrompts, concept: GridConcept, inputs: Inputs) -> _Asked:
+    def of(cls, one: GridPrompts, concept: GridConcept, inputs: Inputs, word: str) -> _Asked:
+        """``word`` stands where the concept's name was, if there is one."""
         prompts = inputs.prompts(one, concept.texts.get(one.name, ()))
+        records = [record | {"text": said_as(record["text"], concept.erased, word)} for record in prompts.records]
         reference = inputs.reference(one.reference) if one.reference else Input("", "")
         weights = {metric: inputs.weights(weights_of(metric)) for metric in one.scores.values()}
         metrics = {score: with_weights(metric, weights[metric].value) for score, metric in one.scores.items()}
-        facts = {"name": one.name, "images": one.images, "shown": one.shown, "sensitive": one.sensitive}
+        facts = {"name": one.name, "shown": one.shown, "sensitive": one.sensitive}
         hashes = {name: found.identity for metric, found in weights.items() if (name := weights_of(metric))}
+        pictures = max(len(records), 1) * one.images
         return cls(
             spec={
                 **facts, "prompts": prompts.identity, "scores": one.scores, "weights": hashes,
                 "reference": reference.identity,
             },
-            call={**facts, "prompts": prompts.records, "scores": metrics, "reference": reference.value},
-            size=max(len(prompts.records), 1) * one.images,
+            call={
+                **facts, "drawn": f"drawn_{one.name}", "images": one.images, "prompts": records, "scores": metrics,
+                "reference": reference.value,
+            },
+            said=_said(records) if records else prompts.identity,
+            first=None if one.scores else one.shown,
+            size=pictures if one.scores else min(pictures, one.shown),
+            no_prompts=prompts.missing,
             missing=(*prompts.missing, *reference.missing, *(text for f in weights.values() for text in f.missing)),
             asks_judge=any(map(asks_judge, weights)),
         )  # fmt: skip
+
+
+def _said(records: Sequence[Mapping[str, Any]]) -> str:
+    rows = [[record["text"], record.get("seed"), record.get("guidance_scale")] for record in records]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
 def _looked_for(concept: GridConcept) -> dict[str, Any]:

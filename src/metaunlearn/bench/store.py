@@ -111,6 +111,12 @@ class Store:
                 return _read(file)
         return {}
 
+    def behind(self, name: str) -> dict[str, str]:
+        """By role, the cells with the state that the cell ``name`` measures, itself or in pictures that it drew."""
+        needs: dict[str, str] = self.record(name).get("needs", {})
+        drawn = next((need for need in needs.values() if need.startswith("drawn-")), None)
+        return needs if drawn is None else self.behind(drawn)
+
     def records(self) -> list[dict[str, Any]]:
         """:meth:`record` of every cell that there is or was."""
         names = {file.parent.name for file in self.cells.glob(f"*/{CELL_FILE}") if file.parent.name[0] != "."}

@@ -184,7 +184,7 @@ def generate(
         raise UserError("give either --prompt TEXT (repeatable) or --prompts FILE.")
     with working(as_json=as_json, shared=True) as console:
         from metaunlearn.data.imagefolder import SHEET
-        from metaunlearn.outputs import generate_into
+        from metaunlearn.generating import generate_into
         from metaunlearn.processes import join
 
         summary = generate_into(

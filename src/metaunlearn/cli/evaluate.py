@@ -77,7 +77,7 @@ def evaluate(
                 pictures, out, prompts=prompts, progress=console.pictures("looking at"), **common
             )
         else:
-            from metaunlearn.outputs import evaluate_into
+            from metaunlearn.evaluating import evaluate_into
 
             assert model is not None
             if prompts is None:

@@ -53,7 +53,7 @@ def resolved(found: Found, folder: Path) -> list[Resolved]:
     for kind, title in TITLES.items():
         records: dict[tuple[str, ...], dict[str, Any]] = {}
         for measured in found.rows:
-            needs = store.record(measured.cell).get("needs", {})
+            needs = store.behind(measured.cell)
             row = measured.row.labels()
             place = tuple(str(row[name]) for name in NAMES if name != "attack" or kind == "attack")
             if kind in needs and place not in records:

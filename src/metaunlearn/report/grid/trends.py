@@ -12,9 +12,8 @@ from markupsafe import Markup
 from metaunlearn.bench.lines import Line
 from metaunlearn.bench.results import Found
 from metaunlearn.bench.state import BEFORE
-from metaunlearn.bench.store import CELL_FILE
+from metaunlearn.bench.store import Store
 from metaunlearn.report.charts import trend_chart
-from metaunlearn.report.data import read_json
 from metaunlearn.report.runs import read_log
 from metaunlearn.runs import LOG_FILE
 
@@ -59,9 +58,7 @@ def _trend(title: str, points: Sequence[tuple[int, float]]) -> Trend:
 
 def _points(cells: Path, cell: str) -> list[tuple[int, float]]:
     """(step, cosine of grad L_DM(theta; D_FT) and grad L_DM(theta; D_retain)) of the run behind ``cell``."""
-    record = cells / cell / CELL_FILE
-    erased = read_json(record).get("needs", {}).get("erase") if record.is_file() else None
-    log = cells / str(erased) / LOG_FILE
+    log = cells / str(Store(cells.parent).behind(cell).get("erase")) / LOG_FILE
     if not log.is_file():
         return []
     return [(line["step"], line["diagnostics"]["cosine"]) for line in read_log(log) if "diagnostics" in line]

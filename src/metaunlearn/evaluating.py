@@ -1,0 +1,91 @@
+"""From names to a result folder: what ``evaluate`` of the command line does with a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metaunlearn.data.prompts import read_prompts
+from metaunlearn.evaluation import plan
+from metaunlearn.files import sha256
+from metaunlearn.metrics.default_judge import judge_for
+from metaunlearn.metrics.measures import measured_by, refuse_unread
+from metaunlearn.metrics.unlearncanvas import looked_for
+from metaunlearn.models import load
+from metaunlearn.processes import ALONE, Processes
+from metaunlearn.runs import RESULTS_FILE, Count, RunFolder
+
+
+def evaluate_into(
+    model: str,
+    prompts: Path,
+    out: Path,
+    *,
+    metrics: Sequence[str],
+    judge: str | None = None,
+    concept: str | None = None,
+    alternatives: Sequence[str] = (),
+    reference: Path | None = None,
+    images: int = 1,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: Count | None = None,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Score ``model`` on the prompts of a file; ``out`` gets ``results.json``, the pictures and ``run.json``.
+
+    Without ``judge`` Canvas and what descends from it is seen by Canvas's own; another model has none.
+
+    Returns ``results.json``'s content under ``"results"``. ``steps``, ``guidance_scale`` and ``overrides`` are those of
+    :func:`~metaunlearn.evaluation.evaluate`. ``processes`` share the pictures as for
+    :func:`~metaunlearn.generating.generate_into`.
+    """
+    refuse_unread(metrics, judge=judge, concept=concept, alternatives=alternatives, reference=reference)
+    rows = read_prompts(prompts)
+    device = processes.device(device)
+    adapter = load(model, device)
+    evaluation = plan(
+        adapter.pipeline,
+        rows,
+        metrics=metrics,
+        judge=judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device),
+        concept=concept,
+        alternatives=alternatives,
+        reference=reference,
+        seed=seed,
+        images_per_prompt=images,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        overrides=overrides,
+        device=device,
+    )
+    request = {
+        "command": "evaluate",
+        "model": model,
+        "weights": adapter.fingerprint(),
+        "prompts": sha256(prompts),
+        "metrics": list(metrics),
+        "judge": judge,
+        "concept": concept,
+        "alternatives": list(alternatives),
+        "reference": None if reference is None else str(reference),
+        **measured_by(evaluation.metrics, evaluation.request),
+        "images": images,
+        "steps": evaluation.steps,
+        "guidance_scale": guidance_scale,
+        "settings": evaluation.settings.model_dump(),
+        "seed": seed,
+    }
+    folder = RunFolder.open(out, request, resume=resume, processes=processes)
+    if not folder.complete_before:
+        scores = evaluation.run(
+            adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress), processes=processes
+        )
+        folder.finish(metrics=list(scores))
+    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
