@@ -185,6 +185,8 @@ def test_a_cluster_chooses_the_gpu_itself(ray: FakeRay, recipe: str, tmp_path: P
     ray.resources["GPU"] = 2.0
     with pytest.raises(UserError, match=r"got device='cuda:1' \(--device\): .* --device cuda\."):
         run_grid(recipe, tmp_path / "out", ray="local", device="cuda:1")
+    with pytest.raises(UserError, match="--device cuda"):
+        dry_run(recipe, tmp_path / "out", ray="local", device="cuda:1")
     assert not (tmp_path / "out").exists()
 
 

@@ -55,6 +55,25 @@ def test_what_another_grid_of_the_folder_still_needs_stays_until_it_is_measured(
     assert attacks() == []
 
 
+def test_what_a_killed_process_did_not_drop_goes_at_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "remove", lambda *_: None)
+        bench("one", DROPPING)
+    assert len(attacks()) == 1
+    assert bench("one", DROPPING) == 0
+    assert attacks() == []
+
+
+def test_what_a_grid_held_that_was_given_up_goes_at_the_next_call() -> None:
+    bench("other", OTHER, only=["attack=before"])
+    bench("one", DROPPING)
+    Path("out/plans/other.json").unlink()
+    assert bench("one", DROPPING) == 0
+    assert attacks() == []
+
+
 def test_a_grid_that_is_done_holds_nothing() -> None:
     bench("other", OTHER)
     assert bench("one", DROPPING) == 2  # The attack, which the other one dropped, and the state of another count.

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from bench_grids import TINY, changed, counted, write_recipe
 from conftest import Call
 from metaunlearn.bench.inputs import Inputs
+from metaunlearn.bench.kinds import drawn
 from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, read_bench
 from metaunlearn.bench.run import run_grid
@@ -28,7 +29,7 @@ from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import evaluate
-from metaunlearn.generation import Sampling, write_sampling
+from metaunlearn.generation import BATCH, Sampling, write_sampling
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.models import load_pipeline
@@ -188,12 +189,41 @@ def test_another_metric_trains_and_draws_nothing_again(given: dict[str, Path], t
 
 def test_a_picture_that_nobody_scores_is_drawn_to_be_shown(given: dict[str, Path]) -> None:
     """And one that nobody shows either is not drawn at all."""
-    for scores, shown, drawn in (({}, 1, [1]), ({}, 0, []), ({"concept": "concept"}, 0, [None])):
+    for scores, shown, first in (({}, 1, [1]), ({}, 0, []), ({"concept": "concept"}, 0, [None])):
         grid = changed("prompts", 0, "shown", to=shown, of=changed("prompts", 0, "scores", to=scores, of=SD))
         cells = plan_with(changed("models", to=["original"], of=grid), given).cells.values()
         assert [
             cell.call["first"] for cell in cells if cell.kind == "drawn" and cell.call["name"] == "concept"
-        ] == drawn
+        ] == first
+
+
+def test_a_first_metric_on_pictures_that_were_shown_draws_none_again(given: dict[str, Path]) -> None:
+    """Where all of them were: the page has two."""
+    unscored = changed("prompts", 1, "scores", to={}, of=SD)
+    before, after = ({cell.name for cell in plan_with(grid, given).cells.values() if cell.kind == "drawn"}
+                     for grid in (unscored, SD))  # fmt: skip
+    assert before == after
+
+
+def test_a_half_drawn_cell_goes_on_wherever_it_is_called_from(
+    given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state is in a folder that the next call names in another way."""
+    shutil.copytree(given["base"], tmp_path / "erased")
+    monkeypatch.chdir(tmp_path)
+    prompts = [{"text": f"a dog {number}"} for number in range(BATCH + 1)]
+    call = {"base": "", "name": "benign", "prompts": prompts, "images": 1, "first": None, "seed": 0, "device": "cpu"}
+
+    def stop(label: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn.make(Path("cell"), **call, erase=Path("erased"), progress=stop)
+    first = Path("cell/000000.png")
+    first.write_bytes(first.read_bytes() + b"kept")
+    drawn.make(Path("cell"), **call, erase=tmp_path / "erased", progress=None)
+    assert first.read_bytes().endswith(b"kept")
+    assert len(list(Path("cell").glob("*.png"))) == len(prompts)
 
 
 def test_a_grid_on_xl(given: dict[str, Path], tmp_path: Path) -> None:
@@ -289,6 +319,7 @@ def test_inputs_that_cannot_be_are_refused(tmp_path: Path, call: Call, arguments
         (("prompts",), [], "either"),
         (("prompts", 1, "file"), "harmful", "prompts have either"),
         (("prompts", 1, "texts"), [], "prompts have either"),
+        (("prompts", 1, "name"), "../benign", "leave out slashes"),
         (("attacks", 0, "data"), "hrm-n", "Did you mean 'hrm-"),
         (("attacks", 1, "data"), "hrm-m", "is on prompts"),
         (("attacks", 0, "success"), "nudity", "not on prompts"),

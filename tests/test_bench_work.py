@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench_grids import TINY, changed, plan_of
-from metaunlearn.bench import cells
+from metaunlearn.bench import cells, sources
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.identity import check_inputs
 from metaunlearn.bench.inputs import Inputs
@@ -141,6 +143,37 @@ def test_a_cell_is_made_on_the_device_that_its_key_has(store: Store) -> None:
     with pytest.raises(ValueError, match="is one of cuda, and would be made on cpu"):
         make(store, cell_of("pictures", plan), device="cpu")
     assert make(store, cell_of("data", plan), device="cuda:1").state == "made"
+
+
+def test_a_worker_with_other_code_makes_no_cell(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours, or of a package that the key names; nothing that was there of it is lost."""
+    cell = cell_of("data")
+    store.partial(cell.name).mkdir()
+    (store.partial(cell.name) / "state").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "code_of", lambda kind: "another")
+        outcome = make(store, cell)
+    assert (outcome.state, "another metaunlearn, in what makes cells of the kind 'data'" in outcome.message) == (
+        "failed", True
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "_version", lambda name: "0.1" if name == "pillow" else cell.packages[name])
+        assert f"pillow 0.1 for {cell.packages['pillow']}" in make(store, cell).message
+    assert (store.partial(cell.name) / "state").exists()
+    assert make(store, cell).state == "made"
+
+
+def test_all_code_behind_a_cell_is_loaded_when_it_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what is edited before it is first imported would run under the key of what it was."""
+    for name in ("metaunlearn.bench.kinds.donor", "metaunlearn.attacks.loop"):
+        assert name in sources.modules_behind("metaunlearn.bench.kinds.donor")
+        parent, _, leaf = name.rpartition(".")
+        loaded = import_module(name)
+        monkeypatch.setattr(sys.modules[parent], leaf, loaded)  # Put back when this is over.
+        monkeypatch.delitem(sys.modules, name)
+    cells.code_of.cache_clear()
+    cells.code_of("donor")
+    assert {"metaunlearn.bench.kinds.donor", "metaunlearn.attacks.loop"} <= set(sys.modules)
 
 
 SETTINGS = """

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from metaunlearn.bench import sources
+from metaunlearn.errors import UserError
 from metaunlearn.runs import package_version
 
 KINDS = (
@@ -55,6 +58,8 @@ class Cell:
     """The kind of device that it is made on, ``cpu`` or ``cuda``; empty: the CPU, and the key says nothing of it."""
     packages: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The versions that the key holds."""
+    code: str = ""
+    """The hash in the key of the code that makes it."""
 
     @property
     def name(self) -> str:
@@ -86,14 +91,14 @@ def make_cell(
     names = {role: cell.name for role, cell in (needs or {}).items()}
     spec = json.loads(json.dumps(spec))
     found = {name: _version(name) for name in (*NUMERICAL, *PACKAGES.get(kind, ()), *packages)}
-    where = "" if kind in NO_DEVICE else kind_of_device(device)
+    where, code = "" if kind in NO_DEVICE else kind_of_device(device), code_of(kind)
     content = {
-        "kind": kind, "spec": spec, "needs": names, "code": code_of(kind), "packages": found, "device": where,
+        "kind": kind, "spec": spec, "needs": names, "code": code, "packages": found, "device": where,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
     return Cell(
         kind=kind, key=key, spec=spec, needs=names, call=call, labels=labels, size=size, missing=missing,
-        device=where, packages=found,
+        device=where, packages=found, code=code,
     )  # fmt: skip
 
 
@@ -102,10 +107,27 @@ def kind_of_device(device: str) -> str:
     return device.partition(":")[0]
 
 
+def check_code(cell: Cell) -> None:
+    """UserError where this process, on a worker, say, has other code or packages than ``cell`` was planned with."""
+    here = {name: _version(name) for name in cell.packages}
+    changes = [f"{name} {here[name]} for {planned}" for name, planned in cell.packages.items() if here[name] != planned]
+    if cell.code != code_of(cell.kind):
+        changes.append(f"another metaunlearn, in what makes cells of the kind {cell.kind!r}")
+    if changes:
+        raise UserError(
+            f"this grid was planned with other code than {platform.node()} has ({', '.join(changes)}): install the "
+            "same everywhere (pip install -c constraints.txt), and start the grid again."
+        )
+
+
 @functools.cache
 def code_of(kind: str) -> str:
-    """The hash of the code that makes cells of ``kind``."""
-    return sources.code_hash(f"metaunlearn.bench.kinds.{kind}")
+    """The hash of the code that makes cells of ``kind``. It is all loaded first, so that this process runs that code
+    and no other, whatever is edited later."""
+    module = f"metaunlearn.bench.kinds.{kind}"
+    for name in sources.modules_behind(module):
+        import_module(name)
+    return sources.code_hash(module)
 
 
 @functools.cache

@@ -50,11 +50,7 @@ class Cluster:
 
     def __init__(self, store: Store, plan: Plan, *, address: str, device: str = "cpu") -> None:
         """``address`` as Ray takes it: ``auto``, ``HOST:PORT``, or ``local`` for this machine alone."""
-        if device != kind_of_device(device):
-            raise UserError(
-                f"a worker of a Ray cluster (ray=..., --ray) has one GPU, which Ray chooses; got device={device!r} "
-                f"(--device): say which kind alone, --device {kind_of_device(device)}."
-            )
+        check_kind(device)
         self._ray = _ray()
         try:
             if not self._ray.is_initialized():
@@ -145,6 +141,15 @@ class Cluster:
         """The most of it that one machine has."""
         nodes = (node["Resources"] for node in self._ray.nodes() if node["Alive"])
         return max((float(resources.get(resource, 0)) for resources in nodes), default=0.0)
+
+
+def check_kind(device: str) -> None:
+    """UserError when ``device`` says more than which kind a worker's is."""
+    if device != kind_of_device(device):
+        raise UserError(
+            f"a worker of a Ray cluster (ray=..., --ray) has one GPU, which Ray chooses; got device={device!r} "
+            f"(--device): say which kind alone, --device {kind_of_device(device)}."
+        )
 
 
 def _failed(cell: Cell, error: Exception, more: str = "") -> Outcome:

@@ -186,8 +186,9 @@ class _Planner:
         """The cell of ``work`` on the state that is in ``needs``, and with ``more`` somewhere there."""
         if work.drawn:
             needs, more = {name: self._work(state, one, needs, **more) for name, one in work.drawn.items()}, {}
+        labels = {**state.labels(), **({"prompts": work.named} if work.named else {})}
         return self.cell(
-            work.kind, spec={**work.spec, **more}, call={**work.call, **more}, labels=state.labels(), size=work.size,
+            work.kind, spec={**work.spec, **more}, call={**work.call, **more}, labels=labels, size=work.size,
             needs=needs, missing=work.missing, packages=work.packages,
         )  # fmt: skip
 

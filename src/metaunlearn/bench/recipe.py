@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -207,6 +208,12 @@ def check_grid(grid: Grid) -> None:
         if bool(prompts.texts) + bool(prompts.file) + theirs != 1:
             said = prompts.model_dump(exclude_defaults=True)
             raise UserError(f"prompts have either texts, or a file, or each concept has its own; got {said}.")
+    for prompts in grid.prompts:
+        if PurePosixPath(prompts.name).name != prompts.name or prompts.name[:1] == "." or "\\" in prompts.name:
+            raise UserError(
+                f"prompts cannot be called {prompts.name!r}, for files of their pictures are: leave out slashes, and a "
+                "dot at the beginning."
+            )
     roles = [prompts.name for prompts in grid.prompts] or ["concept", "related", "unrelated"]
     if grid.pictures != GridPictures():
         _known(grid.pictures.roles, roles, "[grid.pictures]: no pictures have the role")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.bench.cells import SCORES, Cell
-from metaunlearn.bench.cluster import Cluster
+from metaunlearn.bench.cluster import Cluster, check_kind
 from metaunlearn.bench.dropping import Dropping
 from metaunlearn.bench.estimate import Outlook, outlook
 from metaunlearn.bench.executor import Executor, Local
@@ -76,8 +76,11 @@ def dry_run(
     prompts: Sequence[str] = (),
     use: Sequence[str] = (),
     device: str = "cpu",
+    ray: str | None = None,
 ) -> Outlook:
     """What :func:`run_grid` would have to do, what it would take, and what is missing for it."""
+    if ray is not None:
+        check_kind(device)
     asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
     job = prepare(recipe, out, asked, overrides)
     return outlook(job.plan, job.store, job.part.cells, device)
@@ -178,6 +181,13 @@ class _Loop:
             if not outcomes:
                 time.sleep(PAUSE)
                 elsewhere.clear()
+        self._drop_what_is_left()
+
+    def _drop_what_is_left(self) -> None:
+        """By a process that ended before it could, or held for a grid that was given up since."""
+        attacks = {cell.needs["attack"] for cell in self.job.plan.cells.values() if "attack" in cell.needs}
+        for attack in sorted(filter(self.job.store.whole, attacks)):
+            self.dropping.drop(attack)
 
     def write(self) -> None:
         """The tables of all that is whole, also of what other processes made."""

@@ -29,6 +29,8 @@ class Work:
     missing: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     """Beside those that every cell of the kind depends on."""
+    named: str = ""
+    """What people call it beside the state."""
     drawn: Mapping[str, Work] = field(default_factory=dict)
     """The drawing of the pictures that it scores, by the name of its argument; the state's cells are theirs then."""
 
@@ -121,6 +123,7 @@ class Scoring:
             call={**facts, "base": self.base.value, "name": asked.call["name"], "prompts": asked.call["prompts"]},
             size=asked.size,
             missing=tuple(dict.fromkeys([*self.base.missing, *asked.no_prompts])),
+            named=asked.call["name"],
         )
 
     def _judge(self, *, needed: bool) -> Input:
@@ -137,7 +140,7 @@ class _Asked:
     said: str
     """What is asked of the model, as a hash: texts, seeds and guidance, without what a judge should see."""
     first: int | None
-    """So many pictures are drawn; None: all, to be scored."""
+    """So many pictures are drawn; None: all."""
     size: int
     no_prompts: tuple[str, ...]
     """Where to get them, if they are not here."""
@@ -165,7 +168,7 @@ class _Asked:
                 "reference": reference.value,
             },
             said=_said(records) if records else prompts.identity,
-            first=None if one.scores else one.shown,
+            first=None if one.scores or one.shown >= pictures else one.shown,
             size=pictures if one.scores else min(pictures, one.shown),
             no_prompts=prompts.missing,
             missing=(*prompts.missing, *reference.missing, *(text for f in weights.values() for text in f.missing)),

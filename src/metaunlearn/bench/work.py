@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from metaunlearn.bench.cells import Cell, kind_of_device
+from metaunlearn.bench.cells import Cell, check_code, kind_of_device
 from metaunlearn.bench.identity import check_inputs
 from metaunlearn.bench.resolved import check_recipe
 from metaunlearn.bench.store import Store
@@ -64,6 +64,7 @@ def _try(store: Store, cell: Cell, device: str, progress: Progress | None) -> Ou
             progress(label, done, total)
 
     try:
+        check_code(cell)
         check_recipe(cell)
         check_inputs(cell)
         _fill(store, cell, device, watched)

@@ -65,7 +65,7 @@ def bench(
         # A cluster's machines may have what this one has not.
         where = device if ray is not None else o.check_device(device)
         if plan:
-            found = dry_run(recipe, out, **asked, device=where)
+            found = dry_run(recipe, out, **asked, device=where, ray=ray)
         else:
             summary = run_grid(recipe, out, **asked, device=where, ray=ray, progress=console.progress)
     if plan:

@@ -11,7 +11,7 @@ from metaunlearn.draws import draw_into, draws_for, sampling_of
 from metaunlearn.generating import drawing
 from metaunlearn.models import adapt
 from metaunlearn.models.state import load_state
-from metaunlearn.runs import RUN_FILE, Progress, RunFolder
+from metaunlearn.runs import RUN_FILE, Progress, RunFolder, named
 
 
 def make(
@@ -38,7 +38,8 @@ def make(
         model.pipeline, [Prompt(**record) for record in prompts], steps=None, guidance_scale=None
     )
     draws = draws_for(asked, images=images, seed=seed, guidance_scale=sampling.guidance_scale)[:first]
-    request = drawing(str(erase or base), model, draws, steps=sampling.steps)
+    # Not its path, which may be written in another way when a killed cell goes on: a run knows it by its weights.
+    request = drawing(named(model.pipeline), model, draws, steps=sampling.steps)
     run = RunFolder.open(folder, request, resume=(folder / RUN_FILE).exists())
     if not run.complete_before:
         count = None if progress is None else lambda done, total: progress(f"drawing {name}", done, total)
