@@ -32,8 +32,9 @@ from metaunlearn.files import write_atomic
 from metaunlearn.report.charts import as_file
 from metaunlearn.report.grid.curves import attack_charts
 
-LOOKED_AT = ("LoRA", "AdamW, lr x 10", "momentum")
-"""Of the others those that were looked at: the first two when lambda was chosen, the last by ``frontier-canvas``."""
+LOOKED_AT = ("LoRA", "AdamW, lr x 10", "momentum", "attention x")
+"""Of the others those that were looked at: the first two when lambda was chosen, the last two, or like ones, by
+``frontier-canvas``."""
 MALICIOUS = 4
 """Its first checkpoints are those of table1-canvas: what the paper calls malicious finetuning."""
 METHODS = "methods-canvas"
@@ -254,8 +255,8 @@ def other_methods(parts: Sequence[Found]) -> list[str]:
     return [
         "## Other methods",
         f"`metaunlearn bench {METHODS} --out runs/table1`: the mean percentage over all checkpoints of the "
-        "malicious attacks that both models of a line have; *part*: not all of them are measured. At most 0.40 is "
-        "wanted.",
+        "malicious attacks (HRM-m: pictures of several prompts, HRM-s: of one) that both models of a line have, and "
+        "the mean at their last ones; *part*: not all of them are measured. At most 0.40 is wanted.",
         in_markdown(heads, lines),
     ]
 
@@ -266,12 +267,15 @@ def _untouched(found: Found, ratio: Ratio) -> tuple[dict[str, float], dict[str, 
 
 
 def _at_last(found: Found, ratio: Ratio) -> tuple[float, float]:
-    """How often the concept is seen at the last malicious checkpoint that both models have, plain and meta."""
+    """How often the concept is seen at the last checkpoint that both models have, plain and meta: the mean over the
+    malicious attacks."""
     scores = scores_of(found, ratio.concept, ratio.seed, method=ratio.line.method)
     plain, meta = scores["unlearn"], scores["meta-unlearn"]
     malicious = {attack.name for attack in found.grid.attacks if attack.malicious}
-    place = max((step, name) for name, step in plain if name in malicious and (name, step) in meta)[::-1]
-    return plain[place]["concept"], meta[place]["concept"]
+    last = {name: step for name, step in sorted(plain) if name in malicious and (name, step) in meta}
+    return mean(plain[place]["concept"] for place in last.items()), mean(
+        meta[place]["concept"] for place in last.items()
+    )
 
 
 def _means(scores: Sequence[dict[str, float]]) -> dict[str, float]:

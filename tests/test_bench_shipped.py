@@ -10,7 +10,8 @@ import pytest
 from bench_grids import counted
 from conftest import Call
 from metaunlearn.bench.plan import make_plan
-from metaunlearn.bench.recipe import read_bench
+from metaunlearn.bench.recipe import as_overrides, read_bench
+from metaunlearn.erasure.registry import configure
 from metaunlearn.recipe import read_recipe, recipe_names
 
 GRIDS = [name for name in recipe_names() if read_recipe(name).kind == "grid"]
@@ -105,3 +106,18 @@ def test_commands_lead_to_the_folder_that_is_shared(suffix: str) -> None:
     folders = [recipe.command.partition(" --out ")[2] for recipe in commands if recipe.grid]
     assert len(folders) > 5
     assert len(set(folders)) == 1
+
+
+@pytest.mark.parametrize(("recipe", "concept"), [("small-character", "clown"), ("small-style", "openmoji")])
+def test_the_recipes_of_a_character_and_a_style_are_what_was_measured(recipe: str, concept: str) -> None:
+    """resistance-canvas says so by what its concepts set."""
+    [asked] = [one for one in read_bench("resistance-canvas").grid.concepts if one.name == concept]
+    measured = configure("esd-u-1", read_recipe("small"), as_overrides(asked.set))
+    assert configure("esd-u-1", read_recipe(recipe)) == measured
+
+
+def test_sdxl_lasting_is_sd14_lasting_with_what_is_of_xl() -> None:
+    lasting, xl = read_recipe("sdxl-lasting"), read_recipe("sdxl")
+    assert (lasting.attack, lasting.attacks) == (xl.attack, xl.attacks)
+    assert lasting.methods["esd-2025"] == xl.methods["esd-2025"]
+    assert lasting.erase == {**read_recipe("sd14-lasting").erase, "gradient_checkpointing": True}
