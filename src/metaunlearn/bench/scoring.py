@@ -95,11 +95,7 @@ class Scoring:
         )
 
     def _prompts(self, state: State, concept: GridConcept, place: Place, word: str) -> Work:
-        asked = [
-            _Asked.of(one, concept, self.inputs, word)
-            for one in self.grid.prompts
-            if place in one.at and (one.scores or one.shown)
-        ]
+        asked = [_Asked.of(one, concept, self.inputs, word) for one in self.grid.prompts if one.asks(place)]
         judge = self._judge(needed=any(one.asks_judge for one in asked))
         facts = {**_looked_for(concept), "seed": state.seed}
         missing = [*judge.missing, *(text for one in asked for text in one.missing)]
