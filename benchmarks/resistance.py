@@ -273,9 +273,8 @@ def _at_last(found: Found, ratio: Ratio) -> tuple[float, float]:
     plain, meta = scores["unlearn"], scores["meta-unlearn"]
     malicious = {attack.name for attack in found.grid.attacks if attack.malicious}
     last = {name: step for name, step in sorted(plain) if name in malicious and (name, step) in meta}
-    return mean(plain[place]["concept"] for place in last.items()), mean(
-        meta[place]["concept"] for place in last.items()
-    )
+    in_plain, in_meta = (mean(model[place]["concept"] for place in last.items()) for model in (plain, meta))
+    return in_plain, in_meta
 
 
 def _means(scores: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -154,6 +154,7 @@ class _Asked:
         facts = {"name": one.name, "shown": one.shown, "sensitive": one.sensitive}
         hashes = {name: found.identity for metric, found in weights.items() if (name := weights_of(metric))}
         pictures = max(len(records), 1) * one.images
+        first = None if one.scores or one.shown >= pictures else one.shown
         return cls(
             spec={
                 **facts, "prompts": prompts.identity, "scores": one.scores, "weights": hashes,
@@ -164,8 +165,8 @@ class _Asked:
                 "reference": reference.value,
             },
             said=_said(records) if records else prompts.identity,
-            first=None if one.scores or one.shown >= pictures else one.shown,
-            size=pictures if one.scores else min(pictures, one.shown),
+            first=first,
+            size=first or pictures,
             no_prompts=prompts.missing,
             missing=(*prompts.missing, *reference.missing, *(text for f in weights.values() for text in f.missing)),
             asks_judge=any(map(asks_judge, weights)),
