@@ -160,11 +160,16 @@ def test_healing_and_weighing_take_their_time(tiny_model: Path) -> None:
 
 
 def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
-    """Two more inner steps keep two more sets of parameters: 2 x 4 bytes x P. To first order they keep none."""
+    """Two more inner steps keep two more sets of parameters: 2 x 4 bytes x P. To first order they keep none.
+
+    From one step to three it is one set: a difference moves sets of the path, but of theta itself a copy.
+    """
     exact = ["inner_optimizer=sgd", "meta_gradient=auto"]
-    one = doctor.estimate(tiny_model, overrides=[*exact, "inner_steps=1"], speed=1e9)
-    three = doctor.estimate(tiny_model, overrides=[*exact, "inner_steps=3"], speed=1e9)
-    assert three.memory_bytes - one.memory_bytes == 2 * 4 * one.denoiser_parameters
+    one, three, five = (
+        doctor.estimate(tiny_model, overrides=[*exact, f"inner_steps={m}"], speed=1e9) for m in (1, 3, 5)
+    )
+    assert five.memory_bytes - three.memory_bytes == 2 * 4 * one.denoiser_parameters
+    assert three.memory_bytes - one.memory_bytes == 4 * one.denoiser_parameters
     first = [doctor.estimate(tiny_model, overrides=[f"inner_steps={m}"], speed=1e9).memory_bytes for m in (1, 3)]
     assert first[0] == first[1]
     plain = doctor.estimate(tiny_model, overrides=["inner_steps=1"], meta=False, speed=1e9)

@@ -332,3 +332,22 @@ def test_theta_m_is_kept_only_if_wanted() -> None:
     assert dropped.theta_final == {}
     assert kept.theta_final.keys() == theta.keys()
     assert all(torch.equal(p, dropped.gradient[name]) for name, p in kept.gradient.items())
+
+
+def test_a_difference_moves_the_set_that_it_has() -> None:
+    """No third set beside theta_m and the gradient ahead; of theta itself, which is the caller's, a copy."""
+    problem, theta = mlp(3)
+    seen: list[int] = []
+
+    def watched(loss: Loss) -> Loss:
+        def watching(at: Params) -> Tensor:
+            seen.append(at["hidden.weight"].data_ptr())
+            return loss(at)
+
+        return watching
+
+    GradientDifference()(replace(problem, inner_losses=[watched(loss) for loss in problem.inner_losses]), theta)
+    (start, second, third), (*back, moved, last) = seen[:3], seen[3:]
+    assert start == theta["hidden.weight"].data_ptr()
+    assert back == [third, third, second, second]
+    assert moved == last != start

@@ -166,9 +166,9 @@ def counted_seconds(passes: Passes, facts: Facts, settings: EraseSettings, speed
 def parameter_copies(settings: EraseSettings, *, meta: bool, device: str = "cpu") -> int:
     """Copies of theta beside the pipeline's own, on ``device``.
 
-    One is theta; the meta-gradient adds theta_1 .. theta_M, v, a moved theta and the gradients on both sides of it, and
-    what the attacker's optimiser needs. To first order the path and its gradients are not kept. Of a mixture of
-    attackers, the most.
+    One is theta; the meta-gradient adds theta_1 .. theta_M, v, the gradients on both sides of a moved set, and what the
+    attacker's optimiser needs. The set that is moved is one of the path, but for theta itself, of which it is a copy.
+    To first order the path and its gradients are not kept. Of a mixture of attackers, the most.
     """
     if not meta:
         return 1
@@ -179,7 +179,8 @@ def parameter_copies(settings: EraseSettings, *, meta: bool, device: str = "cpu"
         return 1 + 4 + of_path + of_horizon + of_optimizer
     elsewhere = settings.inner_store == "disk" or (settings.inner_store == "host" and device != "cpu")
     of_turn = max(
-        _kept(attacker.steps, elsewhere) + 4 + _optimizer_copies(attacker, elsewhere) for attacker in settings.simulated
+        max(_kept(attacker.steps, elsewhere), 2) + 3 + _optimizer_copies(attacker, elsewhere)
+        for attacker in settings.simulated
     )
     return 1 + of_horizon + of_turn
 

@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.meta.inner import InnerLoop, shift
+from metaunlearn.meta.inner import InnerLoop, move, shift
 from metaunlearn.meta.store import Stack
 from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.models.precision import Products, float32_products
@@ -51,6 +51,9 @@ from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, l
 
 HessianProduct = Callable[[Loss, Params, Params], Params]
 """(L, theta, direction) -> H direction over all of theta; direction is d_m."""
+
+ProductBefore = Callable[[Loss, Params, Params, bool], Params]
+"""The same on the way back, and whether what ``direction`` names of theta is needed no more and may be moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ class DoubleBackward:
 
     def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
         with float32_products("ieee"):
-            return _adjoint(problem, theta, hessian_product=_double_backward)
+            return _adjoint(problem, theta, _double_backward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +170,7 @@ class GradientDifference:
         with float32_products(self.precision):
             return self._product(loss, theta, direction)
 
-    def _product(self, loss: Loss, theta: Params, direction: Params) -> Params:
+    def _product(self, loss: Loss, theta: Params, direction: Params, spent: bool = False) -> Params:
         length = norm(direction)
         if length == 0:
             return {name: torch.zeros_like(p) for name, p in theta.items()}
@@ -179,8 +182,10 @@ class GradientDifference:
         relative_step = self.relative_step or usual_step(theta, self.precision)
         eps = relative_step * _scale(theta, direction) / length
         constant = theta.keys() - direction.keys()  # The attacker's loss may leave out what he does not tune.
-        ahead = value_and_gradient(loss, shift(theta, direction, eps), unused=constant).gradient
-        behind = value_and_gradient(loss, shift(theta, direction, -eps), unused=constant).gradient
+        at = move(theta, direction, eps) if spent else shift(theta, direction, eps)
+        ahead = value_and_gradient(loss, at, unused=constant).gradient
+        # The same set, moved: no third one, and theta + eps d, as rounded, stands in the difference once.
+        behind = value_and_gradient(loss, move(at, direction, -2 * eps), unused=constant).gradient
         # One parameter at a time, so that there are never more than these two sets.
         return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
 
@@ -230,7 +235,7 @@ def double_backward_product(loss: Loss, theta: Params, direction: Params) -> Par
         return _double_backward(loss, theta, direction)
 
 
-def _double_backward(loss: Loss, theta: Params, direction: Params) -> Params:
+def _double_backward(loss: Loss, theta: Params, direction: Params, _: bool = False) -> Params:
     if isinstance(loss, SharedLoss):  # H is a mean over processes, and direction is the same in all of them.
         return loss.average(_double_backward(loss.own, theta, direction))
     at = leaves(theta)
@@ -245,7 +250,7 @@ def _double_backward(loss: Loss, theta: Params, direction: Params) -> Params:
     return dict(zip(at, product, strict=True))
 
 
-def _adjoint(problem: MetaProblem, theta: Params, hessian_product: HessianProduct | None) -> MetaGradient:
+def _adjoint(problem: MetaProblem, theta: Params, hessian_product: ProductBefore | None) -> MetaGradient:
     """The recursion at the top of this file; without ``hessian_product`` every H_m is zero."""
     count = len(problem.inner_losses) if problem.along_path else 1
     terms = OuterTerms(problem.outer, count, problem.inner.decay, problem.active)
@@ -286,10 +291,11 @@ def _adjoint(problem: MetaProblem, theta: Params, hessian_product: HessianProduc
 
 
 def _product_before(
-    thetas: Stack, hessian_product: HessianProduct, loss: Loss, direction: Params, *, keep: bool = False
+    thetas: Stack, hessian_product: ProductBefore, loss: Loss, direction: Params, *, keep: bool = False
 ) -> Params:
     """H_m d_m at theta_{m-1}, which is taken from ``thetas`` only now: the optimiser's way back needs it not.
 
-    With ``keep`` it stays there.
+    With ``keep`` it stays there. theta_0, the last of them, is whoever asks for the meta-gradient's own.
     """
-    return hessian_product(loss, thetas[-1] if keep else thetas.pop(), direction)
+    spent = not keep and len(thetas) > 1
+    return hessian_product(loss, thetas[-1] if keep else thetas.pop(), direction, spent)

@@ -18,7 +18,7 @@ from torch import Tensor
 from metaunlearn.errors import UserError
 from metaunlearn.meta.optimizers import SGD, State, UpdateRule
 from metaunlearn.meta.store import Sets, Stack, Store, on_device
-from metaunlearn.parameters import Loss, Params, add, scale, subset, value_and_gradient
+from metaunlearn.parameters import Loss, Params, add, own_of, scale, subset, value_and_gradient
 
 AS_METHOD = "method"
 """The ``inner_subset`` of an attacker who tunes what the method trains."""
@@ -144,3 +144,9 @@ class InnerLoop:
 def shift(theta: Params, direction: Params, step: float) -> Params:
     """theta + step x direction, where ``direction`` may name only some parameters; the others are shared."""
     return theta | add({name: theta[name] for name in direction}, direction, step)
+
+
+def move(theta: Params, direction: Params, step: float) -> Params:
+    """The same in place: ``theta`` itself is handed back, moved."""
+    torch._foreach_add_(own_of(theta, names=direction), own_of(direction), alpha=step)
+    return theta
