@@ -2,8 +2,9 @@
 
     python benchmarks/end_to_end_scores.py --out runs/official
 
-The loop of ``official_loop.py`` takes ``--steps`` steps at each of ``--rates``, ours those of each of ``--recipes``,
-and all is kept in ``--out``; stopped, the other loop goes on from its last hundred. Then every model is attacked alike,
+The loop of ``official_loop.py`` takes ``--steps`` steps at each of ``--rates``, ours those of each of ``--recipes``
+with what ``--set`` changes in all of them, and all is kept in ``--out``; stopped, the other loop goes on from its last
+hundred. Then every model is attacked alike,
 with AdamW on real pictures of the concept, and measured on the same prompts and seeds. The minutes are of a processor,
 which a busy machine stretches little: of ours the whole run with its pictures, bank and checkpoints, of the other loop
 its steps alone.
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rates", type=float, nargs="+", default=[official_loop.LEARNING_RATE])
     parser.add_argument("--recipes", nargs="+", default=["small", "small-quick"])
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="KEY=VALUE, of every run of ours")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path, default=Path("benchmarks/end_to_end_scores.md"))
     options = parser.parse_args()
@@ -59,7 +61,9 @@ def main() -> None:
         )
         for rate in options.rates
     }
-    models |= {f"ours, {recipe}": erased(options.out / recipe, recipe, options.seed) for recipe in options.recipes}
+    for recipe in options.recipes:
+        name = ", ".join(["ours", recipe, *options.overrides])
+        models[name] = erased(options.out / slug(name), recipe, options.overrides, options.seed)
     data = options.out / "data"
     if not data.exists():
         write_dataset(data, "hrm-m", CONCEPT, 30, step_generator(options.seed, 0, "pictures"))
@@ -110,14 +114,14 @@ def train(out: Path, steps: int, rate: float, seed: int) -> tuple[Path, float]:
     return part.rename(done), seconds
 
 
-def erased(out: Path, recipe: str, seed: int) -> tuple[Path, float]:
+def erased(out: Path, recipe: str, overrides: Sequence[str], seed: int) -> tuple[Path, float]:
     """The same of a run of ours. One that was stopped begins anew: nobody knows how long it had taken."""
     done, part = out / "model", out / "part"
     if done.exists():
         return done, seconds_of(done)
     shutil.rmtree(part, ignore_errors=True)
     began = time.process_time()
-    erase("canvas", [CONCEPT], method="esd-u-1", recipe=recipe, seed=seed, out=part)
+    erase("canvas", [CONCEPT], method="esd-u-1", recipe=recipe, overrides=overrides, seed=seed, out=part)
     seconds = time.process_time() - began
     note_seconds(part, seconds)
     return part.rename(done), seconds
