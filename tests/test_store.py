@@ -63,7 +63,8 @@ class Watched:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_at_most_two_stored_sets_are_on_the_device(mode: MetaGradientMode, name: str) -> None:
     """M = 6. theta_0 is theta itself. Beside theta_M, which is part of the answer, one theta_m at a time; of the
-    gradients g_{m-1} still stands while g_m is fetched. Kept in lists it would be six of each."""
+    gradients g_{m-1} still stands while g_m is fetched. Kept in lists it would be six of each. A difference moves
+    theta itself in the end, whose own bits lie elsewhere meanwhile."""
     problem, theta = mlp(6)
     machines = [Watched(), Watched()]
     stores = iter(machines)
@@ -73,7 +74,7 @@ def test_at_most_two_stored_sets_are_on_the_device(mode: MetaGradientMode, name:
     assert all(torch.equal(found.gradient[key], p) for key, p in expected.gradient.items())
     thetas, gradients = machines
     assert thetas.most == 2
-    assert thetas.moved_out == 5 * len(theta)
+    assert thetas.moved_out == (6 if isinstance(mode, GradientDifference) else 5) * len(theta)
     assert gradients.moved_out == (5 * len(theta) if name in {"adam", "adamw"} else 0)
     assert gradients.most <= 2
 
@@ -98,11 +99,38 @@ def test_other_places_give_the_same_bits(part: str, store: Store) -> None:
     problem, theta = unet(3, torch.float32)
     adapted = None if part == "all" else subset(theta, "x")
     kept = InnerLoop(learning_rate=1e-3, adapted=adapted, optimizer=update_rule("adamw"))
+    before = {name: p.clone() for name, p in theta.items()}
     for mode in (FirstOrder(), DoubleBackward(), GradientDifference()):
         expected = mode(replace(problem, inner=kept), theta).gradient
         found = mode(replace(problem, inner=replace(kept, store=store)), theta).gradient
         assert list(found) == list(expected)
         assert all(torch.equal(found[key], p) for key, p in expected.items())
+        assert all(torch.equal(theta[name], p) for name, p in before.items())
+
+
+def test_theta_is_put_back_whatever_happens_while_it_is_moved() -> None:
+    """A difference moves theta itself where its bits can lie elsewhere: a pass that fails leaves it as it was."""
+    problem, theta = mlp(1, torch.float32)
+    before, passes = {name: p.clone() for name, p in theta.items()}, 0
+
+    def failing(at: Params) -> Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            assert at[WATCHED].data_ptr() == theta[WATCHED].data_ptr()
+            assert not torch.equal(at[WATCHED], before[WATCHED])
+            raise KeyboardInterrupt
+        return problem.inner_losses[0](at)
+
+    inner = replace(problem.inner, store=on_disk)
+    with pytest.raises(KeyboardInterrupt):
+        GradientDifference()(replace(problem, inner=inner, inner_losses=[failing]), theta)
+    assert all(torch.equal(theta[name], p) for name, p in before.items())
+
+
+def test_host_memory_of_a_cpu_is_where_everything_is() -> None:
+    """A set "moved" there would be the same tensors, and theta would not come back from them."""
+    assert host_memory({"tuned": torch.zeros(2)}) == []
 
 
 @pytest.mark.parametrize("store", [host_memory, on_disk])

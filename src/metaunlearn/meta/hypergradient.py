@@ -43,8 +43,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.meta.inner import InnerLoop, move, shift
-from metaunlearn.meta.store import Stack
+from metaunlearn.meta.inner import InnerLoop, move
+from metaunlearn.meta.store import Borrow, Stack, copied, taken
 from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.models.precision import Products, float32_products
 from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, value_and_gradient
@@ -52,8 +52,8 @@ from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, l
 HessianProduct = Callable[[Loss, Params, Params], Params]
 """(L, theta, direction) -> H direction over all of theta; direction is d_m."""
 
-ProductBefore = Callable[[Loss, Params, Params, bool], Params]
-"""The same on the way back, and whether what ``direction`` names of theta is needed no more and may be moved."""
+ProductBefore = Callable[[Loss, Params, Params, Borrow], Params]
+"""The same on the way back, and how what direction names of theta may be moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ class GradientDifference:
         with float32_products(self.precision):
             return self._product(loss, theta, direction)
 
-    def _product(self, loss: Loss, theta: Params, direction: Params, spent: bool = False) -> Params:
+    def _product(self, loss: Loss, theta: Params, direction: Params, borrow: Borrow = copied) -> Params:
         length = norm(direction)
         if length == 0:
             return {name: torch.zeros_like(p) for name, p in theta.items()}
@@ -182,12 +182,13 @@ class GradientDifference:
         relative_step = self.relative_step or usual_step(theta, self.precision)
         eps = relative_step * _scale(theta, direction) / length
         constant = theta.keys() - direction.keys()  # The attacker's loss may leave out what he does not tune.
-        at = move(theta, direction, eps) if spent else shift(theta, direction, eps)
-        ahead = value_and_gradient(loss, at, unused=constant).gradient
-        # The same set, moved: no third one, and theta + eps d, as rounded, stands in the difference once.
-        behind = value_and_gradient(loss, move(at, direction, -2 * eps), unused=constant).gradient
-        # One parameter at a time, so that there are never more than these two sets.
-        return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
+        with borrow(theta, direction) as at:
+            move(at, direction, eps)
+            ahead = value_and_gradient(loss, at, unused=constant).gradient
+            move(at, direction, -2 * eps)  # What it is rounded to stands in the difference once.
+            behind = value_and_gradient(loss, at, unused=constant).gradient
+            # One parameter at a time, so that there are never more than these two sets.
+            return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
 
 
 def _scale(theta: Params, direction: Params) -> float:
@@ -235,7 +236,7 @@ def double_backward_product(loss: Loss, theta: Params, direction: Params) -> Par
         return _double_backward(loss, theta, direction)
 
 
-def _double_backward(loss: Loss, theta: Params, direction: Params, _: bool = False) -> Params:
+def _double_backward(loss: Loss, theta: Params, direction: Params, _: Borrow = copied) -> Params:
     if isinstance(loss, SharedLoss):  # H is a mean over processes, and direction is the same in all of them.
         return loss.average(_double_backward(loss.own, theta, direction))
     at = leaves(theta)
@@ -295,7 +296,7 @@ def _product_before(
 ) -> Params:
     """H_m d_m at theta_{m-1}, which is taken from ``thetas`` only now: the optimiser's way back needs it not.
 
-    With ``keep`` it stays there. theta_0, the last of them, is whoever asks for the meta-gradient's own.
+    With ``keep`` it stays there.
     """
-    spent = not keep and len(thetas) > 1
-    return hessian_product(loss, thetas[-1] if keep else thetas.pop(), direction, spent)
+    theta, borrow = (thetas[-1], copied) if keep else taken(thetas)
+    return hessian_product(loss, theta, direction, borrow)

@@ -146,7 +146,6 @@ def shift(theta: Params, direction: Params, step: float) -> Params:
     return theta | add({name: theta[name] for name in direction}, direction, step)
 
 
-def move(theta: Params, direction: Params, step: float) -> Params:
-    """The same in place: ``theta`` itself is handed back, moved."""
+def move(theta: Params, direction: Params, step: float) -> None:
+    """The same in place."""
     torch._foreach_add_(own_of(theta, names=direction), own_of(direction), alpha=step)
-    return theta

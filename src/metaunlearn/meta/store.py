@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -96,6 +97,16 @@ class Elsewhere:
     def __len__(self) -> int:
         return len(self._below) + (self._newest is not None)
 
+    @contextmanager
+    def lent(self, params: Params, names: Iterable[str]) -> Iterator[Params]:
+        """``params`` themselves, of which those of ``names`` lie elsewhere meanwhile, and are put back bit by bit."""
+        back = self._move({name: params[name] for name in names})
+        try:
+            yield params
+        finally:
+            for name, p in back().items():
+                params[name].detach().copy_(p)
+
 
 def to_host(params: Params) -> Callable[[], Params]:
     """Into host memory, pinned where there is CUDA, so that copies run at full speed and in the stream's order."""
@@ -135,7 +146,9 @@ class ToDisk:
 
 
 def host_memory(alive: Params) -> Stack:
-    """All sets but the newest in host memory."""
+    """All sets but the newest in host memory; where that is the device's own, a list."""
+    if any(p.device.type == "cpu" for p in alive.values()):
+        return []
     return Elsewhere(alive, to_host)
 
 
@@ -146,3 +159,26 @@ def on_disk(alive: Params) -> Stack:
 
 STORES: dict[Literal["device", "host", "disk"], Store] = {"device": on_device, "host": host_memory, "disk": on_disk}
 """What ``inner_store`` may be named."""
+
+Borrow = Callable[[Params, Iterable[str]], AbstractContextManager[Params]]
+"""A set with the values of the first, of which those of the names may be moved in place until it is given back."""
+
+
+@contextmanager
+def copied(params: Params, names: Iterable[str]) -> Iterator[Params]:
+    """A copy of what may be moved."""
+    yield params | {name: params[name].clone() for name in names}
+
+
+@contextmanager
+def given(params: Params, _: Iterable[str]) -> Iterator[Params]:
+    """The set itself, which nobody needs afterwards."""
+    yield params
+
+
+def taken(stack: Stack) -> tuple[Params, Borrow]:
+    """The newest set, taken out, and how it may be moved: theta_0, the last of all, belongs to whoever began there."""
+    last, params = len(stack) == 1, stack.pop()
+    if not last:
+        return params, given
+    return params, stack.lent if isinstance(stack, Elsewhere) else copied
