@@ -37,7 +37,7 @@ from metaunlearn.erasure.esd import BankedForgetLoss, esd_target
 from metaunlearn.erasure.trajectories import TrajectoryBank
 from metaunlearn.generation import generate_images
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models.memory import checkpointing
+from metaunlearn.models.memory import checkpointing, set_aside
 from metaunlearn.models.precision import DTYPES
 from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import subset
@@ -163,7 +163,8 @@ def measure(
     times: list[float] = []
     try:
         run = run_of(model, step, settings)
-        run.run(None, lambda record: times.append(now(model.device)))
+        with set_aside(model.unet, model.device):  # As a run does: theta is a copy.
+            run.run(None, lambda record: times.append(now(model.device)))
     except torch.cuda.OutOfMemoryError:
         return None, None
     seconds = [after - before for before, after in itertools.pairwise(times)]  # The first step is the warm-up.
