@@ -27,8 +27,8 @@ from tiny_models import NEW, new_sdxl
 
 BY_NAME: dict[str, Family] = {"sdxl": FAMILIES[0], "sd21": FAMILIES[1], "sd14": FAMILIES[2]}
 TENSORS = {"sd14": 1130, "sd21": 1214, "sdxl": 2513}
-"""1.4: 686 + 248 + 196. The published files of 1.4 and XL have one or two more, which are no parameters: CLIP's
-position_ids and, in XL, OpenCLIP's logit_scale."""
+"""1.4: 686 + 248 + 196. The published files have a few more, which docs/checkpoints.md lists: of text encoders, CLIP's
+position_ids (1.4, XL), OpenCLIP's logit_scale (2.1, XL) and, of 2.1, its text_projection and its last layer."""
 SOME_KEYS = {
     "sd14": {
         "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
