@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import Call
+from metaunlearn import delta
 from metaunlearn.delta import DELTA_FILE, apply_delta, bit_difference, make_delta, moved_bits
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.models import load, load_pipeline
+from metaunlearn.models import TextToImageModel, load, load_pipeline
 from metaunlearn.parameters import digest
 from tiny_models import new_sd1, new_sdxl
 
@@ -72,10 +74,42 @@ def test_a_damaged_delta_is_noticed(tiny_model: Path, erased: Path, tmp_path: Pa
     save_file(tensors, tmp_path / "damaged.safetensors", metadata)
     with pytest.raises(RunError, match="damaged"):
         apply_delta(tiny_model, tmp_path / "damaged.safetensors", tmp_path / "applied")
-    assert not (tmp_path / "applied" / "model_index.json").exists()
+    assert not (tmp_path / "applied").exists()
     save_file(tensors, tmp_path / "plain.safetensors")
     with pytest.raises(UserError, match="no delta of this version"):
         apply_delta(tiny_model, tmp_path / "plain.safetensors", tmp_path / "other")
+
+
+def test_an_apply_that_broke_off_is_done_by_the_same_command(
+    call: Call, tiny_model: Path, erased: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk was full; once complete the folder stays, and takes no other delta."""
+    out, save = tmp_path / "applied", delta.save_pipeline
+
+    def full(model: TextToImageModel, folder: Path) -> None:
+        save(model, folder)
+        (folder / UNET).unlink()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delta, "save_pipeline", full)
+        assert call("apply", tiny_model, erased / DELTA_FILE, "--out", out).code != 0
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    assert call("apply", tiny_model, erased / DELTA_FILE, "--out", out).code == 0
+    assert (out / UNET).read_bytes() == (erased / UNET).read_bytes()
+    record = (out / "run.json").read_text()
+    assert json.loads(record)["status"] == "complete"
+    assert call("apply", tiny_model, erased / DELTA_FILE, "--out", out).code == 0
+    assert (out / "run.json").read_text() == record
+    make_delta(erased, tiny_model, tmp_path / "back.safetensors")
+    found = call("apply", erased, tmp_path / "back.safetensors", "--out", out)
+    assert found.code == 2
+    assert "asked for differently" in found.err
+    other = new_sd1()
+    other.vae.decoder.conv_in.bias.data += 1  # Its denoiser is the one that was erased from.
+    with pytest.raises(UserError, match=r"asked for differently \(unchanged\)"):
+        apply_delta(other, erased / DELTA_FILE, out)
+    assert (out / UNET).read_bytes() == (erased / UNET).read_bytes()
 
 
 def test_text_encoders_are_part_of_it_and_the_caller_keeps_his(tmp_path: Path) -> None:

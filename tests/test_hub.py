@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,20 @@ import torch
 from metaunlearn.bench.identity import pipeline_identity
 from metaunlearn.cards import _licence_of
 from metaunlearn.errors import UserError
-from metaunlearn.fetching import CONFIGURATION, HALF, PASSED_OVER, PIPELINE, fetch_command, fetch_pipeline
+from metaunlearn.fetching import (
+    CARD,
+    CONFIGURATION,
+    HALF,
+    PASSED_OVER,
+    PIPELINE,
+    SAMPLING_FILE,
+    fetch_command,
+    fetch_pipeline,
+)
+from metaunlearn.generation import Sampling, default_sampling, write_sampling
 from metaunlearn.metrics.hub import FILES, Repository
 from metaunlearn.metrics.safety import FETCH
+from metaunlearn.models import loading
 from metaunlearn.models.loading import load_pipeline
 from tiny_models import NEW
 
@@ -119,6 +132,42 @@ def test_what_is_told_fetches_weights_that_are_there_as_fp16_only(
                 file.unlink()
         found = load_pipeline("somebody/half").unet
         assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), found.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(steps=7, guidance_scale=2.0), Sampling()])
+def test_a_download_has_its_card_and_the_settings_that_it_draws_with(
+    sampling: Sampling, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers fetches neither; a repository may lack both, as one with the usual settings does here."""
+    hub, snapshot = tmp_path / "hub", tmp_path / "cache"
+    shutil.copytree(tiny_model, hub)
+    (hub / SAMPLING_FILE).unlink()
+    write_sampling(hub, sampling)
+    if sampling != Sampling():
+        (hub / CARD).write_text("---\nlicense: openrail++\n---\n")
+    files = [file.relative_to(hub).as_posix() for file in hub.rglob("*") if file.is_file()]
+
+    class Hub:
+        def model_info(self, *_: Any, **__: Any) -> Any:
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+
+    def fetched(_: str, name: str) -> str:
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(hub / name, snapshot / name))
+
+    def download(model: str, **_: Any) -> str:
+        for name in files:
+            if "/" in name or name == "model_index.json":
+                fetched(model, name)
+        return str(snapshot)
+
+    monkeypatch.setattr(loading, "HfApi", Hub)
+    monkeypatch.setattr(loading, "hf_hub_download", fetched)
+    monkeypatch.setattr(loading.DiffusionPipeline, "download", download)
+    index = json.loads((hub / "model_index.json").read_text())
+    monkeypatch.setattr(loading.DiffusionPipeline, "load_config", lambda _: index)
+    assert default_sampling(load_pipeline("somebody/new")) == sampling
+    assert (snapshot / CARD).exists() == (hub / CARD).exists()
 
 
 def test_the_licence_of_a_cached_model_goes_on(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from diffusers import StableDiffusionPipeline
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -27,8 +27,8 @@ from tiny_models import NEW, new_sdxl
 
 BY_NAME: dict[str, Family] = {"sdxl": FAMILIES[0], "sd21": FAMILIES[1], "sd14": FAMILIES[2]}
 TENSORS = {"sd14": 1130, "sd21": 1214, "sdxl": 2513}
-"""1.4: 686 + 248 + 196. The published files of 1.4 and XL have one or two more, which are no parameters: CLIP's
-position_ids and, in XL, OpenCLIP's logit_scale."""
+"""1.4: 686 + 248 + 196. The published files have a few more, which docs/checkpoints.md lists: of text encoders, CLIP's
+position_ids (1.4, XL), OpenCLIP's logit_scale (2.1, XL) and, of 2.1, its text_projection and its last layer."""
 SOME_KEYS = {
     "sd14": {
         "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
@@ -205,6 +205,43 @@ def test_what_a_file_says_it_predicts_counts(tmp_path: Path, caplog: pytest.LogC
     mute = load_single_file(tmp_path / "mute.safetensors", tmp_path / "sd2")
     assert mute.scheduler.config.prediction_type == NEW["sd2"]().scheduler.config.prediction_type
     assert "mute.safetensors does not say what it predicts" in caplog.text
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("name", NEW)
+def test_whether_a_schedule_ends_in_pure_noise_goes_around(name: str, zero: bool, tmp_path: Path) -> None:
+    """In every family, whatever the configuration folder says."""
+    pipeline, other = NEW[name](), NEW[name]()
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction", rescale_betas_zero_snr=zero)
+    other.scheduler.register_to_config(prediction_type="v_prediction", rescale_betas_zero_snr=not zero)
+    save_single_file(pipeline, tmp_path / "model.safetensors")
+    import_checkpoint(tmp_path / "model.safetensors", tmp_path / "back", config=_saved(other, tmp_path / "config"))
+    found = load_pipeline(tmp_path / "back").scheduler
+    assert found.config.rescale_betas_zero_snr is zero
+    assert (float(found.alphas_cumprod[-1]) < 1e-6) is zero
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_a_scheduler_without_place_for_what_a_file_says_is_refused(name: str, tmp_path: Path) -> None:
+    """PNDM has no zero terminal SNR: refused, also where the file is somebody else's and has the tensors only. A file
+    that says it has none is at home there."""
+    pipeline = NEW[name]()
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
+    file, config = tmp_path / "model.safetensors", _saved(pipeline, tmp_path / "config")
+    pipeline = NEW[name]()
+    save_single_file(pipeline, file)
+    assert type(load_single_file(file, config).scheduler) is PNDMScheduler
+    pipeline.scheduler.register_to_config(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    save_single_file(pipeline, file)
+    says = "rescale_betas_zero_snr = True of its schedule, but the PNDMScheduler .* no such setting"
+    with pytest.raises(UserError, match=says):
+        load_single_file(file, config)
+    save_file(load_file(file), file)
+    if name == "sdxl":
+        with pytest.raises(UserError, match=says):
+            load_single_file(file, config)
+    else:
+        load_single_file(file, config)
 
 
 def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:

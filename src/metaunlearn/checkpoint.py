@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -46,10 +47,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of a ``torch.optim`` optimiser as flat tensors named ``optimizer.{parameter index}.{key}``."""
-    state = optimizer.state_dict()["state"]
     return {
         f"{OPTIMIZER}{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for index, slots in state.items()
+        for index, slots in _flat(optimizer)["state"].items()
         for key, value in slots.items()
     }
 
@@ -57,13 +57,30 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`optimizer_tensors` took; hyperparameters stay as they are."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for name, tensor in tensors.items():
         if name.startswith(OPTIMIZER):
             index, key = name.removeprefix(OPTIMIZER).split(".", 1)
-            p = parameters[int(index)]
-            state.setdefault(int(index), {})[key] = piece(tensor, p) if tensor.shape == p.shape else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            state.setdefault(int(index), {})[key] = _slot(tensor, parameters[int(index)])
+    optimizer.load_state_dict({"state": state, "param_groups": _flat(optimizer)["param_groups"]})
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's ``state_dict`` as torch lays it out: bitsandbytes' own puts tensors into a dict inside it.
+
+    Their ``load_state_dict`` takes either.
+    """
+    return torch.optim.Optimizer.state_dict(optimizer)
+
+
+def _slot(tensor: Tensor, p: Tensor) -> Tensor | int:
+    """What an optimiser kept of ``p``, from the tensor that it became.
+
+    A single integer was an int: torch's own count steps in floats, and bitsandbytes takes no tensor for its count.
+    """
+    if tensor.ndim == 0 and tensor.dtype == torch.int64:
+        return int(tensor)
+    return piece(tensor, p) if tensor.shape == p.shape else tensor
 
 
 def save_training(

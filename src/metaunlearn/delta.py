@@ -84,8 +84,9 @@ def _write(out: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, Any]) 
 def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
     """Write ``base`` with ``delta`` applied to the new folder ``out``: bit for bit the model that was erased.
 
-    Raises UserError before anything is written when ``base`` is not what the delta was made from, and RunError should
-    the result not be what it was made to.
+    The same call again finishes an ``out`` that was begun, and leaves a complete one as it is. Raises UserError before
+    anything is written when ``base`` is not what the delta was made from, and RunError should the result not be what it
+    was made to.
     """
     if not delta.is_file():
         raise UserError(f"there is no delta {delta}; expected a file that erase --delta or metaunlearn delta wrote.")
@@ -101,16 +102,18 @@ def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
                         f"the base's {component} has SHA-256 {found}, but the delta {delta} was made from {expected}; "
                         "give the very model that was erased (BASE)."
                     )
-            request = {"command": "apply", "delta": sha256(delta), **hashes}
-            folder = RunFolder.open(out, request, resume=False)
             _add(modules, file)
     except SafetensorError as error:
         raise UserError(f"the delta {delta} cannot be read as a .safetensors file: {error}") from error
     for component, expected in hashes["result"].items():
         if digest(dict(modules[component].named_parameters())) != expected:
             raise RunError(f"the result's {component} is not what the delta {delta} was made to; its file is damaged.")
-    save_pipeline(adapt(pipeline), out)
-    folder.finish()
+    as_it_was = {name: digest(dict(m.named_parameters())) for name, m in modules.items() if name not in hashes["base"]}
+    request = {"command": "apply", "delta": sha256(delta), **hashes, "unchanged": as_it_was}
+    folder = RunFolder.open(out, request, resume=True)  # Begun by the same call or, if complete, its result already.
+    if not folder.complete_before:
+        save_pipeline(adapt(pipeline), out)
+        folder.finish()
     return {"out": str(out), "components": sorted(hashes["base"]), "result": hashes["result"]}
 
 

@@ -9,6 +9,8 @@ HUB_SECONDS = 10
 
 CARD = "README.md"
 """What says a model's licence, which goes on to what is made of it."""
+SAMPLING_FILE = "sampling.json"
+"""Beside ``model_index.json``: the sampling settings that a pipeline was made for, unless they are the usual ones."""
 CONFIGURATION = ("*.json", "*.txt")
 """Of a pipeline: all but its weights."""
 PIPELINE = (*CONFIGURATION, CARD, "*/*model.safetensors", "*/*model-*.safetensors")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import write_json
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.memory_format import channels_last
@@ -28,8 +29,6 @@ BATCH = 32
 """Pictures that go through a pipeline together, if they have at most ``SIDE`` x ``SIDE`` pixels."""
 SIDE = 256
 """Larger pictures come in batches of as many pixels as ``BATCH`` of this side have."""
-SAMPLING_FILE = "sampling.json"
-"""Beside ``model_index.json``: the sampling settings that a pipeline was made for, unless they are the usual ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import whole_or_absent, write_json
-from metaunlearn.generation import SAMPLING_FILE, default_sampling, write_sampling
+from metaunlearn.generation import default_sampling, write_sampling
 from metaunlearn.models.interface import TextToImageModel
 
 WHOLE = "100GB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError, first_line
-from metaunlearn.fetching import CARD, HUB_SECONDS, ways_to_fetch
+from metaunlearn.fetching import CARD, HUB_SECONDS, SAMPLING_FILE, ways_to_fetch
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import networks
 
@@ -121,10 +120,11 @@ def _load_from_hub(model: str) -> Any:
         files = [file.rfilename for file in HfApi().model_info(model, timeout=HUB_SECONDS).siblings or []]
         variant = choose_variant(files, model)
         options = _options(DiffusionPipeline.load_config(model))
-        folder = Path(DiffusionPipeline.download(model, variant=variant, **options))
-        with contextlib.suppress(Exception):  # Not every model has a card.
-            hf_hub_download(model, CARD)
-        return load_folder(folder)
+        # Beside the components and before them: what is whole in the cache is not asked for again.
+        for name in (CARD, SAMPLING_FILE):
+            if name in files:
+                hf_hub_download(model, name)
+        return load_folder(Path(DiffusionPipeline.download(model, variant=variant, **options)))
     except UserError:
         raise
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.

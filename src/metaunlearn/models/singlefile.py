@@ -36,7 +36,7 @@ from metaunlearn.models.layout import (
     to_original,
     usual_names,
 )
-from metaunlearn.models.layout.markers import marker_metadata, marker_tensors, said_by
+from metaunlearn.models.layout.markers import USUAL, marker_metadata, marker_tensors, said_by
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -189,20 +189,27 @@ def _scheduler(path: Path, family: Family, folder: Path, index: dict[str, Any], 
         raise UserError(
             f"the configuration folder {folder} (config=..., --config DIR) has no scheduler that can be read: {error}"
         ) from error
-    configured = scheduler.config.get("prediction_type", "epsilon")
-    if not said:
-        if family.ambiguous:
-            logger.warning(
-                "%s does not say what it predicts, as files of %s may do either; taken from %s: %s",
-                path, family.name, folder, configured,
-            )  # fmt: skip
-        return scheduler
-    if said["prediction_type"] != configured:
+    configured = scheduler.config.get("prediction_type", USUAL["prediction_type"])
+    if "prediction_type" not in said and family.ambiguous:
+        logger.warning(
+            "%s does not say what it predicts, as files of %s may do either; taken from %s: %s",
+            path, family.name, folder, configured,
+        )  # fmt: skip
+    if said.get("prediction_type", configured) != configured:
         logger.warning(
             "%s predicts %s, as it says itself; %s, which says %s, is not followed in that",
             path, said["prediction_type"], folder, configured,
         )  # fmt: skip
-    return kind.from_config(scheduler.config, **said)
+    found = kind.from_config(scheduler.config, **said)
+    lost = [f"{key} = {value}" for key, value in said.items() if found.config.get(key, USUAL[key]) != value]
+    if lost:
+        raise UserError(
+            f"MODEL {path} says {', '.join(lost)} of its schedule, but the {kind.__name__} of the configuration folder "
+            f"{folder} (config=..., --config DIR) has no such setting and would draw with other noise levels than the "
+            "model was trained on. Give a folder with a scheduler that has it, such as a DDIMScheduler or an "
+            "EulerDiscreteScheduler (in its model_index.json and its scheduler/scheduler_config.json)."
+        )
+    return found
 
 
 def _assembled(family: Family, folder: Path, index: dict[str, Any], modules: dict[str, Any], scheduler: Any) -> Any:

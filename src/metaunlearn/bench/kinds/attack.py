@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metaunlearn.attacking import attack
 from metaunlearn.attacks.registry import strengths_of
-from metaunlearn.generation import SAMPLING_FILE
+from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.models.state import load_state
 from metaunlearn.runs import RUN_FILE, Progress
 

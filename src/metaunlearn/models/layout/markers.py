@@ -1,8 +1,8 @@
 """What a file in the original layout says, beside its weights, of what the model predicts.
 
 ComfyUI and A1111 take an XL file for one that predicts v by an empty tensor ``v_pred``, and for one whose schedule ends
-in pure noise by ``ztsnr``; ModelSpec's metadata, which they write, have it in words. A 2.x file without them does not
-say which of the two it is.
+in pure noise by ``ztsnr``; ModelSpec's metadata, which they write, have the former in words, for files of any family. A
+2.x file without them does not say which of the two it is. For the latter there is no such word but this package's own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 PREDICTION = "modelspec.prediction_type"
+ENDS_IN_NOISE = "metaunlearn.rescale_betas_zero_snr"
+"""Key of our metadata: ``true`` or ``false``."""
 V, ZERO_SNR = "v_pred", "ztsnr"
 EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 """Tensors of XL files that were trained on other noise levels: CosXL's and Playground 2.5's."""
 IN_WORDS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 """diffusers' names of prediction types, and ModelSpec's."""
 SAID = {word: name for name, word in IN_WORDS.items()} | {name: name for name in IN_WORDS}
+USUAL: dict[str, Any] = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+"""What a scheduler whose configuration lacks these settings does."""
 
 
 def marker_tensors(scheduler: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -32,13 +36,14 @@ def marker_tensors(scheduler: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def marker_metadata(scheduler: Mapping[str, Any]) -> dict[str, str]:
     """The same in words, of a model of any family."""
-    prediction = scheduler.get("prediction_type", "epsilon")
-    return {PREDICTION: IN_WORDS.get(prediction, prediction)}
+    prediction, zero = (scheduler.get(key, usual) for key, usual in USUAL.items())
+    return {PREDICTION: IN_WORDS.get(prediction, prediction), ENDS_IN_NOISE: "true" if zero else "false"}
 
 
 def said_by(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
     """The scheduler's settings that a file with these tensors and metadata gives; empty: it says nothing."""
-    if V in keys:
-        return {"prediction_type": "v_prediction", **({"rescale_betas_zero_snr": True} if ZERO_SNR in keys else {})}
-    said = SAID.get(metadata.get(PREDICTION, "").lower())
-    return {"prediction_type": said} if said else {}
+    marked = V in keys
+    prediction = "v_prediction" if marked else SAID.get(metadata.get(PREDICTION, "").lower())
+    zero = True if marked and ZERO_SNR in keys else {"true": True, "false": False}.get(metadata.get(ENDS_IN_NOISE, ""))
+    said = {"prediction_type": prediction, "rescale_betas_zero_snr": zero}
+    return {key: value for key, value in said.items() if value is not None}
