@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,12 +16,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from peft import LoraConfig
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt
 from metaunlearn.models.loading import choose_variant, load_pipeline
-from tiny_models import new_sd1, new_sdxl, new_vae
+from tiny_models import new_sd1, new_sdxl, new_vae, shorter, text_config
 
 
 def without(pipeline: Any, *parts: str) -> Any:
@@ -29,9 +31,9 @@ def without(pipeline: Any, *parts: str) -> Any:
     return pipeline
 
 
-def with_unet(**options: Any) -> Any:
-    """The tiny 1.x pipeline with a denoiser of other options."""
-    pipeline = new_sd1()
+def with_unet(make: Any = new_sd1, **options: Any) -> Any:
+    """A tiny pipeline, of 1.x unless ``make`` is given, with a denoiser of other options."""
+    pipeline = make()
     own = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
     pipeline.unet = UNet2DConditionModel.from_config({**own, **options})
     return pipeline
@@ -58,6 +60,20 @@ def with_adapter() -> Any:
 def with_long_prompts() -> Any:
     pipeline = new_sd1()
     pipeline.tokenizer.model_max_length = 1000
+    return pipeline
+
+
+def with_second_encoder(kind: Any, **options: Any) -> Any:
+    """The tiny XL pipeline with a second text encoder of another class, or of other options."""
+    pipeline = new_sdxl()
+    config = text_config(pipeline.tokenizer_2, 16, layers=2, hidden_act="gelu", **options)
+    pipeline.text_encoder_2 = kind(config)
+    return pipeline
+
+
+def with_two_lengths() -> Any:
+    pipeline = new_sdxl()
+    pipeline.tokenizer_2 = shorter(copy.deepcopy(pipeline.tokenizer_2), 12)
     return pipeline
 
 
@@ -98,6 +114,13 @@ NO_CROSS_ATTENTION = {
         (lambda: with_unet(sample_size=None), "how large its latents are"),
         (lambda: with_unet(cross_attention_dim=24), "give 16 numbers a token and its denoiser takes 24"),
         (with_long_prompts, "cuts prompts at 1000 tokens and its text_encoder has places for"),
+        (lambda: with_second_encoder(CLIPTextModel), "text_encoder_2 is a CLIPTextModel, .* CLIPTextModelWithProj"),
+        (with_two_lengths, "tokenizer cuts and fills prompts to 16 tokens and its tokenizer_2 to 12, .* both to 12"),
+        (
+            lambda: with_second_encoder(CLIPTextModelWithProjection, projection_dim=20),
+            r"takes 36 numbers .* \(addition_embed_type=text_time\); expected text_time and 44: 20 .* and 24 of sizes",
+        ),
+        (lambda: with_unet(new_sdxl, addition_embed_type=None), r"\(addition_embed_type=None\); expected text_time"),
         (object, "MODEL is a object, which has no adapter"),
     ],
 )

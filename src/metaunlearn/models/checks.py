@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, ConsistencyDecoderVAE, UNet2DConditionModel
+from transformers import CLIPTextModelWithProjection
 
 from metaunlearn.errors import UserError
 
@@ -18,6 +19,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 """Who reads a prompt, and who is told."""
+
+TIME_IDS = 6
+"""Sizes that XL's denoiser is told: original height and width, top and left of the crop, target height and width."""
 
 AUTOENCODERS = (AutoencoderKL, AsymmetricAutoencoderKL, ConsistencyDecoderVAE)
 """Those whose encoder gives a distribution."""
@@ -65,6 +69,8 @@ def check_pipeline(pipeline: Any) -> str:
         _check_text(pipeline, tokenizer, encoder)
     _check_width(pipeline)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
+    if "XL" in name:
+        _check_two_encoders(pipeline)
     _check_autoencoder(pipeline.vae)
     return name
 
@@ -103,6 +109,30 @@ def _check_width(pipeline: Any) -> None:
         raise UserError(
             f"MODEL's text encoders give {width} numbers a token and its denoiser takes {expected}: they are not of "
             "one model."
+        )
+
+
+def _check_two_encoders(pipeline: Any) -> None:
+    """Of XL: their tokens lie side by side, and the second one's embedding of the whole prompt goes beside sizes."""
+    second, unet = pipeline.text_encoder_2, pipeline.unet.config
+    if not isinstance(second, CLIPTextModelWithProjection):
+        raise UserError(
+            f"MODEL's text_encoder_2 is a {type(second).__name__}, which gives no embedding of the whole prompt; "
+            "expected a CLIPTextModelWithProjection. Give the model with the text encoder that it was trained with."
+        )
+    lengths = [pipeline.tokenizer.model_max_length, pipeline.tokenizer_2.model_max_length]
+    if lengths[0] != lengths[1]:
+        raise UserError(
+            f"MODEL's tokenizer cuts and fills prompts to {lengths[0]} tokens and its tokenizer_2 to {lengths[1]}, but "
+            f"the denoiser reads their tokens side by side: set the model_max_length of both to {min(lengths)}."
+        )
+    pooled, sizes = second.config.projection_dim, TIME_IDS * (unet.addition_time_embed_dim or 0)
+    if unet.addition_embed_type != "text_time" or pooled + sizes != unet.projection_class_embeddings_input_dim:
+        raise UserError(
+            f"MODEL's denoiser takes {unet.projection_class_embeddings_input_dim} numbers beside the tokens "
+            f"(addition_embed_type={unet.addition_embed_type}); expected text_time and {pooled + sizes}: {pooled} of "
+            f"its text_encoder_2's embedding of the prompt and {sizes} of sizes. They are not of one model: give the "
+            "denoiser and the text encoders of the same one."
         )
 
 
