@@ -48,6 +48,16 @@ def test_a_component_that_is_missing_is_named(folder: Path, component: str) -> N
         load_pipeline(folder)
 
 
+def test_components_may_be_links_to_folders(folder: Path, tmp_path: Path) -> None:
+    """As where several models share a store."""
+    there = load_pipeline(folder).unet
+    for component in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        (folder / component).rename(tmp_path / component)
+        (folder / component).symlink_to(tmp_path / component)
+    found = load_pipeline(folder).unet
+    assert all(torch.equal(a, b) for a, b in zip(there.parameters(), found.parameters(), strict=True))
+
+
 def test_a_tokenizer_without_a_vocabulary(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer.json").unlink()
     says = "its tokenizer has no vocabulary, neither tokenizer.json nor vocab.json and merges.txt"

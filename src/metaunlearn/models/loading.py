@@ -53,7 +53,7 @@ def load_folder(path: Path) -> Any:
     try:
         named = json.loads(index.read_text())
         options = _options(named)
-        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        files = [file.relative_to(path).as_posix() for file in path.glob("unet/*") if file.is_file()]
         parts = networks(path, named, choose_variant(files, str(path)))
         return DiffusionPipeline.from_pretrained(path, local_files_only=True, **options, **parts)
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
