@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import (
     AutoencoderTiny,
     StableDiffusionInpaintPipeline,
@@ -21,7 +22,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt
-from metaunlearn.models.loading import choose_variant, load_pipeline
+from metaunlearn.models.loading import load_pipeline
+from metaunlearn.models.variants import choose_variant
 from tiny_models import new_sd1, new_sdxl, new_vae, shorter, text_config
 
 
@@ -168,6 +170,33 @@ def test_half_precision_variants_are_found_and_cast(tmp_path: Path) -> None:
     assert choose_variant([f"{name}-00001-of-00002.safetensors"], "m") is None
     with pytest.raises(UserError, match="no variant that is known"):
         choose_variant([f"{name}.int4.safetensors"], "m")
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_every_component_has_a_variant_of_its_own(variant: str, component: str, tmp_path: Path) -> None:
+    """One in half precision among plain ones, whichever it is; the others' numbers are the plain ones."""
+    pipeline = new_sdxl()
+    pipeline.save_pretrained(tmp_path / "model")
+    plain = load_pipeline(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / component)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    getattr(pipeline, component).to(dtype).save_pretrained(tmp_path / "model" / component, variant=variant)
+    found = load_pipeline(tmp_path / "model")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for a, b in zip(getattr(plain, name).parameters(), getattr(found, name).parameters(), strict=True):
+            assert torch.equal(a.to(dtype).float() if name == component else a, b)
+
+
+def test_a_component_as_a_pickle_only_is_named(tmp_path: Path) -> None:
+    new_sd1().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(UserError, match=r"has its text_encoder as a pickle only \(text_encoder/pytorch_model.bin\)"):
+        load_pipeline(tmp_path / "model")
+    weights.with_name("pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"no weights of a text_encoder: expected text_encoder/model\.safetensors"):
+        load_pipeline(tmp_path / "model")
 
 
 def test_a_hub_id_without_a_network_says_how_to_fetch_it(call: Call, tmp_path: Path, monkeypatch: Any) -> None:
