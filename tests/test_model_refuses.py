@@ -14,7 +14,6 @@ from diffusers import (
     AutoencoderTiny,
     StableDiffusionInpaintPipeline,
     StableDiffusionXLImg2ImgPipeline,
-    UNet2DConditionModel,
 )
 from peft import LoraConfig
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -24,20 +23,12 @@ from metaunlearn.errors import UserError
 from metaunlearn.models import adapt
 from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.variants import choose_variant
-from tiny_models import new_sd1, new_sdxl, new_vae, shorter, text_config
+from tiny_models import new_sd1, new_sdxl, new_vae, shorter, text_config, with_unet
 
 
 def without(pipeline: Any, *parts: str) -> Any:
     for part in parts:
         setattr(pipeline, part, None)
-    return pipeline
-
-
-def with_unet(make: Any = new_sd1, **options: Any) -> Any:
-    """A tiny pipeline, of 1.x unless ``make`` is given, with a denoiser of other options."""
-    pipeline = make()
-    own = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
-    pipeline.unet = UNet2DConditionModel.from_config({**own, **options})
     return pipeline
 
 
@@ -92,6 +83,11 @@ def refiner() -> Any:
     )
 
 
+TEXT_TIME = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 12 + 6 * 4,
+}
 NO_CROSS_ATTENTION = {
     "down_block_types": ["DownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "UpBlock2D"],
@@ -114,6 +110,18 @@ NO_CROSS_ATTENTION = {
         (with_tiny_autoencoder, "autoencoder is a AutoencoderTiny"),
         (with_adapter, r"adapter \(LoRA\)"),
         (lambda: with_unet(sample_size=None), "how large its latents are"),
+        (lambda: with_unet(num_class_embeds=10), r"a class .* \(class_embed_type=None, num_class_embeds=10\)"),
+        (lambda: with_unet(class_embed_type="timestep"), r"\(class_embed_type=timestep, num_class_embeds=None\)"),
+        (lambda: with_unet(**TEXT_TIME), r"more than tokens \(addition_embed_type=text_time; expected None or text\)"),
+        (
+            lambda: with_unet(encoder_hid_dim_type="text_image_proj", encoder_hid_dim=16, cross_attention_dim=16),
+            "reads pictures beside its prompts .*text_image_proj",
+        ),
+        (
+            lambda: with_unet(encoder_hid_dim_type="text_proj", encoder_hid_dim=20),
+            "give 16 numbers a token and its denoiser takes 20",
+        ),
+        (lambda: with_unet(cross_attention_dim=(16, 24)), "give 16 numbers a token and its denoiser takes 16 and 24"),
         (lambda: with_unet(cross_attention_dim=24), "give 16 numbers a token and its denoiser takes 24"),
         (with_long_prompts, "cuts prompts at 1000 tokens and its text_encoder has places for"),
         (lambda: with_second_encoder(CLIPTextModel), "text_encoder_2 is a CLIPTextModel, .* CLIPTextModelWithProj"),
