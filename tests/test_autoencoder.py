@@ -13,16 +13,18 @@ from torch import Tensor
 
 from conftest import Call
 from metaunlearn import canvas, doctor
+from metaunlearn.attacks.from_pictures import repainted
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import prompts_for
 from metaunlearn.data.imagefolder import read_imagefolder, to_uint8
 from metaunlearn.doctor.drawing import autoencoder_peaks, drawing_facts
 from metaunlearn.erasure.prepare import own_pictures
 from metaunlearn.generation import generate_images, picture_size, pictures_at_once
-from metaunlearn.models import TextToImageModel, autoencoder, load
+from metaunlearn.models import TextToImageModel, adapt, autoencoder, load, rebuilt
 from metaunlearn.models.autoencoder import decoded_at_once, encoded_at_once
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
+from tiny_models import new_sd1, new_sdxl, with_unet
 
 PROMPTS = ["a dog", "a cat", "a fox", "an owl", "a bus"]
 
@@ -96,6 +98,21 @@ def test_picture_batch_is_heard(model: TextToImageModel, monkeypatch: pytest.Mon
     assert decodes == [2, 2, 1]
     unset = resolve(EraseSettings, {**read_recipe("small").erase, "picture_batch": 2}, ["picture_batch=none"])
     assert unset.picture_batch is None
+
+
+@pytest.mark.parametrize("make", [new_sd1, new_sdxl])
+@pytest.mark.parametrize("side", [[16, 12], [12, 20]])
+def test_oblong_pictures_are_trained_on_as_their_centre_square(make: Any, side: list[int], tmp_path: Path) -> None:
+    """With a folder for them and without; XL's, repainted, are squares, too."""
+    model = adapt(rebuilt(with_unet(make, sample_size=side)))
+    settings = resolve(EraseSettings, read_recipe("small").erase, ["forget_images=2"])
+    prompts = prompts_for(model.pipeline, ["zebra"])
+    kept = own_pictures(model, "forget", prompts, settings, 0, tmp_path / "pictures", None)
+    found = own_pictures(model, "forget", prompts, settings, 0, None, None)
+    assert found.images.shape == (2, 3, 24, 24)
+    assert torch.equal(found.images, kept.images)
+    starts = (found.images + 1) / 2
+    assert repainted(model, starts, found.texts, 0.5, [1, 2], None).shape == starts.shape
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])

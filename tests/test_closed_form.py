@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,11 @@ from metaunlearn.erasure.rece import Rece, surviving_embedding
 from metaunlearn.erasure.registry import configure
 from metaunlearn.erasure.uce import TokenChanges, Uce, closed_form_edit, concept_tokens, edited_matrices
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.models import TextToImageModel, load
+from metaunlearn.models import TextToImageModel, adapt, load
 from metaunlearn.parameters import Params
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import Settings, resolve
+from tiny_models import with_unet
 
 FAST = ("steps=2", "forget_images=4", "retain_images=4", "batch_size=4", "meta_gradient=first-order")
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -38,6 +40,10 @@ def model(tiny_model: Path) -> TextToImageModel:
 
 @pytest.fixture(scope="module")
 def task(model: TextToImageModel) -> ErasureTask:
+    return task_of(model)
+
+
+def task_of(model: TextToImageModel) -> ErasureTask:
     return ErasureTask(
         model=model, prompts=PROMPTS, settings=resolve(EraseSettings, read_recipe("small").erase), seed=0
     )
@@ -57,11 +63,12 @@ def least_squares(W: Tensor, rows: list[tuple[float, Tensor, Tensor]], anchor: f
 
 
 def encoded(model: TextToImageModel, text: str) -> tuple[Tensor, int]:
-    """(T, D) in float64 and how many of its tokens are not padding, by the tokenizer's own mask."""
+    """(T, D) in float64, as keys and values read it; how many tokens are no padding, by the tokenizer's own mask."""
     tokenizer = model.pipeline.tokenizer
     ids = tokenizer(text, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
+    projection = model.unet.encoder_hid_proj or torch.nn.Identity()
     with torch.no_grad():
-        rows = model.pipeline.text_encoder(ids.input_ids)[0][0].double()
+        rows = projection(model.pipeline.text_encoder(ids.input_ids)[0][0]).double()
     return rows, int(ids.attention_mask.sum())
 
 
@@ -147,6 +154,21 @@ def test_presets_edit_which_tokens_they_say(
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 16, "cross_attention_dim": 24},
+        {"cross_attention_dim": (16, 16)},
+    ],
+)
+def test_edits_are_for_what_keys_and_values_read(options: dict[str, Any]) -> None:
+    """Tokens behind the denoiser's own projection, here of 16 to 24 numbers, which stays; or one width by block."""
+    model = adapt(with_unet(**options))
+    assert model.text_width == 16
+    test_presets_edit_which_tokens_they_say(model, task_of(model), "uce-2023", uce_2023_rows)
+    test_rece_edits_what_survived_anchored_on_the_current_matrices(model, task_of(model))
+
+
+@pytest.mark.parametrize(
     ("name", "kept", "rows"),
     [("uce-2023", 1, uce_2023_rows), ("uce-2025", 0, uce_2025_rows), ("rece", 1, None)],
 )
@@ -212,12 +234,14 @@ def test_rece_edits_what_survived_anchored_on_the_current_matrices(model: TextTo
     names = [key for key in before if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
     current = Uce().edit(task).theta
     for _ in range(2):
-        left = torch.cat([*(current[n].double() for n in names), 0.1**0.5 * torch.eye(16, dtype=torch.float64)])
+        left = torch.cat(
+            [*(current[n].double() for n in names), 0.1**0.5 * torch.eye(guide.shape[1], dtype=torch.float64)]
+        )
         survived = []
         for text in PROMPTS.edited:
             c = encoded(model, text)[0]
             right = torch.cat(
-                [*(before[n].double() @ c.T for n in names), torch.zeros(16, len(c), dtype=torch.float64)]
+                [*(before[n].double() @ c.T for n in names), torch.zeros(c.shape[1], len(c), dtype=torch.float64)]
             )
             survived += list(torch.linalg.lstsq(left, right).solution.T)
         edited = {}

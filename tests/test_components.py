@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from conftest import Call
+from metaunlearn.bench.identity import pipeline_identity
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt, load, load_pipeline
 from metaunlearn.pipelines import save_pipeline
@@ -46,6 +47,27 @@ def test_a_component_that_is_missing_is_named(folder: Path, component: str) -> N
     says = "no weights of a denoiser" if component == "unet" else f"has a {component}, its folder has none"
     with pytest.raises(UserError, match=says):
         load_pipeline(folder)
+
+
+def test_components_may_be_links_to_folders(folder: Path, tmp_path: Path) -> None:
+    """As where several models share a store."""
+    there = load_pipeline(folder).unet
+    for component in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        (folder / component).rename(tmp_path / component)
+        (folder / component).symlink_to(tmp_path / component)
+    found = load_pipeline(folder).unet
+    assert all(torch.equal(a, b) for a, b in zip(there.parameters(), found.parameters(), strict=True))
+
+
+def test_a_grid_knows_weights_behind_links_to_folders(folder: Path, tmp_path: Path) -> None:
+    """The same model as without links; another one when what the link leads to is."""
+    plain = pipeline_identity(str(folder))
+    (folder / "unet").rename(tmp_path / "unet")
+    (folder / "unet").symlink_to(tmp_path / "unet")
+    assert pipeline_identity(str(folder)) == plain
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    assert pipeline_identity(str(folder)) != plain
 
 
 def test_a_tokenizer_without_a_vocabulary(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from metaunlearn.bench.identity import pipeline_identity
 from metaunlearn.cards import _licence_of
@@ -168,6 +169,42 @@ def test_a_download_has_its_card_and_the_settings_that_it_draws_with(
     monkeypatch.setattr(loading.DiffusionPipeline, "load_config", lambda _: index)
     assert default_sampling(load_pipeline("somebody/new")) == sampling
     assert (snapshot / CARD).exists() == (hub / CARD).exists()
+
+
+def test_each_component_is_downloaded_in_its_own_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain denoiser and autoencoder, a text encoder as fp16 only: diffusers' own rules say which files those are."""
+    pipeline, model, served = NEW["sd1"](), tmp_path / "model", tmp_path / "served"
+    pipeline.save_pretrained(model)
+    pipeline.save_pretrained(model, variant="fp16")
+    (model / "text_encoder" / "model.safetensors").unlink()
+    files = [file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file()]
+
+    def info(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files], sha=COMMIT)
+
+    def serve(name: str) -> str:
+        (served / name).parent.mkdir(parents=True, exist_ok=True)
+        return str(shutil.copy(model / name, served / name))
+
+    def snapshot(*_: Any, allow_patterns: list[str], ignore_patterns: list[str], **__: Any) -> str:
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            serve(file)
+        return str(served)
+
+    monkeypatch.setattr("metaunlearn.models.loading.HfApi", lambda: SimpleNamespace(model_info=info))
+    monkeypatch.setattr("metaunlearn.models.loading.hf_hub_download", lambda *_: None)
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", lambda _, filename, **__: serve(filename))
+    diffusers_own = "diffusers.pipelines.pipeline_utils"
+    monkeypatch.setattr(f"{diffusers_own}.model_info", info)
+    monkeypatch.setattr(f"{diffusers_own}.hf_hub_download", lambda _, name, **__: serve(name))
+    monkeypatch.setattr(f"{diffusers_own}.snapshot_download", snapshot)
+    found = load_pipeline("somebody/mixed").unet
+    assert all(torch.equal(a, b) for a, b in zip(pipeline.unet.parameters(), found.parameters(), strict=True))
+    assert {file.relative_to(served).as_posix() for file in served.rglob("*.safetensors")} == {
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+    }
 
 
 def test_the_licence_of_a_cached_model_goes_on(

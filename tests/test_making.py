@@ -20,17 +20,18 @@ from conftest import Call, new_tiny_pipeline
 from metaunlearn import making
 from metaunlearn.data import prompt_sets as sets
 from metaunlearn.data.duplicates import Duplicate, difference_hash, find_duplicates
-from metaunlearn.data.imagefolder import read_imagefolder
+from metaunlearn.data.imagefolder import read_imagefolder, read_whole
 from metaunlearn.data.prompt_sets import COCO_ROWS, I2P_NUDITY, I2P_ROWS, take
 from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import RECIPES
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.making import make_set
+from metaunlearn.models import rebuilt
 from metaunlearn.models.singlefile import save_single_file
 from metaunlearn.runs import RunFolder
 from metaunlearn.sharing import Shard
-from tiny_models import NEW
+from tiny_models import NEW, new_sdxl, with_unet
 
 FEW = ["images=7", "batch_size=2", "steps=2", "guidance_scale=2", "near_duplicates=-1"]
 
@@ -197,6 +198,14 @@ def test_large_pictures_are_decoded_one_by_one(tmp_path: Path, size: int | None,
     make_set("clean", tmp_path / "out", generator=pipeline, overrides=overrides)
     assert slicing == [not together]
     assert not pipeline.vae.use_slicing
+
+
+def test_oblong_pictures_of_xl(tmp_path: Path) -> None:
+    pipeline = rebuilt(with_unet(new_sdxl, sample_size=[16, 12]))
+    make_set("clean", tmp_path / "own", generator=pipeline, overrides=["images=1", "steps=1"])
+    assert read_whole(tmp_path / "own" / "000000.png").shape == (3, 32, 24)
+    make_set("clean", tmp_path / "asked", generator=pipeline, overrides=["images=1", "steps=1", "size=24"])
+    assert read_whole(tmp_path / "asked" / "000000.png").shape == (3, 24, 24)
 
 
 def test_a_damaged_generator_is_a_run_that_fails(tmp_path: Path) -> None:

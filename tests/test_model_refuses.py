@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import (
     AutoencoderTiny,
     StableDiffusionInpaintPipeline,
     StableDiffusionXLImg2ImgPipeline,
-    UNet2DConditionModel,
 )
 from peft import LoraConfig
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.models import adapt
-from metaunlearn.models.loading import choose_variant, load_pipeline
-from tiny_models import new_sd1, new_sdxl, new_vae
+from metaunlearn.models.loading import load_pipeline
+from metaunlearn.models.variants import choose_variant
+from tiny_models import new_sd1, new_sdxl, new_vae, shorter, text_config, with_unet
 
 
 def without(pipeline: Any, *parts: str) -> Any:
     for part in parts:
         setattr(pipeline, part, None)
-    return pipeline
-
-
-def with_unet(**options: Any) -> Any:
-    """The tiny 1.x pipeline with a denoiser of other options."""
-    pipeline = new_sd1()
-    own = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
-    pipeline.unet = UNet2DConditionModel.from_config({**own, **options})
     return pipeline
 
 
@@ -61,6 +56,20 @@ def with_long_prompts() -> Any:
     return pipeline
 
 
+def with_second_encoder(kind: Any, **options: Any) -> Any:
+    """The tiny XL pipeline with a second text encoder of another class, or of other options."""
+    pipeline = new_sdxl()
+    config = text_config(pipeline.tokenizer_2, 16, layers=2, hidden_act="gelu", **options)
+    pipeline.text_encoder_2 = kind(config)
+    return pipeline
+
+
+def with_two_lengths() -> Any:
+    pipeline = new_sdxl()
+    pipeline.tokenizer_2 = shorter(copy.deepcopy(pipeline.tokenizer_2), 12)
+    return pipeline
+
+
 def inpainting() -> Any:
     parts = {**new_sd1().components, "image_encoder": None}
     return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
@@ -74,6 +83,11 @@ def refiner() -> Any:
     )
 
 
+TEXT_TIME = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 12 + 6 * 4,
+}
 NO_CROSS_ATTENTION = {
     "down_block_types": ["DownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "UpBlock2D"],
@@ -96,8 +110,27 @@ NO_CROSS_ATTENTION = {
         (with_tiny_autoencoder, "autoencoder is a AutoencoderTiny"),
         (with_adapter, r"adapter \(LoRA\)"),
         (lambda: with_unet(sample_size=None), "how large its latents are"),
+        (lambda: with_unet(num_class_embeds=10), r"a class .* \(class_embed_type=None, num_class_embeds=10\)"),
+        (lambda: with_unet(class_embed_type="timestep"), r"\(class_embed_type=timestep, num_class_embeds=None\)"),
+        (lambda: with_unet(**TEXT_TIME), r"more than tokens \(addition_embed_type=text_time; expected None or text\)"),
+        (
+            lambda: with_unet(encoder_hid_dim_type="text_image_proj", encoder_hid_dim=16, cross_attention_dim=16),
+            "reads pictures beside its prompts .*text_image_proj",
+        ),
+        (
+            lambda: with_unet(encoder_hid_dim_type="text_proj", encoder_hid_dim=20),
+            "give 16 numbers a token and its denoiser takes 20",
+        ),
+        (lambda: with_unet(cross_attention_dim=(16, 24)), "give 16 numbers a token and its denoiser takes 16 and 24"),
         (lambda: with_unet(cross_attention_dim=24), "give 16 numbers a token and its denoiser takes 24"),
         (with_long_prompts, "cuts prompts at 1000 tokens and its text_encoder has places for"),
+        (lambda: with_second_encoder(CLIPTextModel), "text_encoder_2 is a CLIPTextModel, .* CLIPTextModelWithProj"),
+        (with_two_lengths, "tokenizer cuts and fills prompts to 16 tokens and its tokenizer_2 to 12, .* both to 12"),
+        (
+            lambda: with_second_encoder(CLIPTextModelWithProjection, projection_dim=20),
+            r"takes 36 numbers .* \(addition_embed_type=text_time\); expected text_time and 44: 20 .* and 24 of sizes",
+        ),
+        (lambda: with_unet(new_sdxl, addition_embed_type=None), r"\(addition_embed_type=None\); expected text_time"),
         (object, "MODEL is a object, which has no adapter"),
     ],
 )
@@ -145,6 +178,33 @@ def test_half_precision_variants_are_found_and_cast(tmp_path: Path) -> None:
     assert choose_variant([f"{name}-00001-of-00002.safetensors"], "m") is None
     with pytest.raises(UserError, match="no variant that is known"):
         choose_variant([f"{name}.int4.safetensors"], "m")
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_every_component_has_a_variant_of_its_own(variant: str, component: str, tmp_path: Path) -> None:
+    """One in half precision among plain ones, whichever it is; the others' numbers are the plain ones."""
+    pipeline = new_sdxl()
+    pipeline.save_pretrained(tmp_path / "model")
+    plain = load_pipeline(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / component)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    getattr(pipeline, component).to(dtype).save_pretrained(tmp_path / "model" / component, variant=variant)
+    found = load_pipeline(tmp_path / "model")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for a, b in zip(getattr(plain, name).parameters(), getattr(found, name).parameters(), strict=True):
+            assert torch.equal(a.to(dtype).float() if name == component else a, b)
+
+
+def test_a_component_as_a_pickle_only_is_named(tmp_path: Path) -> None:
+    new_sd1().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(UserError, match=r"has its text_encoder as a pickle only \(text_encoder/pytorch_model.bin\)"):
+        load_pipeline(tmp_path / "model")
+    weights.with_name("pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"no weights of a text_encoder: expected text_encoder/model\.safetensors"):
+        load_pipeline(tmp_path / "model")
 
 
 def test_a_hub_id_without_a_network_says_how_to_fetch_it(call: Call, tmp_path: Path, monkeypatch: Any) -> None:

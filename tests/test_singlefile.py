@@ -16,11 +16,13 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import T5Config, T5EncoderModel
 
 from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.exporting import export, import_checkpoint
 from metaunlearn.models import load_pipeline
+from metaunlearn.models.checks import check_pipeline
 from metaunlearn.models.layout import FAMILIES, Family, Link, family_of_keys, to_diffusers, to_original
 from metaunlearn.models.singlefile import load_single_file, save_single_file
 from tiny_models import NEW, new_sdxl
@@ -254,6 +256,28 @@ def test_what_the_layout_has_no_place_for_is_refused(tmp_path: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(UserError, match="no scheduler that can be read"):
         load_single_file(tmp_path / "model.safetensors", folder)
+
+
+def test_text_encoders_that_a_file_cannot_tell_are_refused(tmp_path: Path) -> None:
+    """A file says no activation, and has no names for another text encoder than CLIP's."""
+    t5 = NEW["sd1"]()
+    t5.text_encoder = T5EncoderModel(
+        T5Config(vocab_size=len(t5.tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+    check_pipeline(t5)
+    changed = {}
+    for name, component, activation in (
+        ("sd1", "text_encoder", "relu"),
+        ("sdxl", "text_encoder", "gelu"),
+        ("sdxl", "text_encoder_2", "quick_gelu"),
+    ):
+        pipeline = NEW[name]()
+        getattr(pipeline, component).config.hidden_act = activation
+        changed[f"{component}, a CLIP.* with hidden_act {activation}, .* expected .* hidden_act "] = pipeline
+    for says, pipeline in {"text_encoder, a T5EncoderModel, does not go into one file": t5, **changed}.items():
+        with pytest.raises(UserError, match=says):
+            save_single_file(pipeline, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def _saved(pipeline: object, folder: Path) -> Path:

@@ -107,6 +107,16 @@ def new_sdxl() -> StableDiffusionXLPipeline:
     )
 
 
+def with_unet(make: Any = new_sd1, **options: Any) -> Any:
+    """A tiny pipeline, of 1.x unless ``make`` is given, with a random denoiser of other options."""
+    pipeline = make()
+    own = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        pipeline.unet = UNet2DConditionModel.from_config({**own, **options})
+    return pipeline
+
+
 NEW: dict[str, Any] = {"sd1": new_sd1, "sd2": new_sd2, "sdxl": new_sdxl}
 
 

@@ -7,7 +7,6 @@ are is a question of memory only.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +86,7 @@ def generate_images(
     all of them.
     """
     defaults = default_sampling(pipeline)
-    at_once, pixels = pictures_at_once(pipeline, batch_size), math.prod(picture_size(pipeline))
+    at_once, (height, width) = pictures_at_once(pipeline, batch_size), picture_size(pipeline)
     pipeline.set_progress_bar_config(disable=True)
 
     def batch(number: int) -> dict[str, Tensor]:
@@ -96,6 +95,8 @@ def generate_images(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
         output = pipeline(
             list(prompts[rows]),
+            height=height,  # Said, because XL's pipeline takes whatever it draws by default for square.
+            width=width,
             num_inference_steps=steps or defaults.steps,
             guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
             generator=generators,
@@ -109,7 +110,7 @@ def generate_images(
     with (
         unfiltered(pipeline),
         channels_last([pipeline.unet, pipeline.vae]),
-        decoding(pipeline.vae, together, pixels),
+        decoding(pipeline.vae, together, height * width),
         denoising_in(pipeline.unet, precision),
     ):
         batches = processes.each(-(-len(prompts) // at_once), batch)

@@ -155,7 +155,14 @@ def _call_options(pipeline: Any, settings: MakeSettings) -> dict[str, Any]:
                 f"The generator (generator=, --generator) is a {type(pipeline).__name__}, which takes no {argument}; "
                 "leave that setting (overrides=, --set) out."
             )
-    return _own_sampling(pipeline) | {argument: value for argument, value in wanted.items() if value is not None}
+    asked = {argument: value for argument, value in wanted.items() if value is not None}
+    return _own_size(pipeline) | _own_sampling(pipeline) | asked
+
+
+def _own_size(pipeline: Any) -> dict[str, int]:
+    """Height and width of a pipeline of oblong pictures, because XL's takes its own for square; else it knows best."""
+    sampled = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "sample_size", None)
+    return dict(zip(("height", "width"), picture_size(pipeline), strict=True)) if isinstance(sampled, Sequence) else {}
 
 
 def _own_sampling(pipeline: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Shapes: B pictures (B, 3, H, W) in [0, 1], latents (B, C, h, w).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -129,7 +130,10 @@ def repainted(
 ) -> Tensor:
     """``starts``, noised up to ``strength`` and denoised by the model's own sampler: (B, 3, H, W) in [0, 1]."""
     sampling = default_sampling(model.pipeline)
-    pipeline = rebuilt(model.pipeline, IMG2IMG[model.family])
+    # These are squares; of a pipeline of oblong pictures diffusers makes no such pipeline.
+    unet = copy.copy(model.unet)
+    unet.register_to_config(sample_size=model.latent_shape[1])
+    pipeline = rebuilt(model.pipeline, IMG2IMG[model.family], unet=unet)
     pipeline.set_progress_bar_config(disable=True)
     with unfiltered(pipeline), decoding(pipeline.vae, len(starts), starts.shape[2] * starts.shape[3]):
         output = pipeline(

@@ -95,8 +95,7 @@ def _read(identity: Callable[[Path], str], path: Path, stamps: tuple[tuple[str, 
 
 def _stamps(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Of each file its name, its size, and when it was written and changed."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    found = ((str(file), file.stat()) for file in files)
+    found = ((str(file), file.stat()) for file in sources.files_of(path))
     return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import metaunlearn
@@ -44,12 +46,20 @@ def modules_behind(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def files_of(folder: Path, pattern: str = "*") -> list[Path]:
+    """Every file below ``folder`` that is called like ``pattern``, behind links to folders, too; or it, if a file."""
+    if folder.is_file():
+        return [folder]
+    # Not rglob, which leaves linked folders out.
+    below = (Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in below if fnmatchcase(path.name, pattern) and path.is_file())
+
+
 def files_hash(folder: Path, pattern: str = "*") -> str:
     """SHA-256 of every file below ``folder`` that is called like ``pattern``: names and contents; of a single file, its
     content."""
     digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob(pattern) if path.is_file())
-    for path in files:
+    for path in files_of(folder, pattern):
         content = sha256(path)
         digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
     return digest.hexdigest()

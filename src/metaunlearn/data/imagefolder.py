@@ -244,6 +244,12 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     return file
 
 
+def centre_square(images: Tensor, side: int) -> Tensor:
+    """Of images (N, 3, H, W), none of whose sides is shorter, the square that :func:`read_imagefolder` reads."""
+    top, left = (images.shape[2] - side) // 2, (images.shape[3] - side) // 2
+    return images[..., top : top + side, left : left + side]
+
+
 def read_whole(file: Path) -> Tensor:
     """One image as it is, uncropped and in its own size: (3, H, W) uint8."""
     return torch.from_numpy(np.array(_opened(file))).permute(2, 0, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metaunlearn.config import EraseSettings, Of, settings_of
 from metaunlearn.data.concepts import ConceptPrompts
-from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8, write_imagefolder
+from metaunlearn.data.imagefolder import ImageText, centre_square, read_imagefolder, to_uint8, write_imagefolder
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.generation import generate_images
 from metaunlearn.models.interface import TextToImageModel
@@ -103,5 +103,6 @@ def own_pictures(
     if target is not None:
         processes.on_main(lambda: write_imagefolder(target, images, texts))
         return read_imagefolder(target, size=model.image_size)
-    # The same eight bits that a folder would keep.
-    return ImageText(images=to_uint8(images).float() / 127.5 - 1, texts=texts, files=[])
+    # The same eight bits that a folder would keep, and the same square of them.
+    square = centre_square(to_uint8(images), model.image_size)
+    return ImageText(images=square.float() / 127.5 - 1, texts=texts, files=[])

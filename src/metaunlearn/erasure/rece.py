@@ -28,6 +28,7 @@ from metaunlearn.erasure.uce import (
     projections,
     second_stage,
     token_changes,
+    tokens_read,
 )  # fmt: skip
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
@@ -79,9 +80,9 @@ class Rece(Settings):
 
     def _changes(self, task: ErasureTask, original: Params, current: Params) -> TokenChanges:
         model, concepts = task.model, task.prompts.edited
-        *encoded, to = model.encode_prompts([*concepts, self.guide]).tokens
+        *encoded, to = tokens_read(model, [*concepts, self.guide])
         found = [surviving_embedding(original, current, c, self.mu) for c in encoded]
-        erased = token_changes(found, [to] * len(found), model.text_width)
+        erased = token_changes(found, [to] * len(found))
         kept = kept_tokens(model, [self.guide] * len(concepts), last_only=False)
         return joined_changes(erased.weighted(self.erase_scale), kept.weighted(self.preserve_scale))
 

@@ -114,33 +114,41 @@ def joined_changes(*parts: TokenChanges) -> TokenChanges:
     return TokenChanges(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def token_changes(tokens: Sequence[Tensor], read_as: Sequence[Tensor], width: int) -> TokenChanges:
-    """Stretches (n, D) of encoded prompts, in float64, each token with weight 1."""
-    nothing = torch.zeros(0, width, dtype=torch.float64)  # torch.cat wants at least one
-    both = [torch.cat([nothing, *(part.double().cpu() for part in parts)]) for parts in (tokens, read_as)]
+def token_changes(tokens: Sequence[Tensor], read_as: Sequence[Tensor]) -> TokenChanges:
+    """Stretches (n, D) of what is read of prompts, at least one, in float64, each token with weight 1."""
+    both = [torch.cat([part.double().cpu() for part in parts]) for parts in (tokens, read_as)]
     return TokenChanges(both[0], both[1], torch.ones(len(both[0]), dtype=torch.float64))
+
+
+def tokens_read(model: TextToImageModel, texts: Sequence[str]) -> Tensor:
+    """What keys and values are made of, (B, T, D): encoded texts, through the denoiser's own projection if it has one.
+
+    That projection is not edited.
+    """
+    tokens = model.encode_prompts(texts).tokens
+    projection = model.unet.encoder_hid_proj
+    return tokens if projection is None else projection(tokens)
 
 
 def concept_tokens(model: TextToImageModel, concepts: Sequence[str], guide: str, *, last_only: bool) -> TokenChanges:
     """Each concept's tokens from its last one on, against the guide's from its last one on, cut to equal lengths."""
-    *encoded, to = model.encode_prompts([*concepts, guide]).tokens
+    *encoded, to = tokens_read(model, [*concepts, guide])
     *starts, to_start = model.last_tokens([*concepts, guide])
     lengths = [1 if last_only else len(to) - max(start, to_start) for start in starts]
     return token_changes(
         [row[start : start + length] for row, start, length in zip(encoded, starts, lengths, strict=True)],
         [to[to_start : to_start + length] for length in lengths],
-        model.text_width,
     )
 
 
 def kept_tokens(model: TextToImageModel, texts: Sequence[str], *, last_only: bool) -> TokenChanges:
     """All tokens of each text, or its last one, to be read as themselves."""
     if not texts:
-        return token_changes([], [], model.text_width)
-    encoded = model.encode_prompts(texts).tokens
+        return TokenChanges(*(part[:0] for part in kept_tokens(model, [""], last_only=False)))
+    encoded = tokens_read(model, texts)
     if last_only:
         encoded = encoded[torch.arange(len(texts)), model.last_tokens(texts)][:, None]
-    return token_changes(list(encoded), list(encoded), model.text_width)
+    return token_changes(list(encoded), list(encoded))
 
 
 def projections(theta: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, ConsistencyDecoderVAE, UNet2DConditionModel
+from transformers import CLIPTextModelWithProjection
 
 from metaunlearn.errors import UserError
 
@@ -18,6 +19,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 """Who reads a prompt, and who is told."""
+
+TIME_IDS = 6
+"""Sizes that XL's denoiser is told: original height and width, top and left of the crop, target height and width."""
 
 AUTOENCODERS = (AutoencoderKL, AsymmetricAutoencoderKL, ConsistencyDecoderVAE)
 """Those whose encoder gives a distribution."""
@@ -63,8 +67,11 @@ def check_pipeline(pipeline: Any) -> str:
         )
     for tokenizer, encoder in TEXT:
         _check_text(pipeline, tokenizer, encoder)
-    _check_width(pipeline)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
+    _check_told(pipeline.unet, xl="XL" in name)
+    _check_width(pipeline)
+    if "XL" in name:
+        _check_two_encoders(pipeline)
     _check_autoencoder(pipeline.vae)
     return name
 
@@ -96,13 +103,44 @@ def _check_text(pipeline: Any, tokenizer: str, encoder: str) -> None:
         )
 
 
+def widths_read(unet: UNet2DConditionModel) -> list[int]:
+    """How many numbers a token has that the denoiser takes: one width, unless its layers disagree."""
+    if unet.config.encoder_hid_dim is not None:
+        return [unet.config.encoder_hid_dim]
+    return sorted({p.shape[1] for name, p in unet.named_parameters() if name.endswith("attn2.to_k.weight")})
+
+
 def _check_width(pipeline: Any) -> None:
     encoders = [getattr(pipeline, encoder) for _, encoder in TEXT if getattr(pipeline, encoder, None) is not None]
-    width, expected = sum(encoder.config.hidden_size for encoder in encoders), pipeline.unet.config.cross_attention_dim
-    if isinstance(expected, int) and width != expected and pipeline.unet.config.encoder_hid_dim_type is None:
+    width, expected = sum(encoder.config.hidden_size for encoder in encoders), widths_read(pipeline.unet)
+    if expected != [width]:
         raise UserError(
-            f"MODEL's text encoders give {width} numbers a token and its denoiser takes {expected}: they are not of "
-            "one model."
+            f"MODEL's text encoders give {width} numbers a token and its denoiser takes "
+            f"{' and '.join(map(str, expected))}: they are not of one model."
+        )
+
+
+def _check_two_encoders(pipeline: Any) -> None:
+    """Of XL: their tokens lie side by side, and the second one's embedding of the whole prompt goes beside sizes."""
+    second, unet = pipeline.text_encoder_2, pipeline.unet.config
+    if not isinstance(second, CLIPTextModelWithProjection):
+        raise UserError(
+            f"MODEL's text_encoder_2 is a {type(second).__name__}, which gives no embedding of the whole prompt; "
+            "expected a CLIPTextModelWithProjection. Give the model with the text encoder that it was trained with."
+        )
+    lengths = [pipeline.tokenizer.model_max_length, pipeline.tokenizer_2.model_max_length]
+    if lengths[0] != lengths[1]:
+        raise UserError(
+            f"MODEL's tokenizer cuts and fills prompts to {lengths[0]} tokens and its tokenizer_2 to {lengths[1]}, but "
+            f"the denoiser reads their tokens side by side: set the model_max_length of both to {min(lengths)}."
+        )
+    pooled, sizes = second.config.projection_dim, TIME_IDS * (unet.addition_time_embed_dim or 0)
+    if unet.addition_embed_type != "text_time" or pooled + sizes != unet.projection_class_embeddings_input_dim:
+        raise UserError(
+            f"MODEL's denoiser takes {unet.projection_class_embeddings_input_dim} numbers beside the tokens "
+            f"(addition_embed_type={unet.addition_embed_type}); expected text_time and {pooled + sizes}: {pooled} of "
+            f"its text_encoder_2's embedding of the prompt and {sizes} of sizes. They are not of one model: give the "
+            "denoiser and the text encoders of the same one."
         )
 
 
@@ -146,4 +184,27 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
         raise UserError(
             "MODEL's denoiser is told the guidance scale (time_cond_proj_dim), as distilled models (LCM) are; give the "
             "model that it was distilled from."
+        )
+
+
+def _check_told(unet: UNet2DConditionModel, *, xl: bool) -> None:
+    """Refuse a denoiser that is told more than its pipeline has to say; XL's further numbers are counted elsewhere."""
+    config = unet.config
+    if unet.class_embedding is not None:
+        raise UserError(
+            "MODEL's denoiser also takes a class or a noise level for each picture (class_embed_type="
+            f"{config.class_embed_type}, num_class_embeds={config.num_class_embeds}), which no prompt says. Give a "
+            "model that is told its prompts alone."
+        )
+    if config.encoder_hid_dim_type not in (None, "text_proj"):
+        raise UserError(
+            "MODEL's denoiser also reads pictures beside its prompts (encoder_hid_dim_type="
+            f"{config.encoder_hid_dim_type}), which nothing here gives it. Unload the adapter "
+            "(pipeline.unload_ip_adapter()), or give a text-to-image model."
+        )
+    if not xl and config.addition_embed_type not in (None, "text"):
+        raise UserError(
+            f"MODEL's denoiser is told more than tokens (addition_embed_type={config.addition_embed_type}; expected "
+            "None or text), but a StableDiffusionPipeline has nothing else to tell it. If it is a denoiser of XL, give "
+            "the StableDiffusionXLPipeline that it is of."
         )

@@ -15,6 +15,7 @@ import torch
 
 from metaunlearn.errors import UserError
 from metaunlearn.models.checks import FAMILIES
+from metaunlearn.models.variants import variant_in
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -22,18 +23,14 @@ LIBRARIES = ("diffusers", "transformers")
 AGAIN = "Copy or download it again, whole, or give another MODEL."
 
 
-def networks(folder: Path, index: Mapping[str, Any], variant: str | None) -> dict[str, Any]:
+def networks(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """The networks that ``index``, the folder's ``model_index.json``, names, by component, in float32.
 
-    A component that has no file of ``variant`` is read from its plain ones. UserError when a component of the
-    pipeline's family is missing or incomplete.
+    Each in a variant of its own. UserError when a component of the pipeline's family is missing or incomplete.
     """
+    variant_in(folder, "unet")  # A folder without a denoiser is no model at all: said first.
     _check_folders(folder, index)
-    return {
-        name: _network(folder, name, kind, variant)
-        for name in NETWORKS
-        if (kind := _class_of(index.get(name))) is not None
-    }
+    return {name: _network(folder, name, kind) for name in NETWORKS if (kind := _class_of(index.get(name))) is not None}
 
 
 def _check_folders(folder: Path, index: Mapping[str, Any]) -> None:
@@ -67,11 +64,11 @@ def _class_of(kind: Any) -> Any:
     return getattr(importlib.import_module(kind[0]), kind[1], None)
 
 
-def _network(folder: Path, name: str, kind: Any, variant: str | None) -> Any:
-    there = variant is not None and any(f".{variant}" in file.name for file in (folder / name).iterdir())
+def _network(folder: Path, name: str, kind: Any) -> Any:
+    variant = variant_in(folder, name)
     try:
         network, found = kind.from_pretrained(
-            str(folder), subfolder=name, variant=variant if there else None, dtype=torch.float32, use_safetensors=True,
+            str(folder), subfolder=name, variant=variant, dtype=torch.float32, use_safetensors=True,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:

@@ -63,7 +63,7 @@ class TextToImageModel(Protocol):
 
     @property
     def text_width(self) -> int:
-        """D, what the cross-attention's keys and values read."""
+        """D, numbers in a token of an encoded prompt."""
         ...
 
     def fingerprint(self) -> str:

@@ -14,11 +14,10 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from metaunlearn.errors import UserError, first_line
 from metaunlearn.fetching import CARD, HUB_SECONDS, SAMPLING_FILE, ways_to_fetch
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
-from metaunlearn.models.components import networks
+from metaunlearn.models.components import NETWORKS, networks
+from metaunlearn.models.variants import variants_of
 
 CANVAS = "canvas"
-VARIANTS = (None, "fp16", "bf16")
-"""Of a repository's weights, in the order of preference: the plain ones, then half precision, cast to float32."""
 
 
 def load_pipeline(model: Any) -> Any:
@@ -42,7 +41,7 @@ def load_pipeline(model: Any) -> Any:
 
 
 def load_folder(path: Path) -> Any:
-    """The pipeline that ``save_pretrained`` wrote to ``path``, in whatever variant lies there."""
+    """The pipeline that ``save_pretrained`` wrote to ``path``, each component in whatever variant lies there."""
     index = path / "model_index.json"
     if not index.exists():
         raise UserError(
@@ -52,32 +51,10 @@ def load_folder(path: Path) -> Any:
     try:
         named = json.loads(index.read_text())
         options = _options(named)
-        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-        parts = networks(path, named, choose_variant(files, str(path)))
+        parts = networks(path, named)
         return DiffusionPipeline.from_pretrained(path, local_files_only=True, **options, **parts)
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
         raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {error}") from error
-
-
-def choose_variant(files: list[str], model: str) -> str | None:
-    """Which variant of the denoiser's weights ``files``, the paths of a repository, hold; None is the plain one."""
-    weights = [file for file in files if file.startswith("unet/") and file.endswith(".safetensors")]
-    for variant in VARIANTS:
-        dots = 1 if variant is None else 2
-        if any(
-            Path(file).name.count(".") == dots and (variant is None or f".{variant}" in Path(file).name)
-            for file in weights
-        ):
-            return variant
-    pickles = [file for file in files if file.startswith("unet/") and file.endswith((".bin", ".ckpt", ".pt"))]
-    if pickles:
-        raise UserError(
-            f"MODEL {model} has its denoiser as a pickle only ({pickles[0]}), which could run code when it is opened; "
-            "ask its authors for .safetensors, or convert it in a sandbox of your own."
-        )
-    if weights:
-        raise UserError(f"MODEL {model} has its denoiser in no variant that is known here: {', '.join(weights[:4])}.")
-    raise UserError(f"MODEL {model} has no weights of a denoiser: expected unet/diffusion_pytorch_model.safetensors.")
 
 
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +68,17 @@ def _options(index: Mapping[str, Any]) -> dict[str, Any]:
     # A component that is given, as None, is neither read nor downloaded.
     without = {"safety_checker": None, "requires_safety_checker": False}
     return options | (without if "safety_checker" in index else {})
+
+
+def _download(model: str, variants: Mapping[str, str | None], options: Mapping[str, Any]) -> Path:
+    """The folder in the cache with every component in its own variant; ``variants``: by component."""
+    folders = set()
+    for variant in dict.fromkeys(variants.values()):
+        # diffusers downloads one variant at a time, and nothing of a component that it is given.
+        others = {name: None for name, own in variants.items() if own != variant}
+        folders.add(DiffusionPipeline.download(model, variant=variant, **{**options, **others}))
+    (folder,) = folders
+    return Path(folder)
 
 
 def _load_single_file(path: Path) -> Any:
@@ -118,13 +106,13 @@ def _load_from_hub(model: str) -> Any:
     try:
         # Asked first because one request fails at once where there is no network; a download tries for long.
         files = [file.rfilename for file in HfApi().model_info(model, timeout=HUB_SECONDS).siblings or []]
-        variant = choose_variant(files, model)
+        variants = variants_of(files, model, NETWORKS)
         options = _options(DiffusionPipeline.load_config(model))
         # Beside the components and before them: what is whole in the cache is not asked for again.
         for name in (CARD, SAMPLING_FILE):
             if name in files:
                 hf_hub_download(model, name)
-        return load_folder(Path(DiffusionPipeline.download(model, variant=variant, **options)))
+        return load_folder(_download(model, variants, options))
     except UserError:
         raise
     except Exception as error:  # Which HTTP library's errors these are depends on huggingface_hub's version.

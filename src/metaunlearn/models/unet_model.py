@@ -16,6 +16,7 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.errors import UserError
 from metaunlearn.models.autoencoder import as_taken, encoded_at_once
+from metaunlearn.models.checks import widths_read
 from metaunlearn.models.precision import DTYPES, Precision, autocast_predict
 from metaunlearn.models.sharded import ShardedDenoiser
 from metaunlearn.parameters import Params, digest
@@ -82,8 +83,7 @@ class UNetModel:
     @property
     def text_width(self) -> int:
         """D: 768 in Stable Diffusion 1.x, 1024 in 2.x, 2048 in XL."""
-        width: int = self.unet.config.cross_attention_dim
-        return width
+        return widths_read(self.unet)[0]
 
     def fingerprint(self) -> str:
         """SHA-256 of all parameters: those of the denoiser, the autoencoder and the text encoders."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
 from metaunlearn.errors import UserError
 from metaunlearn.models.checks import HANDLED, REFINER
 from metaunlearn.models.layout.link import Link
@@ -12,6 +14,9 @@ from metaunlearn.models.layout.markers import EDM
 from metaunlearn.models.layout.text import clip_links, open_clip_links
 from metaunlearn.models.layout.unet import unet_links
 from metaunlearn.models.layout.vae import vae_links
+
+OPENAI, OPEN_CLIP = "quick_gelu", "gelu"
+"""What tells the two kinds of CLIP apart in transformers: their activation, hidden_act."""
 
 
 class Part(NamedTuple):
@@ -150,8 +155,25 @@ def family_of_keys(keys: Collection[str], where: str) -> Family:
 def family_of_pipeline(pipeline: Any) -> Family:
     """The family of a pipeline that :func:`~metaunlearn.models.checks.check_pipeline` let pass.
 
-    1.x and 2.x are told apart by the text encoder's activation: OpenAI's CLIP has quick_gelu, OpenCLIP gelu.
+    1.x and 2.x are told apart by the text encoder's activation, which no file says. UserError for a text encoder that
+    whoever reads the file would take for another one.
     """
     if type(pipeline).__name__ == "StableDiffusionXLPipeline":
+        for component, activation in (("text_encoder", OPENAI), ("text_encoder_2", OPEN_CLIP)):
+            _check_clip(pipeline, component, (activation,))
         return FAMILIES[0]
-    return FAMILIES[2] if pipeline.text_encoder.config.hidden_act == "quick_gelu" else FAMILIES[1]
+    _check_clip(pipeline, "text_encoder", (OPENAI, OPEN_CLIP))
+    return FAMILIES[2] if pipeline.text_encoder.config.hidden_act == OPENAI else FAMILIES[1]
+
+
+def _check_clip(pipeline: Any, component: str, activations: tuple[str, ...]) -> None:
+    encoder = getattr(pipeline, component)
+    clip = isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection)
+    if clip and encoder.config.hidden_act in activations:
+        return
+    found = f" with hidden_act {encoder.config.hidden_act}" if clip else ""
+    raise UserError(
+        f"MODEL's {component}, a {type(encoder).__name__}{found}, does not go into one file of the original layout: "
+        f"expected a CLIPTextModel with hidden_act {' or '.join(activations)}, which is what programs take a file's to "
+        "be. Give, or publish, the diffusers folder instead."
+    )
