@@ -162,16 +162,24 @@ def test_healing_and_weighing_take_their_time(tiny_model: Path) -> None:
 def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
     """Two more inner steps keep two more sets of parameters: 2 x 4 bytes x P. To first order they keep none.
 
-    From one step to three it is one set: a difference moves sets of the path, but of theta itself a copy.
+    From one step to three it is one set: a difference moves sets of the path, but of theta itself a copy. A diagnosed
+    step adds theta_M, and at M = 2, where the last product has as much as the first, the first-order adjoint: 5, 6, 6
+    and 8 sets beside theta. To first order the second step has a theta_{m-1} that is not theta.
     """
-    exact = ["inner_optimizer=sgd", "meta_gradient=auto"]
-    one, three, five = (
-        doctor.estimate(tiny_model, overrides=[*exact, f"inner_steps={m}"], speed=1e9) for m in (1, 3, 5)
-    )
-    assert five.memory_bytes - three.memory_bytes == 2 * 4 * one.denoiser_parameters
-    assert three.memory_bytes - one.memory_bytes == 4 * one.denoiser_parameters
-    first = [doctor.estimate(tiny_model, overrides=[f"inner_steps={m}"], speed=1e9).memory_bytes for m in (1, 3)]
-    assert first[0] == first[1]
+
+    def job(m: int, *more: str) -> doctor.JobEstimate:
+        return doctor.estimate(tiny_model, overrides=[*more, f"inner_steps={m}"], speed=1e9)
+
+    exact = ["inner_optimizer=sgd", "meta_gradient=auto", "inner_horizon=none"]
+    one, two, three, five = (job(m, *exact) for m in (1, 2, 3, 5))
+    a_set = 4 * one.denoiser_parameters
+    assert five.memory_bytes - three.memory_bytes == 2 * a_set
+    assert three.memory_bytes - one.memory_bytes == a_set
+    assert three.memory_bytes == two.memory_bytes
+    assert one.memory_bytes - job(1, *exact, "diagnostics_every=0").memory_bytes == a_set
+    assert two.memory_bytes - job(2, *exact, "diagnostics_every=0").memory_bytes == 2 * a_set
+    first = [job(m).memory_bytes for m in (1, 2, 3)]
+    assert first[1] == first[2] == first[0] + a_set
     plain = doctor.estimate(tiny_model, overrides=["inner_steps=1"], meta=False, speed=1e9)
     assert plain.memory_bytes < one.memory_bytes
 

@@ -17,7 +17,7 @@ from metaunlearn.doctor.measuring import Bench
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, outer_step
 from metaunlearn.erasure.registry import configure
-from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradient
 from metaunlearn.meta.modes import mode_name
 from metaunlearn.models import TextToImageModel, load, load_pipeline
 from metaunlearn.parameters import Loss, Params
@@ -108,6 +108,25 @@ def test_the_arithmetic_is_that_of_a_step(model: TextToImageModel) -> None:
         bench.meta_gradient(chosen.settings.simulated[0], mode, counting)
         passes = outer_step(chosen.method, chosen.settings, meta=True, paths=32)
         assert met == {one: count for one, count in passes.items() if one.kind not in ("trained", "teacher")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept", "compared"),
+    [
+        (["diagnostics_every=0", "inner_horizon=none"], False, False),
+        (["diagnostics_every=10", "inner_horizon=none"], True, True),
+        (["diagnostics_every=0", "inner_horizon=100"], True, False),
+    ],
+)
+def test_the_rehearsal_keeps_what_a_step_keeps(
+    model: TextToImageModel, overrides: list[str], kept: bool, compared: bool
+) -> None:
+    """theta_M for a diagnosis and for a persistent attacker, the first-order adjoint for a diagnosis alone."""
+    chosen = configure("uce", read_recipe("small"), ["meta_gradient=gradient-difference", *overrides])
+    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0)
+    found = bench.meta_gradient(chosen.settings.simulated[0], GradientDifference(), bench.real)
+    assert isinstance(found, MetaGradient)
+    assert (bool(found.theta_final), found.first_order is not None) == (kept, compared)
 
 
 @pytest.mark.skipif(not Meter("cpu").sees_memory, reason="memory is measured on Linux")

@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -164,36 +164,54 @@ def counted_seconds(passes: Passes, facts: Facts, settings: EraseSettings, speed
 
 
 def parameter_copies(settings: EraseSettings, *, meta: bool, device: str = "cpu") -> int:
-    """Copies of theta beside the pipeline's own, on ``device``.
+    """Copies of theta beside the pipeline's own, on ``device``, at the worst moment of a step that is diagnosed if any.
 
-    One is theta; the meta-gradient adds theta_1 .. theta_M, v, the gradients on both sides of a moved set, and what the
-    attacker's optimiser needs. The set that is moved is one of the path, but for theta itself, of which it is a copy.
-    To first order the path and its gradients are not kept. Of a mixture of attackers, the most.
+    One is theta, two are Delta and theta + Delta with ``inner_horizon``, and the rest is the meta-gradient's: of a
+    mixture of attackers, the most.
     """
     if not meta:
         return 1
-    of_horizon = 0 if settings.inner_horizon is None else 2  # Delta and theta + Delta.
-    if settings.meta_gradient == "first-order":
-        of_path = settings.meta_loss == "path"  # The sum of its terms so far.
-        of_optimizer = max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
-        return 1 + 4 + of_path + of_horizon + of_optimizer
+    of_horizon = 0 if settings.inner_horizon is None else 2
+    of_turn = _first_order if settings.meta_gradient == "first-order" else partial(_there_and_back, device=device)
+    return 1 + of_horizon + max(of_turn(attacker, settings) for attacker in settings.simulated)
+
+
+def _first_order(attacker: Attacker, settings: EraseSettings) -> int:
+    """A gradient, theta_m and theta_{m-1} unless that is theta, the optimiser's state before and after, and along the
+    path the sum of its terms so far. No path is kept."""
+    of_path = settings.meta_loss == "path"
+    return 2 + (1 + of_path) * (attacker.steps > 1) + 2 * OPTIMIZER_STATE[attacker.optimizer]
+
+
+def _there_and_back(attacker: Attacker, settings: EraseSettings, *, device: str) -> int:
+    """On the way back through each step m: what is stored, what a product or the optimiser's transpose works on, v.
+
+    Who wants theta_M, a diagnosis or a persistent attacker, keeps it all the way. For a diagnosis there also is the
+    first-order adjoint, which is v itself until the first step is behind.
+    """
     elsewhere = settings.inner_store == "disk" or (settings.inner_store == "host" and device != "cpu")
-    of_turn = max(
-        max(_kept(attacker.steps, elsewhere), 2) + 3 + _optimizer_copies(attacker, elsewhere)
-        for attacker in settings.simulated
-    )
-    return 1 + of_horizon + of_turn
+    path, diagnosed = settings.meta_loss == "path", settings.diagnostics_every > 0
+    steps = range(1, attacker.steps + 1)
+    of_step = _of_adam if attacker.optimizer in ("adam", "adamw") else _of_product
+    backwards = max(of_step(m, path=path, elsewhere=elsewhere) + (diagnosed and m < attacker.steps) for m in steps)
+    # v, w before and after, d: momentum's d is not v itself.
+    of_momentum = 3 if attacker.optimizer == "momentum" else 0
+    return backwards + of_momentum + (diagnosed or settings.inner_horizon is not None)
 
 
-def _kept(sets: int, elsewhere: bool) -> int:
-    """Of so many parameter sets on the device: the newest, and one that was brought back, when they lie elsewhere."""
-    return min(sets, 2) if elsewhere else sets
+def _of_product(m: int, *, path: bool, elsewhere: bool) -> int:
+    """v, the gradients on both sides of the set that is moved, and theta_1 .. theta_{m-1}, of which that is the last.
+
+    In place of theta itself, and of what the path still needs, a copy is moved.
+    """
+    stored, copied = m - 1, path or m == 1
+    return 3 + copied + (min(stored, 1) if elsewhere else stored)
 
 
-def _optimizer_copies(attacker: Attacker, elsewhere: bool) -> int:
-    """On the way back through momentum the adjoint of b; through Adam M gradients, two moments, their adjoints."""
-    gradients = _kept(attacker.steps, elsewhere)
-    return {"sgd": 0, "momentum": 1, "adam": gradients + 4, "adamw": gradients + 4}[attacker.optimizer]
+def _of_adam(m: int, *, path: bool, elsewhere: bool) -> int:
+    """g_1 .. g_m and theta_1 .. theta_{m-1}; v, two moments and their adjoints before and after, d, and what makes it:
+    more than any product has."""
+    return 11 + (1 if elsewhere else m + m - 1)
 
 
 def moving_averages(method: Method, settings: EraseSettings) -> int:

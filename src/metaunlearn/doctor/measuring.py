@@ -141,6 +141,7 @@ class Bench:
             outer=loss(ends, ends),
             along_path=s.meta_loss == "path",
             with_first_order=not first_order and s.diagnostics_every > 0,
+            keep_final=s.diagnostics_every > 0 or s.inner_horizon is not None,
         )
         return mode(problem, self.theta)
 
