@@ -13,11 +13,12 @@ import torch
 
 from metaunlearn import doctor
 from metaunlearn.doctor import estimating
+from metaunlearn.doctor.counting import counted_memory, facts_of, lasting_bytes
 from metaunlearn.doctor.measuring import Bench
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, outer_step
 from metaunlearn.erasure.registry import configure
-from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradient
+from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference
 from metaunlearn.meta.modes import mode_name
 from metaunlearn.models import TextToImageModel, load, load_pipeline
 from metaunlearn.parameters import Loss, Params
@@ -124,9 +125,36 @@ def test_the_rehearsal_keeps_what_a_step_keeps(
     """theta_M for a diagnosis and for a persistent attacker, the first-order adjoint for a diagnosis alone."""
     chosen = configure("uce", read_recipe("small"), ["meta_gradient=gradient-difference", *overrides])
     bench = Bench(model, chosen.settings, chosen.method.trained(model), 0)
-    found = bench.meta_gradient(chosen.settings.simulated[0], GradientDifference(), bench.real)
-    assert isinstance(found, MetaGradient)
+    found, start, goes_on = bench.meta_gradient(chosen.settings.simulated[0], GradientDifference(), bench.real)
     assert (bool(found.theta_final), found.first_order is not None) == (kept, compared)
+    assert (start is None) == (goes_on is None) == (chosen.settings.inner_horizon is None)
+    if start is not None and goes_on is not None:  # Sets of their own, of all that the attacker tunes.
+        held = (bench.theta, found.theta_final, start, goes_on.displacement)
+        for name in bench.tuned:
+            assert len({params[name].data_ptr() for params in held}) == len(held)
+
+
+def test_what_a_persistent_attacker_left_lasts(model: TextToImageModel) -> None:
+    """Delta, of which a run without the meta objective and a defence have none; theta + Delta is of every second step.
+    A measured prediction's peak comes on top of what lasts."""
+    size = 4 * sum(p.numel() for p in model.unet.parameters())
+
+    def bytes_of(method: str, horizon: str, meta: bool) -> tuple[int, int]:
+        chosen = configure(method, read_recipe("small"), [])
+        settings = chosen.settings.model_copy(update={"inner_horizon": None if horizon == "none" else int(horizon)})
+        settings = settings.model_copy(update={"diagnostics_every": 1, "picture_batch": 1, "batch_size": 64})
+        facts = facts_of(model, 1000, settings)
+        return (
+            lasting_bytes(chosen.method, facts, settings, meta=meta),
+            counted_memory(chosen.method, facts, settings, meta=meta, defended=chosen.defended),
+        )
+
+    def added(method: str, meta: bool) -> list[int]:
+        pairs = zip(bytes_of(method, "none", meta), bytes_of(method, "100", meta), strict=True)
+        return [with_it - without for without, with_it in pairs]
+
+    assert added("esd-u-1", True) == added("uce", True) == [size, 2 * size]
+    assert added("esd-u-1", False) == added("uce", False) == added("resalign", False) == [0, 0]
 
 
 @pytest.mark.skipif(not Meter("cpu").sees_memory, reason="memory is measured on Linux")

@@ -214,16 +214,23 @@ def _of_adam(m: int, *, path: bool, elsewhere: bool) -> int:
     return 11 + (1 if elsewhere else m + m - 1)
 
 
+def lasting_copies(settings: EraseSettings, *, meta: bool) -> int:
+    """Those of them that are there between the steps, too: theta, and the Delta of ``inner_horizon``."""
+    return 1 + (meta and settings.inner_horizon is not None)
+
+
 def moving_averages(method: Method, settings: EraseSettings) -> int:
     """How many of what is trained a run keeps."""
     return isinstance(method, Sdd) + (settings.ema_decay is not None)
 
 
-def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, steps: bool) -> int:
-    """What is there through all of a run: the pipeline, theta, the optimiser's moments, averages, MODEL's own answers'
-    parameters, pictures and paths. ``steps``: whether there are outer steps."""
+def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, meta: bool) -> int:
+    """What is there through all of a run: the pipeline, theta and Delta, the optimiser's moments, averages, MODEL's own
+    answers' parameters, pictures and paths."""
+    steps = takes_steps(method, meta=meta)
     moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
-    copies = facts.parameters + round((moving_averages(method, settings) + moments) * facts.trained)
+    copies = lasting_copies(settings, meta=meta) * facts.parameters
+    copies += round((moving_averages(method, settings) + moments) * facts.trained)
     if steps and settings.retain_loss == "distillation":
         copies += facts.parameters if settings.teacher_precision == "float32" else facts.parameters // 2
     latents = PICTURE_TENSORS * facts.pictures if steps else 0
@@ -245,11 +252,13 @@ def counted_memory(
     method: Method, facts: Facts, settings: EraseSettings, *, meta: bool, defended: bool, device: str = "cpu"
 ) -> int:
     """Peak of a run, in bytes on ``device``."""
-    steps = takes_steps(method, meta=meta)
-    lasting = lasting_bytes(method, facts, settings, steps=steps)
-    if not steps:
+    if defended:  # No simulated attacker of its goes on from step to step.
+        settings = settings.model_copy(update={"inner_horizon": None})
+    lasting = lasting_bytes(method, facts, settings, meta=meta)
+    if not takes_steps(method, meta=meta):
         return lasting
-    copies = (parameter_copies(settings, meta=meta or defended, device=device) - 1) * facts.parameters + facts.trained
+    working = parameter_copies(settings, meta=meta or defended, device=device) - lasting_copies(settings, meta=meta)
+    copies = working * facts.parameters + facts.trained
     pictures = at_theta(settings, meta=meta, forget=True).pictures
     if meta and direct_needs_a_batch(settings):
         pictures = max(pictures, 3 * settings.batch_size)

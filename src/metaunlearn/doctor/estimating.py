@@ -217,7 +217,7 @@ class _Job:
     def lasting(self) -> int:
         """Counted bytes that are there through all of the run."""
         settings = self.chosen.settings
-        return lasting_bytes(self.chosen.method, self.facts(settings), settings, steps=bool(self.passes))
+        return lasting_bytes(self.chosen.method, self.facts(settings), settings, meta=self.meta)
 
     def drawing(self) -> int:
         """Counted bytes while pictures and sampling paths are made."""

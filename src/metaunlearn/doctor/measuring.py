@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from metaunlearn.meta.diagnostics import compared
 from metaunlearn.meta.hypergradient import (
     DoubleBackward,
     GradientDifference,
+    MetaGradient,
     MetaGradientMode,
     MetaProblem,
     double_backward_product,
@@ -37,6 +38,7 @@ from metaunlearn.meta.inner import attacked
 from metaunlearn.meta.modes import MODES
 from metaunlearn.meta.objective import simulated_finetuning
 from metaunlearn.meta.outer import clipped_step, outer_optimizer
+from metaunlearn.meta.persistent import PersistentAttack
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.models.precision import in_precision, teachers_answer
@@ -95,6 +97,14 @@ def _peak(bench: Bench, passes: Passes, meter: Meter, *, meta: bool) -> int:
     )
 
 
+class Turn(NamedTuple):
+    """A meta-gradient; and of a persistent attacker where it started, and where it goes on."""
+
+    found: MetaGradient
+    start: Params | None = None
+    goes_on: PersistentAttack | None = None
+
+
 class Bench:
     """What the passes and the arithmetic need, made once."""
 
@@ -105,6 +115,14 @@ class Bench:
         self.theta: Params = dict(model.unet.named_parameters())
         self.teacher = in_precision(self.theta, settings.teacher_precision)
         self.tuned = attacked(model.parameter_names, settings.inner_subset, trained)
+
+    @cached_property
+    def attack(self) -> PersistentAttack | None:
+        """In the middle of its way; its Delta is one of the things that last."""
+        if self.settings.inner_horizon is None:
+            return None
+        displacement = {name: torch.zeros_like(self.theta[name]) for name in self.tuned}
+        return PersistentAttack(horizon=self.settings.inner_horizon, displacement=displacement)
 
     def run_of(self, one: Pass) -> Callable[[], object]:
         """One pass, ready to be run."""
@@ -129,8 +147,8 @@ class Bench:
         """L_DM."""
         return _denoising(self._model_of(first), first.pictures)
 
-    def meta_gradient(self, attacker: Attacker, mode: MetaGradientMode, loss: LossOf) -> object:
-        """The meta-gradient with ``loss`` in place of L_DM."""
+    def meta_gradient(self, attacker: Attacker, mode: MetaGradientMode, loss: LossOf) -> Turn:
+        """The meta-gradient with ``loss`` in place of L_DM, and what stays beside it until the step is over."""
         s = self.settings
         first_order = s.meta_gradient == "first-order"
         tuned, ends = Pass("tuned", s.batch_size, first_order), Pass("all", 2 * s.batch_size, first_order)
@@ -141,9 +159,13 @@ class Bench:
             outer=loss(ends, ends),
             along_path=s.meta_loss == "path",
             with_first_order=not first_order and s.diagnostics_every > 0,
-            keep_final=s.diagnostics_every > 0 or s.inner_horizon is not None,
+            keep_final=s.diagnostics_every > 0 or self.attack is not None,
         )
-        return mode(problem, self.theta)
+        if self.attack is None:
+            return Turn(mode(problem, self.theta))
+        start = self.attack.start(self.theta)
+        found = mode(problem, start)
+        return Turn(found, start, self.attack.after(self.theta, found.theta_final, problem.inner, attacker.steps))
 
     def rehearse(
         self, passes: Passes, update: Callable[[], object], meta_gradient: Callable[[], object] | None
