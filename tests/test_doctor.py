@@ -296,6 +296,19 @@ def test_advice_on_a_gpu(model: TextToImageModel) -> None:
     ]  # fmt: skip
 
 
+def test_a_gpu_does_not_hold_the_pipelines_own_denoiser_while_it_trains(model: TextToImageModel) -> None:
+    """Its bytes lie on the host during the steps; where pictures and paths are the peak it is there."""
+    chosen = configure("esd-u-1", read_recipe("small"), ["batch_size=64", "picture_batch=1", "inner_store=device"])
+    facts = facts_of(model, 1000, chosen.settings)
+
+    def on(device: str, *, pixels: int = 0) -> int:
+        drawn = replace(facts, drawing=replace(facts.drawing, denoised=facts.drawing.denoised + pixels))
+        return counted_memory(chosen.method, drawn, chosen.settings, meta=True, defended=False, device=device)
+
+    assert on("cpu") - on("cuda") == on("cpu") - on("cuda:1") == 4 * facts.parameters
+    assert on("cpu", pixels=2**40) == on("cuda", pixels=2**40)
+
+
 # --- What a step takes -----------------------------------------------------------------------------------------------
 
 STEP = ("steps=2", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=2", "batch_size=4",

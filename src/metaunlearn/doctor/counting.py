@@ -6,8 +6,8 @@
 - Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments, which
   ``adamw-8bit`` keeps in a quarter), all in float32, the pictures and sampling paths that are trained on, and A for the
   largest batch that is alive at once; a moving average, as SDD's teacher is, is one more phi. ``precision`` is not
-  counted: it lowers A by up to half. Before the steps come pictures and sampling paths (``drawing.py``); the peak is
-  whichever is larger.
+  counted: it lowers A by up to half. Off the CPU the pipeline's own denoiser is not there meanwhile. Before the steps
+  come pictures and sampling paths (``drawing.py``); the peak is whichever is larger.
 - Gradient checkpointing makes A what lies between blocks, and a gradient costs 4 F.
 
 Expect the right order of magnitude, not more: what an operation costs differs between sizes and devices, and what is
@@ -225,8 +225,8 @@ def moving_averages(method: Method, settings: EraseSettings) -> int:
 
 
 def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, meta: bool) -> int:
-    """What is there through all of a run: the pipeline, theta and Delta, the optimiser's moments, averages, MODEL's own
-    answers' parameters, pictures and paths."""
+    """What is there before the first step and after the last: the pipeline, theta and Delta, the optimiser's moments,
+    averages, MODEL's own answers' parameters, pictures and paths."""
     steps = takes_steps(method, meta=meta)
     moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
     copies = lasting_copies(settings, meta=meta) * facts.parameters
@@ -237,6 +237,11 @@ def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, meta
     if isinstance(method, OptimisedMethod):
         latents += BANK_TENSORS * settings.bank_trajectories * settings.bank_steps
     return facts.pipeline_bytes + FLOAT32 * copies + latents * facts.latent_bytes
+
+
+def bytes_aside(facts: Facts, device: str) -> int:
+    """What of it lies on the host during the steps: the pipeline's own denoiser, whose passes are all told theta."""
+    return 0 if torch.device(device).type == "cpu" else FLOAT32 * facts.parameters
 
 
 def drawing_bytes(method: Method, facts: Facts, settings: EraseSettings) -> int:
@@ -264,8 +269,8 @@ def counted_memory(
         pictures = max(pictures, 3 * settings.batch_size)
     if meta and settings.meta_gradient in ("auto", "double-backward"):  # auto takes one to check itself.
         pictures = max(pictures, DOUBLE_BACKWARD_ACTIVATIONS * settings.batch_size)
-    stepping = lasting + FLOAT32 * copies + pictures * facts.kept
-    return max(stepping, drawing_bytes(method, facts, settings))
+    stepping = lasting - bytes_aside(facts, device) + FLOAT32 * copies + pictures * facts.kept
+    return max(stepping, lasting, drawing_bytes(method, facts, settings))
 
 
 def matrix_speed(device: str = "cpu", seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:
