@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import torch
 from metaunlearn import doctor
 from metaunlearn.doctor import estimating
 from metaunlearn.doctor.counting import counted_memory, facts_of, lasting_bytes
-from metaunlearn.doctor.measuring import Bench
+from metaunlearn.doctor.measuring import Bench, _modes
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, outer_step
+from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import configure
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference
 from metaunlearn.meta.modes import mode_name
+from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, load, load_pipeline
+from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import Loss, Params
 from metaunlearn.recipe import read_recipe
 
@@ -105,7 +109,7 @@ def test_the_arithmetic_is_that_of_a_step(model: TextToImageModel) -> None:
 
             return loss
 
-        bench = Bench(model, chosen.settings, chosen.method.trained(model), 0)
+        bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=True)
         bench.meta_gradient(chosen.settings.simulated[0], mode, counting)
         passes = outer_step(chosen.method, chosen.settings, meta=True, paths=32)
         assert met == {one: count for one, count in passes.items() if one.kind not in ("trained", "teacher")}
@@ -124,7 +128,7 @@ def test_the_rehearsal_keeps_what_a_step_keeps(
 ) -> None:
     """theta_M for a diagnosis and for a persistent attacker, the first-order adjoint for a diagnosis alone."""
     chosen = configure("uce", read_recipe("small"), ["meta_gradient=gradient-difference", *overrides])
-    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0)
+    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=True)
     found, start, goes_on = bench.meta_gradient(chosen.settings.simulated[0], GradientDifference(), bench.real)
     assert (bool(found.theta_final), found.first_order is not None) == (kept, compared)
     assert (start is None) == (goes_on is None) == (chosen.settings.inner_horizon is None)
@@ -155,6 +159,70 @@ def test_what_a_persistent_attacker_left_lasts(model: TextToImageModel) -> None:
 
     assert added("esd-u-1", True) == added("uce", True) == [size, 2 * size]
     assert added("esd-u-1", False) == added("uce", False) == added("resalign", False) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "meta", "overrides"),
+    [
+        ("esd-x-1", True, ["meta_gradient=gradient-difference", "precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=gradient-difference", "difference_precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=double-backward", "precision=tf32", "difference_precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=first-order", "precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=first-order"]),
+        ("esd-x-1", False, ["precision=tf32"]),
+    ],
+)
+def test_passes_are_measured_in_the_products_of_a_real_step(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, method: str, meta: bool, overrides: list[str]
+) -> None:
+    """What a GPU would multiply in at each call of the denoiser, by the number of pictures."""
+    calls: Counter[tuple[int, str]] = Counter()
+    predict, take_step = UNetModel.predict, Algorithm1.take_step
+
+    def noted(self: UNetModel, theta: Params, x_t: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls[len(x_t), torch.backends.cudnn.conv.fp32_precision] += 1  # type: ignore[attr-defined]
+        return predict(self, theta, x_t, *rest)
+
+    def alone(self: Algorithm1) -> Any:
+        calls.clear()
+        return take_step(self)
+
+    monkeypatch.setattr(UNetModel, "predict", noted)
+    monkeypatch.setattr(Algorithm1, "take_step", alone)
+    overrides = ["steps=1", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=2", "batch_size=4",
+                 "diagnostics_every=0", "retain_loss=denoising", *overrides]  # fmt: skip
+    if meta:
+        overrides += ["zeta_margin=none", "inner_steps=2", "inner_optimizer=sgd", "inner_horizon=none"]
+    erase(tiny_model, ["zebra"], method=method, meta=meta, overrides=overrides)
+    real = set(calls)
+
+    model, chosen = load(tiny_model), configure(method, read_recipe("small"), overrides)
+    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=meta)
+    calls.clear()
+    for one in outer_step(chosen.method, chosen.settings, meta=meta, paths=32):
+        bench.run_of(one)()
+    assert set(calls) == real
+
+
+def test_a_diagnosis_is_rehearsed_in_24_bits_and_a_difference_in_its_own(
+    model: TextToImageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a measured peak has what either wants of a GPU; theta's passes are as ``precision`` says."""
+    met: list[str] = []
+    predict = UNetModel.predict
+
+    def noted(self: UNetModel, *inputs: Any) -> torch.Tensor:
+        met.append(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+        return predict(self, *inputs)
+
+    monkeypatch.setattr(UNetModel, "predict", noted)
+    overrides = ["difference_precision=tf32", "precision=tf32", "diagnostics_every=1", "inner_steps=1"]
+    chosen = configure("uce", read_recipe("small"), ["meta_gradient=gradient-difference", *overrides])
+    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=True)
+    [mode] = _modes(chosen.settings)
+    turn = partial(bench.meta_gradient, chosen.settings.simulated[0], mode, bench.real)
+    bench.rehearse({Pass("trained", 4, first_order=True): 1}, bench.outer_update(), turn)
+    assert met == ["tf32"] * (1 + 1 + 2) + ["tf32"] + ["ieee"] * 2
 
 
 @pytest.mark.skipif(not Meter("cpu").sees_memory, reason="memory is measured on Linux")
