@@ -218,6 +218,10 @@ def test_lines_say_how_they_know_and_what_to_switch_on(tiny_model: Path) -> None
     short = "\n".join(doctor.describe(machine, doctor.estimate(tiny_model, speed=1e9, available_bytes=1000)))
     assert "less memory" in short
     assert "--set gradient_checkpointing=true" in short
+    uncounted = doctor.Advice(overrides=("precision=bf16",), costs="digits", saves_bytes=None, left_bytes=10)
+    advised = doctor.describe(machine, replace(job, available_bytes=1000, advice=(uncounted,)))[-1]
+    assert "saves memory that no count knows; costs: digits" in advised
+    assert "fits" not in advised
     nothing_left = doctor.describe(machine, replace(job, available_bytes=1000))
     assert "another device (--device)" in nothing_left[-1]
 
@@ -280,6 +284,10 @@ def test_advice_leaves_out_what_the_job_does_not_have(tiny_model: Path) -> None:
         "teacher_precision=bf16"
     ]
     assert advised(method="uce", meta=False) == []
+    assert advised(method="uce", meta=False, device="cuda") == []
+    exact = [*small, "meta_gradient=gradient-difference"]
+    assert "difference_precision=tf32" not in advised(meta=False, device="cuda", overrides=exact)
+    assert "difference_precision=tf32" in advised(meta=True, device="cuda", overrides=exact)
 
 
 def test_advice_on_a_gpu(model: TextToImageModel) -> None:
@@ -291,9 +299,31 @@ def test_advice_on_a_gpu(model: TextToImageModel) -> None:
         return counted_memory(chosen.method, facts, s, meta=True, defended=False, device="cuda")
 
     advice = advise(chosen.settings, count, needs=count(chosen.settings), device="cuda")
-    assert overrides_of(advice)[:4] == [
-        "meta_gradient=gradient-difference", "inner_store=host", "teacher_precision=bf16", "outer_optimizer=adamw-8bit",
+    assert overrides_of(advice)[:6] == [
+        "meta_gradient=gradient-difference", "inner_store=host", "teacher_precision=bf16", "precision=bf16",
+        "outer_optimizer=adamw-8bit", "difference_precision=tf32",
     ]  # fmt: skip
+    uncounted = [one for one in advice if one.saves_bytes is None]
+    assert overrides_of(tuple(uncounted)) == ["precision=bf16", "difference_precision=tf32"]
+    assert uncounted[0].left_bytes == advice[2].left_bytes
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "expected"),
+    [
+        ("cuda", ["meta_gradient=gradient-difference"], {"precision=bf16", "difference_precision=tf32"}),
+        ("cuda", ["meta_gradient=first-order"], {"precision=bf16"}),
+        ("cuda", ["meta_gradient=first-order", "precision=fp16"], set()),
+        ("cuda", ["meta_gradient=auto", "precision=bf16", "difference_precision=tf32"], set()),
+        ("cpu", ["meta_gradient=gradient-difference"], set()),
+    ],
+)
+def test_products_are_advised_where_they_change_something(
+    device: str, overrides: list[str], expected: set[str]
+) -> None:
+    """On a GPU, and TF32 where a difference is taken; whatever the count, which knows nothing of them."""
+    advice = advise(settings(*overrides), lambda _: 1000, needs=1000, device=device)
+    assert set(overrides_of(advice)) == expected
 
 
 def test_a_gpu_does_not_hold_the_pipelines_own_denoiser_while_it_trains(model: TextToImageModel) -> None:

@@ -265,8 +265,10 @@ class _Job:
 
     def advice(self, needs: int) -> tuple[Advice, ...]:
         """What to switch on."""
+        if not self.passes:  # Every setting is about steps, or about what is made for them.
+            return ()
         method = self.chosen.method
         skip = list(method.unread) if isinstance(method, DefendedMethod) else []
         if not (self.meta or self.chosen.defended):
-            skip += ["meta_gradient", "inner_store"]
+            skip += ["meta_gradient", "inner_store", "difference_precision"]
         return advise(self.chosen.settings, self.memory, needs=needs, device=self.device, skip=skip)
