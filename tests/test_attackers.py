@@ -209,13 +209,14 @@ def test_auto_probes_every_attacker_of_a_mixture(
 
 
 def test_doctor_counts_the_mean_and_the_most() -> None:
-    """M = 1, 3, 2: 2 + M + 2 + 2 M gradients are 10 in the mean; AdamW needs 1 + (3 + 4) + (3 + 4) copies, momentum at
-    M = 2 1 + (2 + 4) + 1, and to first order, where no path is kept, 1 + 4 + 1. One who goes on adds 2."""
+    """M = 1, 3, 2: 2 + M + 2 + 2 M gradients are 10 in the mean; AdamW needs 1 + (2 + 3) + 11 copies, and one more as
+    the step is diagnosed; momentum at M = 2 1 + 4 + 3 with theta and 2 more; and to first order, where no path is kept,
+    1 + 3 + 2. One who goes on adds 2."""
     once = "inner_horizon=none"
     found = settings(MIXTURE, "meta_gradient=gradient-difference", once)
     assert counted_gradients(found, meta=True) == 10
-    assert doctor.parameter_copies(found, meta=True) == 15
-    assert doctor.parameter_copies(settings(MIXTURE, "meta_gradient=gradient-difference"), meta=True) == 17
+    assert doctor.parameter_copies(found, meta=True) == 18
+    assert doctor.parameter_copies(settings(MIXTURE, "meta_gradient=gradient-difference"), meta=True) == 20
     momentum = ("inner_optimizer=momentum", "inner_steps=2", once)
-    assert doctor.parameter_copies(settings(*momentum, "meta_gradient=auto"), meta=True) == 8
+    assert doctor.parameter_copies(settings(*momentum, "meta_gradient=auto"), meta=True) == 10
     assert doctor.parameter_copies(settings(*momentum, "meta_gradient=first-order"), meta=True) == 6

@@ -162,16 +162,24 @@ def test_healing_and_weighing_take_their_time(tiny_model: Path) -> None:
 def test_memory_grows_by_one_copy_an_inner_step(tiny_model: Path) -> None:
     """Two more inner steps keep two more sets of parameters: 2 x 4 bytes x P. To first order they keep none.
 
-    From one step to three it is one set: a difference moves sets of the path, but of theta itself a copy.
+    From one step to three it is one set: a difference moves sets of the path, but of theta itself a copy. A diagnosed
+    step adds theta_M, and at M = 2, where the last product has as much as the first, the first-order adjoint: 5, 6, 6
+    and 8 sets beside theta. To first order the second step has a theta_{m-1} that is not theta.
     """
-    exact = ["inner_optimizer=sgd", "meta_gradient=auto"]
-    one, three, five = (
-        doctor.estimate(tiny_model, overrides=[*exact, f"inner_steps={m}"], speed=1e9) for m in (1, 3, 5)
-    )
-    assert five.memory_bytes - three.memory_bytes == 2 * 4 * one.denoiser_parameters
-    assert three.memory_bytes - one.memory_bytes == 4 * one.denoiser_parameters
-    first = [doctor.estimate(tiny_model, overrides=[f"inner_steps={m}"], speed=1e9).memory_bytes for m in (1, 3)]
-    assert first[0] == first[1]
+
+    def job(m: int, *more: str) -> doctor.JobEstimate:
+        return doctor.estimate(tiny_model, overrides=[*more, f"inner_steps={m}"], speed=1e9)
+
+    exact = ["inner_optimizer=sgd", "meta_gradient=auto", "inner_horizon=none"]
+    one, two, three, five = (job(m, *exact) for m in (1, 2, 3, 5))
+    a_set = 4 * one.denoiser_parameters
+    assert five.memory_bytes - three.memory_bytes == 2 * a_set
+    assert three.memory_bytes - one.memory_bytes == a_set
+    assert three.memory_bytes == two.memory_bytes
+    assert one.memory_bytes - job(1, *exact, "diagnostics_every=0").memory_bytes == a_set
+    assert two.memory_bytes - job(2, *exact, "diagnostics_every=0").memory_bytes == 2 * a_set
+    first = [job(m).memory_bytes for m in (1, 2, 3)]
+    assert first[1] == first[2] == first[0] + a_set
     plain = doctor.estimate(tiny_model, overrides=["inner_steps=1"], meta=False, speed=1e9)
     assert plain.memory_bytes < one.memory_bytes
 
@@ -210,6 +218,10 @@ def test_lines_say_how_they_know_and_what_to_switch_on(tiny_model: Path) -> None
     short = "\n".join(doctor.describe(machine, doctor.estimate(tiny_model, speed=1e9, available_bytes=1000)))
     assert "less memory" in short
     assert "--set gradient_checkpointing=true" in short
+    uncounted = doctor.Advice(overrides=("precision=bf16",), costs="digits", saves_bytes=None, left_bytes=10)
+    advised = doctor.describe(machine, replace(job, available_bytes=1000, advice=(uncounted,)))[-1]
+    assert "saves memory that no count knows; costs: digits" in advised
+    assert "fits" not in advised
     nothing_left = doctor.describe(machine, replace(job, available_bytes=1000))
     assert "another device (--device)" in nothing_left[-1]
 
@@ -272,6 +284,10 @@ def test_advice_leaves_out_what_the_job_does_not_have(tiny_model: Path) -> None:
         "teacher_precision=bf16"
     ]
     assert advised(method="uce", meta=False) == []
+    assert advised(method="uce", meta=False, device="cuda") == []
+    exact = [*small, "meta_gradient=gradient-difference"]
+    assert "difference_precision=tf32" not in advised(meta=False, device="cuda", overrides=exact)
+    assert "difference_precision=tf32" in advised(meta=True, device="cuda", overrides=exact)
 
 
 def test_advice_on_a_gpu(model: TextToImageModel) -> None:
@@ -283,9 +299,44 @@ def test_advice_on_a_gpu(model: TextToImageModel) -> None:
         return counted_memory(chosen.method, facts, s, meta=True, defended=False, device="cuda")
 
     advice = advise(chosen.settings, count, needs=count(chosen.settings), device="cuda")
-    assert overrides_of(advice)[:4] == [
-        "meta_gradient=gradient-difference", "inner_store=host", "teacher_precision=bf16", "outer_optimizer=adamw-8bit",
+    assert overrides_of(advice)[:6] == [
+        "meta_gradient=gradient-difference", "inner_store=host", "teacher_precision=bf16", "precision=bf16",
+        "outer_optimizer=adamw-8bit", "difference_precision=tf32",
     ]  # fmt: skip
+    uncounted = [one for one in advice if one.saves_bytes is None]
+    assert overrides_of(tuple(uncounted)) == ["precision=bf16", "difference_precision=tf32"]
+    assert uncounted[0].left_bytes == advice[2].left_bytes
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "expected"),
+    [
+        ("cuda", ["meta_gradient=gradient-difference"], {"precision=bf16", "difference_precision=tf32"}),
+        ("cuda", ["meta_gradient=first-order"], {"precision=bf16"}),
+        ("cuda", ["meta_gradient=first-order", "precision=fp16"], set()),
+        ("cuda", ["meta_gradient=auto", "precision=bf16", "difference_precision=tf32"], set()),
+        ("cpu", ["meta_gradient=gradient-difference"], set()),
+    ],
+)
+def test_products_are_advised_where_they_change_something(
+    device: str, overrides: list[str], expected: set[str]
+) -> None:
+    """On a GPU, and TF32 where a difference is taken; whatever the count, which knows nothing of them."""
+    advice = advise(settings(*overrides), lambda _: 1000, needs=1000, device=device)
+    assert set(overrides_of(advice)) == expected
+
+
+def test_a_gpu_does_not_hold_the_pipelines_own_denoiser_while_it_trains(model: TextToImageModel) -> None:
+    """Its bytes lie on the host during the steps; where pictures and paths are the peak it is there."""
+    chosen = configure("esd-u-1", read_recipe("small"), ["batch_size=64", "picture_batch=1", "inner_store=device"])
+    facts = facts_of(model, 1000, chosen.settings)
+
+    def on(device: str, *, pixels: int = 0) -> int:
+        drawn = replace(facts, drawing=replace(facts.drawing, denoised=facts.drawing.denoised + pixels))
+        return counted_memory(chosen.method, drawn, chosen.settings, meta=True, defended=False, device=device)
+
+    assert on("cpu") - on("cuda") == on("cpu") - on("cuda:1") == 4 * facts.parameters
+    assert on("cpu", pixels=2**40) == on("cuda", pixels=2**40)
 
 
 # --- What a step takes -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import torch
 
 from metaunlearn import doctor
 from metaunlearn.doctor import estimating
-from metaunlearn.doctor.measuring import Bench
+from metaunlearn.doctor.counting import counted_memory, facts_of, lasting_bytes
+from metaunlearn.doctor.measuring import Bench, _modes
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.doctor.passes import Pass, outer_step
+from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import configure
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference
 from metaunlearn.meta.modes import mode_name
+from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, load, load_pipeline
+from metaunlearn.models.unet_model import UNetModel
 from metaunlearn.parameters import Loss, Params
 from metaunlearn.recipe import read_recipe
 
@@ -104,10 +109,120 @@ def test_the_arithmetic_is_that_of_a_step(model: TextToImageModel) -> None:
 
             return loss
 
-        bench = Bench(model, chosen.settings, chosen.method.trained(model), 0)
+        bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=True)
         bench.meta_gradient(chosen.settings.simulated[0], mode, counting)
         passes = outer_step(chosen.method, chosen.settings, meta=True, paths=32)
         assert met == {one: count for one, count in passes.items() if one.kind not in ("trained", "teacher")}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept", "compared"),
+    [
+        (["diagnostics_every=0", "inner_horizon=none"], False, False),
+        (["diagnostics_every=10", "inner_horizon=none"], True, True),
+        (["diagnostics_every=0", "inner_horizon=100"], True, False),
+    ],
+)
+def test_the_rehearsal_keeps_what_a_step_keeps(
+    model: TextToImageModel, overrides: list[str], kept: bool, compared: bool
+) -> None:
+    """theta_M for a diagnosis and for a persistent attacker, the first-order adjoint for a diagnosis alone."""
+    chosen = configure("uce", read_recipe("small"), ["meta_gradient=gradient-difference", *overrides])
+    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=True)
+    found, start, goes_on = bench.meta_gradient(chosen.settings.simulated[0], GradientDifference(), bench.real)
+    assert (bool(found.theta_final), found.first_order is not None) == (kept, compared)
+    assert (start is None) == (goes_on is None) == (chosen.settings.inner_horizon is None)
+    if start is not None and goes_on is not None:  # Sets of their own, of all that the attacker tunes.
+        held = (bench.theta, found.theta_final, start, goes_on.displacement)
+        for name in bench.tuned:
+            assert len({params[name].data_ptr() for params in held}) == len(held)
+
+
+def test_what_a_persistent_attacker_left_lasts(model: TextToImageModel) -> None:
+    """Delta, of which a run without the meta objective and a defence have none; theta + Delta is of every second step.
+    A measured prediction's peak comes on top of what lasts."""
+    size = 4 * sum(p.numel() for p in model.unet.parameters())
+
+    def bytes_of(method: str, horizon: str, meta: bool) -> tuple[int, int]:
+        chosen = configure(method, read_recipe("small"), [])
+        settings = chosen.settings.model_copy(update={"inner_horizon": None if horizon == "none" else int(horizon)})
+        settings = settings.model_copy(update={"diagnostics_every": 1, "picture_batch": 1, "batch_size": 64})
+        facts = facts_of(model, 1000, settings)
+        return (
+            lasting_bytes(chosen.method, facts, settings, meta=meta),
+            counted_memory(chosen.method, facts, settings, meta=meta, defended=chosen.defended),
+        )
+
+    def added(method: str, meta: bool) -> list[int]:
+        pairs = zip(bytes_of(method, "none", meta), bytes_of(method, "100", meta), strict=True)
+        return [with_it - without for without, with_it in pairs]
+
+    assert added("esd-u-1", True) == added("uce", True) == [size, 2 * size]
+    assert added("esd-u-1", False) == added("uce", False) == added("resalign", False) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "meta", "overrides"),
+    [
+        ("esd-x-1", True, ["meta_gradient=gradient-difference", "precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=gradient-difference", "difference_precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=double-backward", "precision=tf32", "difference_precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=first-order", "precision=tf32"]),
+        ("esd-x-1", True, ["meta_gradient=first-order"]),
+        ("esd-x-1", False, ["precision=tf32"]),
+    ],
+)
+def test_passes_are_measured_in_the_products_of_a_real_step(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, method: str, meta: bool, overrides: list[str]
+) -> None:
+    """What a GPU would multiply in at each call of the denoiser, by the number of pictures."""
+    calls: Counter[tuple[int, str]] = Counter()
+    predict, take_step = UNetModel.predict, Algorithm1.take_step
+
+    def noted(self: UNetModel, theta: Params, x_t: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls[len(x_t), torch.backends.cudnn.conv.fp32_precision] += 1  # type: ignore[attr-defined]
+        return predict(self, theta, x_t, *rest)
+
+    def alone(self: Algorithm1) -> Any:
+        calls.clear()
+        return take_step(self)
+
+    monkeypatch.setattr(UNetModel, "predict", noted)
+    monkeypatch.setattr(Algorithm1, "take_step", alone)
+    overrides = ["steps=1", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=2", "batch_size=4",
+                 "diagnostics_every=0", "retain_loss=denoising", *overrides]  # fmt: skip
+    if meta:
+        overrides += ["zeta_margin=none", "inner_steps=2", "inner_optimizer=sgd", "inner_horizon=none"]
+    erase(tiny_model, ["zebra"], method=method, meta=meta, overrides=overrides)
+    real = set(calls)
+
+    model, chosen = load(tiny_model), configure(method, read_recipe("small"), overrides)
+    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=meta)
+    calls.clear()
+    for one in outer_step(chosen.method, chosen.settings, meta=meta, paths=32):
+        bench.run_of(one)()
+    assert set(calls) == real
+
+
+def test_a_diagnosis_is_rehearsed_in_24_bits_and_a_difference_in_its_own(
+    model: TextToImageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a measured peak has what either wants of a GPU; theta's passes are as ``precision`` says."""
+    met: list[str] = []
+    predict = UNetModel.predict
+
+    def noted(self: UNetModel, *inputs: Any) -> torch.Tensor:
+        met.append(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+        return predict(self, *inputs)
+
+    monkeypatch.setattr(UNetModel, "predict", noted)
+    overrides = ["difference_precision=tf32", "precision=tf32", "diagnostics_every=1", "inner_steps=1"]
+    chosen = configure("uce", read_recipe("small"), ["meta_gradient=gradient-difference", *overrides])
+    bench = Bench(model, chosen.settings, chosen.method.trained(model), 0, meta=True)
+    [mode] = _modes(chosen.settings)
+    turn = partial(bench.meta_gradient, chosen.settings.simulated[0], mode, bench.real)
+    bench.rehearse({Pass("trained", 4, first_order=True): 1}, bench.outer_update(), turn)
+    assert met == ["tf32"] * (1 + 1 + 2) + ["tf32"] + ["ieee"] * 2
 
 
 @pytest.mark.skipif(not Meter("cpu").sees_memory, reason="memory is measured on Linux")

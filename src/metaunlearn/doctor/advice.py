@@ -1,7 +1,8 @@
 """What to switch on when a job does not fit, in the order of what it costs.
 
 First what leaves every value as it is and costs time, then what changes values, the least first. What each saves is the
-difference of two counts (``counting.py``). Last what saves something only once the others are on.
+difference of two counts (``counting.py``), but for the precision of products, whose workspace and activations no count
+knows: there it is not said. Last what saves something only once the others are on.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ class Advice:
     """For ``--set``."""
     costs: str
     """What it costs beside memory."""
-    saves_bytes: int
-    """When it alone is switched on; of what saves something only after the others, with everything before it."""
+    saves_bytes: int | None
+    """When it alone is switched on; of what saves something only after the others, with everything before it. None: it
+    is not counted, and a measurement (``measured=True``) with it would have to say."""
     left_bytes: int
-    """What the job needs with this and everything before it."""
+    """What the job needs with this and everything before it; what is not counted saves nothing here."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -36,6 +38,8 @@ class _Switch:
     costs: str
     applies: Callable[[EraseSettings, str], dict[str, Any]]
     """(settings, device) -> what to set; empty where it is on already or would not help."""
+    counted: bool = True
+    """Whether the count knows what it saves."""
 
 
 def _difference(s: EraseSettings, device: str) -> dict[str, Any]:
@@ -65,6 +69,16 @@ def _eight_bits(s: EraseSettings, device: str) -> dict[str, Any]:
     return {"outer_optimizer": "adamw-8bit"} if on_gpu and s.outer_optimizer == "adamw" else {}
 
 
+def _bfloat16(s: EraseSettings, device: str) -> dict[str, Any]:
+    on_gpu = device.startswith("cuda")
+    return {"precision": "bf16"} if on_gpu and s.precision in ("float32", "tf32") else {}
+
+
+def _tensor_cores(s: EraseSettings, device: str) -> dict[str, Any]:
+    differs = s.meta_gradient in ("auto", "gradient-difference") and s.difference_precision == "float32"
+    return {"difference_precision": "tf32"} if device.startswith("cuda") and differs else {}
+
+
 def _fewer_pictures(s: EraseSettings, device: str) -> dict[str, Any]:
     return {} if s.picture_batch == 1 else {"picture_batch": 1}
 
@@ -86,7 +100,9 @@ SWITCHES = (
     _Switch("a third more time; the same values", _checkpoint),
     _Switch("writing and reading files; the same values", _disk),
     _Switch("the teacher's answers have three digits", _teacher),
+    _Switch("the gradients at theta, and first order's, have three digits; faster", _bfloat16, counted=False),
     _Switch("the optimiser's moments have eight bits", _eight_bits),
+    _Switch("the meta-gradient has two digits; faster; diagnoses stay in 24 bits", _tensor_cores, counted=False),
     _Switch("more time; as many pictures a step, but fewer in the simulated attacker's batches", _smaller_batch),
     _Switch("the meta-gradient is another one, without the way back through the simulated finetuning", _first_order),
 )
@@ -114,8 +130,8 @@ def advise(
             if not change or switch in found or set(change) & set(skip):
                 continue
             before = settings if alone else together
-            saves = count(before) - count(before.model_copy(update=change))
-            if saves <= 0:
+            saves = count(before) - count(before.model_copy(update=change)) if switch.counted else None
+            if saves is not None and saves <= 0:
                 continue
             together = together.model_copy(update=change)
             found[switch] = Advice(

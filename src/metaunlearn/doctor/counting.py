@@ -6,8 +6,8 @@
 - Memory is the pipeline, ``parameter_copies`` times P, three times phi (gradient and AdamW's two moments, which
   ``adamw-8bit`` keeps in a quarter), all in float32, the pictures and sampling paths that are trained on, and A for the
   largest batch that is alive at once; a moving average, as SDD's teacher is, is one more phi. ``precision`` is not
-  counted: it lowers A by up to half. Before the steps come pictures and sampling paths (``drawing.py``); the peak is
-  whichever is larger.
+  counted: it lowers A by up to half. Off the CPU the pipeline's own denoiser is not there meanwhile. Before the steps
+  come pictures and sampling paths (``drawing.py``); the peak is whichever is larger.
 - Gradient checkpointing makes A what lies between blocks, and a gradient costs 4 F.
 
 Expect the right order of magnitude, not more: what an operation costs differs between sizes and devices, and what is
@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -164,36 +164,59 @@ def counted_seconds(passes: Passes, facts: Facts, settings: EraseSettings, speed
 
 
 def parameter_copies(settings: EraseSettings, *, meta: bool, device: str = "cpu") -> int:
-    """Copies of theta beside the pipeline's own, on ``device``.
+    """Copies of theta beside the pipeline's own, on ``device``, at the worst moment of a step that is diagnosed if any.
 
-    One is theta; the meta-gradient adds theta_1 .. theta_M, v, the gradients on both sides of a moved set, and what the
-    attacker's optimiser needs. The set that is moved is one of the path, but for theta itself, of which it is a copy.
-    To first order the path and its gradients are not kept. Of a mixture of attackers, the most.
+    One is theta, two are Delta and theta + Delta with ``inner_horizon``, and the rest is the meta-gradient's: of a
+    mixture of attackers, the most.
     """
     if not meta:
         return 1
-    of_horizon = 0 if settings.inner_horizon is None else 2  # Delta and theta + Delta.
-    if settings.meta_gradient == "first-order":
-        of_path = settings.meta_loss == "path"  # The sum of its terms so far.
-        of_optimizer = max(OPTIMIZER_STATE[attacker.optimizer] for attacker in settings.simulated)
-        return 1 + 4 + of_path + of_horizon + of_optimizer
+    of_horizon = 0 if settings.inner_horizon is None else 2
+    of_turn = _first_order if settings.meta_gradient == "first-order" else partial(_there_and_back, device=device)
+    return 1 + of_horizon + max(of_turn(attacker, settings) for attacker in settings.simulated)
+
+
+def _first_order(attacker: Attacker, settings: EraseSettings) -> int:
+    """A gradient, theta_m and theta_{m-1} unless that is theta, the optimiser's state before and after, and along the
+    path the sum of its terms so far. No path is kept."""
+    of_path = settings.meta_loss == "path"
+    return 2 + (1 + of_path) * (attacker.steps > 1) + 2 * OPTIMIZER_STATE[attacker.optimizer]
+
+
+def _there_and_back(attacker: Attacker, settings: EraseSettings, *, device: str) -> int:
+    """On the way back through each step m: what is stored, what a product or the optimiser's transpose works on, v.
+
+    Who wants theta_M, a diagnosis or a persistent attacker, keeps it all the way. For a diagnosis there also is the
+    first-order adjoint, which is v itself until the first step is behind.
+    """
     elsewhere = settings.inner_store == "disk" or (settings.inner_store == "host" and device != "cpu")
-    of_turn = max(
-        max(_kept(attacker.steps, elsewhere), 2) + 3 + _optimizer_copies(attacker, elsewhere)
-        for attacker in settings.simulated
-    )
-    return 1 + of_horizon + of_turn
+    path, diagnosed = settings.meta_loss == "path", settings.diagnostics_every > 0
+    steps = range(1, attacker.steps + 1)
+    of_step = _of_adam if attacker.optimizer in ("adam", "adamw") else _of_product
+    backwards = max(of_step(m, path=path, elsewhere=elsewhere) + (diagnosed and m < attacker.steps) for m in steps)
+    # v, w before and after, d: momentum's d is not v itself.
+    of_momentum = 3 if attacker.optimizer == "momentum" else 0
+    return backwards + of_momentum + (diagnosed or settings.inner_horizon is not None)
 
 
-def _kept(sets: int, elsewhere: bool) -> int:
-    """Of so many parameter sets on the device: the newest, and one that was brought back, when they lie elsewhere."""
-    return min(sets, 2) if elsewhere else sets
+def _of_product(m: int, *, path: bool, elsewhere: bool) -> int:
+    """v, the gradients on both sides of the set that is moved, and theta_1 .. theta_{m-1}, of which that is the last.
+
+    In place of theta itself, unless its bits lie elsewhere meanwhile, and of what the path still needs, a copy is moved.
+    """
+    stored, copied = m - 1, path or (m == 1 and not elsewhere)
+    return 3 + copied + (min(stored, 1) if elsewhere else stored)
 
 
-def _optimizer_copies(attacker: Attacker, elsewhere: bool) -> int:
-    """On the way back through momentum the adjoint of b; through Adam M gradients, two moments, their adjoints."""
-    gradients = _kept(attacker.steps, elsewhere)
-    return {"sgd": 0, "momentum": 1, "adam": gradients + 4, "adamw": gradients + 4}[attacker.optimizer]
+def _of_adam(m: int, *, path: bool, elsewhere: bool) -> int:
+    """g_1 .. g_m and theta_1 .. theta_{m-1}; v, two moments and their adjoints before and after, d, and what makes it:
+    more than any product has."""
+    return 11 + (1 if elsewhere else m + m - 1)
+
+
+def lasting_copies(settings: EraseSettings, *, meta: bool) -> int:
+    """Those of them that are there between the steps, too: theta, and the Delta of ``inner_horizon``."""
+    return 1 + (meta and settings.inner_horizon is not None)
 
 
 def moving_averages(method: Method, settings: EraseSettings) -> int:
@@ -201,17 +224,24 @@ def moving_averages(method: Method, settings: EraseSettings) -> int:
     return isinstance(method, Sdd) + (settings.ema_decay is not None)
 
 
-def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, steps: bool) -> int:
-    """What is there through all of a run: the pipeline, theta, the optimiser's moments, averages, MODEL's own answers'
-    parameters, pictures and paths. ``steps``: whether there are outer steps."""
+def lasting_bytes(method: Method, facts: Facts, settings: EraseSettings, *, meta: bool) -> int:
+    """What is there before the first step and after the last: the pipeline, theta and Delta, the optimiser's moments,
+    averages, MODEL's own answers' parameters, pictures and paths."""
+    steps = takes_steps(method, meta=meta)
     moments = 0.5 if settings.outer_optimizer == "adamw-8bit" else 2.0
-    copies = facts.parameters + round((moving_averages(method, settings) + moments) * facts.trained)
+    copies = lasting_copies(settings, meta=meta) * facts.parameters
+    copies += round((moving_averages(method, settings) + moments) * facts.trained)
     if steps and settings.retain_loss == "distillation":
         copies += facts.parameters if settings.teacher_precision == "float32" else facts.parameters // 2
     latents = PICTURE_TENSORS * facts.pictures if steps else 0
     if isinstance(method, OptimisedMethod):
         latents += BANK_TENSORS * settings.bank_trajectories * settings.bank_steps
     return facts.pipeline_bytes + FLOAT32 * copies + latents * facts.latent_bytes
+
+
+def bytes_aside(facts: Facts, device: str) -> int:
+    """What of it lies on the host during the steps: the pipeline's own denoiser, whose passes are all told theta."""
+    return 0 if torch.device(device).type == "cpu" else FLOAT32 * facts.parameters
 
 
 def drawing_bytes(method: Method, facts: Facts, settings: EraseSettings) -> int:
@@ -227,18 +257,20 @@ def counted_memory(
     method: Method, facts: Facts, settings: EraseSettings, *, meta: bool, defended: bool, device: str = "cpu"
 ) -> int:
     """Peak of a run, in bytes on ``device``."""
-    steps = takes_steps(method, meta=meta)
-    lasting = lasting_bytes(method, facts, settings, steps=steps)
-    if not steps:
+    if defended:  # No simulated attacker of its goes on from step to step.
+        settings = settings.model_copy(update={"inner_horizon": None})
+    lasting = lasting_bytes(method, facts, settings, meta=meta)
+    if not takes_steps(method, meta=meta):
         return lasting
-    copies = (parameter_copies(settings, meta=meta or defended, device=device) - 1) * facts.parameters + facts.trained
+    working = parameter_copies(settings, meta=meta or defended, device=device) - lasting_copies(settings, meta=meta)
+    copies = working * facts.parameters + facts.trained
     pictures = at_theta(settings, meta=meta, forget=True).pictures
     if meta and direct_needs_a_batch(settings):
         pictures = max(pictures, 3 * settings.batch_size)
     if meta and settings.meta_gradient in ("auto", "double-backward"):  # auto takes one to check itself.
         pictures = max(pictures, DOUBLE_BACKWARD_ACTIVATIONS * settings.batch_size)
-    stepping = lasting + FLOAT32 * copies + pictures * facts.kept
-    return max(stepping, drawing_bytes(method, facts, settings))
+    stepping = lasting - bytes_aside(facts, device) + FLOAT32 * copies + pictures * facts.kept
+    return max(stepping, lasting, drawing_bytes(method, facts, settings))
 
 
 def matrix_speed(device: str = "cpu", seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:

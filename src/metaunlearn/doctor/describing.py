@@ -69,6 +69,8 @@ def _advise(job: JobEstimate, accelerators: int) -> list[str]:
 
 def _line(one: Advice, everything: Sequence[Advice], available: int | None) -> str:
     options = " ".join(f"--set {override}" for override in one.overrides)
+    if one.saves_bytes is None:
+        return f"    {options:<52} saves memory that no count knows; costs: {one.costs}"
     fits = available is not None and one.left_bytes <= available
     return (
         f"    {options:<52} saves {_size(one.saves_bytes)}, leaves {_size(one.left_bytes)}{', fits' if fits else ''}; "

@@ -13,6 +13,7 @@ from metaunlearn.data.concepts import unnamed_prompts
 from metaunlearn.doctor.advice import Advice, advise
 from metaunlearn.doctor.counting import (
     Facts,
+    bytes_aside,
     counted_memory,
     counted_seconds,
     drawing_bytes,
@@ -209,20 +210,17 @@ class _Job:
             step=found.step(self.passes),
             forward=found.seconds[self.forward_pass] / self.forward_pass.pictures,
             gradient=found.seconds[self.gradient_pass] / self.gradient_pass.pictures,
-            memory=memory if found.peak is None else max(self.lasting() + found.peak, self.drawing()),
+            memory=memory if found.peak is None else self.at_most(found.peak),
             timed=True,
             looked=found.peak is not None,
         )
 
-    def lasting(self) -> int:
-        """Counted bytes that are there through all of the run."""
-        settings = self.chosen.settings
-        return lasting_bytes(self.chosen.method, self.facts(settings), settings, steps=bool(self.passes))
-
-    def drawing(self) -> int:
-        """Counted bytes while pictures and sampling paths are made."""
-        settings = self.chosen.settings
-        return drawing_bytes(self.chosen.method, self.facts(settings), settings)
+    def at_most(self, peak: int) -> int:
+        """Bytes at the worst moment of all, when that of a step has ``peak`` above what lasts through it."""
+        method, settings = self.chosen.method, self.chosen.settings
+        facts = self.facts(settings)
+        lasting = lasting_bytes(method, facts, settings, meta=self.meta)
+        return max(lasting - bytes_aside(facts, self.device) + peak, lasting, drawing_bytes(method, facts, settings))
 
     def is_cheap(self, pace: float, memory: int) -> bool:
         """Whether measuring takes seconds, and the job fits into what is free."""
@@ -267,8 +265,10 @@ class _Job:
 
     def advice(self, needs: int) -> tuple[Advice, ...]:
         """What to switch on."""
+        if not self.passes:  # Every setting is about steps, or about what is made for them.
+            return ()
         method = self.chosen.method
         skip = list(method.unread) if isinstance(method, DefendedMethod) else []
         if not (self.meta or self.chosen.defended):
-            skip += ["meta_gradient", "inner_store"]
+            skip += ["meta_gradient", "inner_store", "difference_precision"]
         return advise(self.chosen.settings, self.memory, needs=needs, device=self.device, skip=skip)

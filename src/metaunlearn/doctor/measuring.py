@@ -15,9 +15,10 @@ No parameter of the model changes, and no random number is drawn from the global
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from metaunlearn.meta.diagnostics import compared
 from metaunlearn.meta.hypergradient import (
     DoubleBackward,
     GradientDifference,
+    MetaGradient,
     MetaGradientMode,
     MetaProblem,
     double_backward_product,
@@ -37,9 +39,10 @@ from metaunlearn.meta.inner import attacked
 from metaunlearn.meta.modes import MODES
 from metaunlearn.meta.objective import simulated_finetuning
 from metaunlearn.meta.outer import clipped_step, outer_optimizer
+from metaunlearn.meta.persistent import PersistentAttack
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
-from metaunlearn.models.precision import in_precision, teachers_answer
+from metaunlearn.models.precision import float32_products, in_precision, teachers_answer
 from metaunlearn.parameters import Loss, Params, add, moved_average, norm, scale, value_and_gradient
 
 
@@ -69,7 +72,7 @@ def measure(
     averages: int = 0,
 ) -> Measured:
     """Run each pass and the arithmetic; ``averages`` are the moving averages of what is ``trained``."""
-    bench = Bench(model, settings, trained, averages)
+    bench = Bench(model, settings, trained, averages, meta=meta)
     with checkpointing(model.unet, settings.gradient_checkpointing):
         seconds = {one: meter.seconds(bench.run_of(one)) for one in passes}
         arithmetic = meter.seconds(bench.outer_update())
@@ -95,19 +98,55 @@ def _peak(bench: Bench, passes: Passes, meter: Meter, *, meta: bool) -> int:
     )
 
 
+class Turn(NamedTuple):
+    """A meta-gradient; and of a persistent attacker where it started, and where it goes on."""
+
+    found: MetaGradient
+    start: Params | None = None
+    goes_on: PersistentAttack | None = None
+
+
 class Bench:
     """What the passes and the arithmetic need, made once."""
 
     def __init__(
-        self, model: TextToImageModel, settings: EraseSettings, trained: Collection[str], averages: int
+        self, model: TextToImageModel, settings: EraseSettings, trained: Collection[str], averages: int, *, meta: bool
     ) -> None:
         self.model, self.settings, self.trained, self.averages = model, settings, sorted(trained), averages
+        self.meta = meta
         self.theta: Params = dict(model.unet.named_parameters())
         self.teacher = in_precision(self.theta, settings.teacher_precision)
         self.tuned = attacked(model.parameter_names, settings.inner_subset, trained)
 
+    @cached_property
+    def attack(self) -> PersistentAttack | None:
+        """In the middle of its way; its Delta is one of the things that last."""
+        if self.settings.inner_horizon is None:
+            return None
+        displacement = {name: torch.zeros_like(self.theta[name]) for name in self.tuned}
+        return PersistentAttack(horizon=self.settings.inner_horizon, displacement=displacement)
+
     def run_of(self, one: Pass) -> Callable[[], object]:
-        """One pass, ready to be run."""
+        """One pass, ready to be run in the products that a step takes it in."""
+        call = self._call(one)
+
+        def run() -> object:
+            with self._products(one):
+                return call()
+
+        return run
+
+    def _products(self, one: Pass) -> AbstractContextManager[None]:
+        """Those of an exact mode, which sets its own, or those that all of a step is in."""
+        if self.meta and not one.first_order and one.kind in ("tuned", "all", "product"):
+            mode = _modes(self.settings)[0]
+            return float32_products(mode.precision if isinstance(mode, GradientDifference) else "ieee")
+        return self._usual_products()
+
+    def _usual_products(self) -> AbstractContextManager[None]:
+        return float32_products("tf32") if self.settings.precision == "tf32" else nullcontext()
+
+    def _call(self, one: Pass) -> Callable[[], object]:
         model = self._model_of(one)
         names = {"trained": self.trained, "tuned": self.tuned}.get(one.kind)
         loss = _denoising(model, one.pictures)
@@ -129,8 +168,8 @@ class Bench:
         """L_DM."""
         return _denoising(self._model_of(first), first.pictures)
 
-    def meta_gradient(self, attacker: Attacker, mode: MetaGradientMode, loss: LossOf) -> object:
-        """The meta-gradient with ``loss`` in place of L_DM."""
+    def meta_gradient(self, attacker: Attacker, mode: MetaGradientMode, loss: LossOf) -> Turn:
+        """The meta-gradient with ``loss`` in place of L_DM, and what stays beside it until the step is over."""
         s = self.settings
         first_order = s.meta_gradient == "first-order"
         tuned, ends = Pass("tuned", s.batch_size, first_order), Pass("all", 2 * s.batch_size, first_order)
@@ -141,22 +180,28 @@ class Bench:
             outer=loss(ends, ends),
             along_path=s.meta_loss == "path",
             with_first_order=not first_order and s.diagnostics_every > 0,
+            keep_final=s.diagnostics_every > 0 or self.attack is not None,
         )
-        return mode(problem, self.theta)
+        if self.attack is None:
+            return Turn(mode(problem, self.theta))
+        start = self.attack.start(self.theta)
+        found = mode(problem, start)
+        return Turn(found, start, self.attack.after(self.theta, found.theta_final, problem.inner, attacker.steps))
 
     def rehearse(
         self, passes: Passes, update: Callable[[], object], meta_gradient: Callable[[], object] | None
     ) -> None:
         """What is alive at once in an outer step: the meta-gradient, gradients at theta, a diagnosis; the optimiser."""
-        held = [None if meta_gradient is None else meta_gradient()]
+        with self._usual_products():
+            held = [None if meta_gradient is None else meta_gradient()]
         gradient = None
         for one in passes:
             if one.kind == "trained" or (meta_gradient is None and one.kind == "all"):
                 gradient = self.run_of(one)()
         held.append(gradient)
         if self.settings.diagnostics_every:
-            for _ in range(2):
-                held.append(self.run_of(Pass("all", self.settings.batch_size))())
+            with float32_products("ieee"):
+                held += [self._call(Pass("all", self.settings.batch_size))() for _ in range(2)]
             if meta_gradient is not None and self.settings.meta_gradient != "first-order":
                 phi = {name: self.theta[name].detach() for name in self.trained}
                 direct = scale(phi, 0.5)
@@ -183,9 +228,10 @@ class Bench:
 
 def _modes(settings: EraseSettings) -> list[MetaGradientMode]:
     """What a step takes, then what else a run does: ``auto`` is the difference, checked by a double backward."""
+    difference = GradientDifference(precision="tf32" if settings.difference_precision == "tf32" else "ieee")
     if settings.meta_gradient == "auto":
-        return [GradientDifference(), DoubleBackward()]
-    return [MODES[settings.meta_gradient]()]
+        return [difference, DoubleBackward()]
+    return [difference if settings.meta_gradient == "gradient-difference" else MODES[settings.meta_gradient]()]
 
 
 class _Teacher:
