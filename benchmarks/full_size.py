@@ -5,10 +5,10 @@
 The architectures are the published ones, the weights random: time and memory do not depend on what a network has
 learned. A step is Algorithm 1's own, on ESD's subset u with AdamW: plain, and with the meta objective at M = 1, the
 meta-gradient to first order, by gradient difference and by double backward; --set precision=bf16 and the like change
-its settings. Each row is the median over rounds after one warm-up; what does not fit is said to run out of memory. As in
-``erase`` the denoiser's own copy lies on the host meanwhile; text encoders and autoencoder are not there at all. With
---generate it is pictures that are timed. Without a GPU everything is reduced, which says nothing of the true size and
-only shows that the script runs.
+its settings. Each row is the median over rounds after one warm-up; what does not fit is said to run out of memory. The
+denoiser's own copy lies on the host meanwhile, as in ``erase``; text encoders and autoencoder are not there at all.
+With --generate it is pictures that are timed. Without a GPU everything is reduced, which says nothing of the true size
+and only shows that the script runs.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def _there_and_back(attacker: Attacker, settings: EraseSettings, *, device: str)
 def _of_product(m: int, *, path: bool, elsewhere: bool) -> int:
     """v, the gradients on both sides of the set that is moved, and theta_1 .. theta_{m-1}, of which that is the last.
 
-    In place of theta itself, unless its bits lie elsewhere meanwhile, and of what the path still needs, a copy is moved.
+    In place of theta itself, unless its bits lie elsewhere meanwhile, and of what the path still needs, a copy moves.
     """
     stored, copied = m - 1, path or (m == 1 and not elsewhere)
     return 3 + copied + (min(stored, 1) if elsewhere else stored)
