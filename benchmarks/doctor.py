@@ -39,7 +39,8 @@ from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.recipe import read_recipe
 
-FEW = ("forget_images=16", "retain_images=16", "bank_trajectories=16")
+FEW = ("forget_images=16", "retain_images=16", "bank_trajectories=16", "diagnostics_every=3")
+"""The fourth step is diagnosed while a persistent attacker goes on: the most that a long run needs at once."""
 TOLERANCE = 0.15
 DROPPED, TIMED = 2, 3
 """Steps of a run before any is timed, and those that are."""
