@@ -143,7 +143,8 @@ class GradientDifference:
 
     eps = relative_step ||P theta|| / ||d||, so the scale of d is of no consequence: the parameters that the attacker
     tunes move by a fixed fraction of their norm, or of a tenth of what as many of theta's have where theirs is less
-    (biases near zero). Too long a step meets the third derivative, too short a one rounding.
+    (biases near zero). Too long a step meets the third derivative, too short a one rounding. Where the stored sets lie
+    elsewhere theta itself moves meanwhile, and is put back bit by bit whatever happens.
     """
 
     relative_step: float | None = None
