@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from metaunlearn.attacks.interface import Training
 from metaunlearn.checkpoint import restore_training, save_training, step_generator
 from metaunlearn.config import AttackSettings
 from metaunlearn.errors import RunError
-from metaunlearn.models.precision import float32_products
+from metaunlearn.models.precision import products_in
 from metaunlearn.processes import ALONE, Processes
 
 MOMENTUM = 0.9
@@ -47,7 +46,7 @@ class Loop:
     def run_to(self, step: int, state: Path | None, on_step: Callable[[dict[str, Any]], None]) -> None:
         """Train until ``step`` steps are done; ``state`` is kept every ``checkpoint_every`` steps."""
         while self.step < step:
-            with float32_products("tf32") if self.settings.precision == "tf32" else nullcontext():
+            with products_in(self.settings.precision):
                 loss = self._gradient(step_generator(self.seed, self.step, "attack"))
             if not math.isfinite(loss):
                 raise RunError(

@@ -15,7 +15,7 @@ No parameter of the model changes, and no random number is drawn from the global
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -36,13 +36,13 @@ from metaunlearn.meta.hypergradient import (
     double_backward_product,
 )
 from metaunlearn.meta.inner import attacked
-from metaunlearn.meta.modes import MODES
+from metaunlearn.meta.modes import difference_products, mode_called
 from metaunlearn.meta.objective import simulated_finetuning
 from metaunlearn.meta.outer import clipped_step, outer_optimizer
 from metaunlearn.meta.persistent import PersistentAttack
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.memory import checkpointing
-from metaunlearn.models.precision import float32_products, in_precision, teachers_answer
+from metaunlearn.models.precision import float32_products, in_precision, products_in, teachers_answer
 from metaunlearn.parameters import Loss, Params, add, moved_average, norm, scale, value_and_gradient
 
 
@@ -141,10 +141,7 @@ class Bench:
         if self.meta and not one.first_order and one.kind in ("tuned", "all", "product"):
             mode = _modes(self.settings)[0]
             return float32_products(mode.precision if isinstance(mode, GradientDifference) else "ieee")
-        return self._usual_products()
-
-    def _usual_products(self) -> AbstractContextManager[None]:
-        return float32_products("tf32") if self.settings.precision == "tf32" else nullcontext()
+        return products_in(self.settings.precision)
 
     def _call(self, one: Pass) -> Callable[[], object]:
         model = self._model_of(one)
@@ -192,7 +189,7 @@ class Bench:
         self, passes: Passes, update: Callable[[], object], meta_gradient: Callable[[], object] | None
     ) -> None:
         """What is alive at once in an outer step: the meta-gradient, gradients at theta, a diagnosis; the optimiser."""
-        with self._usual_products():
+        with products_in(self.settings.precision):
             held = [None if meta_gradient is None else meta_gradient()]
         gradient = None
         for one in passes:
@@ -228,10 +225,10 @@ class Bench:
 
 def _modes(settings: EraseSettings) -> list[MetaGradientMode]:
     """What a step takes, then what else a run does: ``auto`` is the difference, checked by a double backward."""
-    difference = GradientDifference(precision="tf32" if settings.difference_precision == "tf32" else "ieee")
+    products = difference_products(settings)
     if settings.meta_gradient == "auto":
-        return [difference, DoubleBackward()]
-    return [difference if settings.meta_gradient == "gradient-difference" else MODES[settings.meta_gradient]()]
+        return [GradientDifference(precision=products), DoubleBackward()]
+    return [mode_called(settings.meta_gradient, products)]
 
 
 class _Teacher:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.meta.hypergradient import (
     DoubleBackward,
@@ -68,7 +69,17 @@ def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products =
             f"Unknown meta_gradient {name!r} (--set meta_gradient=...); known: {', '.join(MODES)}, auto."
             + did_you_mean(name, [*MODES, "auto"])
         )
+    return mode_called(name, products)
+
+
+def mode_called(name: str, products: Products) -> MetaGradientMode:
+    """The one of ``MODES``; a gradient difference computes in ``products``."""
     return GradientDifference(precision=products) if name == "gradient-difference" else MODES[name]()
+
+
+def difference_products(settings: EraseSettings) -> Products:
+    """What a gradient difference computes in (``difference_precision``)."""
+    return "tf32" if settings.difference_precision == "tf32" else "ieee"
 
 
 SMALLEST_PROBE = 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retain
 from metaunlearn.meta.diagnostics import diagnose
 from metaunlearn.meta.flatness import sharpness, steepness
 from metaunlearn.meta.hypergradient import FirstOrder, MetaGradientMode, MetaProblem
-from metaunlearn.meta.modes import chosen_step, resolve_in_memory, usual_product, with_step
+from metaunlearn.meta.modes import chosen_step, difference_products, resolve_in_memory, usual_product, with_step
 from metaunlearn.meta.objective import (
     direct_loss,
     forget_loss,
@@ -39,7 +38,7 @@ from metaunlearn.meta.persistent import PersistentAttack, has_a_turn
 from metaunlearn.meta.phases import healing, learning_rate_at
 from metaunlearn.meta.together import check_shares
 from metaunlearn.models.interface import TextToImageModel
-from metaunlearn.models.precision import Products, float32_products, in_precision
+from metaunlearn.models.precision import float32_products, in_precision, products_in
 from metaunlearn.parameters import (
     Params,
     accumulate,
@@ -115,7 +114,7 @@ class Algorithm1:
         once theta has moved."""
         self.sampler = Independent() if settings.replacement else Epochs(seed)
         self.step = 0
-        self.products: Products = "tf32" if settings.difference_precision == "tf32" else "ieee"
+        self.products = difference_products(settings)
         """What a gradient difference computes in."""
         self._mode: MetaGradientMode | None = None
 
@@ -284,8 +283,7 @@ class Algorithm1:
         heals = healing(self.step, self.settings)
         if heals and self.step == self.settings.steps:
             self._begin_healing()
-        in_tf32 = self.settings.precision == "tf32"
-        with float32_products("tf32") if in_tf32 else nullcontext():
+        with products_in(self.settings.precision):
             gradient, record = self.heal_gradient() if heals else self.outer_gradient()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.settings)

@@ -9,7 +9,7 @@ enough for a first-order step and not for a difference of gradients: ``docs/nume
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -85,14 +85,16 @@ def float32_products(kind: Products) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+def products_in(precision: Precision) -> AbstractContextManager[None]:
+    """Float32's products in TF32 where ``precision`` is that, else as torch has them."""
+    return float32_products("tf32") if precision == "tf32" else nullcontext()
+
+
 @contextmanager
 def denoising_in(unet: Any, precision: Precision) -> Iterator[None]:
     """While this is open, pipelines that call ``unet`` get products in ``precision``, and answers in float32."""
-    if precision == "float32":
-        yield
-        return
-    if precision == "tf32":
-        with float32_products("tf32"):
+    if precision in ("float32", "tf32"):
+        with products_in(precision):
             yield
         return
     forward = unet.forward
