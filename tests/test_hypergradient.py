@@ -13,8 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from meta_problems import Build, error, mlp, unet
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.hypergradient import (
-    RELATIVE_STEPS,
-    TF32_STEP,
     DoubleBackward,
     FirstOrder,
     GradientDifference,
@@ -23,6 +21,7 @@ from metaunlearn.meta.hypergradient import (
 )
 from metaunlearn.meta.inner import Adjoint, InnerLoop
 from metaunlearn.meta.modes import resolve
+from metaunlearn.meta.products import RELATIVE_STEPS, TF32_STEP
 from metaunlearn.models.precision import Products
 from metaunlearn.parameters import Loss, Params, norm, scale, subset, value_and_gradient
 

@@ -15,7 +15,6 @@ import torch
 from meta_problems import error, mlp, unet
 from metaunlearn.errors import UserError
 from metaunlearn.meta.hypergradient import (
-    RELATIVE_STEPS,
     DoubleBackward,
     FirstOrder,
     GradientDifference,
@@ -23,6 +22,7 @@ from metaunlearn.meta.hypergradient import (
     MetaProblem,
 )
 from metaunlearn.meta.modes import AUTO_STEPS, chosen_step, resolve, resolve_in_memory, with_step
+from metaunlearn.meta.products import RELATIVE_STEPS
 from metaunlearn.parameters import Params, same
 from metaunlearn.processes import Processes
 from toy_denoiser import toy_run, toy_settings

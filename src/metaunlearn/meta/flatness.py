@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from metaunlearn.meta.hypergradient import HessianProduct
 from metaunlearn.meta.inner import shift
+from metaunlearn.meta.products import HessianProduct
 from metaunlearn.parameters import Loss, Params, add, norm, scale, value_and_gradient
 
 

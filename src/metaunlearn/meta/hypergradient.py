@@ -32,7 +32,6 @@ Symbols: theta, v: parameter dictionaries; M: number of inner losses; eps: the l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,20 +39,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaunlearn.errors import RunError, UserError
-from metaunlearn.meta.inner import InnerLoop, move
+from metaunlearn.errors import UserError
+from metaunlearn.meta.inner import InnerLoop
+from metaunlearn.meta.products import ProductBefore, difference, double_backward, low_precision, usual_step
 from metaunlearn.meta.store import Borrow, Stack, copied, taken
 from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.models.precision import Products, float32_products
-from metaunlearn.parameters import Loss, Params, SharedLoss, add, gradient_of, leaves, norm, value_and_gradient
-
-HessianProduct = Callable[[Loss, Params, Params], Params]
-"""(L, theta, direction) -> H direction over all of theta; direction is d_m."""
-
-ProductBefore = Callable[[Loss, Params, Params, Borrow], Params]
-"""The same on the way back, and how what direction names of theta may be moved."""
+from metaunlearn.parameters import Loss, Params, add
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,17 +127,14 @@ class DoubleBackward:
 
     def __call__(self, problem: MetaProblem, theta: Params) -> MetaGradient:
         with float32_products("ieee"):
-            return _adjoint(problem, theta, _double_backward)
+            return _adjoint(problem, theta, double_backward)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientDifference:
-    """H d = [grad L(theta + eps d) - grad L(theta - eps d)] / (2 eps): ordinary gradients only, float32 or float64.
+    """H d as a difference of two gradients (``meta/products.py``): ordinary gradients only, float32 or float64.
 
-    eps = relative_step ||P theta|| / ||d||, so the scale of d is of no consequence: the parameters that the attacker
-    tunes move by a fixed fraction of their norm, or of a tenth of what as many of theta's have where theirs is less
-    (biases near zero). Too long a step meets the third derivative, too short a one rounding. Where the stored sets lie
-    elsewhere theta itself moves meanwhile, and is put back bit by bit whatever happens.
+    Where the stored sets lie elsewhere theta itself moves meanwhile, and is put back bit by bit whatever happens.
     """
 
     relative_step: float | None = None
@@ -164,7 +154,7 @@ class GradientDifference:
                 "Rounding would swamp the difference. Load the model in float32, or use 'double-backward'."
             )
         with float32_products(self.precision):
-            return _adjoint(problem, theta, hessian_product=self._product)
+            return _adjoint(problem, theta, self._product)
 
     def product(self, loss: Loss, theta: Params, direction: Params) -> Params:
         """One product, for whoever needs it outside the recursion; a ``HessianProduct``."""
@@ -172,84 +162,14 @@ class GradientDifference:
             return self._product(loss, theta, direction)
 
     def _product(self, loss: Loss, theta: Params, direction: Params, borrow: Borrow = copied) -> Params:
-        length = norm(direction)
-        if length == 0:
-            return {name: torch.zeros_like(p) for name, p in theta.items()}
-        if not math.isfinite(length):
-            raise RunError(
-                "the direction of a Hessian product is not finite: a loss or its gradient has run away. Lower "
-                "inner_learning_rate, gamma2 or lipschitz_weight (--set KEY=...), whichever is in use."
-            )
         relative_step = self.relative_step or usual_step(theta, self.precision)
-        eps = relative_step * _scale(theta, direction) / length
-        constant = theta.keys() - direction.keys()  # The attacker's loss may leave out what he does not tune.
-        with borrow(theta, direction) as at:
-            move(at, direction, eps)
-            ahead = value_and_gradient(loss, at, unused=constant).gradient
-            move(at, direction, -2 * eps)  # What it is rounded to stands in the difference once.
-            behind = value_and_gradient(loss, at, unused=constant).gradient
-            # One parameter at a time, so that there are never more than these two sets.
-            return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
-
-
-def _scale(theta: Params, direction: Params) -> float:
-    """What a difference's step is relative to: ||P theta||, and no less than ``LEAST_SHARE`` of its like in theta.
-
-    An all-zero theta has no length to be relative to: the step is then absolute.
-    """
-    moved = norm({name: theta[name] for name in direction})
-    if len(direction) == len(theta):
-        return moved or 1.0
-    share = sum(theta[name].numel() for name in direction) / sum(p.numel() for p in theta.values())
-    return max(moved, LEAST_SHARE * norm(theta) * math.sqrt(share)) or 1.0
-
-
-LEAST_SHARE = 0.1
-"""Of the norm that as many parameters of theta's mean square have: below it the tuned ones' own norm is no measure."""
-
-RELATIVE_STEPS: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float64: 1e-7}
-"""The measured best ``relative_step`` of each precision."""
-
-
-TF32_STEP = 1e-3
-"""The same where float32's products are in TF32."""
-
-
-def usual_step(theta: Params, products: Products = "ieee") -> float:
-    """The usual ``relative_step`` for the coarsest precision among the parameters."""
-    if products == "tf32":
-        return TF32_STEP
-    return max(RELATIVE_STEPS[dtype] for dtype in {p.dtype for p in theta.values()})
-
-
-def low_precision(theta: Params) -> str | None:
-    """Why ``theta``'s gradients are too coarse for a difference, in words, or None when they are not."""
-    for name, p in theta.items():
-        if p.dtype not in RELATIVE_STEPS:
-            return f"parameter {name!r} is {p.dtype}"
-    device = next(iter(theta.values())).device.type
-    return f"autocast is on for {device}" if torch.is_autocast_enabled(device) else None
+        return difference(loss, theta, direction, relative_step, borrow)
 
 
 def double_backward_product(loss: Loss, theta: Params, direction: Params) -> Params:
     """H direction = grad_theta <grad_adapted L(theta), direction>, outside the recursion; a ``HessianProduct``."""
     with float32_products("ieee"):
-        return _double_backward(loss, theta, direction)
-
-
-def _double_backward(loss: Loss, theta: Params, direction: Params, _: Borrow = copied) -> Params:
-    if isinstance(loss, SharedLoss):  # H is a mean over processes, and direction is the same in all of them.
-        return loss.average(_double_backward(loss.own, theta, direction))
-    at = leaves(theta)
-    # Fused attention kernels have no second derivative; the plain one is made of operations that do.
-    with sdpa_kernel(SDPBackend.MATH):
-        slope = gradient_of(loss(at), {name: at[name] for name in direction}, create_graph=True)
-        along = torch.stack([(slope[name] * d.detach()).sum() for name, d in direction.items()]).sum()
-        if not along.requires_grad:  # L is linear
-            return {name: torch.zeros_like(p) for name, p in theta.items()}
-        # Zeros where the slope does not depend on a parameter: a second derivative may vanish, unlike a first one.
-        product = torch.autograd.grad(along, list(at.values()), materialize_grads=True)
-    return dict(zip(at, product, strict=True))
+        return double_backward(loss, theta, direction)
 
 
 def _adjoint(problem: MetaProblem, theta: Params, hessian_product: ProductBefore | None) -> MetaGradient:

@@ -14,13 +14,11 @@ from metaunlearn.meta.hypergradient import (
     DoubleBackward,
     FirstOrder,
     GradientDifference,
-    HessianProduct,
     MetaGradientMode,
     MetaProblem,
     double_backward_product,
-    low_precision,
-    usual_step,
 )
+from metaunlearn.meta.products import HessianProduct, low_precision, usual_step
 from metaunlearn.models.precision import Products
 from metaunlearn.parameters import Params, add, norm
 from metaunlearn.processes import ALONE, Processes
