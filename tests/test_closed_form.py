@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,9 @@ def task(model: TextToImageModel) -> ErasureTask:
     return task_of(model)
 
 
-def task_of(model: TextToImageModel, prompts: ConceptPrompts = PROMPTS) -> ErasureTask:
+def task_of(model: TextToImageModel) -> ErasureTask:
     return ErasureTask(
-        model=model, prompts=prompts, settings=resolve(EraseSettings, read_recipe("small").erase), seed=0
+        model=model, prompts=PROMPTS, settings=resolve(EraseSettings, read_recipe("small").erase), seed=0
     )
 
 
@@ -275,17 +274,6 @@ def test_a_larger_erase_scale_brings_the_concept_closer_to_the_guide(
     assert distances[-1] < 0.1 * distances[0]
 
 
-@pytest.mark.parametrize("chosen", [Uce, Rece])
-def test_an_edit_erases_the_text_that_is_said_in_place_of_the_concepts(
-    model: TextToImageModel, chosen: type[Uce] | type[Rece]
-) -> None:
-    instead = task_of(model, replace(PROMPTS, edited=("in the style of stripes",)))
-    expected = chosen().edit(task_of(model)).theta
-    found = chosen(edited_text="a zebra | a plain striped horse").edit(instead).theta
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert not all(torch.equal(p, expected[name]) for name, p in chosen().edit(instead).theta.items())
-
-
 def test_plain_run_needs_no_pictures_and_records_the_condition_number(tiny_model: Path, tmp_path: Path) -> None:
     result = erase(tiny_model, ["zebra|yak", "gnu"], method="uce", meta=False, out=tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -348,8 +336,6 @@ def test_killed_second_stage_resumes_to_the_same_weights(
         ("rece", "epochs=0", "epochs"),
         ("rece", "mu=0", "mu"),
         ("uce", "subset=xattn", "Did you mean"),
-        ("uce", "edited_text=zebra|", "got 'zebra|'"),
-        ("rece", "edited_text=|", "got '|'"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(

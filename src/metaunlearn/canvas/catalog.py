@@ -158,10 +158,15 @@ def caption(name: str, style: str | None = None, background: str | None = None) 
     """The plain caption, e.g. ``"a rocket in noto style on a blue background"``."""
     text = article(name)
     if style is not None:
-        text += f" in {style} style"
+        text += f" {said(style)}"
     if background is not None:
         text += f" on {article(background)} background"
     return text
+
+
+def said(concept: str) -> str:
+    """The words by which captions name an object or a style, e.g. ``"a rocket"``, ``"in noto style"``."""
+    return f"in {concept} style" if concept in STYLES else article(concept)
 
 
 def related_to(name: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metaunlearn.canvas.catalog import NAMES
+from metaunlearn.canvas.catalog import NAMES, said
 from metaunlearn.canvas.tasks import known, task_for, with_styles
 from metaunlearn.data.wording import synonyms
 from metaunlearn.errors import UserError
@@ -38,7 +38,8 @@ class ConceptPrompts:
     of_concept: tuple[tuple[str, ...], ...] = ()
     """The prompts of ``forget``, apart for each text that the user gave, synonyms one by one."""
     edited: tuple[str, ...] = ()
-    """Texts that end with a concept, as closed-form edits want them: the user's, or as Canvas's captions say it."""
+    """Texts that name a concept and nothing else, as closed-form edits want them: the user's, or as Canvas's captions
+    name it."""
     kept: tuple[str, ...] = ()
     """What is kept, related before unrelated: the user's texts where there are any, else prompts; with ``none`` in
     place of unrelated ones nothing but the user's related ones."""
@@ -84,7 +85,7 @@ def prompts_for(
         related=_templates(related) if related else found.related or (_templates(retain) or found.unrelated),
         unrelated=_templates(retain) if retain else found.unrelated or _templates(related),
         of_concept=of_concept,
-        edited=tuple(dict.fromkeys(said for text in texts for said in _edited(pipeline, text))),
+        edited=tuple(dict.fromkeys(_edited(pipeline, text) for text in texts)),
         kept=tuple(dict.fromkeys([*(related or found.related), *(retain or found.unrelated)])),
     )
 
@@ -131,12 +132,10 @@ def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
     return _canvas_prompts([text]).forget if is_canvas(pipeline) else _templates([text])
 
 
-def _edited(pipeline: Any, text: str) -> list[str]:
-    """The text itself; what Canvas knows, its captions up to there: its text encoder has seen nothing but captions."""
+def _edited(pipeline: Any, text: str) -> str:
+    """The text itself; what Canvas knows, as its captions name it: its text encoder has seen nothing but captions."""
     name = _bare(text)
-    if not (is_canvas(pipeline) and known(name)):
-        return [text]
-    return [caption[: caption.rindex(name) + len(name)] for caption in _canvas_prompts([text]).forget]
+    return said(name) if is_canvas(pipeline) and known(name) else text
 
 
 def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:

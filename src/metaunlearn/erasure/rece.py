@@ -21,10 +21,8 @@ from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.erasure.uce import (
     TokenChanges,
     Uce,
-    check_edited,
     edit_report,
     edited_matrices,
-    edited_texts,
     joined_changes,
     kept_tokens,
     projections,
@@ -50,8 +48,6 @@ class Rece(Settings):
     """Weight of || c' ||^2."""
     epochs: int = Field(default=3, gt=0)
     """How often new embeddings are found and edited away."""
-    edited_text: str = ""
-    """What all edits erase in place of the concept's own texts, as UCE has it."""
     guide: str = " "
     """What they are to mean from now on, and what is kept while they are edited."""
     erase_scale: float = Field(default=1.0, gt=0)
@@ -69,11 +65,11 @@ class Rece(Settings):
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
         """Refuse a model whose tokenizers disagree about where a concept ends."""
-        check_edited(model, edited_texts(prompts, self.edited_text))
+        model.last_tokens(prompts.edited)
 
     def edit(self, task: ErasureTask) -> Edit:
         """UCE, then ``epochs`` edits of what still means the concepts."""
-        original, uce = task.model.parameters(), Uce(edited_text=self.edited_text)
+        original, uce = task.model.parameters(), Uce()
         matrices, condition = edited_matrices(original, uce.changes(task), uce.anchor_scale)
         conditions = [condition]
         for _ in range(self.epochs):
@@ -83,7 +79,7 @@ class Rece(Settings):
         return Edit(original | matrices, edit_report(original, matrices, conditions, len(uce.kept(task))))
 
     def _changes(self, task: ErasureTask, original: Params, current: Params) -> TokenChanges:
-        model, concepts = task.model, edited_texts(task.prompts, self.edited_text)
+        model, concepts = task.model, task.prompts.edited
         *encoded, to = tokens_read(model, [*concepts, self.guide])
         found = [surviving_embedding(original, current, c, self.mu) for c in encoded]
         erased = token_changes(found, [to] * len(found))

@@ -27,7 +27,6 @@ from pydantic import Field
 from torch import Tensor
 
 from metaunlearn.data.concepts import ConceptPrompts
-from metaunlearn.data.wording import synonyms
 from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models.interface import TextToImageModel
@@ -48,9 +47,6 @@ class Uce(Settings):
 
     tokens: Literal["from-last", "last"] = "from-last"
     """Of a concept: its last token and everything behind it (2023), or its last token alone (2025)."""
-    edited_text: str = ""
-    """What the edit erases in place of the concept's own texts, synonyms separated by ``|``; empty: those. A style by
-    its words alone, say, where its prompts name things in it."""
     guide: str = " "
     """What the concept is to mean from now on; the public code takes "art" for styles in 2025."""
     keep_empty: bool = True
@@ -70,7 +66,7 @@ class Uce(Settings):
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
         """Refuse a model whose tokenizers disagree about where a concept ends."""
-        check_edited(model, edited_texts(prompts, self.edited_text))
+        model.last_tokens(prompts.edited)
 
     def edit(self, task: ErasureTask) -> Edit:
         """Every concept at once."""
@@ -87,22 +83,9 @@ class Uce(Settings):
         """Which token is to be read as which, and how much that matters."""
         model, kept = task.model, self.kept(task)
         scale = max(0.1, 1 / max(len(kept), 1)) if self.preserve_scale is None else self.preserve_scale
-        texts = edited_texts(task.prompts, self.edited_text)
-        erased = concept_tokens(model, texts, self.guide, last_only=self.tokens == "last")
+        erased = concept_tokens(model, task.prompts.edited, self.guide, last_only=self.tokens == "last")
         preserved = kept_tokens(model, kept, last_only=self.tokens == "last")
         return joined_changes(erased.weighted(self.erase_scale), preserved.weighted(scale))
-
-
-def edited_texts(prompts: ConceptPrompts, instead: str) -> tuple[str, ...]:
-    """What a closed form erases: the texts of ``instead``, if it says any, or the concept's own."""
-    return tuple(synonyms(instead)) if instead else prompts.edited
-
-
-def check_edited(model: TextToImageModel, texts: Sequence[str]) -> None:
-    """Refuse texts that tokenise to nothing, and a model whose tokenizers disagree about where they end."""
-    for text in texts:
-        model.check_concept(text)
-    model.last_tokens(texts)
 
 
 def second_stage(model: TextToImageModel, which: str) -> frozenset[str]:
