@@ -33,6 +33,48 @@ def test_any_model(other: Any) -> None:
     assert prompts.kept == ("a water pistol", "a dog")
 
 
+@pytest.mark.parametrize("concepts", [["a dog"], ["the dog|puppy"], ["Dog", "a car"]])
+def test_what_is_erased_is_not_among_the_everyday_things(other: Any, concepts: list[str]) -> None:
+    prompts = prompts_for(other, concepts)
+    assert "a dog" in EVERYDAY
+    assert not any("dog" in text for text in (*prompts.kept, *prompts.related, *prompts.unrelated))
+    assert "a cat" in prompts.kept
+
+
+@pytest.mark.parametrize(
+    "concepts", [["knife", "twemoji"], ["twemoji", "clown"], ["knife", "axe"], ["twemoji", "noto"], ["axe|openmoji"]]
+)
+def test_no_concept_is_kept_for_another(canvas: Any, concepts: list[str]) -> None:
+    """A hammer in Twemoji's style is like a knife, and a knife in Noto's like Twemoji."""
+    prompts = prompts_for(canvas, concepts)
+    assert not {*prompts.forget} & {*prompts.related, *prompts.unrelated, *prompts.kept}
+    assert prompts.related
+    assert prompts.unrelated
+
+
+@pytest.mark.parametrize(
+    ("concepts", "kept"),
+    [
+        (["a dog"], {"retain": ["a dog"]}),
+        (["puppy|a dog"], {"related": ["the dog"]}),
+        (["a dog"], {"retain": ["a cat|dog"]}),
+    ],
+)
+def test_a_concept_cannot_be_kept(other: Any, canvas: Any, concepts: list[str], kept: dict[str, list[str]]) -> None:
+    for pipeline in (other, canvas):
+        with pytest.raises(UserError, match=r"dog'.*--retain TEXT.*--related TEXT.*erased, as '(a )?dog'.*--concept"):
+            prompts_for(pipeline, concepts, **kept)
+    with pytest.raises(UserError, match=r"'a fox in twemoji style' is to be kept"):
+        prompts_for(canvas, ["twemoji"], retain=["a fox in twemoji style"])
+
+
+def test_a_single_text_is_a_list_of_one(other: Any) -> None:
+    listed = prompts_for(other, ["a gun|a pistol"], retain=["a dog|a puppy"], related=["a toy"])
+    assert prompts_for(other, "a gun|a pistol", retain="a dog|a puppy", related="a toy") == listed
+    assert listed.kept == ("a toy", "a dog", "a puppy")
+    assert prompts_for(other, "a gun", retain="none").kept == ()
+
+
 def test_concepts_take_turns(other: Any, canvas: Any) -> None:
     """Whoever takes the first n prompts has all concepts equally often, and one that has few prompts begins again."""
     assert prompts_for(other, ["zebra", "gnu"]).forget[:3] == ("zebra", "gnu", "a photo of zebra")

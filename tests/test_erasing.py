@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from conftest import UNET, break_at_the_fourth_step, read_lines, same_weights
 from forked_runs import run_and_kill
+from metaunlearn.attacking import attack
 from metaunlearn.config import EraseSettings
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
@@ -210,3 +211,16 @@ def test_a_pipeline_object_is_not_changed(tiny_model: Path) -> None:
     result = erase(pipeline, ["zebra"], overrides=FAST)
     assert all(torch.equal(p, before[name]) for name, p in pipeline.unet.named_parameters())
     assert any(not torch.equal(p, before[name]) for name, p in result.pipeline.unet.named_parameters())
+
+
+def test_paths_and_lists_may_be_given_as_text(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook: ``erase("canvas", "knife", out="runs/knife")``."""
+    monkeypatch.chdir(tmp_path)
+    found = erase(str(tiny_model), "zebra", method="uce", meta=False, retain="a dog|a puppy", out="runs/zebra")
+    assert found.out == Path("runs/zebra")
+    request = json.loads(Path("runs/zebra/run.json").read_text())["request"]
+    assert (request["concepts"], request["retain"]) == (["zebra"], ["a dog|a puppy"])
+    attacked = attack("runs/zebra", str(pictures), steps=[1], out="runs/attacked", overrides=["batch_size=2"])
+    assert attacked.checkpoints[1].is_relative_to("runs/attacked")

@@ -14,7 +14,7 @@ from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, n
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.errors import UserError
-from metaunlearn.files import sha256
+from metaunlearn.files import path_of, sha256
 from metaunlearn.models import adapt, own_pipeline, read_only
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
@@ -39,7 +39,7 @@ class AttackResult:
 
 def attack(
     model: Any,
-    data: Path | None = None,
+    data: Path | str | None = None,
     *,
     kind: str = "finetune",
     steps: Sequence[int] | None = None,
@@ -50,7 +50,7 @@ def attack(
     overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
-    out: Path,
+    out: Path | str,
     resume: bool = False,
     trackers: Sequence[str] = (),
     progress: Progress | None = None,
@@ -65,6 +65,7 @@ def attack(
     ``processes`` that :func:`~metaunlearn.processes.join` connected share a training, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
+    data, out = path_of(data), Path(out)
     known(kind)
     check_trackers(trackers)
     where, copies = processes.device(device), getattr(KINDS[kind], "copies", ())

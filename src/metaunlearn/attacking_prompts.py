@@ -28,7 +28,7 @@ from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import ranges
-from metaunlearn.files import write_atomic, write_json
+from metaunlearn.files import path_of, write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, read_only
@@ -46,13 +46,13 @@ def attack_prompts(
     success: SuccessTest,
     *,
     base: Any = None,
-    data: Path | None = None,
+    data: Path | str | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
     shard: str = "1/1",
     device: str = "cpu",
-    out: Path,
+    out: Path | str,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def attack_prompts(
     (ASR) in percent with and without the attack, lower being better for the eraser; with several shards once the last
     of them is done.
     """
+    data, out = path_of(data), Path(out)
     part = Shard.parse(shard)
     adapter = adapt(read_only(model, device=device), device)
     check_one_vocabulary(adapter)

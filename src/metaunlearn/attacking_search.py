@@ -77,7 +77,7 @@ class Trial:
 
 def search_attacks(
     model: Any,
-    data: Path,
+    data: Path | str,
     *,
     steps: int,
     prompts: Sequence[Prompt],
@@ -88,7 +88,7 @@ def search_attacks(
     overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
-    out: Path,
+    out: Path | str,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -98,6 +98,7 @@ def search_attacks(
     pipeline of each, ``search.json`` with every trial's concept score, and ``results.json`` with ``concept`` (before
     the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds).
     """
+    data, out = Path(data), Path(out)
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
     recipe = recipe or recipe_for(adapter)

@@ -29,6 +29,7 @@ from metaunlearn.erasure.interface import (
 from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
 from metaunlearn.erasure.registry import Configured, check_objective, configure
 from metaunlearn.errors import UserError
+from metaunlearn.files import path_of
 from metaunlearn.meta.alignment import aligned
 from metaunlearn.meta.inner import attacked
 from metaunlearn.meta.modes import mode_name
@@ -66,21 +67,21 @@ class EraseResult:
 
 def erase(
     model: Any,
-    concepts: Sequence[str],
+    concepts: Sequence[str] | str,
     *,
     method: str = "esd-u-1",
     meta: bool | None = None,
-    retain: Sequence[str] = (),
-    related: Sequence[str] = (),
-    forget_data: Path | None = None,
-    retain_data: Path | None = None,
+    retain: Sequence[str] | str = (),
+    related: Sequence[str] | str = (),
+    forget_data: Path | str | None = None,
+    retain_data: Path | str | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
-    out: Path | None = None,
+    out: Path | str | None = None,
     resume: bool = False,
-    shared: Path | None = None,
+    shared: Path | str | None = None,
     delta: bool = False,
     push: str | None = None,
     trackers: Sequence[str] = (),
@@ -90,9 +91,10 @@ def erase(
     """Erase ``concepts`` from ``model``; the given pipeline is left as it is.
 
     ``model`` is a pipeline, ``"canvas"``, a diffusers folder, a ``.safetensors`` file or a hub id. Each concept is a
-    text, or several synonyms separated by ``|``. ``method`` is ``esd-SUBSET-ETA``, ``esd-2025``, ``sdd``, ``uce``,
-    ``uce-2025``, ``rece``, ``resalign``, ``imma``, or one that another package brings. ``meta`` is on unless it is said
-    otherwise, but with ``resalign`` and ``imma``, which have a defence of their own. ``forget_data`` and
+    text, or several synonyms separated by ``|``, and so is what is kept (``retain``, ``related``). ``method`` is
+    ``esd-SUBSET-ETA``, ``esd-2025``, ``sdd``, ``uce``, ``uce-2025``, ``rece``, ``resalign``, ``imma``, or one that
+    another package brings. ``meta`` is on unless it is said otherwise, but with ``resalign`` and ``imma``, which have a
+    defence of their own. ``forget_data`` and
     ``retain_data`` are imagefolders; without them the model makes the pictures itself, where the method needs any.
     ``retain_data`` may hold the imagefolders ``related`` and ``unrelated``. Where ``retain`` names nothing, a list of
     this program's own is kept; ``retain=["none"]`` keeps what is ``related``, and what the method says, alone. Runs
@@ -103,8 +105,8 @@ def erase(
     :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    if isinstance(concepts, str):
-        concepts = [concepts]
+    concepts, retain, related = ([one] if isinstance(one, str) else list(one) for one in (concepts, retain, related))
+    out, forget_data, retain_data, shared = map(path_of, (out, forget_data, retain_data, shared))
     if out is None and (delta or push is not None):
         raise UserError("delta=True and push=... are about the run's folder; give one (out=..., --out DIR).")
     if out is None and trackers:

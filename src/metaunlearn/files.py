@@ -19,6 +19,11 @@ STALE = 3600.0
 """Seconds after which a half-written file that nobody went on with was left by a killed process."""
 
 
+def path_of(given: Path | str | None) -> Path | None:
+    """A path that a user gave, as text or not, if at all."""
+    return None if given is None else Path(given)
+
+
 def check_new_file(out: Path, ending: str = "") -> None:
     """UserError when ``out`` is there already, or its name does not end in ``ending``."""
     if not out.name.endswith(ending):

@@ -57,7 +57,7 @@ class State:
 
 
 def demo(
-    out: Path = Path("runs/demo"),
+    out: Path | str = Path("runs/demo"),
     *,
     concept: str | None = None,
     method: str | None = None,
@@ -71,7 +71,7 @@ def demo(
 
     ``concept`` is an object or a style of Canvas; it and ``method`` are the recipe's unless they are given.
     """
-    story = read_recipe(recipe).story
+    out, story = Path(out), read_recipe(recipe).story
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
     concept, method = concept or story.concept, method or story.method

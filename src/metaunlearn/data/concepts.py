@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from metaunlearn.canvas.catalog import NAMES, said
 from metaunlearn.canvas.tasks import known, task_for, with_styles
@@ -59,35 +59,55 @@ def prompts_for(
 ) -> ConceptPrompts:
     """Prompts to forget and to keep. Canvas knows its own groups; any other model gets templates and a plain list.
 
-    With ``retain=["none"]`` neither of these is kept, but ``related`` alone.
+    With ``retain=["none"]`` neither of these is kept, but ``related`` alone. Synonyms are separated by ``|`` in all
+    three, and a single text may stand for a list of one.
     """
     if not concepts:
         raise UserError("no concept to erase; name at least one (concepts=[...], --concept TEXT).")
+    texts, retain, related = each_text(concepts), each_text(retain), each_text(related)
     if NOTHING in retain and len(retain) > 1:
         raise UserError("retain (--retain) says 'none', and something else as well; say either.")
-    texts = [text for concept in concepts for text in synonyms(concept)]
+    of_concept = tuple(_prompts_of(pipeline, text) for text in texts)
+    forget = _in_turn(of_concept)
+    check_apart(texts, forget, [*retain, *related])
     if is_canvas(pipeline):
-        found = _canvas_prompts(texts)
+        ours = _canvas_kept(texts, forget)
     else:
-        found = ConceptPrompts(_templates(texts), (), EVERYDAY)
+        erased = {_bare(text) for text in texts}
+        ours = _Kept((), tuple(text for text in EVERYDAY if _bare(text) not in erased))
         if not retain:
             logger.warning(
                 "nothing was named to keep, so a list of %d everyday things is used; name what matters to you with "
                 "--retain TEXT (unrelated concepts) and --related TEXT (concepts like the erased one); closed forms "
                 "can also do without (--retain none)",
-                len(EVERYDAY),
+                len(ours.unrelated),
             )
     if NOTHING in retain:
-        retain, found = (), replace(found, related=(), unrelated=())
-    of_concept = tuple(_prompts_of(pipeline, text) for text in texts)
+        retain, ours = [], _Kept((), ())
     return ConceptPrompts(
-        forget=_in_turn(of_concept),
-        related=_templates(related) if related else found.related or (_templates(retain) or found.unrelated),
-        unrelated=_templates(retain) if retain else found.unrelated or _templates(related),
+        forget=forget,
+        related=_templates(related) if related else ours.related or (_templates(retain) or ours.unrelated),
+        unrelated=_templates(retain) if retain else ours.unrelated or _templates(related),
         of_concept=of_concept,
         edited=tuple(dict.fromkeys(_edited(pipeline, text) for text in texts)),
-        kept=tuple(dict.fromkeys([*(related or found.related), *(retain or found.unrelated)])),
+        kept=tuple(dict.fromkeys([*(related or ours.related), *(retain or ours.unrelated)])),
     )
+
+
+def each_text(named: Sequence[str]) -> list[str]:
+    """The texts of what is ``named``, synonyms one by one; of a single string as of a list of one."""
+    return [text for one in ([named] if isinstance(named, str) else named) for text in synonyms(one)]
+
+
+def check_apart(erased: Sequence[str], forget: Sequence[str], kept: Sequence[str]) -> None:
+    """UserError when something that is erased, by its name or by one of the prompts to ``forget``, is to be kept."""
+    names, prompts = {_bare(text): text for text in erased}, {*forget}
+    for text in kept:
+        if _bare(text) in names or text in prompts:
+            raise UserError(
+                f"{text!r} is to be kept (retain=[...], --retain TEXT; related=[...], --related TEXT) and to be "
+                f"erased, as {names.get(_bare(text), text)!r} (concepts=[...], --concept TEXT): leave one of them out."
+            )
 
 
 def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[str, ...]:
@@ -110,7 +130,7 @@ def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[s
 def unnamed_prompts(pipeline: Any) -> ConceptPrompts:
     """What a run that names nothing to keep keeps, whatever its concept is: for estimates."""
     if is_canvas(pipeline):
-        return _canvas_prompts([])
+        return ConceptPrompts((), *_canvas_kept([], []))
     return ConceptPrompts((), EVERYDAY, EVERYDAY)
 
 
@@ -129,7 +149,8 @@ def _templates(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
-    return _canvas_prompts([text]).forget if is_canvas(pipeline) else _templates([text])
+    name = _bare(text)
+    return task_for(name).concept_prompts if is_canvas(pipeline) and known(name) else _templates([text])
 
 
 def _edited(pipeline: Any, text: str) -> str:
@@ -138,22 +159,25 @@ def _edited(pipeline: Any, text: str) -> str:
     return said(name) if is_canvas(pipeline) and known(name) else text
 
 
-def _canvas_prompts(texts: Sequence[str]) -> ConceptPrompts:
-    forget: list[str] = []
+class _Kept(NamedTuple):
+    """What this program keeps of its own accord."""
+
+    related: tuple[str, ...]
+    unrelated: tuple[str, ...]
+
+
+def _canvas_kept(texts: Sequence[str], forget: Sequence[str]) -> _Kept:
+    """The groups of what Canvas knows of ``texts``. A style's have the things of an erased object in them, and an
+    object's an erased style: what is to be forgotten is in neither."""
+    erased, forgotten = {_bare(text) for text in texts}, {*forget}
     related: list[str] = []
-    erased = {_bare(text) for text in texts}
     unrelated = list(with_styles([name for name in NAMES if name not in erased]))
-    for text in texts:
-        if not known(_bare(text)):
-            forget += _templates([text])
-            continue
-        task = task_for(_bare(text))
-        forget += task.concept_prompts
+    for task in (task_for(name) for name in map(_bare, texts) if known(name)):
         related += [item.prompt for item in task.related if item.label not in erased]
         kept = {item.prompt for item in task.unrelated}
         unrelated = [item for item in unrelated if item.prompt in kept]
-    rest = tuple(item.prompt for item in unrelated)
-    return ConceptPrompts(tuple(forget), tuple(related) or rest, rest)
+    rest = tuple(item.prompt for item in unrelated if item.prompt not in forgotten)
+    return _Kept(tuple(prompt for prompt in related if prompt not in forgotten) or rest, rest)
 
 
 def _bare(text: str) -> str:

@@ -13,7 +13,7 @@ def synonyms(concept: str) -> list[str]:
     if not all(texts):
         raise UserError(
             f"expected a text, or several separated by |, got {concept!r} "
-            "(concepts=[...], --concept TEXT, --alternative TEXT)."
+            "(concepts=[...], --concept TEXT, --retain TEXT, --related TEXT, --alternative TEXT)."
         )
     return texts
 

@@ -36,7 +36,7 @@ class _Below(NamedTuple):
     benches: list[GridLink]
 
 
-def build_report(folder: Path) -> Path:
+def build_report(folder: Path | str) -> Path:
     """Write ``folder/report.html`` from what lies in ``folder``; one file that needs no network.
 
     In the folder of a bench's grid, ``OUT/RECIPE``, it is that grid's page; in ``OUT``, that of the only one there.

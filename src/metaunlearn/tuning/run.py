@@ -57,7 +57,7 @@ class TuneResult:
 
 def tune(
     recipe: str,
-    out: Path,
+    out: Path | str,
     *,
     trials: int | None = None,
     workers: int = 1,
@@ -74,7 +74,7 @@ def tune(
     """
     if workers < 1:
         raise UserError(f"a search needs at least 1 worker (workers=, --workers); got {workers}.")
-    read = read_checked(recipe)
+    out, read = Path(out), read_checked(recipe)
     limit = read.tune.trials if trials is None else trials
     if limit < 0:
         raise UserError(f"the number of trials (trials=, --trials) cannot be negative; got {limit}.")
