@@ -175,7 +175,8 @@ class EraseSettings(Settings):
     gradient_checkpointing: bool = False
     """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
-    """Of the products in first-order passes: those at theta, and first-order's at theta_M."""
+    """Of the products in first-order passes: those at theta, and with first-order the simulated attacker's and those at
+    theta_M, too."""
     difference_precision: Annotated[Literal["float32", "tf32"], Of.META] = "float32"
     """Of the products in an exact meta-gradient by gradient-difference; tf32 takes a longer step, and is the faster."""
     teacher_precision: Literal["float32", "bf16", "fp16"] = "float32"

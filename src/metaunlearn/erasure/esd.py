@@ -84,7 +84,8 @@ class Esd2025(Settings):
     """``esd-2025``: the concept is erased from itself (c_from = c), and norms are never trained."""
 
     subset: Literal["x", "x-strict", "u", "f"] = "x"
-    """Which Linear and Conv2d layers are trained; here u is everything outside cross-attention."""
+    """Which Linear and Conv2d layers are trained; here u is everything outside cross-attention. The recipes' learning
+    rates are those for x: outside it the authors take 1e-5 for Stable Diffusion XL."""
     eta: float = Field(default=2.0, ge=0)
     """How far the target lies from the concept's own prediction; 2 is eta 1 of esd-SUBSET-ETA."""
 
