@@ -7,9 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from metaunlearn.config import StorySettings
+from metaunlearn.erasure.names import by_one_name
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.settings import Settings, explain
 
@@ -32,7 +33,7 @@ class RecipeFile(Settings):
     erase: dict[str, Any] = Field(default_factory=dict)
     """Keys of :class:`EraseSettings`."""
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """By method: what it wants otherwise than ``erase`` has it, and keys of its own."""
+    """By method, whatever its spelling: what it wants otherwise than ``erase`` has it, and keys of its own."""
     attack: dict[str, Any] = Field(default_factory=dict)
     """Settings of the attack ``finetune``."""
     attack_steps: tuple[int, ...] = ()
@@ -47,6 +48,11 @@ class RecipeFile(Settings):
     """What ``bench`` runs: keys of :class:`~metaunlearn.bench.recipe.Grid`; only its recipes have them."""
     tune: dict[str, Any] = Field(default_factory=dict)
     """What ``tune`` searches: keys of :class:`~metaunlearn.tuning.recipe.Tune`; only its recipes have them."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _one_table_a_method(cls, value: Any) -> Any:
+        return by_one_name(value) if isinstance(value, dict) else value
 
     @property
     def kind(self) -> str:
@@ -89,6 +95,11 @@ def _values(name: str, below: tuple[str, ...]) -> dict[str, Any]:
         own = tomllib.loads(recipe_text(name))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"recipe {name} is not valid TOML: {error}") from error
+    if isinstance(own.get("methods"), dict):
+        try:  # Before it goes over its base's, which may spell a method otherwise.
+            own["methods"] = by_one_name(own["methods"])
+        except ValueError as error:
+            raise UserError(f"recipe {name}: {error}.") from error
     base = own.get("extends")
     return _over(own, _values(base, (*below, name))) if base and isinstance(base, str) else own
 

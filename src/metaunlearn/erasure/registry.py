@@ -5,7 +5,6 @@ Another package brings a method by an entry point of the group ``metaunlearn.met
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -22,6 +21,7 @@ from metaunlearn.erasure.interface import (
     Method,
     OptimisedMethod,
 )
+from metaunlearn.erasure.names import ALIASES, ESD_NAME, one_name
 from metaunlearn.erasure.rece import Rece
 from metaunlearn.erasure.resalign import ResAlign
 from metaunlearn.erasure.sdd import Sdd
@@ -69,9 +69,6 @@ BUILT_IN: dict[str, tuple[type[Settings], dict[str, Any]]] = {
 }
 """Class and preset; the presets of uce-2023 are the defaults of its class."""
 
-ALIASES = {"uce": "uce-2023"}
-
-ESD_NAME = re.compile(rf"esd-({'|'.join(SUBSETS)})-(\d+(?:\.\d+)?)")
 EXAMPLES = ("esd-x-1", "esd-u-1", "esd-u-3", "esd-f-3")
 
 
@@ -113,10 +110,9 @@ def heard_by(name: str, recipe: RecipeFile, overrides: Sequence[str]) -> list[st
 
 
 def _built_in(name: str) -> Entry | None:
-    if match := ESD_NAME.fullmatch(name):
-        eta = float(match[2])
-        return Entry(name=f"esd-{match[1]}-{eta:g}", kind=Esd, preset={"subset": match[1], "eta": eta}, fixed=True)
-    name = ALIASES.get(name, name)
+    match, name = ESD_NAME.fullmatch(name), one_name(name)
+    if match:
+        return Entry(name=name, kind=Esd, preset={"subset": match[1], "eta": float(match[2])}, fixed=True)
     if name not in BUILT_IN:
         return None
     kind, preset = BUILT_IN[name]
@@ -192,8 +188,9 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     What holds: ``--set``, then the recipe's table ``[methods.NAME]``, then its ``[erase]``, then the method's preset.
     """
     entry = find(name)
-    tables = {find(table).name: values for table, values in recipe.methods.items()}
-    given = [tables.get(entry.name, {}), parse_overrides(overrides)]
+    for table in recipe.methods:
+        find(table)
+    given = [recipe.methods.get(entry.name, {}), parse_overrides(overrides)]
     own = entry.kind.model_fields.keys()
     said = sorted(key for key in entry.preset if any(key in values for values in given))
     if entry.fixed and said:
