@@ -200,6 +200,86 @@ def test_the_template_of_contributing_is_a_method(tiny_model: Path, packages: Pa
         configure(name, SMALL, ["share=2"])
 
 
+FAST = ("steps=2", "forget_images=4", "retain_images=4", "batch_size=2")
+
+CLOSED_FORM = """
+from metaunlearn.erasure.interface import Edit
+from metaunlearn.settings import Settings
+
+class Shrunk(Settings):
+    by: float = 0.5
+
+    def trained(self, model):
+        return frozenset(name for name in model.parameter_names if "attn2.to_v" in name)
+
+    def edit(self, task):
+        theta = task.model.parameters()
+        return Edit(theta | {name: theta[name] * self.by for name in self.trained(task.model)}, {"by": self.by})
+"""
+
+DEFENDED = """
+from typing import ClassVar
+
+from metaunlearn.diffusion import denoising_loss
+from metaunlearn.erasure.interface import META_SETTINGS, DefenceGradient
+from metaunlearn.parameters import scale, value_and_gradient
+from metaunlearn.settings import Settings
+
+class Ascent(Settings):
+    unread: ClassVar = (*META_SETTINGS, "attackers")
+    by: float = 1.0
+
+    def trained(self, model):
+        return frozenset(name for name in model.parameter_names if "attn2.to_v" in name)
+
+    def defend(self, task, data):
+        return Ascending(task.model, self)
+
+    def gradients(self, settings):
+        return 1.0
+
+class Ascending:
+    def __init__(self, model, options):
+        self.model, self.options = model, options
+
+    def gradient(self, theta, step, inner, outer):
+        loss = lambda theta: denoising_loss(self.model, theta, outer[0])
+        value, gradient = value_and_gradient(loss, theta, self.options.trained(self.model))
+        return DefenceGradient(scale(gradient, -self.options.by), {"loss_concept": value.item()})
+"""
+
+
+def moved(before: Path, after: Path) -> dict[str, float]:
+    """By name, how far each changed parameter is from 0, as a share of what it was."""
+    old, new = load_file(before / UNET), load_file(after / UNET)
+    return {name: (new[name].norm() / old[name].norm()).item() for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_a_closed_form_of_another_package(tiny_model: Path, packages: Path, tmp_path: Path) -> None:
+    """Alone it is its edit, W' = 0.25 W; with the meta objective Algorithm 1 goes on from there, on what it trains."""
+    install(packages, "closed_form", {"shrunk": "closed_form:Shrunk"}, CLOSED_FORM)
+    result = erase(tiny_model, ["zebra"], method="shrunk", meta=False, overrides=["by=0.25"], out=tmp_path / "plain")
+    assert result.summary["edit"] == {"by": 0.25}
+    plain = moved(tiny_model, tmp_path / "plain")
+    assert set(plain.values()) == {0.25}
+    overrides = [*FAST, "post_attack_loss=denoising", "zeta_margin=none", "meta_gradient=first-order", "by=0.25"]
+    erase(tiny_model, ["zebra"], method="shrunk", overrides=overrides, out=tmp_path / "meta")
+    assert moved(tmp_path / "plain", tmp_path / "meta").keys() == plain.keys()
+
+
+def test_a_defence_of_another_package(tiny_model: Path, packages: Path, tmp_path: Path) -> None:
+    install(packages, "defended", {"ascent": "defended:Ascent"}, DEFENDED)
+    result = erase(tiny_model, ["zebra"], method="ascent", overrides=FAST, out=tmp_path / "run")
+    assert (result.summary["method"], result.summary["meta"]) == ("ascent", False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all("loss_concept" in line for line in lines if line["step"])
+    changed = moved(tiny_model, tmp_path / "run")
+    assert changed
+    assert all("attn2.to_v" in name for name in changed)
+    with pytest.raises(UserError, match="'ascent' does not read zeta"):
+        configure("ascent", SMALL, ["zeta=1"])
+
+
 def test_half_of_what_moving_takes_is_refused() -> None:
     """A teacher that is saved must come back in a resumed run; one that nobody asks after would never move."""
 
@@ -246,8 +326,14 @@ def test_a_name_that_two_packages_bring_is_refused(packages: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import no_such_module", "cannot be loaded: No module named 'no_such_module'"),
-        ("", "cannot be loaded"),
+        ("import no_such_module", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("", "cannot be loaded: AttributeError"),
+        ("class M(", "cannot be loaded: SyntaxError: '.' was never closed"),
+        ("x = no_such_name", "cannot be loaded: NameError: name 'no_such_name' is not defined"),
+        (
+            "from metaunlearn.settings import Settings\nclass M(Settings):\n    share = 0.5",
+            "cannot be loaded: PydanticUserError: A non-annotated attribute was detected: `share = 0.5`",
+        ),
         ("class M: pass", r"no subclass of metaunlearn\.settings\.Settings"),
         ("from metaunlearn.settings import Settings\nclass M(Settings): pass", "it has none of them"),
         (

@@ -26,7 +26,7 @@ from metaunlearn.erasure.rece import Rece
 from metaunlearn.erasure.resalign import ResAlign
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
-from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.parameters import SUBSETS
 from metaunlearn.recipe import RecipeFile
 from metaunlearn.settings import Settings, parse_overrides, resolve
@@ -128,8 +128,11 @@ def _loaded(point: EntryPoint) -> type[Settings]:
     where = f"the method {point.name!r} of the package {_package(point)} ({point.value})"
     try:
         kind = point.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where} cannot be loaded: {error}. Install it again, or choose another --method.") from error
+    except Exception as error:  # Its module runs here, and may fail in any way.
+        raise UserError(
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}. Install it again, or choose "
+            "another method (method=..., --method NAME)."
+        ) from error
     if not (isinstance(kind, type) and issubclass(kind, Settings)):
         raise UserError(f"{where} is no subclass of metaunlearn.settings.Settings.")
     ways = [word for word in ("begin", "edit", "defend") if callable(getattr(kind, word, None))]
