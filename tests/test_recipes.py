@@ -1,8 +1,9 @@
-"""What a recipe leaves when it extends another: tables by method, whatever each file calls the method."""
+"""What recipes resolve to: a recipe over another, whatever each calls a method, and published values by method."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +62,101 @@ def test_the_names_are_the_registrys() -> None:
         assert ESD_NAME.fullmatch(f"esd-{subset}-0.5")
     assert [one_name(name) for name in ("esd-u-10", "esd-u-0.00001", "sdd")] == ["esd-u-10", "esd-u-0.00001", "sdd"]
     assert {find(name).name for name in ALIASES} <= {*BUILT_IN}
+
+
+# --- What is published -----------------------------------------------------------------------------------------------
+
+PAPERS_ESD = {"steps": 1000, "learning_rate": 1e-5, "bank_guidance": 3.0, "bank_steps": 50, "latents": "frozen"}
+"""The paper's E.2, with ESD's guidance and DDIM steps; it samples the latents from the frozen model."""
+UCE = {"erase_scale": 1.0, "anchor_scale": 0.5}
+SECOND_STAGE = {"steps": 100, "learning_rate": 1e-5}
+"""100 steps in the authors' code, after the edit; the rate is E.2's, too."""
+NOTHING_KEPT = {"retain_weight": 0.0}
+"""Algorithm 1, lines 11 and 12: L_unlearn, and L_retain in it, is for ESD and SDD alone."""
+BY_BOTH_PAPERS: dict[str, dict[str, Any]] = {
+    "esd-u-1": {**PAPERS_ESD, "subset": "u", "eta": 1.0, "gamma2": 0.05},
+    "esd-u-3": {**PAPERS_ESD, "subset": "u", "eta": 3.0, "gamma2": 0.1},
+    "esd-f-3": {**PAPERS_ESD, "subset": "f", "eta": 3.0, "gamma2": 0.1},
+    "sdd": {
+        "steps": 1500, "learning_rate": 1e-5, "weight_decay": 1e-4, "max_gradient_norm": 1.0, "bank_guidance": 3.0,
+        "ema_decay": 0.999, "subset": "x", "gamma2": 0.1,
+    },
+    "uce-2023": {
+        **UCE, **SECOND_STAGE, **NOTHING_KEPT, "tokens": "from-last", "guide": " ", "keep_empty": True,
+        "preserve_scale": None,  # max(0.1, 1 / number)
+    },
+    "uce-2025": {
+        **UCE, **SECOND_STAGE, **NOTHING_KEPT, "tokens": "last", "guide": "", "keep_empty": False,
+        "preserve_scale": 1.0,
+    },
+    "rece": {
+        **SECOND_STAGE, **NOTHING_KEPT, "mu": 0.1, "epochs": 3, "anchor_scale": 0.1, "erase_scale": 1.0,
+        "preserve_scale": 0.1, "guide": " ",
+    },
+    "resalign": {"iterations": 5, "sampled": 3},
+    "imma": {
+        "rank": 4, "inner_learning_rate": 1e-4, "learning_rate": 1e-5, "forget_images": 20,
+        "targets": ["to_q", "to_k", "to_v", "to_out.0"],
+    },
+}  # fmt: skip
+"""Of Stable Diffusion, whichever: E.2 of the meta-unlearning paper, and the code of the method's own authors."""
+OFFICIAL = {
+    "learning_rate": 1e-5, "weight_decay": 1e-4, "max_gradient_norm": 1.0, "batch_size": 10,
+    "meta_gradient": "first-order", "direct_term": False, "stratified": False,
+    "inner_optimizer": "adamw", "inner_learning_rate": 1e-5, "inner_steps": 3, "inner_max_gradient_norm": 1.0,
+    "forget_images": 30,
+}  # fmt: skip
+"""The authors' released code: an epoch of 30 pictures, ten at a time, is three steps of a fresh AdamW."""
+OFFICIAL_ESD = {**OFFICIAL, "steps": 1500, "latents": "edited", "bank_steps": 50, "bank_guidance": 3.0}
+OFFICIAL_STAGE = {**OFFICIAL, **SECOND_STAGE, "inner_subset": "f"}
+TABLE: dict[str, dict[str, dict[str, Any]]] = {
+    "sd14": {
+        **BY_BOTH_PAPERS,
+        "esd-2025": {"steps": 200, "learning_rate": 5e-5, "bank_guidance": 3.0, "eta": 2.0, "subset": "x"},
+    },
+    "sdxl": {
+        **BY_BOTH_PAPERS,
+        "esd-2025": {"steps": 200, "learning_rate": 2e-4, "bank_guidance": 2.0, "eta": 1.0, "subset": "x"},
+    },
+    "as-released": {
+        "esd-u-1": {**OFFICIAL_ESD, "eta": 1.0, "inner_subset": "f"},
+        "esd-u-3": {**OFFICIAL_ESD, "eta": 3.0, "inner_subset": "f"},
+        "esd-f-3": {**OFFICIAL_ESD, "eta": 3.0, "inner_subset": "f"},
+        "sdd": {**OFFICIAL, "steps": 1500, "ema_decay": 0.999, "subset": "x", "inner_subset": "x"},
+        "uce-2023": {**OFFICIAL_STAGE, **UCE, "tokens": "from-last"},
+        "uce-2025": {**OFFICIAL_STAGE, **UCE, "tokens": "last"},
+        "rece": {**OFFICIAL_STAGE, "mu": 0.1, "epochs": 3, "anchor_scale": 0.1, "preserve_scale": 0.1},
+    },
+}
+TABLE["sd21"] = TABLE["sd14"]
+
+
+def resolved(recipe: str, method: str) -> dict[str, Any]:
+    """All settings of both kinds; where both have a key, the method's."""
+    chosen = configure(method, read_recipe(recipe))
+    return {**chosen.settings.model_dump(mode="json"), **chosen.method_settings}
+
+
+@pytest.mark.parametrize(("recipe", "method"), [(recipe, method) for recipe in TABLE for method in TABLE[recipe]])
+def test_published_values(recipe: str, method: str) -> None:
+    expected, found = TABLE[recipe][method], resolved(recipe, method)
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_every_table_of_these_recipes_is_looked_at() -> None:
+    for recipe, methods in TABLE.items():
+        assert read_recipe(recipe).methods.keys() <= methods.keys()
+
+
+@pytest.mark.parametrize("method", TABLE["as-released"])
+def test_the_weights_of_the_released_objective(method: str) -> None:
+    """esd_meta.sh and sdd_meta.sh: g11 = 0.1, g12 = 0.01; meta.sh, after UCE or RECE: 0.1 and 0.1. All three:
+    g21 = 0.01, the last of three, and g22 = g23 = 1, the default. Theirs are sums over three batches, ours is a mean.
+    """
+    s = configure(method, read_recipe("as-released")).settings
+    related, unrelated = s.zeta_related, s.zeta_unrelated
+    assert None not in (s.retain_related, s.retain_unrelated, related, unrelated)
+    g11, g12 = s.retain_weight * (s.retain_unrelated or 0), s.retain_weight * (s.retain_related or 0)
+    g21, g22, g23 = s.gamma2, s.gamma2 * s.zeta * (related or 0), s.gamma2 * s.zeta * (unrelated or 0)
+    closed = method.startswith(("uce", "rece"))
+    assert [g11, g12, g21, g22, g23] == pytest.approx([3 * g for g in (0.1, 0.1 if closed else 0.01, 0.01, 1, 1)])
