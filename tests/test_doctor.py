@@ -380,7 +380,7 @@ def test_passes_are_those_of_a_real_step(
     found: Counter[tuple[int, bool]] = Counter()
     monkeypatch.setattr(UNetModel, "predict", counted)
     monkeypatch.setattr(Algorithm1, "take_step", alone)
-    erase(tiny_model, ["zebra"], method=method, meta=meta, overrides=[*STEP, *more])
+    erase(tiny_model, ["zebra"], method=method, meta=meta, overrides=[*STEP, *more], shared_overrides=True)
 
     chosen = configure(method, read_recipe("small"), [*STEP, *more])
     expected: Counter[tuple[int, bool]] = Counter()

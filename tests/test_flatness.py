@@ -9,16 +9,18 @@ import torch
 
 from meta_problems import error
 from metaunlearn.erasing import erase
-from metaunlearn.erasure.registry import refuse_unheard
+from metaunlearn.erasure.registry import configure, refuse_unheard
 from metaunlearn.errors import UserError
 from metaunlearn.meta.flatness import sharpness, steepness
 from metaunlearn.meta.hypergradient import double_backward_product
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, add, norm
+from metaunlearn.recipe import read_recipe
 from metaunlearn.unheard import refuse_ignored
 from test_algorithm1 import EXACT, PAPER, l_dm, l_forget, paper_settings
 from toy_denoiser import counted_gradients, drawn, toy_run, toy_settings
 
+SMALL = read_recipe("small")
 KAPPA, RHO = 0.8, 0.3
 DIFFERENCE = 1e-8
 """How far H u by a difference may be from H u, relative to all of g."""
@@ -112,8 +114,8 @@ def test_what_would_go_unheard_is_refused(setting: str, tmp_path: Path, tiny_mod
     with pytest.raises(UserError, match="because gamma1 is 0"):
         refuse_ignored(toy_settings(setting, "gamma1=0"), [setting])
     with pytest.raises(UserError, match="trains nothing"):
-        refuse_unheard("uce", [setting], meta=False)
-    refuse_unheard("esd-u-1", [setting], meta=False)
+        refuse_unheard(configure("uce", SMALL), [setting], meta=False)
+    refuse_unheard(configure("esd-u-1", SMALL), [setting], meta=False)
     with pytest.raises(UserError, match="does not read"):
         erase(tiny_model, ["zebra"], method="resalign", meta=False, overrides=[setting], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from metaunlearn.data.concepts import ConceptPrompts
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.interface import ErasureTask
-from metaunlearn.erasure.registry import refuse_unheard
+from metaunlearn.erasure.registry import configure, refuse_unheard
 from metaunlearn.errors import UserError
 from metaunlearn.meta.alignment import DRAWS, aligned, mean_positive, prompt_cosines, weight
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
@@ -24,10 +24,13 @@ from metaunlearn.meta.margin import Margin
 from metaunlearn.meta.optimizers import OPTIMIZERS
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, add, scale
+from metaunlearn.recipe import read_recipe
 from metaunlearn.unheard import refuse_ignored
 from test_algorithm1 import EXACT, PAPER, l_dm, l_forget, paper_settings
 from test_inner_optimizers import attacked, unrolled
 from toy_denoiser import ToyDenoiser, drawn, latent_set, toy_run, toy_settings
+
+SMALL = read_recipe("small")
 
 # --- The mean along the path -----------------------------------------------------------------------------------------
 
@@ -336,13 +339,13 @@ def test_a_call_without_the_meta_objective_refuses_what_is_about_it(
 ) -> None:
     for key in ("meta_loss=path", "post_attack_loss=forget", "zeta_margin=1", "inner_horizon=9"):
         with pytest.raises(UserError, match="--no-meta"):
-            refuse_unheard("esd-u-1", [key], meta=False)
-        refuse_unheard("esd-u-1", [key], meta=True)
-    refuse_unheard("esd-u-1", ["meta_loss=end", "zeta_margin=none", "heal_steps=3"], meta=False)
+            refuse_unheard(configure("esd-u-1", SMALL), [key], meta=False)
+        refuse_unheard(configure("esd-u-1", SMALL), [key], meta=True)
+    refuse_unheard(configure("esd-u-1", SMALL), ["meta_loss=end", "zeta_margin=none", "heal_steps=3"], meta=False)
     with pytest.raises(UserError, match="trains nothing"):
-        refuse_unheard("uce", ["heal_steps=3"], meta=False)
+        refuse_unheard(configure("uce", SMALL), ["heal_steps=3"], meta=False)
     with pytest.raises(UserError, match=r"steps \(--set steps=...\) would be ignored"):
-        refuse_unheard("uce", ["steps=10"], meta=False)
+        refuse_unheard(configure("uce", SMALL), ["steps=10"], meta=False)
     out = tmp_path / "out"
     refused = call("erase", tiny_model, "--concept", "zebra", "--no-meta", "--set", "meta_loss=path", "--out", out)
     assert refused.code == 2

@@ -27,7 +27,7 @@ from metaunlearn.erasure.interface import (
     takes_steps,
 )
 from metaunlearn.erasure.prepare import given_data, prepare, retain_folders
-from metaunlearn.erasure.registry import Configured, check_objective, configure
+from metaunlearn.erasure.registry import Configured, check_objective, configure, refuse_unheard
 from metaunlearn.errors import UserError
 from metaunlearn.files import path_of
 from metaunlearn.meta.alignment import aligned
@@ -77,6 +77,7 @@ def erase(
     retain_data: Path | str | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
+    shared_overrides: bool = False,
     seed: int = 0,
     device: str = "cpu",
     out: Path | str | None = None,
@@ -97,10 +98,11 @@ def erase(
     defence of their own. ``forget_data`` and
     ``retain_data`` are imagefolders; without them the model makes the pictures itself, where the method needs any.
     ``retain_data`` may hold the imagefolders ``related`` and ``unrelated``. Where ``retain`` names nothing, a list of
-    this program's own is kept; ``retain=["none"]`` keeps what is ``related``, and what the method says, alone. Runs
-    that are given one folder ``shared`` sample the frozen teacher's paths once for all of them. With ``delta`` the
-    folder ``out`` also gets what turns ``model`` into the result (:mod:`~metaunlearn.delta`), and with ``push`` it is
-    uploaded to that repository of the hub.
+    this program's own is kept; ``retain=["none"]`` keeps what is ``related``, and what the method says, alone. What
+    ``overrides`` say and this run would not read is refused, unless they are ``shared_overrides``, said to other runs
+    at the same time, as a grid's are. Runs that are given one folder ``shared`` sample the frozen teacher's paths once
+    for all of them. With ``delta`` the folder ``out`` also gets what turns ``model`` into the result
+    (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the hub.
     ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets. ``processes`` that
     :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
@@ -120,6 +122,8 @@ def erase(
     if meta is None and chosen.defended:
         logger.info("%s has a defence of its own: the meta objective is off", chosen.name)
     meta = chosen.with_meta(meta)
+    if not shared_overrides:
+        refuse_unheard(chosen, overrides, meta=meta)
     prompts = prompts_for(adapter.pipeline, concepts, retain=retain, related=related)
     sharded = chosen.settings.sharded and processes.count > 1
     check_job(adapter, prompts, chosen, processes, meta=meta, sharded=sharded)

@@ -153,6 +153,7 @@ def _erase_both(
             retain_data=shared if share else None,
             recipe=recipe,
             overrides=overrides,
+            shared_overrides=True,
             seed=seed,
             out=out / model,
             resume=(out / model).exists(),

@@ -128,10 +128,8 @@ def erase(
     """
     with working(as_json=as_json, shared=True) as console:
         from metaunlearn.erasing import erase as run
-        from metaunlearn.erasure.registry import refuse_unheard
         from metaunlearn.processes import join
 
-        refuse_unheard(method, overrides or (), meta=meta is not False)
         result = run(
             model,
             concept,

@@ -16,6 +16,7 @@ from metaunlearn.erasure.imma import Imma
 from metaunlearn.erasure.interface import (
     NO_FORGET_LOSS,
     NO_SHARPNESS,
+    ClosedFormMethod,
     DefendedMethod,
     FollowingMethod,
     Method,
@@ -232,22 +233,21 @@ def check_objective(chosen: Configured, *, meta: bool) -> None:
         raise UserError(NO_SHARPNESS)
 
 
-def refuse_unheard(name: str, overrides: Sequence[str], *, meta: bool) -> None:
+def refuse_unheard(chosen: Configured, overrides: Sequence[str], *, meta: bool) -> None:
     """UserError when ``--set`` changes an objective that this one call does not have.
 
     For a call that is about one run. A grid, a demo or a search gives the same ``overrides`` to runs with the meta
     objective and to those without, where they mean nothing.
     """
-    if meta or has_defence(name):  # A defence says itself what it does not read.
+    if meta or chosen.defended:  # A defence says itself what it does not read.
         return
     refuse_without_meta(overrides)
-    kind = find(name).kind
-    for key in asked_for(overrides, (*OF_TRAINING, *FLATNESS)):
-        if callable(getattr(kind, "edit", None)):
+    if isinstance(chosen.method, ClosedFormMethod):
+        for key in asked_for(overrides, (*OF_TRAINING, *FLATNESS)):
             raise UserError(
                 f"{key} (--set {key}=...) would be ignored, because a closed-form method without the meta objective "
-                f"({name}, meta=False, --no-meta) trains nothing. Leave {key} out, or take the meta objective or an "
-                "optimised method (method=..., --method esd-u-1)."
+                f"({chosen.name}, meta=False, --no-meta) trains nothing. Leave {key} out, or take the meta objective "
+                "or an optimised method (method=..., --method esd-u-1)."
             )
 
 

@@ -42,6 +42,7 @@ def make(
         retain_data=pictures,
         recipe=recipe,
         overrides=overrides,
+        shared_overrides=True,
         seed=seed,
         device=device,
         out=folder,
