@@ -320,7 +320,8 @@ def test_no_step_reads_the_pipelines_own_denoiser(
 ) -> None:
     """On a card it is on the host while theta moves; here it has no numbers at all, and the result is the same."""
     overrides = [*(FAST[:-1] if method == "imma" else FAST), *more]
-    plain = erase(tiny_model, ["zebra"], method=method, overrides=overrides).pipeline.unet.state_dict()
+    options: dict[str, Any] = {"method": method, "overrides": overrides, "shared_overrides": True}
+    plain = erase(tiny_model, ["zebra"], **options).pipeline.unet.state_dict()
     closed = 0
 
     @contextmanager
@@ -332,7 +333,7 @@ def test_no_step_reads_the_pipelines_own_denoiser(
         closed += 1
 
     monkeypatch.setattr(erasing, "set_aside", gone)
-    found = erase(tiny_model, ["zebra"], method=method, overrides=overrides).pipeline.unet.state_dict()
+    found = erase(tiny_model, ["zebra"], **options).pipeline.unet.state_dict()
     assert closed == (2 if method == "imma" else 1)
     assert plain.keys() == found.keys()
     assert all(torch.equal(p, found[name]) for name, p in plain.items())

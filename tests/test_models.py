@@ -42,7 +42,7 @@ def test_every_kind_of_method_erases_with_the_meta_objective(other_model: Path, 
     in double backward, so that no probe decides what is computed."""
     out = tmp_path / "out"
     more = ("meta_gradient=double-backward", *(("subset=x",) if method == "rece" else ()))
-    erase(other_model, ["zebra"], method=method, overrides=[*FAST, *more], out=out)
+    erase(other_model, ["zebra"], method=method, overrides=[*FAST, *more], shared_overrides=True, out=out)
     assert moved(other_model, out)
     assert all("attn2" in name for name in moved(other_model, out))
     before, after = DiffusionPipeline.from_pretrained(other_model), DiffusionPipeline.from_pretrained(out)

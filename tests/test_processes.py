@@ -54,7 +54,9 @@ def one_thread() -> Iterator[None]:
 
 
 def erasing(model: Path, *settings: str, method: str = "esd-u-1") -> list[str]:
-    sets = [word for setting in (*FAST, *settings) for word in ("--set", setting)]
+    unread = "bank_" if method == "rece" else ()
+    fast = [setting for setting in FAST if not setting.startswith(unread)]
+    sets = [word for setting in (*fast, *settings) for word in ("--set", setting)]
     return ["erase", str(model), "--concept", "zebra", "--method", method, *sets]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from conftest import Call, same_weights
 from metaunlearn.bench.kinds.erase import make
 from metaunlearn.erasing import erase
+from metaunlearn.erasure.registry import configure, refuse_unheard
 from metaunlearn.errors import UserError
+from metaunlearn.meta.diagnostics import EXACT
+from metaunlearn.recipe import read_recipe
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,67 @@ def test_a_plain_run_refuses_what_is_about_another(
     assert outcome.code == 2
     assert f"{override.partition('=')[0]} (--set" in outcome.err
     assert not out.exists()
+
+
+OF_PATHS = ("bank_trajectories", "bank_steps", "bank_guidance")
+PAPERS = read_recipe("sd14")
+"""Whose meta_gradient is auto, gamma2 is not 0, latents are the frozen teacher's, and retained pictures denoised."""
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "says"),
+    [
+        *[("uce", [f"{key}=2"], f"{key} .* asks no frozen teacher for sampling paths") for key in OF_PATHS],
+        ("rece", ["teacher_precision=bf16"], "teacher_precision .* asks no frozen teacher for answers"),
+        ("esd-u-1", ["bank_refresh=5"], "bank_refresh .* because latents is frozen"),
+        *[
+            ("esd-u-1", ["difference_precision=tf32", f"meta_gradient={mode}"], f"because meta_gradient is {mode}")
+            for mode in ("first-order", "double-backward")
+        ],
+        *[
+            (
+                "esd-u-1",
+                [f"diagnostics_exact={exact}", f"meta_gradient={mode}"],
+                f"because meta_gradient is {mode}. Set",
+            )
+            for exact, mode in product(EXACT, ("auto", "gradient-difference", "double-backward"))
+        ],
+        ("esd-u-1", ["diagnostics_subset=x", "diagnostics_every=0"], "because diagnostics_every is 0"),
+        (
+            "uce",
+            ["diagnostics_exact=double-backward", "meta_gradient=first-order", "diagnostics_every=0"],
+            "because diagnostics_every is 0",
+        ),
+        ("esd-u-1", ["gamma2=0", "zeta=3"], "zeta .* because gamma2 is 0"),
+        ("sdd", ["gamma2=0", "inner_steps=9"], "inner_steps .* because gamma2 is 0"),
+        ("uce", ["gamma2=0", "inner_horizon=9"], "inner_horizon .* because gamma2 is 0"),
+    ],
+)
+def test_one_run_refuses_what_another_setting_leaves_unread(method: str, overrides: list[str], says: str) -> None:
+    """Where the call says it: a recipe may."""
+    with pytest.raises(UserError, match=says):
+        refuse_unheard(configure(method, PAPERS, overrides), overrides, meta=True)
+    refuse_unheard(configure(method, PAPERS, overrides), [], meta=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("rece", ["teacher_precision=bf16", "retain_loss=distillation", "retain_weight=1"]),
+        ("esd-u-1", ["teacher_precision=bf16", "bank_steps=5", "latents=edited", "bank_refresh=5"]),
+        ("sdd", ["bank_refresh=5", "bank_guidance=1"]),
+        ("esd-u-1", ["difference_precision=tf32", "meta_gradient=auto"]),
+        ("uce", ["difference_precision=tf32", "meta_gradient=gradient-difference"]),
+        ("esd-u-1", ["diagnostics_exact=double-backward", "meta_gradient=first-order", "diagnostics_subset=x"]),
+        ("esd-u-1", ["diagnostics_exact=none", "diagnostics_subset=f", "diagnostics_every=0"]),
+        ("esd-u-1", ["difference_precision=float32", "meta_gradient=first-order", "inner_store=host"]),
+        ("esd-u-1", ["gamma2=0", "meta_gradient=first-order", "inner_store=host"]),
+        ("imma", ["inner_steps=9", "bank_steps=5"]),
+    ],
+)
+def test_one_run_takes_what_it_reads(method: str, overrides: list[str]) -> None:
+    chosen = configure(method, PAPERS, overrides)
+    refuse_unheard(chosen, overrides, meta=not chosen.defended)
 
 
 def test_a_grid_says_to_all_of_its_runs_what_some_of_them_read(tiny_model: Path, tmp_path: Path) -> None:

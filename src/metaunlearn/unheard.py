@@ -6,7 +6,7 @@ brings, and what it says of a term goes with the term that ``--set`` takes away.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -40,6 +40,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 """Keys that say something of a term, and the weights without which the term is not there."""
 
+READ_BY = {"difference_precision": ("auto", "gradient-difference"), "diagnostics_exact": ("first-order",)}
+"""Keys about one way to the meta-gradient, and the values of ``meta_gradient`` that read them."""
+
+OF_TEACHER = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision")
+"""Keys of the frozen teacher, whose paths optimised methods alone sample."""
+
 ASKS_NOTHING: dict[str, Any] = {
     "meta_loss": "end",
     "post_attack_loss": "denoising",
@@ -58,8 +64,12 @@ ASKS_NOTHING: dict[str, Any] = {
     "heal_learning_rate": None,
     "lipschitz_weight": 0.0,
     "sharpness_radius": 0.0,
+    "difference_precision": "float32",
+    "diagnostics_exact": "none",
+    "diagnostics_subset": "f",
+    "teacher_precision": "float32",
 }
-"""Keys that change an objective, and the value of each that changes nothing."""
+"""Keys that change an objective or how it is computed, and the value of each that changes nothing."""
 
 OF_OPTIMIZER = {
     "inner_momentum": ("momentum",),
@@ -67,6 +77,16 @@ OF_OPTIMIZER = {
     "inner_eps_root": ("adam", "adamw"),
 }
 """Numbers of the simulated attackers' optimisers, and which of these have them."""
+
+_OF_ONE_ATTACKER = (*REPLACED_BY_ATTACKERS, *OF_OPTIMIZER, "inner_max_gradient_norm", "inner_subset", "inner_horizon")
+
+NEEDS_IN_ONE_RUN: dict[str, tuple[str, ...]] = {
+    "zeta": ("gamma2",),
+    **dict.fromkeys(_OF_ONE_ATTACKER, ("gamma2",)),
+    "diagnostics_subset": ("diagnostics_every",),
+    "diagnostics_exact": ("diagnostics_every",),
+}
+"""As ``NEEDS``, of what a grid may say to all of its runs, some of which have a gamma2 of 0, say."""
 
 OF_DATA = settings_of(Of.PICTURES, Of.DATA)
 """Keys of the pictures that MODEL makes for a run, which are the same for all of its stages."""
@@ -96,13 +116,39 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
                 f"{' or '.join(sorted(used))}. Choose {' or '.join(optimizers)} (--set inner_optimizer=...), or leave "
                 f"{key} out."
             )
-    for key in asked_for(overrides, NEEDS):
-        for needed in NEEDS[key]:
+    _refuse_without(settings, overrides, NEEDS)
+
+
+def refuse_ignored_in_one_run(settings: EraseSettings, overrides: Sequence[str]) -> None:
+    """The same of what is refused in a call about one run alone, which is not one of a method with a defence."""
+    _refuse_without(settings, overrides, NEEDS_IN_ONE_RUN)
+    for key in asked_for(overrides, READ_BY):
+        if settings.meta_gradient not in READ_BY[key]:
+            raise UserError(
+                f"{key} (--set {key}=...) would be ignored, because meta_gradient is {settings.meta_gradient}. Set it "
+                f"to {' or '.join(READ_BY[key])} (--set meta_gradient=...), or leave {key} out."
+            )
+
+
+def _refuse_without(settings: EraseSettings, overrides: Sequence[str], needs: Mapping[str, Sequence[str]]) -> None:
+    for key in asked_for(overrides, needs):
+        for needed in needs[key]:
             if not getattr(settings, needed):
                 raise UserError(
                     f"{key} (--set {key}=...) would be ignored, because {needed} is 0. Set {needed} as well "
                     f"(--set {needed}=...), or leave {key} out."
                 )
+
+
+def refuse_of_teacher(settings: EraseSettings, overrides: Sequence[str], name: str) -> None:
+    """UserError when ``overrides`` say something of the frozen teacher to the closed-form method called ``name``."""
+    for key in asked_for(overrides, OF_TEACHER):
+        if key != "teacher_precision" or settings.retain_loss != "distillation":
+            raise UserError(
+                f"{key} (--set {key}=...) would be ignored, because the second stage of a closed-form method ({name}) "
+                f"asks no frozen teacher for {'answers' if key == 'teacher_precision' else 'sampling paths'}. Leave "
+                f"{key} out, or choose an optimised method (method=..., --method esd-u-1)."
+            )
 
 
 def refuse_without_meta(overrides: Sequence[str]) -> None:

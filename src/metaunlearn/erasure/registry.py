@@ -38,6 +38,8 @@ from metaunlearn.unheard import (
     REPLACED_BY_ATTACKERS,
     asked_for,
     refuse_ignored,
+    refuse_ignored_in_one_run,
+    refuse_of_teacher,
     refuse_without_meta,
 )
 
@@ -234,21 +236,37 @@ def check_objective(chosen: Configured, *, meta: bool) -> None:
 
 
 def refuse_unheard(chosen: Configured, overrides: Sequence[str], *, meta: bool) -> None:
-    """UserError when ``--set`` changes an objective that this one call does not have.
+    """UserError when nothing in this one run, which is of what is ``chosen``, reads what ``--set`` says.
 
     For a call that is about one run. A grid, a demo or a search gives the same ``overrides`` to runs with the meta
     objective and to those without, where they mean nothing.
     """
-    if meta or chosen.defended:  # A defence says itself what it does not read.
+    if chosen.defended:  # A defence says itself what it does not read.
         return
-    refuse_without_meta(overrides)
+    if not meta:
+        refuse_without_meta(overrides)
     if isinstance(chosen.method, ClosedFormMethod):
-        for key in asked_for(overrides, (*OF_TRAINING, *FLATNESS)):
-            raise UserError(
-                f"{key} (--set {key}=...) would be ignored, because a closed-form method without the meta objective "
-                f"({chosen.name}, meta=False, --no-meta) trains nothing. Leave {key} out, or take the meta objective "
-                "or an optimised method (method=..., --method esd-u-1)."
-            )
+        if meta:
+            refuse_of_teacher(chosen.settings, overrides, chosen.name)
+        else:
+            _refuse_of_training(chosen.name, overrides)
+    frozen = isinstance(chosen.method, Esd) and chosen.method.latents == "frozen"
+    if frozen and asked_for(overrides, ("bank_refresh",)):
+        raise UserError(
+            "bank_refresh (--set bank_refresh=...) would be ignored, because latents is frozen, and its paths are "
+            "sampled once. Set latents=edited (--set latents=edited), or leave bank_refresh out."
+        )
+    refuse_ignored_in_one_run(chosen.settings, overrides)
+
+
+def _refuse_of_training(name: str, overrides: Sequence[str]) -> None:
+    """UserError when ``overrides`` say something of the outer loop to a closed-form method that has none."""
+    for key in asked_for(overrides, (*OF_TRAINING, *FLATNESS)):
+        raise UserError(
+            f"{key} (--set {key}=...) would be ignored, because a closed-form method without the meta objective "
+            f"({name}, meta=False, --no-meta) trains nothing. Leave {key} out, or take the meta objective or an "
+            "optimised method (method=..., --method esd-u-1)."
+        )
 
 
 def _refuse_unread(name: str, method: DefendedMethod, given: Sequence[Mapping[str, Any]]) -> None:
