@@ -40,9 +40,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 """Keys that say something of a term, and the weights without which the term is not there."""
 
-READ_BY = {"difference_precision": ("auto", "gradient-difference"), "diagnostics_exact": ("first-order",)}
-"""Keys about one way to the meta-gradient, and the values of ``meta_gradient`` that read them."""
-
 OF_TEACHER = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision")
 """Keys of the frozen teacher, whose paths optimised methods alone sample."""
 
@@ -64,7 +61,6 @@ ASKS_NOTHING: dict[str, Any] = {
     "heal_learning_rate": None,
     "lipschitz_weight": 0.0,
     "sharpness_radius": 0.0,
-    "difference_precision": "float32",
     "diagnostics_exact": "none",
     "diagnostics_subset": "f",
     "teacher_precision": "float32",
@@ -122,12 +118,12 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
 def refuse_ignored_in_one_run(settings: EraseSettings, overrides: Sequence[str]) -> None:
     """The same of what is refused in a call about one run alone, which is not one of a method with a defence."""
     _refuse_without(settings, overrides, NEEDS_IN_ONE_RUN)
-    for key in asked_for(overrides, READ_BY):
-        if settings.meta_gradient not in READ_BY[key]:
-            raise UserError(
-                f"{key} (--set {key}=...) would be ignored, because meta_gradient is {settings.meta_gradient}. Set it "
-                f"to {' or '.join(READ_BY[key])} (--set meta_gradient=...), or leave {key} out."
-            )
+    if settings.meta_gradient != "first-order" and asked_for(overrides, ("diagnostics_exact",)):
+        raise UserError(
+            "diagnostics_exact (--set diagnostics_exact=...) would be ignored, because meta_gradient is "
+            f"{settings.meta_gradient}, which is exact itself. Set meta_gradient=first-order (--set "
+            "meta_gradient=first-order), or leave diagnostics_exact out."
+        )
 
 
 def _refuse_without(settings: EraseSettings, overrides: Sequence[str], needs: Mapping[str, Sequence[str]]) -> None:
