@@ -258,7 +258,7 @@ def test_a_plain_run_is_the_same_whatever_the_meta_objective(tmp_path: Path) -> 
     for name, more in {"one": [], "other": ["inner_steps=2", "gamma2=0.9", "zeta=0.9", "inner_optimizer=adam"]}.items():
         erase(
             "canvas", ["knife"], method="esd-x-1", meta=False, recipe="small", overrides=[*overrides, *more],
-            out=tmp_path / name,
+            shared_overrides=True, out=tmp_path / name,
         )  # fmt: skip
     one, other = weights(tmp_path / "one"), weights(tmp_path / "other")
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -119,10 +119,12 @@ TABLE: dict[str, dict[str, dict[str, Any]]] = {
         "esd-2025": {"steps": 200, "learning_rate": 2e-4, "bank_guidance": 2.0, "eta": 1.0, "subset": "x"},
     },
     "as-released": {
+        "esd-x-1": {**OFFICIAL_ESD, "eta": 1.0, "inner_subset": "f"},
+        "esd-x-3": {**OFFICIAL_ESD, "eta": 3.0, "inner_subset": "f"},
         "esd-u-1": {**OFFICIAL_ESD, "eta": 1.0, "inner_subset": "f"},
         "esd-u-3": {**OFFICIAL_ESD, "eta": 3.0, "inner_subset": "f"},
         "esd-f-3": {**OFFICIAL_ESD, "eta": 3.0, "inner_subset": "f"},
-        "sdd": {**OFFICIAL, "steps": 1500, "ema_decay": 0.999, "subset": "x", "inner_subset": "x"},
+        "sdd": {**OFFICIAL, "steps": 1500, "ema_decay": 0.999, "subset": "f", "inner_subset": "f"},
         "uce-2023": {**OFFICIAL_STAGE, **UCE, "tokens": "from-last"},
         "uce-2025": {**OFFICIAL_STAGE, **UCE, "tokens": "last"},
         "rece": {**OFFICIAL_STAGE, "mu": 0.1, "epochs": 3, "anchor_scale": 0.1, "preserve_scale": 0.1},
