@@ -34,6 +34,7 @@ from metaunlearn.doctor.meter import Meter
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradientMode, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.store import on_disk
+from metaunlearn.models.memory import checkpointing
 from metaunlearn.parameters import Loss, Params, add, mean_of, norm, value_and_gradient
 
 LATENT_CHANNELS = 4
@@ -56,6 +57,7 @@ class Workload(NamedTuple):
     """Eq. 3's term at theta, whose gradient every variant adds."""
     gradient: Callable[[], object]
     """One gradient of L_DM, the unit of everything."""
+    unet: UNet2DConditionModel
 
 
 def build(
@@ -113,7 +115,7 @@ def build(
             keep_final=False,
         )
 
-    return Workload(theta, problem, lambda at: 0.5 * retain(at), lambda: value_and_gradient(single, theta))
+    return Workload(theta, problem, lambda at: 0.5 * retain(at), lambda: value_and_gradient(single, theta), unet)
 
 
 def unrolled(problem: MetaProblem, theta: Params) -> Params:
@@ -127,8 +129,14 @@ def unrolled(problem: MetaProblem, theta: Params) -> Params:
         return dict(zip(start, torch.autograd.grad(problem.outer(at), list(start.values())), strict=True))
 
 
-def whole(variant: Variant, work: Workload, inner_steps: int, tau: float) -> Params:
-    """d L_meta / d theta: the part through the inner loop by ``variant``, and the gradient of the term at theta."""
+def whole(name: str, work: Workload, inner_steps: int, tau: float) -> Params:
+    """d L_meta / d theta: the part through the inner loop by the variant of this name, and the gradient of the term at
+    theta."""
+    with checkpointing(work.unet, name == CHECKPOINTED):
+        return _whole_by(VARIANTS[name], work, inner_steps, tau)
+
+
+def _whole_by(variant: Variant, work: Workload, inner_steps: int, tau: float) -> Params:
     through = variant(work.problem(inner_steps, tau), work.theta)
     return add(through, value_and_gradient(work.direct, work.theta).gradient)
 
@@ -143,12 +151,19 @@ def by(mode: MetaGradientMode) -> Variant:
     return lambda problem, theta: mode(problem, theta).gradient
 
 
+REFERENCE = "unrolled, `create_graph`"
+"""In float64 what every error is relative to."""
+
+CHECKPOINTED = "the same, and gradient checkpointing"
+"""Whose passes keep nothing inside the network's blocks."""
+
 VARIANTS: dict[str, Variant] = {
     "first order": by(FirstOrder()),
-    "unrolled, `create_graph`": unrolled,
+    REFERENCE: unrolled,
     "adjoint, double backward": by(DoubleBackward()),
     "adjoint, gradient difference": by(GradientDifference()),
     "the same, sets on disk": lambda problem, theta: by(GradientDifference())(_on_disk(problem), theta),
+    CHECKPOINTED: lambda problem, theta: by(GradientDifference())(_on_disk(problem), theta),
 }
 
 try:  # pip install -c constraints.txt -e '.[rivals]'
@@ -192,8 +207,8 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
     work.gradient()
     unit_memory = peak(work.gradient, device)
     for inner_steps in INNER_STEPS:
-        exact = whole(unrolled, reference, inner_steps, tau)
-        calls = {name: functools.partial(whole, variant, work, inner_steps, tau) for name, variant in VARIANTS.items()}
+        exact = whole(REFERENCE, reference, inner_steps, tau)
+        calls = {name: functools.partial(whole, name, work, inner_steps, tau) for name in VARIANTS}
         ratios: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(rounds):
             unit = statistics.median(seconds(work.gradient, device) for _ in range(3))
@@ -209,11 +224,11 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
 
 def errors_by_step(work: dict[torch.dtype, Workload], tau: float, inner_steps: int) -> list[str]:
     """The rows of the table of errors by relative step."""
-    exact = whole(unrolled, work[torch.float64], inner_steps, tau)
+    exact = _whole_by(unrolled, work[torch.float64], inner_steps, tau)
     rows = []
     for step in RELATIVE_STEPS:
         difference = by(GradientDifference(relative_step=step))
-        found = [whole(difference, w, inner_steps, tau) for w in work.values()]
+        found = [_whole_by(difference, w, inner_steps, tau) for w in work.values()]
         rows.append([f"{step:.0e}", *(f"{relative_error(one, exact):.1e}" for one in found)])
     return _table(["relative step", *(str(dtype).removeprefix("torch.") for dtype in work)], rows)
 
