@@ -129,21 +129,20 @@ def unrolled(problem: MetaProblem, theta: Params) -> Params:
         return dict(zip(start, torch.autograd.grad(problem.outer(at), list(start.values())), strict=True))
 
 
-def whole(name: str, work: Workload, inner_steps: int, tau: float) -> Params:
-    """d L_meta / d theta: the part through the inner loop by the variant of this name, and the gradient of the term at
-    theta."""
-    with checkpointing(work.unet, name == CHECKPOINTED):
-        return _whole_by(VARIANTS[name], work, inner_steps, tau)
+def whole(variant: Variant, work: Workload, inner_steps: int, tau: float, *, checkpointed: bool = False) -> Params:
+    """d L_meta / d theta: the part through the inner loop by ``variant``, and the gradient of the term at theta.
+
+    ``checkpointed`` passes keep nothing inside the network's blocks.
+    """
+    with checkpointing(work.unet, checkpointed):
+        through = variant(work.problem(inner_steps, tau), work.theta)
+        return add(through, value_and_gradient(work.direct, work.theta).gradient)
 
 
-def _whole_by(variant: Variant, work: Workload, inner_steps: int, tau: float) -> Params:
-    through = variant(work.problem(inner_steps, tau), work.theta)
-    return add(through, value_and_gradient(work.direct, work.theta).gradient)
-
-
-def _on_disk(problem: MetaProblem) -> MetaProblem:
+def difference_on_disk(problem: MetaProblem, theta: Params) -> Params:
     """With ``inner_store = "disk"``: on a CPU the only place that is not the device's own memory."""
-    return replace(problem, inner=replace(problem.inner, store=on_disk))
+    inner = replace(problem.inner, store=on_disk)
+    return GradientDifference()(replace(problem, inner=inner), theta).gradient
 
 
 def by(mode: MetaGradientMode) -> Variant:
@@ -151,19 +150,15 @@ def by(mode: MetaGradientMode) -> Variant:
     return lambda problem, theta: mode(problem, theta).gradient
 
 
-REFERENCE = "unrolled, `create_graph`"
-"""In float64 what every error is relative to."""
-
 CHECKPOINTED = "the same, and gradient checkpointing"
-"""Whose passes keep nothing inside the network's blocks."""
 
 VARIANTS: dict[str, Variant] = {
     "first order": by(FirstOrder()),
-    REFERENCE: unrolled,
+    "unrolled, `create_graph`": unrolled,
     "adjoint, double backward": by(DoubleBackward()),
     "adjoint, gradient difference": by(GradientDifference()),
-    "the same, sets on disk": lambda problem, theta: by(GradientDifference())(_on_disk(problem), theta),
-    CHECKPOINTED: lambda problem, theta: by(GradientDifference())(_on_disk(problem), theta),
+    "the same, sets on disk": difference_on_disk,
+    CHECKPOINTED: difference_on_disk,
 }
 
 try:  # pip install -c constraints.txt -e '.[rivals]'
@@ -207,8 +202,11 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
     work.gradient()
     unit_memory = peak(work.gradient, device)
     for inner_steps in INNER_STEPS:
-        exact = whole(REFERENCE, reference, inner_steps, tau)
-        calls = {name: functools.partial(whole, name, work, inner_steps, tau) for name in VARIANTS}
+        exact = whole(unrolled, reference, inner_steps, tau)
+        calls = {
+            name: functools.partial(whole, variant, work, inner_steps, tau, checkpointed=name == CHECKPOINTED)
+            for name, variant in VARIANTS.items()
+        }
         ratios: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(rounds):
             unit = statistics.median(seconds(work.gradient, device) for _ in range(3))
@@ -224,11 +222,11 @@ def costs(work: Workload, reference: Workload, tau: float, rounds: int, device: 
 
 def errors_by_step(work: dict[torch.dtype, Workload], tau: float, inner_steps: int) -> list[str]:
     """The rows of the table of errors by relative step."""
-    exact = _whole_by(unrolled, work[torch.float64], inner_steps, tau)
+    exact = whole(unrolled, work[torch.float64], inner_steps, tau)
     rows = []
     for step in RELATIVE_STEPS:
         difference = by(GradientDifference(relative_step=step))
-        found = [_whole_by(difference, w, inner_steps, tau) for w in work.values()]
+        found = [whole(difference, w, inner_steps, tau) for w in work.values()]
         rows.append([f"{step:.0e}", *(f"{relative_error(one, exact):.1e}" for one in found)])
     return _table(["relative step", *(str(dtype).removeprefix("torch.") for dtype in work)], rows)
 

@@ -15,6 +15,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts, prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
 from metaunlearn.data.latents import ErasureData
+from metaunlearn.data.wording import listed
 from metaunlearn.delta import DELTA_FILE, make_delta
 from metaunlearn.erasure.interface import (
     CheckingMethod,
@@ -107,7 +108,7 @@ def erase(
     :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    concepts, retain, related = ([one] if isinstance(one, str) else list(one) for one in (concepts, retain, related))
+    concepts, retain, related = map(listed, (concepts, retain, related))
     out, forget_data, retain_data, shared = map(path_of, (out, forget_data, retain_data, shared))
     if out is None and (delta or push is not None):
         raise UserError("delta=True and push=... are about the run's folder; give one (out=..., --out DIR).")
@@ -132,8 +133,8 @@ def erase(
     given = given_data(adapter, prompts, forget_data, retain_data)
     request = {
         "command": "erase", "model": named(model),
-        "weights": adapter.fingerprint(), "concepts": list(concepts), "method": chosen.name, "meta": meta,
-        "retain": list(retain), "related": list(related),
+        "weights": adapter.fingerprint(), "concepts": concepts, "method": chosen.name, "meta": meta,
+        "retain": retain, "related": related,
         "forget_data": fingerprint(forget_data) if forget_data else None,
         "retain_data": {role: fingerprint(path) for role, path in retain_folders(retain_data).items()},
         "recipe": recipe, "seed": seed, **chosen.record(),
@@ -151,7 +152,7 @@ def erase(
     tracked = nullcontext() if folder is None else folder.tracked(trackers)
     with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
         results = _erase(task, chosen, given, folder, meta=meta, sharded=sharded)
-    summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": list(concepts), "recipe": recipe}
+    summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": concepts, "recipe": recipe}
     summary |= results
     if folder is not None:
         if processes.main:

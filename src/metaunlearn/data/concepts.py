@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metaunlearn.canvas.catalog import NAMES, said
 from metaunlearn.canvas.tasks import known, task_for, with_styles
-from metaunlearn.data.wording import synonyms
+from metaunlearn.data.wording import listed, synonyms
 from metaunlearn.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,12 @@ def prompts_for(
     """
     if not concepts:
         raise UserError("no concept to erase; name at least one (concepts=[...], --concept TEXT).")
-    texts, retain, related = each_text(concepts), each_text(retain), each_text(related)
+    texts, retain, related = _each_text(concepts), _each_text(retain), _each_text(related)
     if NOTHING in retain and len(retain) > 1:
         raise UserError("retain (--retain) says 'none', and something else as well; say either.")
     of_concept = tuple(_prompts_of(pipeline, text) for text in texts)
     forget = _in_turn(of_concept)
-    check_apart(texts, forget, [*retain, *related])
+    _check_apart(texts, forget, [*retain, *related])
     if is_canvas(pipeline):
         ours = _canvas_kept(texts, forget)
     else:
@@ -94,12 +94,12 @@ def prompts_for(
     )
 
 
-def each_text(named: Sequence[str]) -> list[str]:
-    """The texts of what is ``named``, synonyms one by one; of a single string as of a list of one."""
-    return [text for one in ([named] if isinstance(named, str) else named) for text in synonyms(one)]
+def _each_text(named: Sequence[str]) -> list[str]:
+    """The texts of what is ``named``, synonyms one by one."""
+    return [text for one in listed(named) for text in synonyms(one)]
 
 
-def check_apart(erased: Sequence[str], forget: Sequence[str], kept: Sequence[str]) -> None:
+def _check_apart(erased: Sequence[str], forget: Sequence[str], kept: Sequence[str]) -> None:
     """UserError when something that is erased, by its name or by one of the prompts to ``forget``, is to be kept."""
     names, prompts = {_bare(text): text for text in erased}, {*forget}
     for text in kept:

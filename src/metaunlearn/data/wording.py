@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from metaunlearn.errors import UserError
+
+
+def listed(texts: Sequence[str]) -> list[str]:
+    """Texts as a list; a single one may stand for a list of one."""
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def synonyms(concept: str) -> list[str]:
