@@ -7,8 +7,9 @@ learned. A step is Algorithm 1's own, on ESD's subset u with AdamW: plain, and w
 meta-gradient to first order, by gradient difference and by double backward; --set precision=bf16 and the like change
 its settings. Each row is the median over rounds after one warm-up; what does not fit is said to run out of memory. The
 denoiser's own copy lies on the host meanwhile, as in ``erase``; text encoders and autoencoder are not there at all.
-With --generate it is pictures that are timed. Without a GPU everything is reduced, which says nothing of the true size
-and only shows that the script runs.
+With --memory the process may take no more than so much of the card, as on a smaller one: cuDNN's convolutions take as
+much room to work in as they find, and do with less. With --generate it is pictures that are timed. Without a GPU
+everything is reduced, which says nothing of the true size and only shows that the script runs.
 """
 
 from __future__ import annotations
@@ -224,16 +225,25 @@ def generation(prompts: int, precision: str, device: str) -> str:
     )
 
 
-def header(device: str, rounds: int, *, channels_last: bool = False, more: Sequence[str] = ()) -> str:
+def header(
+    device: str, rounds: int, *, channels_last: bool = False, memory: float | None = None, more: Sequence[str] = ()
+) -> str:
     """Where, when and how the figures came about."""
     hardware = platform.processor() or platform.machine()
     hardware = f"CPU ({hardware}), REDUCED SIZE" if device == "cpu" else torch.cuda.get_device_name(device)
     settings = ", ".join([*more, *(["kernels channels last"] if channels_last else [])]) or "float32"
+    hardware += f" held to {memory:g} GiB" if memory else ""
     return (
         f"{hardware}, torch {torch.__version__}, {datetime.date.today().isoformat()}; {settings}; M = 1, "
         f"median of {rounds} steps; random weights.\n\n"
         "| model | pixels | batch | checkpointing | step | seconds | peak GiB |\n|---|---|---|---|---|---|---|"
     )
+
+
+def hold_to(gibibytes: float, device: torch.device) -> None:
+    """Let this process take no more of ``device``'s memory."""
+    there = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(gibibytes * 2**30 / there, 1.0), device.index)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -246,9 +256,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="beside the recipe sd14")
     parser.add_argument("--checkpointing", choices=["off", "on", "both"], default="both")
     parser.add_argument("--channels-last", action="store_true", help="lay the denoiser's kernels so")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="what the process may take of the GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     given = parser.parse_args(arguments)
+    if given.memory is not None:
+        if given.device == "cpu":
+            parser.error(f"--memory {given.memory:g} holds a GPU's memory, and there is none with --device cpu")
+        hold_to(given.memory, torch.device(given.device))
     if given.generate is not None:
         asked = [precision for precision in DTYPES if f"precision={precision}" in given.set]
         lines = [generation(given.generate, precision, given.device) for precision in asked or DTYPES]
@@ -256,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.out is not None:
             given.out.write_text("\n".join(lines) + "\n")
         return
-    lines = [header(given.device, given.rounds, channels_last=given.channels_last, more=given.set)]
+    lines = [header(given.device, given.rounds, channels_last=given.channels_last, memory=given.memory, more=given.set)]
     print(lines[0], flush=True)
     for row in table(
         given.models, given.batches, given.steps, given.rounds, given.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import full_size
 import pytest
@@ -33,3 +34,18 @@ def test_memory_that_runs_out_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures(capsys: pytest.CaptureFixture[str]) -> None:
     full_size.main(["--generate", "1", "--device", "cpu", "--set", "precision=float32"])
     assert "1 pictures of 32 pixels, 2 steps" in capsys.readouterr().out
+
+
+def test_a_gpus_memory_is_not_held_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        full_size.main(["--memory", "24", "--device", "cpu"])
+    assert "--memory 24 holds a GPU's memory, and there is none with --device cpu" in capsys.readouterr().err
+
+
+def test_memory_is_held_to_a_part_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, int | None]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *held: asked.append(held))
+    full_size.hold_to(20, torch.device("cuda"))
+    full_size.hold_to(160, torch.device("cuda:1"))
+    assert asked == [(0.25, None), (1.0, 1)]

@@ -30,10 +30,14 @@ class Meter:
         call()
         times: list[float] = []
         while len(times) < REPEATS and sum(times) < PATIENCE:
-            began = self._now()
-            call()
-            times.append(self._now() - began)
+            times.append(self.once(call))
         return statistics.median(times)
+
+    def once(self, call: Callable[[], object]) -> float:
+        """Seconds of one call, as it comes."""
+        began = self._now()
+        call()
+        return self._now() - began
 
     def _now(self) -> float:
         if self.device.type != "cpu":
