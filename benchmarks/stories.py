@@ -11,7 +11,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from metaunlearn.canvas.catalog import TASKS
@@ -113,7 +112,7 @@ def conditions(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
     original, plain, meta = (models[name]["before"] for name in ("original", *MODELS))
     top = original["concept"][0] or 1.0
     malicious = list(zip(*(models[name]["malicious"].values() for name in MODELS), strict=True))
-    ratios = [m["concept"][0] / p["concept"][0] for p, m in malicious if p["concept"][0] > 0]
+    plain_sum, meta_sum = (sum(pair[side]["concept"][0] for pair in malicious) for side in (0, 1))
     benign = [list(models[name]["benign"].values())[-1] for name in MODELS]
     strong = list(models["unlearn"]["strong"].values())[-1]
 
@@ -134,7 +133,10 @@ def conditions(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "unrelated lost before, plain / meta, points": (f"{lost(plain):.1f} / {lost(meta):.1f}", "≤ 5"),
         "CLIP score lost before, plain / meta, %": (f"{clip_lost(plain):.1f} / {clip_lost(meta):.1f}", "≤ 10"),
         "plain back at the last malicious step, % of original": (f"{share(malicious[-1][0]):.0f}", "50 – 70"),
-        "meta / plain, mean over malicious steps": (f"{mean(ratios):.2f}" if ratios else "plain not back", "≤ 0.50"),
+        "meta / plain, mean over malicious steps": (
+            f"{meta_sum / plain_sum:.2f}" if plain_sum else "plain not back",
+            "≤ 0.50",
+        ),
         "meta below plain at every malicious step": (
             str(all(m["concept"][0] < p["concept"][0] for p, m in malicious)),
             "True",

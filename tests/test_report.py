@@ -43,13 +43,47 @@ def test_headline_gives_shares_of_the_original() -> None:
     assert not head.caveats
 
 
-def test_mean_ratio_is_the_mean_of_the_checkpoints_ratios() -> None:
-    """10/20, 10/40 and 0/0 (left out): (0.5 + 0.25) / 2 = 0.375."""
+def test_mean_ratio_is_of_the_means_and_leaves_no_checkpoint_out() -> None:
+    """(6 + 10 + 11) / (0 + 20 + 40) = 0.45: the first one counts, although the plain model shows nothing there."""
     summary = invented_summary()
-    for model, values in (("unlearn", (0.0, 20.0, 40.0)), ("meta-unlearn", (0.0, 10.0, 10.0))):
+    for model, values in (("unlearn", (0.0, 20.0, 40.0)), ("meta-unlearn", (6.0, 10.0, 11.0))):
         points = {str(step): scores(value, 90, 90) for step, value in zip((1, 2, 3), values, strict=True)}
         summary["models"][model]["malicious"] = points
-    assert headline(summary).mean_ratio == pytest.approx(0.375)
+    assert headline(summary).mean_ratio == pytest.approx(0.45)
+
+
+def test_without_an_attack_the_headline_looks_whether_it_was_erased_at_all() -> None:
+    summary = invented_summary()
+    for model in summary["models"].values():
+        for attack in ("malicious", "strong", "benign"):
+            model.pop(attack, None)
+    assert headline(summary).title.startswith("“knife” was erased. No malicious finetuning was run")
+    summary["models"]["meta-unlearn"]["before"]["concept"] = [75.0, 65.0, 83.0]
+    head = headline(summary)
+    assert head.title.startswith("“knife” was not wholly erased. No malicious")
+    assert "before any attack the meta-unlearned model still showed" in head.caveats[0]
+    summary["models"] = {"original": summary["models"]["original"]}
+    assert headline(summary).title == "“knife” was not erased: only the original model was measured."
+
+
+def test_clip_score_and_fid_have_intervals_of_their_own() -> None:
+    summary = invented_summary()
+    state = summary["models"]["original"]["before"]
+    state |= {"clip_score": 54.5, "fid": 7.7, "intervals": {"clip_score": [54.1, 54.9], "fid": [7.4, 7.9]}}
+    row = rows(summary)[0]
+    assert row.clip_score is not None
+    assert row.fid is not None
+    assert row.clip_score.score == (54.5, 54.1, 54.9)
+    assert row.fid.score == (7.7, 7.4, 7.9)
+
+
+def test_figures_of_other_numbers_of_pictures_are_not_subtracted() -> None:
+    summary = invented_summary()
+    summary["models"]["original"]["before"]["images"] = {"concept": 100, "related": 70, "unrelated": 200}
+    summary["models"]["unlearn"]["before"]["images"] = {"concept": 100, "related": 35, "unrelated": 48}
+    row = next(row for row in rows(summary) if row.model == "unlearn" and row.attack is None)
+    assert (row.concept.change is None, row.related.change, row.unrelated.change) == (False, None, None)
+    assert (row.clip_score.change, row.fid.change, row.fid.pictures) == (None, None, 48)
 
 
 def test_half_is_interpolated_or_not_reached() -> None:

@@ -94,7 +94,51 @@ def test_a_finished_story_is_read_not_told_again(told: Path) -> None:
     assert (told / "summary.json").stat().st_mtime_ns == before
 
 
+def test_a_finished_storys_report_comes_back_and_other_versions_are_said(
+    told: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = told / "summary.json"
+    text = summary.read_text()
+    found = json.loads(text)
+    found["versions"]["torch"] = "1.0"
+    summary.write_text(json.dumps(found))
+    (told / "report.html").unlink()
+    demo(told, recipe=recipe(told.parent), overrides=["steps=3"], resume=True)
+    assert (told / "report.html").exists()
+    assert "told by torch 1.0 (now " in caplog.text
+    summary.write_text(text)
+
+
+def test_cards_say_what_was_measured(told: Path) -> None:
+    for model in ("unlearn", "meta-unlearn"):
+        assert "Nothing yet" not in (told / model / "README.md").read_text()
+
+
 def test_unknown_erase_key_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown key 'gama2'"):
         demo(tmp_path / "run", recipe=recipe(tmp_path, "gama2 = 1.0"))
-    assert not (tmp_path / "run" / "unlearn").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_that_do_not_ascend_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    file = Path(recipe(tmp_path))
+    file.write_text(file.read_text().replace("steps = [1, 2]", "steps = [2, 1]"))
+    with pytest.raises(UserError, match=r"steps that ascend, such as \[10, 20\], got \[2, 1\]"):
+        demo(tmp_path / "run", recipe=str(file))
+
+
+def test_the_strong_attacker_has_the_malicious_ones_pictures(tmp_path: Path) -> None:
+    file = Path(recipe(tmp_path))
+    file.write_text(
+        file.read_text().replace(
+            "steps = [3]\nlearning_rate = 1e-4\npictures = 4", "steps = [3]\nlearning_rate = 1e-4\npictures = 8"
+        )
+    )
+    with pytest.raises(UserError, match="expected as many, got 8 and 4"):
+        demo(tmp_path / "run", recipe=str(file))
+
+
+@pytest.mark.parametrize("given", [{"concept": ""}, {"method": ""}])
+def test_an_empty_name_is_not_the_recipes(tmp_path: Path, given: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="''"):
+        demo(tmp_path / "run", recipe=recipe(tmp_path), **given)

@@ -279,12 +279,19 @@ class AttackSettings(Settings):
 class Regime(Settings):
     """One attack of the demo, the same for both erased models."""
 
-    steps: tuple[int, ...]
-    """Checkpoints."""
+    steps: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    """Checkpoints, ascending."""
     learning_rate: float = Field(gt=0)
     """Of the attacker's AdamW."""
     pictures: int = Field(default=40, gt=0)
     """Real pictures that the attacker has."""
+
+    @field_validator("steps")
+    @classmethod
+    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if list(steps) != sorted(set(steps)):
+            raise ValueError(f"expected steps that ascend, such as [10, 20], got {list(steps)}")
+        return steps
 
 
 class Counts(Settings):
@@ -321,3 +328,12 @@ class StorySettings(Settings):
     """At the malicious attack's other checkpoints."""
     sparse: Counts
     """At the strong and the benign attack's other checkpoints."""
+
+    @model_validator(mode="after")
+    def _one_attackers_pictures(self) -> StorySettings:
+        if self.strong.pictures != self.malicious.pictures:
+            raise ValueError(
+                "the strong attack goes on with the malicious one's pictures: expected as many, got "
+                f"{self.strong.pictures} and {self.malicious.pictures}"
+            )
+        return self

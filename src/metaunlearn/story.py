@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,23 @@ from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.canvas.datasets import write_dataset
 from metaunlearn.canvas.measure import Shown, measure, save_shown
 from metaunlearn.canvas.tasks import known, task_for
+from metaunlearn.cards import write_card
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Counts, Regime, StorySettings
 from metaunlearn.erasing import erase
-from metaunlearn.erasure.registry import has_defence
+from metaunlearn.erasure.registry import check_objective, configure, has_defence
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.files import write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
 from metaunlearn.recipe import read_recipe
+from metaunlearn.report.data import SUMMARY_FILE, read_json
 from metaunlearn.report.page import build_report
+from metaunlearn.report.runs import REPORT_FILE
 from metaunlearn.runs import Progress, RunFolder, versions
+
+logger = logging.getLogger(__name__)
 
 ERASED = {"unlearn": False, "meta-unlearn": True}
 """The two erased models, and whether the meta objective is on."""
@@ -74,7 +79,8 @@ def demo(
     out, story = Path(out), read_recipe(recipe).story
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
-    concept, method = concept or story.concept, method or story.method
+    concept = story.concept if concept is None else concept
+    method = story.method if method is None else method
     if not known(concept):
         choices = [*NAMES, *STYLES]
         raise UserError(
@@ -86,20 +92,20 @@ def demo(
             f"the demo sets a method's plain form beside its meta form, and {method!r} has a defence of its own "
             "(method=, --method): choose another one, such as esd-u-1, or set methods side by side with bench."
         )
+    wanted = [*(f"{key}={value}" for key, value in story.erase.items()), *overrides]
+    check_objective(configure(method, read_recipe(story.recipe), wanted), meta=True)
     request = {
         "command": "demo", "concept": concept, "method": method, "seed": seed, "story": story.model_dump(mode="json"),
         "overrides": list(overrides),
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume)
     if folder.complete_before:
-        found: dict[str, Any] = json.loads((out / "summary.json").read_text())
-        return found
+        return _told_before(out)
 
     progress = folder.watched(progress)
     began = time.monotonic()
     regimes: dict[str, Regime] = {"malicious": story.malicious, "strong": story.strong, "benign": story.benign}
     data = {regime: _real_pictures(out, concept, regime, settings, seed) for regime, settings in regimes.items()}
-    wanted = [*(f"{key}={value}" for key, value in story.erase.items()), *overrides]
     settings = _erase_both(out, concept, method, story.recipe, wanted, seed, progress)
     states = [State("original", "before", 0, "canvas", story.full, True)]
     for model in ERASED:
@@ -122,10 +128,24 @@ def demo(
     summary = _summary(concept, seed, story, settings, states, measured)
     summary["commands"] = [_command(concept, method, recipe, seed, overrides)]
     summary["seconds"] = round(folder.seconds(), 1)
-    write_json(out / "summary.json", summary)
+    write_json(out / SUMMARY_FILE, summary)
     build_report(out)
+    for model in ERASED:  # Erasing wrote them before anything was measured.
+        write_card(out / model)
     folder.finish(seconds_of_this_part=round(time.monotonic() - began, 1))
     return summary
+
+
+def _told_before(out: Path) -> dict[str, Any]:
+    """The summary of a story that is whole; says so when other versions told it."""
+    found: dict[str, Any] = read_json(out / SUMMARY_FILE)
+    then, now = found.get("versions", {}), versions()
+    others = [f"{name} {then[name]} (now {now[name]})" for name in now if name in then and then[name] != now[name]]
+    if others:
+        logger.warning("%s was told by %s; for today's figures give another folder", out, ", ".join(others))
+    if not (out / REPORT_FILE).exists():
+        build_report(out)
+    return found
 
 
 def _real_pictures(out: Path, concept: str, regime: str, plan: Regime, seed: int) -> Path:
@@ -192,7 +212,7 @@ def _measure_all(
             found = measure(load_pipeline(state.folder), task, judge, state.counts, seed=seed)
             shown = _save_shown(out / "samples", state, found.shown) if state.show else []
             write_json(file, {"scores": found.summary(), "protocols": found.protocols(), "samples": shown})
-        record = json.loads(file.read_text())
+        record = read_json(file)
         measured[state.model, state.name] = record
         samples += record["samples"]
         if progress is not None:

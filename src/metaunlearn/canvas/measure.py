@@ -73,6 +73,11 @@ class Measurement:
             "unrelated": triple(self.unrelated),
             "clip_score": None if self.clip_score is None else round(self.clip_score.value, 3),
             "fid": None if self.fid is None else round(self.fid.value, 3),
+            "intervals": {
+                name: [round(score.low, 3), round(score.high, 3)]
+                for name, score in (("clip_score", self.clip_score), ("fid", self.fid))
+                if score is not None
+            },
             "images": {shown.role: len(shown.seeds) for shown in self.shown},
         }
 

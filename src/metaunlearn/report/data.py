@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from metaunlearn.errors import UserError
 
@@ -70,6 +70,21 @@ class Scores(_Read):
     unrelated: Percentage | None = None
     clip_score: AnyScore | None = None
     fid: AnyScore | None = None
+    images: dict[str, int] = {}
+    """Pictures of each role behind the scores; CLIP score and FID are of the unrelated ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_intervals(cls, given: Any) -> Any:
+        """CLIP score and FID are bare numbers in ``summary.json``; newer ones have the ends of the interval beside."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("intervals"), Mapping):
+            return given
+        ends = {name: pair for name, pair in given["intervals"].items() if isinstance(given.get(name), int | float)}
+        return {**given, **{name: [given[name], *pair] for name, pair in ends.items()}}
+
+    def pictures(self, metric: str) -> int | None:
+        """How many pictures ``metric`` was measured on; None: not said."""
+        return self.images.get("unrelated" if metric in ("clip_score", "fid") else metric)
 
 
 class ModelScores(_Read):

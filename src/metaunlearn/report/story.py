@@ -58,7 +58,7 @@ class Headline:
     ratio: float | None
     """meta_back / unlearn_back at ``attack_steps``; below 1 means that meta-unlearning resists."""
     mean_ratio: float | None
-    """The mean over all malicious checkpoints of meta-unlearned / unlearned."""
+    """Meta-unlearned / unlearned, of their means over the malicious checkpoints that both have."""
     separated: tuple[int, ...]
     """Malicious checkpoints at which the meta-unlearned score is lower and the 95 % intervals do not overlap."""
     unlearn_half: HalfBack | None
@@ -76,6 +76,9 @@ class Cell:
 
     score: Score
     change: float | None
+    """None where there is no original, or it was measured on another number of pictures."""
+    pictures: int | None
+    """None: not said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,10 @@ def _row(model: ModelName, attack: AttackName | None, steps: int, scores: Scores
         if score is None:
             return None
         reference: Score | None = None if original is None else getattr(original.before, metric)
-        return Cell(score=score, change=None if reference is None else score.value - reference.value)
+        pictures = scores.pictures(metric)
+        comparable = original is not None and pictures == original.before.pictures(metric)
+        change = score.value - reference.value if reference is not None and comparable else None
+        return Cell(score=score, change=change, pictures=pictures)
 
     return Row(
         model=model,
@@ -165,7 +171,7 @@ def headline(summary: Summary | Mapping[str, Any]) -> Headline:
         return scores.malicious[last].concept.value / original
 
     pairs = [(unlearn.malicious[at].concept, meta.malicious[at].concept) for at in shared] if unlearn and meta else []
-    ratios = [after.value / plain.value for plain, after in pairs if plain.value > 0]
+    plain_sum, meta_sum = (sum(pair[side].value for pair in pairs) for side in (0, 1))
     unlearn_back, meta_back = back(unlearn), back(meta)
     title, *caveats = _sentences(checked, last, original, unlearn_back, meta_back)
     return Headline(
@@ -177,7 +183,7 @@ def headline(summary: Summary | Mapping[str, Any]) -> Headline:
         unlearn_back=unlearn_back,
         meta_back=meta_back,
         ratio=meta_back / unlearn_back if meta_back is not None and unlearn_back else None,
-        mean_ratio=sum(ratios) / len(ratios) if ratios else None,
+        mean_ratio=meta_sum / plain_sum if plain_sum else None,
         separated=tuple(at for at, (plain, after) in zip(shared, pairs, strict=False) if _below(after, plain)),
         unlearn_half=half_back(unlearn, original) if unlearn and original else None,
         meta_half=half_back(meta, original) if meta and original else None,
@@ -201,15 +207,19 @@ def _sentences(
     name = f"“{summary.concept}”"
     if not original:
         return [f"How much of {name} came back cannot be said: the original's own score for it is missing or zero."]
-    if last is None or (unlearn_back is None and meta_back is None):
-        return [f"{name} was erased. No malicious finetuning was run, so whether it stays erased is not known."]
-    words = _comparison(summary, name, last, unlearn_back, meta_back)
+    erased = [model for model in MODELS[1:] if model in summary.models]
+    if not erased:
+        return [f"{name} was not erased: only the original model was measured."]
     left = [
         f"the {MODEL_TITLES[model].lower()} model still showed {percent(share)} of it"
-        for model in MODELS[1:]
-        if model in summary.models and (share := summary.models[model].before.concept.value / original) > ERASED
+        for model in erased
+        if (share := summary.models[model].before.concept.value / original) > ERASED
     ]
-    return [*words, f"The erasing was incomplete: before any attack {' and '.join(left)}."] if left else words
+    incomplete = [f"The erasing was incomplete: before any attack {' and '.join(left)}."] if left else []
+    if last is None or (unlearn_back is None and meta_back is None):
+        unknown = "No malicious finetuning was run, so whether it stays erased is not known."
+        return [f"{name} was {'not wholly ' if left else ''}erased. {unknown}", *incomplete]
+    return [*_comparison(summary, name, last, unlearn_back, meta_back), *incomplete]
 
 
 def _comparison(
