@@ -337,6 +337,11 @@ def test_a_name_that_two_packages_bring_is_refused(packages: Path) -> None:
         ("class M: pass", r"no subclass of metaunlearn\.settings\.Settings"),
         ("from metaunlearn.settings import Settings\nclass M(Settings): pass", "it has none of them"),
         (
+            "from metaunlearn.settings import Settings\nclass M(Settings):\n    def trained(self, model): ...\n"
+            "    def defend(self, task, data): ...",
+            "must have unread and gradients beside defend",
+        ),
+        (
             "from metaunlearn.settings import Settings\n"
             "class M(Settings):\n    trained = begin = edit = lambda self: 0",
             "it has begin and edit",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,45 @@ def test_two_shards_may_open_an_empty_folder_at_once(tmp_path: Path, monkeypatch
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["run.json"]
     with pytest.raises(NotThisRunError, match="asked for differently"):
         RunFolder.open(tmp_path / "run", {"a": 2}, resume=True)
+
+
+@pytest.mark.parametrize(("text", "message"), [("[]", "is no record of a run"), ('{"status": "run', "is no JSON")])
+def test_a_broken_record_is_said(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        RunFolder.open(tmp_path, {"a": 1}, resume=True)
+
+
+def test_the_same_weights_may_be_named_otherwise(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, {"model": "runs/a", "weights": "1f"}, resume=False)
+    RunFolder.open(tmp_path, {"model": "/else/where/a", "weights": "1f"}, resume=True)
+    with pytest.raises(NotThisRunError, match=r"asked for differently \(model, weights\)"):
+        RunFolder.open(tmp_path, {"model": "runs/b", "weights": "2e"}, resume=True)
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False)
+    other = (
+        "import sys; from pathlib import Path; from metaunlearn.runs import RunFolder\n"
+        "with RunFolder.open(Path(sys.argv[1]), {'a': 1}, resume=True).alone(): print('alone')"
+    )
+    call = [sys.executable, "-c", other, str(tmp_path)]
+    with folder.alone():
+        refused = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert "another process is at work on the run in" in refused.stderr
+    assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == "alone\n"
+
+
+def test_another_number_of_threads_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    RunFolder.open(tmp_path, {"a": 1}, resume=False)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(record | {"threads": 64}))
+    RunFolder.open(tmp_path, {"a": 1}, resume=True)
+    assert "began with 64 threads and goes on with" in caplog.text
+
+
+def test_what_killed_writers_left_is_gone_from_a_complete_run(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False)
+    (tmp_path / ".run.json.1f.partial").write_text("{")
+    folder.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,12 +111,13 @@ def attack(
         model=adapter, pictures=pictures, base=base_adapter, seed=seed, out=out, cache=folder.state, progress=progress,
         processes=processes,
     )  # fmt: skip
-    if isinstance(chosen, EditKind):
-        processes.on_main(lambda: _edit(chosen, task, folder, checkpoints))
-        changed = chosen.changed
-    else:
-        with folder.tracked(trackers):
-            changed = _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
+    with folder.alone():
+        if isinstance(chosen, EditKind):
+            processes.on_main(lambda: _edit(chosen, task, folder, checkpoints))
+            changed = chosen.changed
+        else:
+            with folder.tracked(trackers):
+                changed = _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
     summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
     folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()], changed=list(changed))
     summary |= {"out": str(out), "checkpoints": {f"{level:g}": str(path) for level, path in checkpoints.items()}}
@@ -192,18 +195,24 @@ def _levels(
         if strengths is not None:
             raise UserError(f"the attack {kind!r} takes steps (steps=, --steps), not strengths (--strengths).")
         steps = default_steps if steps is None else steps
-        if not steps or any(step < 0 for step in steps) or list(steps) != sorted(set(steps)):
+        try:
+            whole = [operator.index(step) for step in steps]
+        except TypeError:
+            whole = []
+        if not whole or whole[0] < 0 or whole != sorted(set(whole)):
             raise UserError(
                 "steps (steps=, --steps) must be whole numbers from 0 on, ascending, each once, e.g. 0,50,100; "
-                f"got {list(steps)}."
+                f"got {steps}."
             )
-        return tuple(steps)
+        return tuple(whole)
     if steps is not None:
         raise UserError(f"the attack {kind!r} takes strengths (strengths=, --strengths), not steps (--steps).")
-    strengths = chosen.strengths if strengths is None else strengths
-    if not strengths or len(set(strengths)) < len(strengths):
-        raise UserError(f"strengths (strengths=, --strengths) must be given, each once; got {list(strengths)}.")
-    return tuple(strengths)
+    given = [*(chosen.strengths if strengths is None else strengths)]
+    if not given or len(set(given)) < len(given) or not all(0 <= strength < math.inf for strength in given):
+        raise UserError(
+            f"strengths (strengths=, --strengths) must be finite numbers of at least 0, each once; got {given}."
+        )
+    return tuple(strength if isinstance(strength, int) else float(strength) for strength in given)
 
 
 def _check_inputs(kind: str, *, data: Path | None, base: Any) -> None:

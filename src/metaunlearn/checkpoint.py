@@ -7,6 +7,7 @@ from a generator seeded by the run's seed and the step's number, so a resumed ru
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metaunlearn.errors import RunError
 from metaunlearn.files import whole_or_absent
+from metaunlearn.parameters import norm
 from metaunlearn.shards import are_pieces, piece, whole
 
 OPTIMIZER = "optimizer."
@@ -95,7 +98,13 @@ def save_training(
     """Keep what a resumed run needs: the trained parameters, the optimiser's state, the steps done, and ``more``.
 
     Of several processes that hold pieces of these all call this, and the one that ``writes`` keeps whole tensors.
+    RunError when the parameters are no finite numbers: what was kept before is better.
     """
+    if not math.isfinite(norm({**theta})):
+        raise RunError(
+            f"the weights are not finite numbers after step {step}; the last good state was kept. Lower learning_rate "
+            "(--set learning_rate=...)."
+        )
     tensors = {f"theta.{name}": p for name, p in theta.items()}
     tensors |= {f"{MORE}{name}": tensor for name, tensor in (more or {}).items()}
     tensors |= optimizer_tensors(optimizer)

@@ -5,6 +5,7 @@ Pictures are made batch by batch and never all held: a set may be larger than me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def check_asked(*, images: int, steps: int | None, guidance_scale: float | None)
     for option, number in (("images_per_prompt=, --images", images), ("steps=, --steps", steps)):
         if number is not None and number < 1:
             raise UserError(f"Expected at least 1 ({option}), got {number}.")
-    if guidance_scale is not None and guidance_scale < 0:
+    if guidance_scale is not None and not 0 <= guidance_scale < math.inf:
         raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=, --guidance), got {guidance_scale}.")
 
 

@@ -65,6 +65,18 @@ class EraseResult:
     summary: dict[str, Any]
     """What the command line prints with ``--json``."""
 
+    def save(self, folder: Path | str) -> Path:
+        """Write the pipeline to ``folder``, as a run's own folder holds it: how it is drawn, too, is kept with it.
+
+        Its own ``save_pretrained`` writes all but that, and it would be drawn as Stable Diffusion is by default.
+        UserError when there is something in ``folder``.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is there already, and not an empty folder; choose another.")
+        save_pipeline(adapt(self.pipeline), folder)
+        return folder
+
 
 def erase(
     model: Any,
@@ -149,8 +161,8 @@ def erase(
         cache=folder.state if folder else None, shared=shared,
         progress=folder.watched(progress) if folder else progress, processes=processes,
     )  # fmt: skip
-    tracked = nullcontext() if folder is None else folder.tracked(trackers)
-    with tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
+    alone, tracked = (nullcontext(), nullcontext()) if folder is None else (folder.alone(), folder.tracked(trackers))
+    with alone, tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
         results = _erase(task, chosen, given, folder, meta=meta, sharded=sharded)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": concepts, "recipe": recipe}
     summary |= results
@@ -260,6 +272,11 @@ def _begin(
         task, teacher = _shared_out(task, teacher)
     if isinstance(method, OptimisedMethod):
         forget = method.begin(task)
+        if forget is None:
+            raise UserError(
+                f"the method {chosen.name!r} begins with no forget loss, so it would erase nothing: begin() must "
+                "return one."
+            )
     elif isinstance(method, DefendedMethod):
         defence = method.defend(task, data)
     run = Algorithm1(

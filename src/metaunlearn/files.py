@@ -81,6 +81,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The JSON in ``path``; a file that is unreadable or no JSON is a UserError that names it and the place."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no JSON: byte {error.start} is not UTF-8.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}. Delete it or run the command that wrote it again.") from None
+
+
 def read_records(file: Path, *, growing: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects in ``file``, one a line, each with its line's number from 1; lines without anything are passed over.
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.errors import RunError
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import whole_or_absent, write_json
 from metaunlearn.generation import default_sampling, write_sampling
@@ -27,14 +28,25 @@ TEXT_MODEL = "text_model."
 """How a CLIPTextModel's names begin in published files; to a module of transformers 5's they do not."""
 
 
+def _check_finite(pipeline: Any) -> None:
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    broken = [name for name, part in modules.items() if not all(p.isfinite().all() for p in part.parameters())]
+    if broken:
+        raise RunError(
+            f"the weights of {' and '.join(broken)} are not finite numbers, so nothing was written. Lower "
+            "learning_rate (--set learning_rate=...), or the strength of an attack."
+        )
+
+
 def save_pipeline(
     model: TextToImageModel, folder: Path, *, twin: Path | None = None, changed: Sequence[str] = ("unet",)
 ) -> None:
     """Write the pipeline to ``folder``, entry by entry through a hidden folder beside it.
 
     ``twin`` is a folder that holds the same pipeline but for the components ``changed``: everything else is
-    hard-linked from there where the file system can.
+    hard-linked from there where the file system can. RunError when weights are no finite numbers: nobody can use them.
     """
+    _check_finite(model.pipeline)
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     if twin is None:

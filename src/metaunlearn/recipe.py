@@ -69,14 +69,17 @@ def recipe_names() -> list[str]:
 def recipe_text(name: str) -> str:
     """The TOML text of the shipped recipe ``name``, or of the file at that path."""
     if name in recipe_names():
-        return (resources.files("metaunlearn") / "recipes" / f"{name}.toml").read_text()
+        return (resources.files("metaunlearn") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name)
     if not path.is_file():
         raise UserError(
             f"there is no recipe {name!r} and no such file; shipped are: {', '.join(recipe_names())}."
             f"{did_you_mean(name, recipe_names())} (recipe=..., --recipe FILE)"
         )
-    return path.read_text()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {name}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
 
 
 def read_recipe(name: str) -> RecipeFile:

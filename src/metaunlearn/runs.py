@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import logging
 import math
+import os
 import platform
 import resource
 import shutil
@@ -15,10 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metaunlearn.errors import UserError
-from metaunlearn.files import partials_of, write_atomic, write_json
+from metaunlearn.files import partials_of, read_json, write_atomic, write_json
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.tracking import Trackers, tracking
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with a label, how much is done, and how much there is."""
@@ -111,18 +118,18 @@ class RunFolder:
                 f"the output folder {self.path} is not empty and holds no run of metaunlearn; "
                 "choose another (out=..., --out DIR)."
             )
-        earlier = json.loads(file.read_text())
+        earlier = read_json(file)
+        if not (isinstance(earlier, dict) and isinstance(earlier.get("request", {}), dict)):
+            raise UserError(
+                f"{file} is no record of a run: expected an object with a request. Choose another folder "
+                "(out=..., --out DIR)."
+            )
         if not resume:
             raise UserError(
                 f"the output folder {self.path} holds a run already (status {earlier.get('status')}); "
                 "go on with it (resume=True, --resume) or choose another (out=..., --out DIR)."
             )
-        if earlier.get("request") != self.request:
-            changed = sorted(
-                key
-                for key in {*earlier.get("request", {}), *self.request}
-                if earlier.get("request", {}).get(key) != self.request.get(key)
-            )
+        if changed := _asked_differently(earlier.get("request", {}), self.request):
             raise NotThisRunError(
                 f"the run in {self.path} was asked for differently ({', '.join(changed)}); "
                 "resume it with the same options, or choose another folder (out=..., --out DIR)."
@@ -130,6 +137,12 @@ class RunFolder:
         self._seconds_before = float(earlier.get("seconds", 0.0))
         self._peak_before = int(earlier.get("peak_memory_bytes", 0))
         self.complete_before = earlier.get("status") == "complete"
+        threads = earlier.get("threads", torch.get_num_threads())
+        if not self.complete_before and threads != torch.get_num_threads():
+            logger.warning(
+                "the run in %s began with %s threads and goes on with %s: sums in another order, so not the same bits "
+                "(OMP_NUM_THREADS=%s would)", self.path, threads, torch.get_num_threads(), threads,
+            )  # fmt: skip
 
     @property
     def state(self) -> Path:
@@ -139,16 +152,42 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         """Whether the run is complete by now; where shards share a folder, another may have completed it."""
-        return json.loads((self.path / RUN_FILE).read_text())["status"] == "complete"
+        return read_json(self.path / RUN_FILE)["status"] == "complete"
 
     def summary(self) -> dict[str, Any]:
         """What ``run.json`` holds of a complete run, without the request."""
-        record = json.loads((self.path / RUN_FILE).read_text())
-        return {key: value for key, value in record.items() if key not in {"request", "versions", "status"}}
+        record = read_json(self.path / RUN_FILE)
+        return {key: value for key, value in record.items() if key not in {"request", "versions", "threads", "status"}}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Around a run's work: UserError when another process is at it. Where nothing can be locked, nothing is."""
+        lock = self.processes.on_main(self._lock)
+        try:
+            yield
+        finally:
+            if self.processes.main and lock >= 0:
+                os.close(lock)
+
+    def _lock(self) -> int:
+        """The folder's own descriptor, locked; the system frees it when the process dies. -1: it cannot be locked."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(
+                f"another process is at work on the run in {self.path}; wait for it, or choose another folder "
+                "(out=..., --out DIR)."
+            ) from None
+        except OSError:  # Some shared disks lock no folders.
+            os.close(descriptor)
+            return -1
+        return descriptor
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``log.jsonl`` and flush it; within :meth:`tracked`, tell the trackers as well."""
-        with (self.path / LOG_FILE).open("a") as handle:
+        with (self.path / LOG_FILE).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
         self._trackers.log(record)
         self.beat()
@@ -157,7 +196,7 @@ class RunFolder:
     def tracked(self, names: Sequence[str]) -> Iterator[None]:
         """Around a run's work: what is logged goes to the trackers ``names`` as well."""
         file = self.path / LOG_FILE
-        steps = [_step_of(line) for line in file.read_text().splitlines()] if file.exists() else []
+        steps = [_step_of(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
         last = max((step for step in steps if math.isfinite(step)), default=-1)
         with tracking(names, self.path, self.request, last) as self._trackers:
             yield
@@ -184,7 +223,7 @@ class RunFolder:
 
     def _log_until(self, step: int) -> str:
         file = self.path / LOG_FILE
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         return "".join(line + "\n" for line in lines if _step_of(line) <= step)
 
     def describe(self, part: Path, *, step: int) -> None:
@@ -197,6 +236,8 @@ class RunFolder:
     def finish(self, **results: Any) -> None:
         """Write the final ``run.json`` and drop the resumable state; all processes wait for it."""
         self._write("complete", **results)
+        for partial in partials_of(self.path / RUN_FILE):
+            partial.unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
         self.processes.wait()
 
@@ -211,6 +252,7 @@ class RunFolder:
             "status": status,
             "request": self.request,
             "versions": versions(),
+            "threads": torch.get_num_threads(),
             "seconds": round(self._noted, 3),
             "peak_memory_bytes": max(peak, self._peak_before),
             **results,
@@ -241,6 +283,13 @@ class _OthersRunFolder(RunFolder):
     def finish(self, **results: Any) -> None:
         """Until the main process has."""
         self.processes.wait()
+
+
+def _asked_differently(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two requests differ; weights that are the same may lie elsewhere, or be named otherwise."""
+    same_weights = earlier.get("weights") is not None and earlier.get("weights") == now.get("weights")
+    named_otherwise = {"model"} if same_weights else set()
+    return sorted(key for key in {*earlier, *now} - named_otherwise if earlier.get(key) != now.get(key))
 
 
 def _step_of(line: str) -> float:

@@ -21,12 +21,12 @@ from metaunlearn.config import Counts, Regime, StorySettings
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import check_objective, configure, has_defence
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.files import write_json
+from metaunlearn.files import read_json, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
 from metaunlearn.recipe import read_recipe
-from metaunlearn.report.data import SUMMARY_FILE, read_json
+from metaunlearn.report.data import SUMMARY_FILE
 from metaunlearn.report.page import build_report
 from metaunlearn.report.runs import REPORT_FILE
 from metaunlearn.runs import Progress, RunFolder, versions

@@ -88,7 +88,7 @@ def dry_run(
 
 def run_grid(
     recipe: str,
-    out: Path,
+    out: Path | str,
     *,
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
@@ -109,7 +109,7 @@ def run_grid(
     any work when the call is wrong or something is missing, RunError at the end when cells failed.
     """
     asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
-    job = prepare(recipe, out, asked, overrides)
+    job = prepare(recipe, Path(out), asked, overrides)
     if missing := missing_of(job.todo()):
         told = "\n".join(f"  {text}" for text in missing)
         raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")

@@ -109,7 +109,10 @@ class _Bars:
     def __call__(self, label: str, done: int, total: int) -> None:
         if label not in self._tasks:
             self._tasks[label] = self._display.add_task(label, total=total)
-        self._display.update(self._tasks[label], completed=done, total=total)
+        task = self._tasks[label]
+        if self._display.tasks[self._display.task_ids.index(task)].completed > done:  # The same again, from the start.
+            self._display.reset(task)
+        self._display.update(task, completed=done, total=total)
 
     def note(self, text: str) -> None:
         self._display.console.print(text, markup=False, highlight=False)

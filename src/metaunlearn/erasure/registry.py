@@ -144,6 +144,9 @@ def _loaded(point: EntryPoint) -> type[Settings]:
             f"{where} must have trained() and one of begin() (optimised), edit() (closed form) and defend() (with a "
             f"defence of its own); it has {' and '.join(ways) or 'none of them'}."
         )
+    lacking = [name for name in ("unread", "gradients") if ways == ["defend"] and not hasattr(kind, name)]
+    if lacking:
+        raise UserError(f"{where} has a defence of its own, and must have {' and '.join(lacking)} beside defend().")
     taken = sorted(kind.model_fields.keys() & EraseSettings.model_fields.keys())
     if taken:
         raise UserError(f"{where} has settings whose names every method has already: {', '.join(taken)}.")
@@ -195,7 +198,8 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     """
     entry = find(name)
     for table in recipe.methods:
-        find(table)
+        if _built_in(table) is None:
+            find(table)
     given = [recipe.methods.get(entry.name, {}), parse_overrides(overrides)]
     own = entry.kind.model_fields.keys()
     said = sorted(key for key in entry.preset if any(key in values for values in given))

@@ -20,7 +20,7 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
 from metaunlearn.erasure.interface import NO_FORGET_LOSS, ForgetBatch
-from metaunlearn.errors import UserError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import MetaProblem
@@ -165,6 +165,9 @@ def losses_at_theta(
 
 def _errors(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each picture, (B,)."""
+    if output.shape != target.shape:  # Broadcasting would make another loss of it without a word.
+        shapes = f"{tuple(output.shape)}, got {tuple(target.shape)}"
+        raise RunError(f"a method's target must have the shape of the model's output, {shapes}.")
     return (output - target).square().mean(dim=(1, 2, 3))
 
 

@@ -182,9 +182,11 @@ class UNetModel:
     def check_concept(self, concept: str) -> None:
         """Refuse a concept of which a tokenizer leaves nothing."""
         for name in self.tokenizers:
-            if not getattr(self.pipeline, name)(concept, add_special_tokens=False).input_ids:
+            tokenizer = getattr(self.pipeline, name)
+            says_nothing = {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+            if not {*tokenizer(concept, add_special_tokens=False).input_ids} - says_nothing:
                 raise UserError(
-                    f"the concept {concept!r} tokenises to nothing, so no prompt can name it; "
+                    f"the concept {concept!r} tokenises to nothing that the model knows, so no prompt can name it; "
                     "give a word or phrase (concepts=[...], --concept TEXT)."
                 )
 

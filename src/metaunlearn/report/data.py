@@ -6,7 +6,6 @@ higher is better. A CLIP score has the scale of its protocol (higher is better);
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from metaunlearn.errors import UserError
+from metaunlearn.files import read_json
 
 SUMMARY_FILE = "summary.json"
 SAMPLES_FILE = "samples/samples.json"
@@ -157,18 +157,6 @@ def parse(kind: Any, value: object, source: str) -> Any:
             f"{source}: {place}: {first['msg'].removeprefix('Value error, ')}{more}. "
             "Expected what metaunlearn itself writes; rewrite it with the command that made the folder."
         ) from None
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``; a file that is unreadable or no JSON is a UserError that names it and the place."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no JSON: byte {error.start} is not UTF-8.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}. Delete it or run the command that wrote it again.") from None
 
 
 def as_summary(value: Summary | Mapping[str, Any]) -> Summary:

@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from metaunlearn.files import read_records
+from metaunlearn.files import read_json, read_records
 from metaunlearn.metrics.intervals import comparable
-from metaunlearn.report.data import Score, parse, read_json
+from metaunlearn.report.data import Score, parse
 from metaunlearn.runs import LOG_FILE, RESULTS_FILE, RUN_FILE
 
 STRIP_FOLDER = "strip"

@@ -10,7 +10,7 @@ from metaunlearn.bench.published import differs, published_tables
 from metaunlearn.bench.results import Found, found_in
 from metaunlearn.bench.tables import NOTE, concept_tables, ratio_tables
 from metaunlearn.errors import UserError
-from metaunlearn.report.data import read_json
+from metaunlearn.files import read_json
 from metaunlearn.report.grid.curves import attack_charts
 from metaunlearn.report.grid.headline import headline
 from metaunlearn.report.grid.missing import missing_table

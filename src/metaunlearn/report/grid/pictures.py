@@ -12,8 +12,9 @@ from metaunlearn.bench.lines import by_line, pairs_of
 from metaunlearn.bench.recipe import GridConcept, levels_of
 from metaunlearn.bench.results import Found, Measured
 from metaunlearn.bench.state import BEFORE
+from metaunlearn.files import read_json
 from metaunlearn.metrics.scores_file import SCORES_FILE
-from metaunlearn.report.data import parse, picture_in, read_json
+from metaunlearn.report.data import parse, picture_in
 from metaunlearn.report.images import GRID_BUDGET
 from metaunlearn.report.pictures import PICTURES_PER_STRIP, Grid, Series, Shown, arrange, read_pictures
 
