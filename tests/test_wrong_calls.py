@@ -91,3 +91,23 @@ def test_a_bar_that_begins_again_forgets_that_it_was_full() -> None:
     bars("erasing", 3, 200)
     (task,) = bars._display.tasks
     assert (task.completed, task.finished) == (3, False)
+
+
+SMALL = ["steps=1", "forget_images=2", "retain_images=2", "bank_trajectories=2", "bank_steps=2", "batch_size=2"]
+
+
+def test_settings_may_be_a_generator_a_recipe_a_path_and_gradients_off(canvas: Any, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('extends = "small"\n')
+    with pytest.raises(UserError, match="inner_steps"):
+        metaunlearn.erase(canvas, "knife", meta=False, overrides=(text for text in [*SMALL, "inner_steps=1"]))  # type: ignore[arg-type]
+    with torch.no_grad():
+        result = metaunlearn.erase(
+            canvas,
+            "knife",
+            meta=False,
+            overrides=iter(SMALL),
+            recipe=recipe,
+            out=tmp_path / "run",  # type: ignore[arg-type]
+        )
+    assert result.settings.steps == 1

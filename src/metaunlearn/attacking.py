@@ -10,11 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
 from metaunlearn.attacks.loop import Loop
 from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, needs
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
+from metaunlearn.data.wording import listed
 from metaunlearn.errors import UserError
 from metaunlearn.files import path_of, sha256
 from metaunlearn.models import adapt, own_pipeline, read_only
@@ -48,7 +51,7 @@ def attack(
     strengths: Sequence[float] | None = None,
     base: Any = None,
     strip: str | None = None,
-    recipe: str | None = None,
+    recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
@@ -68,11 +71,12 @@ def attack(
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     data, out = path_of(data), Path(out)
+    overrides, trackers = listed(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)
     where, copies = processes.device(device), getattr(KINDS[kind], "copies", ())
     adapter = adapt(own_pipeline(model, *copies, device=where), where)
-    recipe = recipe or recipe_for(adapter)
+    recipe = str(recipe or recipe_for(adapter))
     read = read_recipe(recipe)
     configured = configure(kind, read, overrides)
     chosen = configured.kind
@@ -111,7 +115,7 @@ def attack(
         model=adapter, pictures=pictures, base=base_adapter, seed=seed, out=out, cache=folder.state, progress=progress,
         processes=processes,
     )  # fmt: skip
-    with folder.alone():
+    with folder.alone(), torch.enable_grad():
         if isinstance(chosen, EditKind):
             processes.on_main(lambda: _edit(chosen, task, folder, checkpoints))
             changed = chosen.changed

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metaunlearn.cards import write_card
 from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.config import EraseSettings
@@ -88,7 +90,7 @@ def erase(
     related: Sequence[str] | str = (),
     forget_data: Path | str | None = None,
     retain_data: Path | str | None = None,
-    recipe: str | None = None,
+    recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
     shared_overrides: bool = False,
     seed: int = 0,
@@ -121,6 +123,7 @@ def erase(
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     concepts, retain, related = map(listed, (concepts, retain, related))
+    overrides, trackers = listed(overrides), listed(trackers)
     out, forget_data, retain_data, shared = map(path_of, (out, forget_data, retain_data, shared))
     if out is None and (delta or push is not None):
         raise UserError("delta=True and push=... are about the run's folder; give one (out=..., --out DIR).")
@@ -130,7 +133,7 @@ def erase(
     hub = sign_in(push) if push is not None and processes.main else None
     where = processes.device(device)
     adapter = adapt(own_pipeline(model, device=where), where)
-    recipe = recipe or recipe_for(adapter)
+    recipe = str(recipe or recipe_for(adapter))
     chosen = configure(method, read_recipe(recipe), overrides)
     if meta is None and chosen.defended:
         logger.info("%s has a defence of its own: the meta objective is off", chosen.name)
@@ -162,7 +165,7 @@ def erase(
         progress=folder.watched(progress) if folder else progress, processes=processes,
     )  # fmt: skip
     alone, tracked = (nullcontext(), nullcontext()) if folder is None else (folder.alone(), folder.tracked(trackers))
-    with alone, tracked, checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
+    with alone, tracked, torch.enable_grad(), checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
         results = _erase(task, chosen, given, folder, meta=meta, sharded=sharded)
     summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": concepts, "recipe": recipe}
     summary |= results
