@@ -63,6 +63,15 @@ def test_a_fresh_card_says_what_was_done_and_that_nothing_was_measured(erased: P
     assert "/tmp" not in text
 
 
+def test_a_card_of_canvas_credits_the_art_and_says_its_concept_in_one_line(erased: Path, tmp_path: Path) -> None:
+    record = json.loads((erased / "run.json").read_text())
+    record["request"] |= {"model": "canvas", "concepts": ["<b>&\n# knife"]}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    text = write_card(tmp_path).read_text()
+    assert "# canvas without &lt;b&gt;&amp; # knife\n" in text
+    assert "OpenMoji (CC BY-SA 4.0)" in text
+
+
 def test_a_card_names_no_text_that_was_not_kept(tiny_model: Path, tmp_path: Path) -> None:
     erase(tiny_model, ["zebra"], method="uce", meta=False, retain=["none"], out=tmp_path / "run")
     text = (tmp_path / "run" / "README.md").read_text()

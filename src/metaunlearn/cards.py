@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -41,7 +42,13 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
     request = record["request"]
     licence = licence or _licence_of(request["model"]) or UNKNOWN_LICENCE
     text = "\n\n".join(
-        [_front_matter(request, licence), *_what(record), *_measured(folder), _loading(), _licence_line(licence)]
+        [
+            _front_matter(request, licence),
+            *_what(record),
+            *_measured(folder),
+            _loading(),
+            _licence_line(licence, request["model"]),
+        ]
     )
     write_atomic(folder / CARD_FILE, text + "\n")
     return folder / CARD_FILE
@@ -81,7 +88,9 @@ def _front_matter(request: dict[str, Any], licence: str) -> str:
 
 def _what(record: dict[str, Any]) -> Iterator[str]:
     request = record["request"]
-    concepts = ", ".join(concept.replace("|", " or ") for concept in request["concepts"])
+    concepts = html.escape(
+        ", ".join(" ".join(text.replace("|", " or ").split()) for text in request["concepts"]), quote=False
+    )
     base = _base(request["model"])
     yield f"# {base} without {concepts}"
     how = "so that finetuning does not easily bring it back (meta-unlearning)" if request["meta"] else "plainly"
@@ -194,8 +203,13 @@ def _loading() -> str:
     )
 
 
-def _licence_line(licence: str) -> str:
+def _licence_line(licence: str, model: str) -> str:
     line = f"## Licence\n\nThe licence of the base model holds: `{licence}`."
-    if licence == UNKNOWN_LICENCE:
+    if model == "canvas":
+        line += (
+            " Canvas has learned from emoji of Noto (Google), Twemoji (Twitter and contributors, CC BY 4.0), Fluent "
+            "(Microsoft) and OpenMoji (CC BY-SA 4.0): credit them as metaunlearn's `NOTICE` does."
+        )
+    elif licence == UNKNOWN_LICENCE:
         line += " Its name was not found beside the base model; `metaunlearn card DIR --licence NAME` sets it."
     return line

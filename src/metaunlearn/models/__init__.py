@@ -35,7 +35,10 @@ ADAPTERS = {"StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeli
 
 
 def load(model: Any, device: str | torch.device = "cpu") -> TextToImageModel:
-    """The adapter of ``model``: ``"canvas"``, a diffusers folder, a ``.safetensors`` file, a hub id, or a pipeline."""
+    """The adapter of ``model``: ``"canvas"``, a diffusers folder, a ``.safetensors`` file, a hub id, or a pipeline.
+
+    A pipeline becomes the adapter's own: its networks are put into float32 and evaluation mode, without gradients.
+    """
     return adapt(load_pipeline(model), device)
 
 
