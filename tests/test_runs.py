@@ -124,16 +124,29 @@ def test_the_same_weights_may_be_named_otherwise(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
-    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False)
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    before = (tmp_path / "run.json").read_text()
     other = (
         "import sys; from pathlib import Path; from metaunlearn.runs import RunFolder\n"
-        "with RunFolder.open(Path(sys.argv[1]), {'a': 1}, resume=True).alone(): print('alone')"
+        "print(RunFolder.open(Path(sys.argv[1]), {'a': 1}, resume=True, alone=True).complete_before)"
     )
     call = [sys.executable, "-c", other, str(tmp_path)]
-    with folder.alone():
-        refused = subprocess.run(call, capture_output=True, text=True, check=False)
+    refused = subprocess.run(call, capture_output=True, text=True, check=False)
     assert "another process is at work on the run in" in refused.stderr
-    assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == "alone\n"
+    assert (tmp_path / "run.json").read_text() == before
+    with folder.alone():
+        folder.finish()
+    assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_run_that_broke_off_lets_go_of_its_folder(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    with pytest.raises(KeyboardInterrupt), folder.alone():
+        raise KeyboardInterrupt
+    with pytest.raises(NotThisRunError):
+        RunFolder.open(tmp_path, {"a": 2}, resume=True, alone=True)
+    with RunFolder.open(tmp_path, {"a": 1}, resume=True, alone=True).alone():
+        pass
 
 
 def test_another_number_of_threads_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,7 +158,15 @@ def test_another_number_of_threads_is_said(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_what_killed_writers_left_is_gone_from_a_complete_run(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    (tmp_path / ".run.json.1f.partial").write_text("{")
+    with folder.alone():
+        folder.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_shard_that_ends_leaves_what_another_is_writing(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, {"a": 1}, resume=False)
     (tmp_path / ".run.json.1f.partial").write_text("{")
     folder.finish()
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert (tmp_path / ".run.json.1f.partial").exists()

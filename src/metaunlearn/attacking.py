@@ -106,7 +106,7 @@ def attack(
         "steps" if trains else "strengths": list(levels), "recipe": recipe,
         "settings": configured.kind.model_dump(mode="json"), "files": _hashes(chosen), "strip": strip, "seed": seed,
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume, processes=processes)
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     checkpoints = {level: out / folder_name(kind, level) for level in levels}
     if folder.complete_before:
         return AttackResult(checkpoints, folder.summary())
@@ -122,8 +122,8 @@ def attack(
         else:
             with folder.tracked(trackers):
                 changed = _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
-    summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
-    folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()], changed=list(changed))
+        summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
+        folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()], changed=list(changed))
     summary |= {"out": str(out), "checkpoints": {f"{level:g}": str(path) for level, path in checkpoints.items()}}
     return AttackResult(checkpoints, summary)
 

@@ -154,7 +154,7 @@ def erase(
         "retain_data": {role: fingerprint(path) for role, path in retain_folders(retain_data).items()},
         "recipe": recipe, "seed": seed, **chosen.record(),
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume, processes=processes) if out is not None else None
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True) if out is not None else None
     if folder is not None and folder.complete_before:
         publish(folder, model, delta=delta, push=push, hub=hub)
         return EraseResult(load_pipeline(folder.path), chosen.settings, out, folder.summary())
@@ -167,12 +167,13 @@ def erase(
     alone, tracked = (nullcontext(), nullcontext()) if folder is None else (folder.alone(), folder.tracked(trackers))
     with alone, tracked, torch.enable_grad(), checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
         results = _erase(task, chosen, given, folder, meta=meta, sharded=sharded)
-    summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": concepts, "recipe": recipe}
-    summary |= results
+        summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": concepts, "recipe": recipe}
+        summary |= results
+        if folder is not None:
+            if processes.main:
+                save_pipeline(adapter, folder.path)
+            folder.finish(**summary)
     if folder is not None:
-        if processes.main:
-            save_pipeline(adapter, folder.path)
-        folder.finish(**summary)
         publish(folder, model, delta=delta, push=push, hub=hub)
         summary |= {"out": str(out), "seconds": round(folder.seconds(), 1)}
     return EraseResult(adapter.pipeline, chosen.settings, out, summary)

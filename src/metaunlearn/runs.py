@@ -81,10 +81,23 @@ class RunFolder:
         self._began = time.monotonic()
         self._noted = 0.0
         self._trackers = Trackers()
+        self._lock: int | None = None
+        """The folder's own descriptor, locked while this run is at work; the system frees it when the process dies."""
 
     @classmethod
-    def open(cls, path: Path, request: Mapping[str, Any], *, resume: bool, processes: Processes = ALONE) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        request: Mapping[str, Any],
+        *,
+        resume: bool,
+        processes: Processes = ALONE,
+        alone: bool = False,
+    ) -> RunFolder:
         """Claim ``path`` for the run that ``request`` describes; of several ``processes``, the main one does.
+
+        ``alone``: the run is one process's, as no shards' is, so another one's is refused with a UserError; its work is
+        done within :meth:`alone`.
 
         Raises UserError when the folder holds a run and ``resume`` is off, NotThisRunError when it holds something else
         or a run that was asked for differently.
@@ -95,20 +108,33 @@ class RunFolder:
             watched.complete_before = processes.on_main(lambda: False)
             return watched
         folder = cls(path, wanted, processes)
-        processes.on_main(lambda: folder._claim(resume))
+        processes.on_main(lambda: folder._claim(resume, alone=alone))
         return folder
 
-    def _claim(self, resume: bool) -> bool:
+    def _claim(self, resume: bool, *, alone: bool) -> bool:
         """Returns ``complete_before``."""
         path = self.path
         if path.exists() and not path.is_dir():
             raise UserError(f"the output {path} is a file; give a folder (out=..., --out DIR).")
+        if alone:  # Before anything is read: who ends just now must have said so.
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(path)
+        try:
+            return self._claimed(resume)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _claimed(self, resume: bool) -> bool:
+        path = self.path
         # Another shard may be opening the folder right now: its run.json while it is written is nobody's content.
         if path.is_dir() and {*path.iterdir()} - {*partials_of(path / RUN_FILE)}:
             self._adopt(resume)
         if not self.complete_before:
             path.mkdir(parents=True, exist_ok=True)
             self._write("running")
+        else:
+            self._unlock()
         return self.complete_before
 
     def _adopt(self, resume: bool) -> None:
@@ -161,29 +187,19 @@ class RunFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Around a run's work: UserError when another process is at it. Where nothing can be locked, nothing is."""
-        lock = self.processes.on_main(self._lock)
+        """Around all work on a run that was opened as one process's: afterwards another may go on with it."""
+        if self._lock is not None:
+            for partial in partials_of(self.path / RUN_FILE):  # Of processes that were killed.
+                partial.unlink(missing_ok=True)
         try:
             yield
         finally:
-            if self.processes.main and lock >= 0:
-                os.close(lock)
+            self._unlock()
 
-    def _lock(self) -> int:
-        """The folder's own descriptor, locked; the system frees it when the process dies. -1: it cannot be locked."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(
-                f"another process is at work on the run in {self.path}; wait for it, or choose another folder "
-                "(out=..., --out DIR)."
-            ) from None
-        except OSError:  # Some shared disks lock no folders.
-            os.close(descriptor)
-            return -1
-        return descriptor
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``log.jsonl`` and flush it; within :meth:`tracked`, tell the trackers as well."""
@@ -236,8 +252,6 @@ class RunFolder:
     def finish(self, **results: Any) -> None:
         """Write the final ``run.json`` and drop the resumable state; all processes wait for it."""
         self._write("complete", **results)
-        for partial in partials_of(self.path / RUN_FILE):
-            partial.unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
         self.processes.wait()
 
@@ -283,6 +297,22 @@ class _OthersRunFolder(RunFolder):
     def finish(self, **results: Any) -> None:
         """Until the main process has."""
         self.processes.wait()
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor of ``folder`` that no other process has locked; None where folders cannot be locked."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):  # Some shared disks cannot.
+            return None
+        raise UserError(
+            f"another process is at work on the run in {folder}; wait for it, or choose another folder "
+            "(out=..., --out DIR)."
+        ) from None
+    return descriptor
 
 
 def _asked_differently(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
