@@ -41,12 +41,18 @@ def story_lines(summary: Mapping[str, Any]) -> list[str]:
     def cell(found: Cell | None) -> str:
         return "" if found is None else figure(*found.score)
 
-    lines = [
-        (f"{row.model}, {row.state}", *map(cell, (row.concept, row.related, row.unrelated, row.clip_score, row.fid)))
-        for row in rows(summary)
-    ]
-    columns = ("model", str(summary["concept"]), "related", "unrelated", "CLIP score", "FID")
-    return [headline(summary).text, "", table(columns, lines)]
+    found = rows(summary)
+    names = [f"{row.model}, {row.state}" for row in found]
+    concepts = [(*map(cell, (row.concept, row.related, row.unrelated)),) for row in found]
+    pictures = [(*map(cell, (row.clip_score, row.fid)),) for row in found]
+    lines = [headline(summary).text]
+    # Together, with all their intervals, they are wider than a terminal.
+    for heads, cells in (
+        ((str(summary["concept"]), "related", "unrelated"), concepts),
+        (("CLIP score", "FID"), pictures),
+    ):
+        lines += ["", table(("model", *heads), [(name, *row) for name, row in zip(names, cells, strict=True)])]
+    return lines
 
 
 def scores_table(results: Mapping[str, Mapping[str, Any]]) -> str:
