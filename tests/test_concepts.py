@@ -19,10 +19,23 @@ def canvas(tiny_model: Path) -> Any:
     return load_pipeline(tiny_model)
 
 
+class WordTokenizer:
+    """A token a word, a start and an end."""
+
+    def __init__(self, model_max_length: int = 77) -> None:
+        self.model_max_length = model_max_length
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+    def __call__(self, texts: list[str], *, truncation: bool, max_length: int) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[["<", *text.split(), ">"][:max_length] for text in texts])
+
+
 @pytest.fixture(scope="module")
 def other() -> Any:
     """Any other model, as far as prompts go."""
-    return SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=dict))
+    return SimpleNamespace(tokenizer=WordTokenizer())
 
 
 def test_any_model(other: Any) -> None:
@@ -141,3 +154,16 @@ def test_a_guide_takes_each_concepts_place(other: Any, canvas: Any) -> None:
 def test_on_canvas_a_style_takes_a_styles_place(canvas: Any, concept: str, guide: str) -> None:
     with pytest.raises(UserError, match=f"the guide '{guide}' cannot take the place .*--set guide"):
         guide_prompts(canvas, prompts_for(canvas, [concept]), guide)
+
+
+def test_a_prompt_whose_end_would_not_be_read_is_left_out_but_not_the_text_itself() -> None:
+    short = SimpleNamespace(tokenizer=WordTokenizer(model_max_length=7))
+    prompts = prompts_for(short, ["a red toy gun", "gun"], retain=["a dog of a kind that is long"])
+    assert prompts.of_concept == (
+        ("a red toy gun",),
+        ("gun", "a photo of gun", "a picture of gun", "an image of gun", "a drawing of gun"),
+    )
+    assert prompts.unrelated == ("a dog of a kind that is long",)
+    assert guide_prompts(short, prompts, "thing")[:3] == ("thing", "thing", "thing")
+    with pytest.raises(UserError, match=r"guide 'a thing of no kind at all' .* longer than the 7 tokens"):
+        guide_prompts(short, prompts, "a thing of no kind at all")

@@ -18,8 +18,15 @@ from metaunlearn.data.imagefolder import picture_file, write_captions, write_pic
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
-from metaunlearn.generation import Sampling, default_sampling, generate_images, pictures_at_once
+from metaunlearn.generation import (
+    Sampling,
+    check_sampling_steps,
+    default_sampling,
+    generate_images,
+    pictures_at_once,
+)
 from metaunlearn.models.precision import Precision
+from metaunlearn.models.prompt_length import warn_of_too_long
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
 from metaunlearn.settings import Settings
@@ -71,11 +78,14 @@ def sampling_of(
 ) -> tuple[Sampling, Sequence[Prompt]]:
     """How ``pipeline`` draws ``prompts`` where the call says how, else as by default; and the prompts.
 
-    ``guidance_scale`` goes before the prompts' own, which they then no longer have.
+    ``guidance_scale`` goes before the prompts' own, which they then no longer have. Prompts that are longer than what
+    ``pipeline`` reads are warned of; UserError when it cannot take so many ``steps``.
     """
     sampling = default_sampling(pipeline)
     if steps is not None:
         sampling = replace(sampling, steps=steps)
+    check_sampling_steps(pipeline, sampling.steps)
+    warn_of_too_long(pipeline, [prompt.text for prompt in prompts])
     if guidance_scale is not None:
         sampling = replace(sampling, guidance_scale=guidance_scale)
         prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]

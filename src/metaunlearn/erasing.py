@@ -189,8 +189,6 @@ def check_job(
     sharded: bool,
 ) -> None:
     """UserError when what is ``chosen`` cannot erase the concepts of ``prompts`` from ``model``."""
-    for text in prompts.forget + prompts.edited:
-        model.check_concept(text)
     for stage in chosen.stages:
         if isinstance(stage.method, CheckingMethod):
             stage.method.check(model, prompts)
@@ -198,6 +196,8 @@ def check_job(
         subset(model.parameter_names, stage.settings.diagnostics_subset, setting="diagnostics_subset")
         check_outer_optimizer(stage.settings)
         check_shares(stage.settings, processes, meta=meta)
+    for text in prompts.forget + prompts.edited:
+        model.check_concept(text)
     check_objective(chosen, meta=meta)
     if sharded:
         check_sharded(chosen.settings, meta=meta, defended=chosen.defended)

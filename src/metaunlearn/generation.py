@@ -6,17 +6,20 @@ are is a question of memory only.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from metaunlearn.data.wording import listed
+from metaunlearn.errors import UserError
 from metaunlearn.fetching import SAMPLING_FILE
-from metaunlearn.files import write_json
+from metaunlearn.files import read_json, write_json
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.memory_format import channels_last
 from metaunlearn.models.precision import Precision, denoising_in
@@ -40,11 +43,41 @@ class Sampling:
     """Classifier-free guidance; 1 is none."""
 
 
+_KEYS = [one.name for one in fields(Sampling)]
+
+
 def default_sampling(pipeline: Any) -> Sampling:
     """The settings that the pipeline's folder names, else Stable Diffusion's usual ones."""
     folder = Path(str(getattr(pipeline.config, "_name_or_path", "") or pipeline.config.get("_name_or_path", "")))
     file = folder / SAMPLING_FILE
-    return Sampling(**json.loads(file.read_text())) if folder.is_dir() and file.is_file() else Sampling()
+    if folder.is_dir() and file.is_file():
+        return _read_sampling(file)
+    return Sampling(steps=int(min(Sampling.steps, _timesteps(pipeline))))
+
+
+def check_sampling_steps(pipeline: Any, steps: int) -> None:
+    """UserError when the pipeline's noise schedule has no room for so many ``steps``."""
+    if steps > _timesteps(pipeline):
+        raise UserError(
+            f"MODEL's noise schedule has {_timesteps(pipeline)} timesteps, so no picture can be sampled in {steps} "
+            "steps (steps=, --steps)."
+        )
+
+
+def _timesteps(pipeline: Any) -> float:
+    """Of the noise schedule; a pipeline of another kind may have none, and no limit."""
+    scheduler = getattr(pipeline, "scheduler", None)
+    count: float = math.inf if scheduler is None else scheduler.config.get("num_train_timesteps", math.inf)
+    return count
+
+
+def _read_sampling(file: Path) -> Sampling:
+    try:
+        return Sampling(**read_json(file))
+    except TypeError:
+        raise UserError(
+            f"{file} does not say how to sample: expected an object with {' and '.join(_KEYS)} or one of them."
+        ) from None
 
 
 def write_sampling(folder: Path, sampling: Sampling) -> None:
@@ -83,22 +116,24 @@ def generate_images(
 
     ``batch_size`` of them go through the pipeline together; None: as many as :func:`pictures_at_once` says. The
     denoiser's products are in ``precision``. Of several ``processes`` each makes its share of the batches, and all get
-    all of them.
+    all of them. UserError when there are no prompts, or not one seed for each.
     """
-    defaults = default_sampling(pipeline)
+    prompts, defaults = listed(prompts), default_sampling(pipeline)
+    steps = defaults.steps if steps is None else steps
+    guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    _check_drawing(pipeline, prompts, seeds, steps=steps, guidance_scale=guidance_scale, precision=precision)
     at_once, (height, width) = pictures_at_once(pipeline, batch_size), picture_size(pipeline)
-    pipeline.set_progress_bar_config(disable=True)
 
     def batch(number: int) -> dict[str, Tensor]:
         first = number * at_once
         rows = slice(first, first + at_once)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[rows]]
         output = pipeline(
             list(prompts[rows]),
             height=height,  # Said, because XL's pipeline takes whatever it draws by default for square.
             width=width,
-            num_inference_steps=steps or defaults.steps,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
             generator=generators,
             output_type="pt",
         )
@@ -109,9 +144,41 @@ def generate_images(
     together = min(at_once, len(prompts))
     with (
         unfiltered(pipeline),
+        _without_bar(pipeline),
         channels_last([pipeline.unet, pipeline.vae]),
         decoding(pipeline.vae, together, height * width),
         denoising_in(pipeline.unet, precision),
     ):
         batches = processes.each(-(-len(prompts) // at_once), batch)
     return torch.cat([made["images"] for made in batches])
+
+
+def _check_drawing(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance_scale: float,
+    precision: str,
+) -> None:
+    if not prompts or len(prompts) != len(seeds):
+        raise UserError(f"expected at least one prompt and a seed for each, got {len(prompts)} and {len(seeds)}.")
+    if steps < 1 or not 0 <= guidance_scale < math.inf:
+        raise UserError(
+            f"expected at least 1 step and a finite guidance scale of at least 0, got {steps} and {guidance_scale}."
+        )
+    check_sampling_steps(pipeline, steps)
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
+
+
+@contextmanager
+def _without_bar(pipeline: Any) -> Iterator[None]:
+    """The pipeline prints no bar of its own; afterwards it does as its owner wants."""
+    before = getattr(pipeline, "_progress_bar_config", None)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**(before or {}))

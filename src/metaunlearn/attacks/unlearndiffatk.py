@@ -25,7 +25,7 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
-from metaunlearn.generation import default_sampling, generate_images
+from metaunlearn.generation import check_sampling_steps, default_sampling, generate_images
 from metaunlearn.models import rebuilt
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.settings import Settings
@@ -102,6 +102,7 @@ class PromptAttack:
         self.model, self.settings, self.success = model, settings, success
         self.pipeline = testing_pipeline(model.pipeline, settings.sampler)
         self.sampling_steps = settings.sampling_steps or default_sampling(model.pipeline).steps
+        check_sampling_steps(model.pipeline, self.sampling_steps)
 
     def skips(self, text: str) -> bool:
         """Whether ``text`` has more tokens than the attack takes, or than leave room for its K words."""

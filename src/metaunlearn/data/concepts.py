@@ -11,6 +11,7 @@ from metaunlearn.canvas.catalog import NAMES, said
 from metaunlearn.canvas.tasks import known, task_for, with_styles
 from metaunlearn.data.wording import listed, synonyms
 from metaunlearn.errors import UserError
+from metaunlearn.models.prompt_length import read_at_most, shortened, too_long
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,8 @@ def prompts_for(
         retain, ours = [], _Kept((), ())
     return ConceptPrompts(
         forget=forget,
-        related=_templates(related) if related else ours.related or (_templates(retain) or ours.unrelated),
-        unrelated=_templates(retain) if retain else ours.unrelated or _templates(related),
+        related=_templates(pipeline, related or (() if ours.related else retain)) or ours.related or ours.unrelated,
+        unrelated=_templates(pipeline, retain or (() if ours.unrelated else related)) or ours.unrelated,
         of_concept=of_concept,
         edited=tuple(dict.fromkeys(_edited(pipeline, text) for text in texts)),
         kept=tuple(dict.fromkeys([*(related or ours.related), *(retain or ours.unrelated)])),
@@ -115,9 +116,10 @@ def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[s
 
     UserError when there are no such prompts: on Canvas an object takes an object's place, and a style a style's.
     """
-    named = _prompts_of(pipeline, guide)
+    check_guide(pipeline, guide)
     in_place: dict[str, str] = {}
     for texts in prompts.of_concept:
+        named = _prompts_of(pipeline, guide, [way for way in TEMPLATES if way.format(texts[0]) in texts])
         if len(texts) != len(named):
             raise UserError(
                 f"the guide {guide!r} cannot take the place of what is erased, as in {texts[0]!r} (guide, "
@@ -125,6 +127,15 @@ def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[s
             )
         in_place |= dict(zip(texts, named, strict=True))
     return tuple(in_place[prompt] for prompt in prompts.forget)
+
+
+def check_guide(pipeline: Any, guide: str) -> None:
+    """Refuse a guide whose end ``pipeline`` would not read."""
+    if too_long(pipeline, [guide]):
+        raise UserError(
+            f"the guide {shortened(guide)!r} (guide, --set guide=TEXT) is longer than the {read_at_most(pipeline)} "
+            "tokens that MODEL reads; say it in fewer words."
+        )
 
 
 def unnamed_prompts(pipeline: Any) -> ConceptPrompts:
@@ -144,13 +155,16 @@ def _in_turn(of_concept: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(texts[way % len(texts)] for way in range(ways) for texts in of_concept)
 
 
-def _templates(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(template.format(text) for template in TEMPLATES for text in texts)
+def _templates(pipeline: Any, texts: Sequence[str], ways: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
+    """Prompts that ask for ``texts``; whose ends ``pipeline`` would not read are left out, but not the bare texts."""
+    prompts = tuple(way.format(text) for way in ways for text in texts)
+    cut = {*too_long(pipeline, prompts)} - {*texts}
+    return tuple(prompt for prompt in prompts if prompt not in cut)
 
 
-def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
+def _prompts_of(pipeline: Any, text: str, ways: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
     name = _bare(text)
-    return task_for(name).concept_prompts if is_canvas(pipeline) and known(name) else _templates([text])
+    return task_for(name).concept_prompts if is_canvas(pipeline) and known(name) else _templates(pipeline, [text], ways)
 
 
 def _edited(pipeline: Any, text: str) -> str:

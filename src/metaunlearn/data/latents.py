@@ -12,6 +12,7 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.data.sampling import independent_rows
 from metaunlearn.diffusion import Batch, draw_timesteps
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.prompt_length import warn_of_too_long
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LatentSet:
         """Encode ``images`` (N, 3, H, W) in [-1, 1] with their ``texts``."""
         mean, std = model.encode_images(images)
         distinct = list(dict.fromkeys(texts))
+        warn_of_too_long(model.pipeline, distinct)
         rows = {text: row for row, text in enumerate(distinct)}
         return cls(
             mean=mean,

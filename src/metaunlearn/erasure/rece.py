@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaunlearn.data.concepts import ConceptPrompts
+from metaunlearn.data.concepts import ConceptPrompts, check_guide
 from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.erasure.uce import (
     TokenChanges,
@@ -64,7 +64,8 @@ class Rece(Settings):
         return second_stage(model, self.subset)
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
-        """Refuse a model whose tokenizers disagree about where a concept ends."""
+        """Refuse a model whose tokenizers disagree about where a concept ends, and a guide that it reads in part."""
+        check_guide(model.pipeline, self.guide)
         model.last_tokens(prompts.edited)
 
     def edit(self, task: ErasureTask) -> Edit:

@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metaunlearn.data.concepts import ConceptPrompts
+from metaunlearn.data.concepts import ConceptPrompts, check_guide
 from metaunlearn.erasure.interface import Edit, ErasureTask
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models.interface import TextToImageModel
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 ROUNDING_DECIDES = 1e12
 """Above this condition number float64 leaves fewer digits than float32 weights have."""
+NOTHING = 1e-6
+"""A change of the matrices, relative to them, that is rounding."""
 
 
 class Uce(Settings):
@@ -65,7 +67,8 @@ class Uce(Settings):
         return second_stage(model, self.subset)
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
-        """Refuse a model whose tokenizers disagree about where a concept ends."""
+        """Refuse a model whose tokenizers disagree about where a concept ends, and a guide that it reads in part."""
+        check_guide(model.pipeline, self.guide)
         model.last_tokens(prompts.edited)
 
     def edit(self, task: ErasureTask) -> Edit:
@@ -204,6 +207,11 @@ def edit_report(before: Params, matrices: Params, conditions: list[float], kept:
         )
     old = {name: before[name] for name in matrices}
     change = norm(add(matrices, old, -1.0)) / norm(old)
+    if change < NOTHING:
+        raise RunError(
+            "the closed-form edit changed nothing: to MODEL the concept and its guide are the same tokens. "
+            "Name the concept in other words, or choose an optimised method (method=..., --method esd-x-1)."
+        )
     logger.info(
         "closed-form edit of %d matrices that keeps %d texts: condition number %.1e, relative change %.3f",
         len(matrices),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, ConsistencyDecoderVAE, UNet2DConditionModel
@@ -19,6 +21,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 """Who reads a prompt, and who is told."""
+
+DRAWN_IN = 8
+"""What divides the sides of every picture that these pipelines draw."""
 
 TIME_IDS = 6
 """Sizes that XL's denoiser is told: original height and width, top and left of the crop, target height and width."""
@@ -68,6 +73,7 @@ def check_pipeline(pipeline: Any) -> str:
     for tokenizer, encoder in TEXT:
         _check_text(pipeline, tokenizer, encoder)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
+    _check_sides(pipeline.unet.config.sample_size, pipeline.vae_scale_factor)
     _check_told(pipeline.unet, xl="XL" in name)
     _check_width(pipeline)
     if "XL" in name:
@@ -180,10 +186,29 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
             "it the side that it was trained at, 64 for pictures of 512 pixels."
         )
     check_channels(unet.config.in_channels, latent_channels)
+    if unet.config.out_channels != unet.config.in_channels:
+        raise UserError(
+            f"MODEL's denoiser takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it says "
+            "more than a prediction, such as how uncertain it is (learned variance), which nothing here trains. Give "
+            "a model that predicts a latent's own channels."
+        )
     if unet.config.time_cond_proj_dim is not None:
         raise UserError(
             "MODEL's denoiser is told the guidance scale (time_cond_proj_dim), as distilled models (LCM) are; give the "
             "model that it was distilled from."
+        )
+
+
+def _check_sides(latent: int | Sequence[int], pixels: int) -> None:
+    """``latent``: height and width of the latents, or the side of square ones; ``pixels``: of a latent's, each way."""
+    sides = [latent] if isinstance(latent, int) else list(latent)
+    if any(side * pixels % DRAWN_IN for side in sides):
+        least = DRAWN_IN // math.gcd(pixels, DRAWN_IN)
+        fitting = [max(least, side - side % least) for side in sides]
+        raise UserError(
+            f"MODEL draws pictures of {' x '.join(str(side * pixels) for side in sides)} pixels, and its pipeline "
+            f"takes sides that {DRAWN_IN} divides only: set sample_size in unet/config.json (pipeline.unet.config) to "
+            f"{fitting[0] if isinstance(latent, int) else fitting}."
         )
 
 

@@ -137,5 +137,5 @@ class TextToImageModel(Protocol):
         ...
 
     def check_concept(self, concept: str) -> None:
-        """Refuse a concept of which the tokenizer leaves nothing."""
+        """Refuse a concept of which the tokenizer leaves nothing, or cuts off the end."""
         ...

@@ -18,6 +18,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.models.autoencoder import as_taken, encoded_at_once
 from metaunlearn.models.checks import widths_read
 from metaunlearn.models.precision import DTYPES, Precision, autocast_predict
+from metaunlearn.models.prompt_length import read_at_most, shortened, too_long
 from metaunlearn.models.sharded import ShardedDenoiser
 from metaunlearn.parameters import Params, digest
 from metaunlearn.shards import whole
@@ -180,7 +181,13 @@ class UNetModel:
         return scale * (mean - centre) / spread, scale * std / spread
 
     def check_concept(self, concept: str) -> None:
-        """Refuse a concept of which a tokenizer leaves nothing."""
+        """Refuse a concept of which a tokenizer leaves nothing, or cuts off the end."""
+        if too_long(self.pipeline, [concept]):
+            raise UserError(
+                f"the concept {shortened(concept)!r} is longer than the {read_at_most(self.pipeline)} tokens that "
+                "MODEL reads, start and end included, so something else would be erased; name it in fewer words "
+                "(concepts=[...], --concept TEXT)."
+            )
         for name in self.tokenizers:
             tokenizer = getattr(self.pipeline, name)
             says_nothing = {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
