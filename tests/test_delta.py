@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -66,6 +68,44 @@ def test_another_base_is_refused(erased: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "applied").exists()
 
 
+def test_what_a_delta_leaves_as_it_is_must_be_the_bases_too(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    """Another autoencoder, vocabulary or noise schedule draws other pictures; another sampler is the user's choice."""
+
+    def refused(component: str, base: Any) -> None:
+        with pytest.raises(UserError, match=f"the base's {component} has SHA-256"):
+            apply_delta(base, erased / DELTA_FILE, tmp_path / "applied")
+        assert not (tmp_path / "applied").exists()
+
+    for component in ("vae", "text_encoder"):
+        base = new_sd1()
+        next(getattr(base, component).parameters()).data += 1
+        refused(component, base)
+    base = new_sd1()
+    base.tokenizer.model_max_length = 20
+    refused("tokenizer", base)
+    base = new_sd1()
+    base.scheduler = DDIMScheduler.from_config(base.scheduler.config, beta_end=0.03)
+    refused("scheduler", base)
+    with pytest.raises(UserError, match="differ in scheduler, which has no weights"):
+        make_delta(base, erased, tmp_path / "delta.safetensors")
+    base = new_sd1()
+    base.scheduler = EulerDiscreteScheduler.from_config(base.scheduler.config)
+    apply_delta(base, erased / DELTA_FILE, tmp_path / "applied")
+
+
+def test_a_delta_of_an_earlier_version_names_what_it_changes(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
+    with safe_open(erased / DELTA_FILE, framework="pt") as file:
+        told = json.loads(file.metadata()[delta.METADATA])
+    assert set(told.pop("unchanged")) == {"vae", "text_encoder", "tokenizer", "scheduler"}
+    save_file(load_file(erased / DELTA_FILE), tmp_path / "old.safetensors", {delta.METADATA: json.dumps(told)})
+    apply_delta(tiny_model, tmp_path / "old.safetensors", tmp_path / "applied")
+    assert (tmp_path / "applied" / UNET).read_bytes() == (erased / UNET).read_bytes()
+    other = new_sd1()
+    other.vae.decoder.conv_in.bias.data += 1
+    with pytest.raises(UserError, match=r"asked for differently \(unchanged\)"):
+        apply_delta(other, tmp_path / "old.safetensors", tmp_path / "applied")
+
+
 def test_a_damaged_delta_is_noticed(tiny_model: Path, erased: Path, tmp_path: Path) -> None:
     with safe_open(erased / DELTA_FILE, framework="pt") as file:
         metadata = file.metadata()
@@ -107,7 +147,7 @@ def test_an_apply_that_broke_off_is_done_by_the_same_command(
     assert "asked for differently" in found.err
     other = new_sd1()
     other.vae.decoder.conv_in.bias.data += 1  # Its denoiser is the one that was erased from.
-    with pytest.raises(UserError, match=r"asked for differently \(unchanged\)"):
+    with pytest.raises(UserError, match=r"the base's vae has SHA-256"):
         apply_delta(other, erased / DELTA_FILE, out)
     assert (out / UNET).read_bytes() == (erased / UNET).read_bytes()
 

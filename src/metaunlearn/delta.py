@@ -2,13 +2,14 @@
 
 Adding float differences is not exact: a + (b - a) need not be b. So the difference is taken of the *bits*: floats read
 as integers of the same width, subtracted and added modulo 2^32 (2^16 in half precision): exact for every number.
-Tensors that did not change are left out. The delta names the base's SHA-256 and the result's, component by component;
-both are checked when it is applied.
+Tensors that did not change are left out. The delta names the SHA-256 of each of the base's components, changed or not, of
+its vocabularies and its noise schedule, and of the result's changed components; all are checked when it is applied.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import check_new_file, sha256
 from metaunlearn.models import adapt, in_float32, load_pipeline
-from metaunlearn.models.checks import check_pipeline
+from metaunlearn.models.checks import FAMILIES, check_pipeline
 from metaunlearn.parameters import digest
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import RunFolder
@@ -32,6 +33,12 @@ DELTA_FILE = "delta.safetensors"
 FORMAT = "1"
 METADATA = "metaunlearn.delta"
 """The key of the file's metadata."""
+SCHEDULE = {
+    "num_train_timesteps": None, "beta_start": None, "beta_end": None, "beta_schedule": None, "trained_betas": None,
+    "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
+}  # fmt: skip
+"""Of a scheduler: what the weights were trained with, and what that is where it does not say. How it samples is the
+user's choice."""
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes a number."""
 
@@ -56,15 +63,22 @@ def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
     Returns what the command line prints with ``--json``. Raises UserError before any work.
     """
     check_new_file(out, ".safetensors")
-    before, after = (_modules(in_float32(load_pipeline(one))) for one in (base, model))
+    one, other = (in_float32(load_pipeline(given)) for given in (base, model))
+    before, after = _modules(one), _modules(other)
     _check_same(before, after)
+    others = _others(one)
+    if different := [name for name, found in _others(other).items() if found != others[name]]:
+        raise UserError(
+            f"the two models differ in {' and '.join(different)}, which has no weights, so no delta makes one of the "
+            "other; give the base and what was erased from it."
+        )
     tensors: dict[str, Tensor] = {}
-    hashes: dict[str, dict[str, str]] = {"base": {}, "result": {}}
+    hashes: dict[str, dict[str, str]] = {"base": {}, "result": {}, "unchanged": others}
     for component, module in before.items():
         own = dict(after[component].named_parameters())
         changed = {name: p for name, p in module.named_parameters() if not torch.equal(_bits(p), _bits(own[name]))}
+        hashes["base" if changed else "unchanged"][component] = digest(dict(module.named_parameters()))
         if changed:
-            hashes["base"][component] = digest(dict(module.named_parameters()))
             hashes["result"][component] = digest(own)
         tensors |= {f"{component}.{name}": bit_difference(p, own[name]) for name, p in changed.items()}
     if not tensors:
@@ -95,9 +109,9 @@ def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
             hashes = _hashes(delta, dict(file.metadata() or {}))
             pipeline = load_pipeline(base) if isinstance(base, str | Path) else copy.deepcopy(base).to(torch.float32)
             modules = _modules(pipeline)
-            for component, expected in hashes["base"].items():
-                found = digest(dict(modules[component].named_parameters())) if component in modules else "none"
-                if found != expected:
+            whole = _others(pipeline) | {name: digest(dict(m.named_parameters())) for name, m in modules.items()}
+            for component, expected in (hashes["base"] | hashes["unchanged"]).items():
+                if (found := whole.get(component, "none")) != expected:
                     raise UserError(
                         f"the base's {component} has SHA-256 {found}, but the delta {delta} was made from {expected}; "
                         "give the very model that was erased (BASE)."
@@ -108,13 +122,13 @@ def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
     for component, expected in hashes["result"].items():
         if digest(dict(modules[component].named_parameters())) != expected:
             raise RunError(f"the result's {component} is not what the delta {delta} was made to; its file is damaged.")
-    as_it_was = {name: digest(dict(m.named_parameters())) for name, m in modules.items() if name not in hashes["base"]}
+    as_it_was = {name: found for name, found in whole.items() if name not in hashes["base"]}
     request = {"command": "apply", "delta": sha256(delta), **hashes, "unchanged": as_it_was}
     folder = RunFolder.open(out, request, resume=True)  # Begun by the same call or, if complete, its result already.
     if not folder.complete_before:
         save_pipeline(adapt(pipeline), out)
         folder.finish()
-    return {"out": str(out), "components": sorted(hashes["base"]), "result": hashes["result"]}
+    return {"out": str(out), "components": sorted(hashes["result"]), "result": hashes["result"]}
 
 
 def _add(modules: Mapping[str, nn.Module], file: Any) -> None:
@@ -132,13 +146,24 @@ def _hashes(delta: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, str
             f"{delta} is no delta of this version (format {found.get('format')}, expected {FORMAT}); make it again "
             "with erase --delta or metaunlearn delta."
         )
-    return {key: found[key] for key in ("base", "result")}
+    return {key: found.get(key, {}) for key in ("base", "result", "unchanged")}  # Earlier ones had no last.
 
 
 def _modules(pipeline: Any) -> dict[str, nn.Module]:
-    """The components that have weights."""
-    check_pipeline(pipeline)
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    """The components that have weights, but for a safety checker, which most pipelines are loaded without."""
+    parts = {name: getattr(pipeline, name) for name in FAMILIES[check_pipeline(pipeline)]}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def _others(pipeline: Any) -> dict[str, str]:
+    """SHA-256 of what decides a picture beside weights: vocabularies with their lengths, and the noise schedule."""
+    scheduler = pipeline.scheduler.config
+    told: dict[str, Any] = {"scheduler": [scheduler.get(key, usual) for key, usual in SCHEDULE.items()]}
+    for name in FAMILIES[check_pipeline(pipeline)]:
+        if name.startswith("tokenizer"):
+            tokenizer = getattr(pipeline, name)
+            told[name] = [sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length]
+    return {name: hashlib.sha256(json.dumps(facts).encode()).hexdigest() for name, facts in told.items()}
 
 
 def _check_same(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> None:
