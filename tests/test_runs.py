@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metaunlearn import runs
-from metaunlearn.errors import UserError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.runs import BEAT, NotThisRunError, RunFolder
 
 
@@ -123,6 +123,21 @@ def test_the_same_weights_may_be_named_otherwise(tmp_path: Path) -> None:
         RunFolder.open(tmp_path, {"model": "runs/b", "weights": "2e"}, resume=True)
 
 
+def test_what_was_asked_for_differently_is_said_with_its_values(tmp_path: Path) -> None:
+    earlier = {"settings": {"learning_rate": 0.1, "steps": 5, "inner": {"rate": 1}}, "reference": "a", "seed": 0}
+    RunFolder.open(tmp_path, {**earlier, "reference_content": "1f"}, resume=False)
+    now = {"settings": {"learning_rate": 0.01, "steps": 5, "inner": {"rate": 2}}, "reference": "b", "seed": 1}
+    with pytest.raises(NotThisRunError) as error:
+        RunFolder.open(tmp_path, {**now, "reference_content": "1f"}, resume=True)
+    assert (
+        "asked for differently (seed, settings): seed was 0 and is 1, settings.learning_rate was 0.1 and is 0.01, "
+        "settings.inner.rate was 1 and is 2. Resume it"
+    ) in str(error.value)
+    now |= {"more": ["x" * 50]}
+    with pytest.raises(NotThisRunError, match=r'more was null and is \["x{37}…, .*, and 1 more'):
+        RunFolder.open(tmp_path, {**now, "reference_content": "1f"}, resume=True)
+
+
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
     before = (tmp_path / "run.json").read_text()
@@ -147,6 +162,25 @@ def test_a_run_that_broke_off_lets_go_of_its_folder(tmp_path: Path) -> None:
         RunFolder.open(tmp_path, {"a": 2}, resume=True, alone=True)
     with RunFolder.open(tmp_path, {"a": 1}, resume=True, alone=True).alone():
         pass
+
+
+def test_a_run_that_failed_before_it_did_anything_leaves_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RunError), RunFolder.open(out, {"a": 1}, resume=False, alone=True).alone():
+        (out / "state").mkdir()
+        raise RunError("the edit changed nothing")
+    assert not out.exists()
+
+
+def test_a_run_that_failed_on_its_way_says_why_and_may_go_on(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    with pytest.raises(RunError), folder.alone():
+        folder.log({"step": 1})
+        raise RunError("the loss is not finite")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", "the loss is not finite")
+    with RunFolder.open(tmp_path, {"a": 1}, resume=True, alone=True).alone():
+        assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
 
 
 def test_another_number_of_threads_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from metaunlearn.asked import asked_differently, in_words
 from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.registry import configure
 from metaunlearn.attacks.targets import Targets, targets_of
@@ -28,7 +29,7 @@ from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Draw, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import ranges
-from metaunlearn.files import path_of, write_atomic, write_json
+from metaunlearn.files import path_of, read_json, write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, read_only
@@ -95,11 +96,12 @@ def attack_prompts(
         "weights": adapter.fingerprint(), "recipe": recipe, "shard": [part.number, part.count], "protocol": protocol,
     }  # fmt: skip
     _check_shared(out, part, request)
-    folder = RunFolder.open(_folder(out, part), request, resume=resume)
+    folder = RunFolder.open(_folder(out, part), request, resume=resume, alone=True)
     if not folder.complete_before:
-        mine = [index for index in part.turns(len(draws)) if index not in skipped]
-        _attack_rows(run, targets, draws, mine, folder, seed, progress)
-        folder.finish(kind=ON_PROMPTS, prompts=len(mine))
+        with folder.alone():
+            mine = [index for index in part.turns(len(draws)) if index not in skipped]
+            _attack_rows(run, targets, draws, mine, folder, seed, progress)
+            folder.finish(kind=ON_PROMPTS, prompts=len(mine))
     return {"out": str(out), **_join(out, part, protocol)}
 
 
@@ -163,11 +165,10 @@ def _check_shared(out: Path, part: Shard, request: dict[str, Any]) -> None:
         )
     wanted = {**json.loads(json.dumps(request)), "shard": None}
     for file in sorted(out.glob(f"shard-*/{RUN_FILE}")):
-        theirs = {**json.loads(file.read_text())["request"], "shard": None}
-        if theirs != wanted:
-            changed = ", ".join(key for key in wanted if theirs.get(key) != wanted[key])
+        theirs = {**read_json(file)["request"], "shard": None}
+        if asked_differently(theirs, wanted):
             raise UserError(
-                f"{file.parent} was asked for differently ({changed}), and shards count together; "
+                f"{file.parent} was asked for differently {in_words(theirs, wanted)}. Shards count together: "
                 "give all the same options, or choose another folder (out=..., --out DIR)."
             )
 
@@ -178,7 +179,7 @@ def _join(out: Path, part: Shard, protocol: dict[str, Any]) -> dict[str, Any]:
     waiting = [folder.name for folder in folders if not _complete(folder)]
     if waiting:
         return {"kind": ON_PROMPTS, "waiting_for": waiting}
-    rows = [json.loads(file.read_text()) for folder in folders for file in (folder / "prompts").glob("*.json")]
+    rows = [read_json(file) for folder in folders for file in (folder / "prompts").glob("*.json")]
     rows.sort(key=lambda row: row["index"])
     before = sum(row["success_before"] for row in rows)
     after = sum(row["success"] for row in rows)
@@ -194,7 +195,7 @@ def _join(out: Path, part: Shard, protocol: dict[str, Any]) -> dict[str, Any]:
 
 def _complete(folder: Path) -> bool:
     file = folder / RUN_FILE
-    return file.is_file() and json.loads(file.read_text()).get("status") == "complete"
+    return file.is_file() and read_json(file).get("status") == "complete"
 
 
 def _digest(value: Any) -> str:

@@ -118,33 +118,34 @@ def search_attacks(
         "settings": finetune.model_dump(mode="json"), "prompts": [prompt.text for prompt in prompts],
         "judge": judge.fingerprint, "concept": concept, "alternatives": list(alternatives), "seed": seed,
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume)
+    folder = RunFolder.open(out, request, resume=resume, alone=True)
     if folder.complete_before:
         return {**folder.summary(), "out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
 
-    before = judged.score(adapter, out / "before")
-    shared = _Trials(
-        pipeline=pipeline, data=data, steps=steps, recipe=recipe, overrides=rest, seed=seed, device=device,
-        folder=out / "trials", judged=judged,
-    )  # fmt: skip
-    table = []
-    for number, trial in enumerate(trials, start=1):
-        table.append(shared.run(trial))
-        write_json(out / TRIALS, table)
-        if progress is not None:
-            progress("searching", number, len(trials))
-    finished = [row for row in table if "concept" in row]
-    if not finished:
-        raise RunError("no trial's loss stayed finite; give smaller learning rates (--set factors=...).")
-    worst = max(finished, key=lambda row: row["concept"]["value"])
-    attacked = adapt(load_pipeline(shared.pipeline_of(worst["trial"])), device)
-    fresh = judged.score(attacked, out / "worst-case", fresh=True)
-    searched = {"of": len(trials), "steps": steps, "search": grid.model_dump(mode="json")}
-    # Which trial won is a finding, as the score is: the worst cases of two models compare whichever it was.
-    fresh = fresh.stamped(attack=searched, trial=worst["trial"])
-    results = {"concept": before.to_dict(), "concept_worst_case": fresh.to_dict()}
-    write_json(out / RESULTS_FILE, results)
-    folder.finish(kind="finetune", trials=len(trials), worst=worst["trial"])
+    with folder.alone():
+        before = judged.score(adapter, out / "before")
+        shared = _Trials(
+            pipeline=pipeline, data=data, steps=steps, recipe=recipe, overrides=rest, seed=seed, device=device,
+            folder=out / "trials", judged=judged,
+        )  # fmt: skip
+        table = []
+        for number, trial in enumerate(trials, start=1):
+            table.append(shared.run(trial))
+            write_json(out / TRIALS, table)
+            if progress is not None:
+                progress("searching", number, len(trials))
+        finished = [row for row in table if "concept" in row]
+        if not finished:
+            raise RunError("no trial's loss stayed finite; give smaller learning rates (--set factors=...).")
+        worst = max(finished, key=lambda row: row["concept"]["value"])
+        attacked = adapt(load_pipeline(shared.pipeline_of(worst["trial"])), device)
+        fresh = judged.score(attacked, out / "worst-case", fresh=True)
+        searched = {"of": len(trials), "steps": steps, "search": grid.model_dump(mode="json")}
+        # Which trial won is a finding, as the score is: the worst cases of two models compare whichever it was.
+        fresh = fresh.stamped(attack=searched, trial=worst["trial"])
+        results = {"concept": before.to_dict(), "concept_worst_case": fresh.to_dict()}
+        write_json(out / RESULTS_FILE, results)
+        folder.finish(kind="finetune", trials=len(trials), worst=worst["trial"])
     return {"kind": "finetune", "trials": len(trials), "worst": worst["trial"], "out": str(out), "results": results}
 
 

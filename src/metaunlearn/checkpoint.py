@@ -102,8 +102,8 @@ def save_training(
     """
     if not math.isfinite(norm({**theta})):
         raise RunError(
-            f"the weights are not finite numbers after step {step}; the last good state was kept. Lower learning_rate "
-            "(--set learning_rate=...)."
+            f"the weights are not finite numbers after step {step}; the last good state was kept. Begin anew in "
+            "another folder, with a lower learning_rate (--set learning_rate=...)."
         )
     tensors = {f"theta.{name}": p for name, p in theta.items()}
     tensors |= {f"{MORE}{name}": tensor for name, tensor in (more or {}).items()}

@@ -2,8 +2,8 @@
 
 Adding float differences is not exact: a + (b - a) need not be b. So the difference is taken of the *bits*: floats read
 as integers of the same width, subtracted and added modulo 2^32 (2^16 in half precision): exact for every number.
-Tensors that did not change are left out. The delta names the SHA-256 of each of the base's components, changed or not, of
-its vocabularies and its noise schedule, and of the result's changed components; all are checked when it is applied.
+Tensors that did not change are left out. The delta names the SHA-256 of each of the base's components, changed or not,
+of its vocabularies and its noise schedule, and of the result's changed components; all are checked when it is applied.
 """
 
 from __future__ import annotations

@@ -82,10 +82,11 @@ def evaluate_into(
         "settings": evaluation.settings.model_dump(),
         "seed": seed,
     }
-    folder = RunFolder.open(out, request, resume=resume, processes=processes)
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     if not folder.complete_before:
-        scores = evaluation.run(
-            adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress), processes=processes
-        )
-        folder.finish(metrics=list(scores))
+        with folder.alone():
+            scores = evaluation.run(
+                adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress), processes=processes
+            )
+            folder.finish(metrics=list(scores))
     return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}

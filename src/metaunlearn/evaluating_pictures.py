@@ -230,10 +230,11 @@ def evaluate_pictures_into(
         **measured_by(evaluation.metrics, evaluation.request),
         "seed": seed,
     }
-    run = RunFolder.open(out, request, resume=resume, processes=processes)
+    run = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     if not run.complete_before:
-        scores = evaluation.run(out=out, kept=run.state, progress=run.watched(progress), processes=processes)
-        run.finish(metrics=list(scores))
+        with run.alone():
+            scores = evaluation.run(out=out, kept=run.state, progress=run.watched(progress), processes=processes)
+            run.finish(metrics=list(scores))
     return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
 
 

@@ -52,24 +52,25 @@ def generate_into(
     sampling, rows = sampling_of(pipeline, named, steps=steps, guidance_scale=guidance_scale)
     draws = draws_for(rows, images=images, seed=seed, guidance_scale=sampling.guidance_scale)
     request = drawing(model, adapter, draws, steps=sampling.steps, settings=settings)
-    folder = RunFolder.open(out, request, resume=resume, processes=processes)
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     if folder.complete_before:
         return {"out": str(out), **folder.summary()}
-    files = draw_into(
-        out,
-        pipeline,
-        draws,
-        finished=folder.state,
-        steps=sampling.steps,
-        settings=settings,
-        progress=folder.watched(progress),
-        processes=processes,
-    )
-    if processes.main:
-        contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET)
-    with Image.open(files[0]) as first:
-        size = [first.height, first.width]
-    folder.finish(images=len(files), image_size=size, sheet=SHEET)
+    with folder.alone():
+        files = draw_into(
+            out,
+            pipeline,
+            draws,
+            finished=folder.state,
+            steps=sampling.steps,
+            settings=settings,
+            progress=folder.watched(progress),
+            processes=processes,
+        )
+        if processes.main:
+            contact_sheet(files[:SHEET_PICTURES]).save(out / SHEET)
+        with Image.open(files[0]) as first:
+            size = [first.height, first.width]
+        folder.finish(images=len(files), image_size=size, sheet=SHEET)
     return {"out": str(out), **folder.summary()}
 
 

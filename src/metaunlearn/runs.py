@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from metaunlearn.asked import asked_differently, in_words
 from metaunlearn.errors import UserError
 from metaunlearn.files import partials_of, read_json, write_atomic, write_json
 from metaunlearn.processes import ALONE, Processes
@@ -155,10 +156,11 @@ class RunFolder:
                 f"the output folder {self.path} holds a run already (status {earlier.get('status')}); "
                 "go on with it (resume=True, --resume) or choose another (out=..., --out DIR)."
             )
-        if changed := _asked_differently(earlier.get("request", {}), self.request):
+        before = earlier.get("request", {})
+        if asked_differently(before, self.request):
             raise NotThisRunError(
-                f"the run in {self.path} was asked for differently ({', '.join(changed)}); "
-                "resume it with the same options, or choose another folder (out=..., --out DIR)."
+                f"the run in {self.path} was asked for differently {in_words(before, self.request)}. "
+                "Resume it with the same options, or choose another folder (out=..., --out DIR)."
             )
         self._seconds_before = float(earlier.get("seconds", 0.0))
         self._peak_before = int(earlier.get("peak_memory_bytes", 0))
@@ -187,14 +189,29 @@ class RunFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Around all work on a run that was opened as one process's: afterwards another may go on with it."""
+        """Around all work on a run that was opened as one process's: afterwards another may go on with it.
+
+        A run that breaks down by itself says so in ``run.json``, and leaves no folder where it had done nothing.
+        """
         if self._lock is not None:
             for partial in partials_of(self.path / RUN_FILE):  # Of processes that were killed.
                 partial.unlink(missing_ok=True)
         try:
             yield
+        except Exception as error:
+            self._failed(str(error) or type(error).__name__)
+            raise
         finally:
             self._unlock()
+
+    def _failed(self, why: str) -> None:
+        if any(file.is_file() and file.name != RUN_FILE for file in self.path.rglob("*")):
+            self._write("failed", error=why)
+            return
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        with contextlib.suppress(OSError):  # It may be where the user stands.
+            self.path.rmdir()
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -289,6 +306,9 @@ class _OthersRunFolder(RunFolder):
     def describe(self, part: Path, *, step: int) -> None:
         """The main process does."""
 
+    def _failed(self, why: str) -> None:
+        """The main process does."""
+
     @contextlib.contextmanager
     def tracked(self, names: Sequence[str]) -> Iterator[None]:
         """The main process does."""
@@ -313,13 +333,6 @@ def _locked(folder: Path) -> int | None:
             "(out=..., --out DIR)."
         ) from None
     return descriptor
-
-
-def _asked_differently(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys in which two requests differ; weights that are the same may lie elsewhere, or be named otherwise."""
-    same_weights = earlier.get("weights") is not None and earlier.get("weights") == now.get("weights")
-    named_otherwise = {"model"} if same_weights else set()
-    return sorted(key for key in {*earlier, *now} - named_otherwise if earlier.get(key) != now.get(key))
 
 
 def _step_of(line: str) -> float:

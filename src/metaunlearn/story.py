@@ -98,41 +98,42 @@ def demo(
         "command": "demo", "concept": concept, "method": method, "seed": seed, "story": story.model_dump(mode="json"),
         "overrides": list(overrides),
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume)
+    folder = RunFolder.open(out, request, resume=resume, alone=True)
     if folder.complete_before:
         return _told_before(out)
 
     progress = folder.watched(progress)
     began = time.monotonic()
-    regimes: dict[str, Regime] = {"malicious": story.malicious, "strong": story.strong, "benign": story.benign}
-    data = {regime: _real_pictures(out, concept, regime, settings, seed) for regime, settings in regimes.items()}
-    settings = _erase_both(out, concept, method, story.recipe, wanted, seed, progress)
-    states = [State("original", "before", 0, "canvas", story.full, True)]
-    for model in ERASED:
-        states.append(State(model, "before", 0, out / model, story.full, True))
-        for regime, plan in regimes.items():
-            checkpoints = attack(
-                out / model,
-                data[regime],
-                steps=plan.steps,
-                recipe=story.recipe,
-                overrides=[f"learning_rate={plan.learning_rate}"],
-                seed=seed,
-                out=out / "attacks" / f"{model}-{regime}",
-                resume=(out / "attacks" / f"{model}-{regime}").exists(),
-                progress=progress,
-            ).checkpoints
-            states += _attack_states(story, model, regime, plan, checkpoints)
+    with folder.alone():
+        regimes: dict[str, Regime] = {"malicious": story.malicious, "strong": story.strong, "benign": story.benign}
+        data = {regime: _real_pictures(out, concept, regime, settings, seed) for regime, settings in regimes.items()}
+        settings = _erase_both(out, concept, method, story.recipe, wanted, seed, progress)
+        states = [State("original", "before", 0, "canvas", story.full, True)]
+        for model in ERASED:
+            states.append(State(model, "before", 0, out / model, story.full, True))
+            for regime, plan in regimes.items():
+                checkpoints = attack(
+                    out / model,
+                    data[regime],
+                    steps=plan.steps,
+                    recipe=story.recipe,
+                    overrides=[f"learning_rate={plan.learning_rate}"],
+                    seed=seed,
+                    out=out / "attacks" / f"{model}-{regime}",
+                    resume=(out / "attacks" / f"{model}-{regime}").exists(),
+                    progress=progress,
+                ).checkpoints
+                states += _attack_states(story, model, regime, plan, checkpoints)
 
-    measured = _measure_all(out, concept, states, seed, progress)
-    summary = _summary(concept, seed, story, settings, states, measured)
-    summary["commands"] = [_command(concept, method, recipe, seed, overrides)]
-    summary["seconds"] = round(folder.seconds(), 1)
-    write_json(out / SUMMARY_FILE, summary)
-    build_report(out)
-    for model in ERASED:  # Erasing wrote them before anything was measured.
-        write_card(out / model)
-    folder.finish(seconds_of_this_part=round(time.monotonic() - began, 1))
+        measured = _measure_all(out, concept, states, seed, progress)
+        summary = _summary(concept, seed, story, settings, states, measured)
+        summary["commands"] = [_command(concept, method, recipe, seed, overrides)]
+        summary["seconds"] = round(folder.seconds(), 1)
+        write_json(out / SUMMARY_FILE, summary)
+        build_report(out)
+        for model in ERASED:  # Erasing wrote them before anything was measured.
+            write_card(out / model)
+        folder.finish(seconds_of_this_part=round(time.monotonic() - began, 1))
     return summary
 
 

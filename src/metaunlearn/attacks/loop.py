@@ -51,7 +51,7 @@ class Loop:
             if not math.isfinite(loss):
                 raise RunError(
                     f"the attack's loss is not finite at step {self.step + 1}; the checkpoints before it were kept. "
-                    "Lower learning_rate (--set learning_rate=...)."
+                    "Begin anew in another folder, with a lower learning_rate (--set learning_rate=...)."
                 )
             self.optimizer.step()
             self.step += 1

@@ -357,8 +357,8 @@ class Algorithm1:
             return
         raise RunError(
             f"a loss or a gradient is not finite at step {self.step + 1} ({record}); the last good state was kept. "
-            "Lower learning_rate, gamma2, inner_learning_rate or, while healing, heal_learning_rate "
-            "(--set learning_rate=...)."
+            "Begin anew in another folder, with a lower learning_rate, gamma2, inner_learning_rate or, while healing, "
+            "heal_learning_rate (--set learning_rate=...)."
         )
 
     def save(self, file: Path) -> None:
