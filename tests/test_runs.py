@@ -166,16 +166,17 @@ def test_a_run_that_broke_off_lets_go_of_its_folder(tmp_path: Path) -> None:
 
 def test_a_run_that_failed_before_it_did_anything_leaves_no_folder(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(RunError), RunFolder.open(out, {"a": 1}, resume=False, alone=True).alone():
-        (out / "state").mkdir()
+    folder = RunFolder.open(out, {"a": 1}, resume=False, alone=True)
+    folder.state.mkdir()
+    with pytest.raises(RunError), folder.alone():
         raise RunError("the edit changed nothing")
     assert not out.exists()
 
 
 def test_a_run_that_failed_on_its_way_says_why_and_may_go_on(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    folder.log({"step": 1})
     with pytest.raises(RunError), folder.alone():
-        folder.log({"step": 1})
         raise RunError("the loss is not finite")
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["status"], record["error"]) == ("failed", "the loss is not finite")
