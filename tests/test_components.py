@@ -77,6 +77,28 @@ def test_a_tokenizer_without_a_vocabulary(folder: Path) -> None:
         load_pipeline(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("model_index.json", "[1]", "its model_index.json holds no JSON object"),
+        ("model_index.json", "{", "model_index.json is no JSON"),
+        ("unet/config.json", "[]", "unet/config.json holds no JSON object"),
+        ("scheduler/scheduler_config.json", "{", "scheduler_config.json is no JSON"),
+        ("tokenizer/tokenizer_config.json", "{", "tokenizer_config.json is no JSON"),
+        (
+            "text_encoder/model.safetensors",
+            "cut off",
+            "its text_encoder cannot be loaded: .* Copy or download it again",
+        ),
+        ("unet/diffusion_pytorch_model.safetensors", "", "its unet cannot be loaded: .* Copy or download it again"),
+    ],
+)
+def test_a_damaged_file_is_named(folder: Path, file: str, content: str, says: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=says):
+        load_pipeline(folder)
+
+
 def test_weights_of_another_shape(folder: Path) -> None:
     config = json.loads((folder / "vae" / "config.json").read_text())
     (folder / "vae" / "config.json").write_text(json.dumps({**config, "block_out_channels": [16, 8]}))

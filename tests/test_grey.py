@@ -11,8 +11,9 @@ from PIL import Image
 
 from conftest import Call
 from metaunlearn.data.imagefolder import read_imagefolder
+from metaunlearn.exporting import export
 from metaunlearn.generation import Sampling, generate_images, write_sampling
-from metaunlearn.models import adapt, load
+from metaunlearn.models import adapt, load, load_pipeline
 from metaunlearn.models.autoencoder import as_rgb, as_taken
 from tiny_models import SIZES, new_sd1, new_vae
 
@@ -80,3 +81,12 @@ def test_erase_attack_evaluate_report(grey: Path, pictures: Path, tmp_path: Path
         assert torch.equal(image[:, 0], image[:, 2])
     with Image.open(tmp_path / "drawn/000000.png") as opened:
         assert opened.mode == "RGB"
+
+
+def test_a_file_of_a_grey_model_warns_of_programs_that_expect_colours(
+    grey: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = load_pipeline(grey)
+    pipeline.scheduler.register_to_config(prediction_type="sample")
+    export(pipeline, tmp_path / "grey.safetensors")
+    assert "has an autoencoder of grey pictures and predicts the latent itself (sample)" in caplog.text

@@ -50,6 +50,12 @@ def with_adapter() -> Any:
     return pipeline
 
 
+def with_scheduler(**options: Any) -> Any:
+    pipeline = new_sd1()
+    pipeline.scheduler.register_to_config(**options)
+    return pipeline
+
+
 def with_long_prompts() -> Any:
     pipeline = new_sd1()
     pipeline.tokenizer.model_max_length = 1000
@@ -134,6 +140,7 @@ NO_CROSS_ATTENTION = {
             r"takes 36 numbers .* \(addition_embed_type=text_time\); expected text_time and 44: 20 .* and 24 of sizes",
         ),
         (lambda: with_unet(new_sdxl, addition_embed_type=None), r"\(addition_embed_type=None\); expected text_time"),
+        (lambda: with_scheduler(prediction_type="flow"), "scheduler predicts 'flow'"),
         (object, "MODEL is a object, which has no adapter"),
     ],
 )

@@ -56,6 +56,17 @@ def test_two_tables_of_one_method_in_one_file_are_refused(tmp_path: Path) -> Non
         RecipeFile(methods={"esd-u-3": {}, "esd-u-3.0": {}})
 
 
+@pytest.mark.parametrize(
+    ("recipe", "command"), [("demo", "demo"), ("table1-canvas", "bench"), ("frontier-canvas", "tune")]
+)
+def test_a_recipe_of_another_kind_is_told_from_one_that_lacks_keys(recipe: str, command: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"no settings of erasing .* is one for {command}.* such as as-released, sd14"):
+        configure("esd-x-1", read_recipe(recipe), ["steps=3"])
+    (tmp_path / "mine.toml").write_text("[erase]\nsteps = 3\n")
+    with pytest.raises(UserError, match=r"the keys 'learning_rate', 'batch_size', .* are missing"):
+        configure("esd-x-1", read_recipe(str(tmp_path / "mine.toml")))
+
+
 def test_the_names_are_the_registrys() -> None:
     for subset in SUBSETS:
         assert find(f"esd-{subset}-3.0").name == one_name(f"esd-{subset}-3.0") == f"esd-{subset}-3"

@@ -15,7 +15,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
 from metaunlearn.meta.together import check_sharded, check_shares
 from metaunlearn.parameters import Params
-from metaunlearn.processes import ALONE, Processes
+from metaunlearn.processes import ALONE, Processes, join
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
 
@@ -161,3 +161,14 @@ def test_commands_of_one_process_say_so(call: Call, monkeypatch: pytest.MonkeyPa
     found = call("report", tmp_path)
     assert found.code == 2
     assert "runs in one process, and 2 were started" in found.err
+
+
+def test_a_launcher_of_one_process_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with caplog.at_level("INFO", logger="metaunlearn"):
+        assert join("cpu") is ALONE
+        assert caplog.text == ""
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        assert join("cpu") is ALONE
+    assert "accelerate started one process" in caplog.text

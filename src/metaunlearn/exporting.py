@@ -14,6 +14,8 @@ from metaunlearn.models.singlefile import DTYPES, Precision, load_single_file, s
 from metaunlearn.pipelines import save_pipeline
 
 CLIP_VOCABULARY = 49408
+CHANNELS, RGB = 4, 3
+"""Of latents and of pictures, in all published models of the families that are handled."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,25 @@ def export(model: Any, out: Path, *, precision: Precision = "float32") -> dict[s
             len(pipeline.tokenizer),
             CLIP_VOCABULARY,
         )
+    if unusual := _unusual(pipeline):
+        logger.warning(
+            "the model %s; programs that load such files may take it for one that does not, and draw noise",
+            " and ".join(unusual),
+        )
     family = save_single_file(pipeline, out, dtype=DTYPES[precision])
     return {"file": str(out), "architecture": family.name, "precision": precision, "bytes": out.stat().st_size}
+
+
+def _unusual(pipeline: Any) -> list[str]:
+    """What a file in the original layout has no words for, and no published model of its family has."""
+    vae, found = pipeline.vae.config, []
+    if vae.latent_channels != CHANNELS:
+        found.append(f"has latents of {vae.latent_channels} channels ({CHANNELS} is usual)")
+    if {vae.in_channels, vae.out_channels} != {RGB}:
+        found.append("has an autoencoder of grey pictures")
+    if pipeline.scheduler.config.get("prediction_type") == "sample":
+        found.append("predicts the latent itself (sample)")
+    return found
 
 
 def import_checkpoint(file: Path, out: Path, *, config: Path | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ The processes are started by ``accelerate launch`` or ``torchrun``; accelerate c
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import signal
@@ -27,6 +28,8 @@ from torch import distributed as dist
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
 from metaunlearn.parameters import Loss, Params, SharedLoss
 from metaunlearn.shards import AGAIN, answered, are_pieces
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -211,6 +214,8 @@ def join(device: str) -> Processes:
     ``device`` is the kind of device that they compute on, as ``--device`` has it.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        if any(name.startswith("ACCELERATE_") for name in os.environ):
+            logger.info("accelerate started one process; more share the work with: accelerate launch --num_processes N")
         return ALONE
     from accelerate import PartialState
 
@@ -219,6 +224,7 @@ def join(device: str) -> Processes:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _ended)
     atexit.register(state.destroy_process_group)
+    logger.info("%d processes share the work, on %s", state.num_processes, device)
     return Processes(number=state.process_index, count=state.num_processes, local=state.local_process_index)
 
 

@@ -117,9 +117,20 @@ def read_kind(name: str, kind: str, purpose: str) -> RecipeFile:
     """The recipe ``name``, which must have the section ``kind``, grid or tune; UserError names those that do."""
     recipe = read_recipe(name)
     if not getattr(recipe, kind):
-        those = [other for other in recipe_names() if read_recipe(other).kind == kind]
+        those = ", ".join(other for other in recipe_names() if read_recipe(other).kind == kind)
         raise UserError(f"recipe {name} has no [{kind}] {purpose} (recipe=, RECIPE); those that do: {those}.")
     return recipe
+
+
+def no_settings(recipe: RecipeFile) -> str:
+    """What to say of a ``recipe`` without [erase] where it is to say how to erase."""
+    those = ", ".join(name for name in recipe_names() if read_recipe(name).erase)
+    command = {"tune": "tune", "grid": "bench", "story": "demo"}.get(recipe.kind)
+    return (
+        "the recipe has no settings of erasing ([erase])"
+        f"{f': it is one for {command}' if command else ''}. Give one that has (recipe=..., --recipe FILE), such as "
+        f"{those}, or let yours extend one (extends = 'small')."
+    )
 
 
 def default_recipe(parameters: int, cross_attention_dim: int, family: str = "sd") -> str:

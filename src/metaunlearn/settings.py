@@ -74,6 +74,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
 def explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
     """What is wrong with the values of ``kind``, in words, and what was meant."""
     problems = []
+    if missing := [".".join(map(str, item["loc"])) for item in error.errors() if item["type"] == "missing"]:
+        keys = ", ".join(map(repr, missing))
+        problems.append(f"the key {keys} is missing." if len(missing) == 1 else f"the keys {keys} are missing.")
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
@@ -81,7 +84,7 @@ def explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterab
             meant = did_you_mean(str(item["loc"][-1]), known)
             problems.append(f"unknown key {key!r}.{meant} Known: {', '.join(known)}.")
         elif item["type"] == "missing":
-            problems.append(f"the key {key!r} is missing.")
+            continue
         elif not key:  # Several settings that do not go together.
             problems.append(f"{item['ctx']['error']}.")
         else:

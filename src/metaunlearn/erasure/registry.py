@@ -29,7 +29,7 @@ from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.parameters import SUBSETS
-from metaunlearn.recipe import RecipeFile
+from metaunlearn.recipe import RecipeFile, no_settings
 from metaunlearn.settings import Settings, parse_overrides, resolve
 from metaunlearn.unheard import (
     FLATNESS,
@@ -191,6 +191,9 @@ class Configured:
         return mine if self.base is None else {**mine, "base": {"method": self.base.name, **self.base.record()}}
 
 
+_REQUIRED = {name for name, field in EraseSettings.model_fields.items() if field.is_required()}
+
+
 def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> Configured:
     """The method ``name`` with ``recipe``'s settings and the ``--set`` ``overrides`` on top.
 
@@ -214,6 +217,8 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     for values in given:
         mine |= {key: value for key, value in values.items() if key in own}
         shared |= {key: value for key, value in values.items() if key not in own}
+    if not recipe.erase and _REQUIRED - shared.keys():
+        raise UserError(no_settings(recipe))
     settable = [key for key in own if not (entry.fixed and key in entry.preset)]
     settings = resolve(EraseSettings, shared, keys_elsewhere=settable)
     refuse_ignored(settings, overrides)

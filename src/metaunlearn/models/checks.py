@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, ConsistencyDecoderVAE, UNet2DConditionModel
 from transformers import CLIPTextModelWithProjection
 
+from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.errors import UserError
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -79,6 +80,7 @@ def check_pipeline(pipeline: Any) -> str:
     if "XL" in name:
         _check_two_encoders(pipeline)
     _check_autoencoder(pipeline.vae)
+    NoiseSchedule.of(pipeline.scheduler)
     return name
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from metaunlearn.errors import UserError
+from metaunlearn.errors import UserError, first_line
+from metaunlearn.files import read_json
 from metaunlearn.models.checks import FAMILIES
 from metaunlearn.models.variants import variant_in
 
@@ -42,6 +44,9 @@ def _check_folders(folder: Path, index: Mapping[str, Any]) -> None:
             raise UserError(
                 f"MODEL {folder} is incomplete: its model_index.json has a {name}, its folder has none. {AGAIN}"
             )
+        for file in sorted((folder / name).glob("*.json")):
+            if not isinstance(read_json(file), dict):
+                raise UserError(f"MODEL {folder} is damaged: {name}/{file.name} holds no JSON object. {AGAIN}")
         if name in TOKENIZERS:
             _check_vocabulary(folder / name, _class_of(kind))
 
@@ -71,8 +76,8 @@ def _network(folder: Path, name: str, kind: Any) -> Any:
             str(folder), subfolder=name, variant=variant, dtype=torch.float32, use_safetensors=True,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"MODEL {folder}: its {name} cannot be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"MODEL {folder}: its {name} cannot be loaded: {first_line(error)}. {AGAIN}") from error
     missing = sorted(found["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError, first_line
 from metaunlearn.fetching import CARD, HUB_SECONDS, SAMPLING_FILE, ways_to_fetch
+from metaunlearn.files import read_json
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
-from metaunlearn.models.components import NETWORKS, networks
+from metaunlearn.models.components import AGAIN, NETWORKS, networks
 from metaunlearn.models.variants import variants_of
 
 CANVAS = "canvas"
@@ -49,12 +49,14 @@ def load_folder(path: Path) -> Any:
             "give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'."
         )
     try:
-        named = json.loads(index.read_text())
+        named = read_json(index)
+        if not isinstance(named, dict):
+            raise UserError(f"MODEL {path} is damaged: its model_index.json holds no JSON object. {AGAIN}")
         options = _options(named)
         parts = networks(path, named)
         return DiffusionPipeline.from_pretrained(path, local_files_only=True, **options, **parts)
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
-        raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {error}") from error
+        raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {first_line(error)}.") from error
 
 
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _load_from_hub(model: str) -> Any:
     index = try_to_load_from_cache(model, "model_index.json")
     lacks = ""
     if isinstance(index, str):
-        _options(json.loads(Path(index).read_text()))  # What cannot be worked with needs no download, either.
+        _options(read_json(Path(index)))  # What cannot be worked with needs no download, either.
         try:
             return load_folder(Path(index).parent)
         except UserError as error:
