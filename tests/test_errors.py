@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from metaunlearn.cli.options import check_device
+from metaunlearn.devices import check_device
 from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.making import make_set
 from metaunlearn.recipe import read_recipe

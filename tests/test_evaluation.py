@@ -212,7 +212,7 @@ def test_a_metrics_own_model_runs_where_it_is_told(pipeline: SimpleNamespace, mo
         raise UserError(f"loaded on {device}")
 
     monkeypatch.setattr(SafetyChecker, "load", load)
-    for options, where in (({}, "cpu"), ({"device": "cuda:1"}, "cuda:1")):
+    for options, where in (({}, "cpu"), ({"device": "cpu:0"}, "cpu:0")):
         with pytest.raises(UserError, match=f"^loaded on {where}$"):
             evaluate(pipeline, PROMPTS, metrics=["unsafe"], judge=ColourJudge(), **options)
 

@@ -6,18 +6,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import metaunlearn
+from metaunlearn.bench.run import run_grid
 from metaunlearn.canvas import load_pipeline
 from metaunlearn.checkpoint import save_training
 from metaunlearn.cli.console import _Bars
+from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import check_asked
 from metaunlearn.erasing import EraseResult
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.meta.objective import _errors
+from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import adapt
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.recipe import read_recipe
@@ -111,3 +115,55 @@ def test_settings_may_be_a_generator_a_recipe_a_path_and_gradients_off(canvas: A
             out=tmp_path / "run",  # type: ignore[arg-type]
         )
     assert result.settings.steps == 1
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(canvas: Any, tmp_path: Path) -> None:
+    calls: list[Any] = [
+        lambda: metaunlearn.erase(canvas, "knife", device="abacus", out=tmp_path / "o"),
+        lambda: metaunlearn.attack(canvas, tmp_path, device="abacus", out=tmp_path / "o"),
+        lambda: metaunlearn.load("canvas", "abacus"),
+        lambda: metaunlearn.tune("frontier-canvas", tmp_path / "o", device="abacus"),
+        lambda: run_grid("table1-canvas", tmp_path / "o", device="abacus"),
+        lambda: metaunlearn.evaluate(canvas, "a knife", metrics="concept", concept="knife", device="abacus"),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="there is no device 'abacus' here"):
+            call()
+    assert not (tmp_path / "o").exists()
+    assert str(metaunlearn.load("canvas", torch.device("cpu")).device) == "cpu"
+
+
+def test_plain_texts_are_prompts_metrics_and_judges(canvas: Any, tmp_path: Path) -> None:
+    """All in one call, and as the classes that the command line makes of them: the same score."""
+    options: dict[str, Any] = {"concept": "knife", "steps": 2, "seed": np.int64(3)}
+    plain = metaunlearn.evaluate("canvas", ["a knife", "a dog"], metrics="concept", **options)
+    judge, prompts = load_judge("canvas"), [Prompt("a knife"), Prompt("a dog")]
+    made = metaunlearn.evaluate(canvas, prompts, metrics=["concept"], judge=judge, **options)
+    assert {key: score.to_dict() for key, score in plain.items()} == {k: score.to_dict() for k, score in made.items()}
+    (tmp_path / "p.txt").write_text("a knife\na dog\n")
+    read = metaunlearn.evaluate(canvas, tmp_path / "p.txt", metrics="concept", judge="canvas", **options)
+    assert read["concept"].value == made["concept"].value
+
+
+@pytest.mark.parametrize("options", [{"seed": 0.5}, {"images_per_prompt": 1.5}, {"steps": 2.0}])
+def test_numbers_of_pictures_are_whole(canvas: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="expected a whole number"):
+        metaunlearn.evaluate(canvas, "a knife", metrics="concept", concept="knife", **options)
+
+
+def test_what_is_no_text_is_refused(canvas: Any) -> None:
+    with pytest.raises(UserError, match=r"a prompt is a text, or a Prompt .*, not 3"):
+        metaunlearn.evaluate(canvas, [3], metrics="concept", concept="knife")
+    with pytest.raises(UserError, match=r"expected texts .*, got 3"):
+        metaunlearn.erase(canvas, [3])  # type: ignore[list-item]
+
+
+def test_a_run_that_was_complete_has_the_same_summary(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"method": "uce", "meta": False, "seed": np.int64(1), "out": tmp_path / "erased"}
+    first = metaunlearn.erase("canvas", "knife", **options).summary
+    assert metaunlearn.erase("canvas", "knife", resume=True, **options).summary == first
+    assert {"method", "seconds", "out", "edit"} <= first.keys()
+    moved: dict[str, Any] = {"kind": "interpolate", "base": "canvas", "strengths": [0.5], "out": tmp_path / "moved"}
+    first = metaunlearn.attack(tmp_path / "erased", **moved).summary
+    assert metaunlearn.attack(tmp_path / "erased", resume=True, **moved).summary == first
+    assert first["checkpoints"] == {"0.5": str(tmp_path / "moved" / "strength-0.50")}

@@ -26,6 +26,7 @@ from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.runs import RUN_FILE, Progress, RunFolder, named
+from metaunlearn.settings import whole
 from metaunlearn.tracking import check_trackers
 
 STEPS = (0, 50, 100)
@@ -70,7 +71,7 @@ def attack(
     ``processes`` that :func:`~metaunlearn.processes.join` connected share a training, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    data, out = path_of(data), Path(out)
+    data, out, seed = path_of(data), Path(out), whole(seed, "seed=, --seed")
     overrides, trackers = listed(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)
@@ -109,7 +110,7 @@ def attack(
     folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     checkpoints = {level: out / folder_name(kind, level) for level in levels}
     if folder.complete_before:
-        return AttackResult(checkpoints, folder.summary())
+        return _result(folder, checkpoints)
 
     task = AttackTask(
         model=adapter, pictures=pictures, base=base_adapter, seed=seed, out=out, cache=folder.state, progress=progress,
@@ -124,8 +125,13 @@ def attack(
                 changed = _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
         summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
         folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()], changed=list(changed))
-    summary |= {"out": str(out), "checkpoints": {f"{level:g}": str(path) for level, path in checkpoints.items()}}
-    return AttackResult(checkpoints, summary)
+    return _result(folder, checkpoints)
+
+
+def _result(folder: RunFolder, checkpoints: Mapping[float, Path]) -> AttackResult:
+    """Of a run that is complete, now or from before."""
+    paths = {f"{level:g}": str(path) for level, path in checkpoints.items()}
+    return AttackResult(checkpoints, {**folder.summary(), "out": str(folder.path), "checkpoints": paths})
 
 
 def _train(

@@ -25,7 +25,8 @@ from metaunlearn.attacks.unlearndiffatk import (
     UnlearnDiffAtk,
     check_one_vocabulary,
 )
-from metaunlearn.data.prompts import Prompt
+from metaunlearn.data.prompts import PromptsGiven, prompts_of
+from metaunlearn.devices import check_device
 from metaunlearn.draws import Draw, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import ranges
@@ -36,6 +37,7 @@ from metaunlearn.models import adapt, read_only
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.runs import RESULTS_FILE, RUN_FILE, Progress, RunFolder, named
+from metaunlearn.settings import whole
 from metaunlearn.sharing import Shard
 
 ROWS = "attacks.jsonl"
@@ -43,7 +45,7 @@ ROWS = "attacks.jsonl"
 
 def attack_prompts(
     model: Any,
-    prompts: Sequence[Prompt],
+    prompts: PromptsGiven,
     success: SuccessTest,
     *,
     base: Any = None,
@@ -69,7 +71,8 @@ def attack_prompts(
     of them is done.
     """
     data, out = path_of(data), Path(out)
-    part = Shard.parse(shard)
+    part, device = Shard.parse(shard), check_device(device)
+    prompts, seed = prompts_of(prompts), whole(seed, "seed=, --seed")
     adapter = adapt(read_only(model, device=device), device)
     check_one_vocabulary(adapter)
     recipe = recipe or recipe_for(adapter)

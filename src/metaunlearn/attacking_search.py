@@ -22,17 +22,21 @@ from metaunlearn.attacks.finetune import Finetune
 from metaunlearn.attacks.registry import configure
 from metaunlearn.config import InnerOptimizer
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
-from metaunlearn.data.prompts import Prompt
+from metaunlearn.data.prompts import Prompt, PromptsGiven, prompts_of
+from metaunlearn.data.wording import listed
+from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import Evaluation, plan
-from metaunlearn.files import write_json
+from metaunlearn.files import read_json, write_json
+from metaunlearn.metrics.default_judge import judge_of
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
+from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.models import TextToImageModel, adapt, load_pipeline, read_only
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import RecipeFile, read_recipe, recipe_for
 from metaunlearn.runs import RESULTS_FILE, Progress, RunFolder, named
-from metaunlearn.settings import Listed, Settings, parse_overrides, resolve
+from metaunlearn.settings import Listed, Settings, parse_overrides, resolve, whole
 
 TRIALS = "search.json"
 
@@ -80,8 +84,8 @@ def search_attacks(
     data: Path | str,
     *,
     steps: int,
-    prompts: Sequence[Prompt],
-    judge: Judge,
+    prompts: PromptsGiven,
+    judge: Judge | str | None = None,
     concept: str,
     alternatives: Sequence[str] = (),
     recipe: str | None = None,
@@ -94,13 +98,16 @@ def search_attacks(
 ) -> dict[str, Any]:
     """Finetune ``model`` for ``steps`` steps with every combination of the grid; returns the summary.
 
+    ``prompts`` and ``judge`` are as :func:`~metaunlearn.evaluation.evaluate` takes them.
     ``overrides`` are settings of :class:`Search` and of the attack ``finetune``. ``out`` gets ``trials/NAME`` with the
     pipeline of each, ``search.json`` with every trial's concept score, and ``results.json`` with ``concept`` (before
     the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds).
     """
-    data, out = Path(data), Path(out)
+    data, out, device = Path(data), Path(out), check_device(device)
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
+    prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole(seed, "seed=, --seed")
+    judge = judge_of(judge, adapter.pipeline, labels=looked_for(concept, alternatives), device=device)
     recipe = recipe or recipe_for(adapter)
     grid, rest, finetune = _settings(read_recipe(recipe), overrides)
     if steps < 1:
@@ -120,7 +127,7 @@ def search_attacks(
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume, alone=True)
     if folder.complete_before:
-        return {**folder.summary(), "out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
+        return {**folder.summary(), "out": str(out), "results": read_json(out / RESULTS_FILE)}
 
     with folder.alone():
         before = judged.score(adapter, out / "before")
@@ -146,7 +153,7 @@ def search_attacks(
         results = {"concept": before.to_dict(), "concept_worst_case": fresh.to_dict()}
         write_json(out / RESULTS_FILE, results)
         folder.finish(kind="finetune", trials=len(trials), worst=worst["trial"])
-    return {"kind": "finetune", "trials": len(trials), "worst": worst["trial"], "out": str(out), "results": results}
+    return {**folder.summary(), "out": str(out), "results": results}
 
 
 def _settings(recipe: RecipeFile, overrides: Sequence[str]) -> tuple[Search, list[str], Finetune]:

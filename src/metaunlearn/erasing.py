@@ -17,7 +17,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts, prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
 from metaunlearn.data.latents import ErasureData
-from metaunlearn.data.wording import listed
+from metaunlearn.data.wording import listed, texts_of
 from metaunlearn.delta import DELTA_FILE, make_delta
 from metaunlearn.erasure.interface import (
     CheckingMethod,
@@ -48,6 +48,7 @@ from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.runs import Progress, RunFolder, named
+from metaunlearn.settings import whole
 from metaunlearn.shards import piece
 from metaunlearn.tracking import check_trackers
 
@@ -122,7 +123,8 @@ def erase(
     :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    concepts, retain, related = map(listed, (concepts, retain, related))
+    concepts, retain, related = map(texts_of, (concepts, retain, related))
+    seed = whole(seed, "seed=, --seed")
     overrides, trackers = listed(overrides), listed(trackers)
     out, forget_data, retain_data, shared = map(path_of, (out, forget_data, retain_data, shared))
     if out is None and (delta or push is not None):
@@ -157,7 +159,7 @@ def erase(
     folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True) if out is not None else None
     if folder is not None and folder.complete_before:
         publish(folder, model, delta=delta, push=push, hub=hub)
-        return EraseResult(load_pipeline(folder.path), chosen.settings, out, folder.summary())
+        return EraseResult(load_pipeline(folder.path), chosen.settings, out, {**folder.summary(), "out": str(out)})
 
     task = ErasureTask(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,
@@ -175,7 +177,7 @@ def erase(
             folder.finish(**summary)
     if folder is not None:
         publish(folder, model, delta=delta, push=push, hub=hub)
-        summary |= {"out": str(out), "seconds": round(folder.seconds(), 1)}
+        summary = {**folder.summary(), "out": str(out)}
     return EraseResult(adapter.pipeline, chosen.settings, out, summary)
 
 

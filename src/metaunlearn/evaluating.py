@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metaunlearn.data.prompts import read_prompts
 from metaunlearn.evaluation import plan
 from metaunlearn.files import sha256
-from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.measures import measured_by, refuse_unread
-from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.models import load
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RESULTS_FILE, Count, RunFolder
@@ -47,14 +44,13 @@ def evaluate_into(
     :func:`~metaunlearn.generating.generate_into`.
     """
     refuse_unread(metrics, judge=judge, concept=concept, alternatives=alternatives, reference=reference)
-    rows = read_prompts(prompts)
     device = processes.device(device)
     adapter = load(model, device)
     evaluation = plan(
         adapter.pipeline,
-        rows,
+        prompts,
         metrics=metrics,
-        judge=judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device),
+        judge=judge,
         concept=concept,
         alternatives=alternatives,
         reference=reference,

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from metaunlearn.data.imagefolder import Entry, fingerprint, list_entries, read_whole, require_modes
-from metaunlearn.data.prompts import Prompt, read_prompts
+from metaunlearn.data.prompts import PromptsGiven, prompts_of
+from metaunlearn.data.wording import listed
+from metaunlearn.devices import check_device
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import sampling_facts
 from metaunlearn.generation import BATCH
-from metaunlearn.metrics.default_judge import judge_for
+from metaunlearn.metrics.default_judge import judge_of
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.fid import require_pairs
 from metaunlearn.metrics.interface import Request
@@ -112,8 +114,8 @@ def plan_pictures(
     folder: Path | str,
     *,
     metrics: Sequence[str],
-    judge: Judge,
-    prompts: Sequence[Prompt] = (),
+    judge: Judge | str | None = None,
+    prompts: PromptsGiven = (),
     concept: str | None = None,
     alternatives: Sequence[str] = (),
     reference: Path | str | None = None,
@@ -121,7 +123,8 @@ def plan_pictures(
     device: str = "cpu",
 ) -> PictureEvaluation:
     """Check the call; the arguments are those of :func:`evaluate_pictures`. Every picture is decoded once."""
-    named, folder = metrics_named(metrics), Path(folder)
+    named, folder, prompts = metrics_named(listed(metrics)), Path(folder), prompts_of(prompts)
+    alternatives, device = listed(alternatives), check_device(device)
     texts_matter = bool(prompts) or any(metric.key.partition(":")[0] in OF_PROMPTS for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")
     require_modes(entries, "the pictures (pictures=, --pictures)")
@@ -132,7 +135,7 @@ def plan_pictures(
     asked = [Depicted(text=prompt.text, label=prompt.label, role=prompt.role) for prompt in prompts]
     drawn = _as_drawn(entries, asked)
     request = Request(
-        judge=judge,
+        judge=judge_of(judge, None, labels=looked_for(concept, alternatives), device=device),
         draws=drawn or _depicted(entries, asked),
         concept=concept,
         alternatives=alternatives,
@@ -157,8 +160,8 @@ def evaluate_pictures(
     folder: Path | str,
     *,
     metrics: Sequence[str],
-    judge: Judge,
-    prompts: Sequence[Prompt] = (),
+    judge: Judge | str | None = None,
+    prompts: PromptsGiven = (),
     concept: str | None = None,
     alternatives: Sequence[str] = (),
     reference: Path | str | None = None,
@@ -209,8 +212,8 @@ def evaluate_pictures_into(
     evaluation = plan_pictures(
         folder,
         metrics=metrics,
-        judge=judge_for(None, judge, labels=looked_for(concept, alternatives), device=device),
-        prompts=() if prompts is None else read_prompts(prompts),
+        judge=judge,
+        prompts=prompts or (),
         concept=concept,
         alternatives=alternatives,
         reference=reference,

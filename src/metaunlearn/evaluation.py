@@ -15,10 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
-from metaunlearn.data.prompts import Prompt
+from metaunlearn.data.prompts import Prompt, PromptsGiven, prompts_of
+from metaunlearn.data.wording import listed
+from metaunlearn.devices import check_device
 from metaunlearn.draws import AS_IT_IS, Draw, DrawSettings, batches, check_asked, draw_batch, draws_for, sampling_of
 from metaunlearn.errors import UserError
 from metaunlearn.generation import picture_size
+from metaunlearn.metrics.default_judge import judge_of
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
@@ -34,10 +37,12 @@ from metaunlearn.metrics.measuring import (
     write_scores,
 )
 from metaunlearn.metrics.reference import Reference
+from metaunlearn.metrics.unlearncanvas import looked_for
+from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
-from metaunlearn.settings import resolve
+from metaunlearn.settings import resolve, whole
 
 __all__ = ["IMAGES", "METRICS", "RAW", "Evaluation", "Request", "evaluate", "plan"]
 
@@ -107,10 +112,10 @@ class Evaluation:
 
 def plan(
     pipeline: Any,
-    prompts: Sequence[Prompt],
+    prompts: PromptsGiven,
     *,
     metrics: Sequence[str],
-    judge: Judge,
+    judge: Judge | str | None = None,
     concept: str | None = None,
     alternatives: Sequence[str] = (),
     reference: Path | str | None = None,
@@ -122,7 +127,9 @@ def plan(
     device: str = "cpu",
 ) -> Evaluation:
     """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
-    named = metrics_named(metrics)
+    named, prompts, device = metrics_named(listed(metrics)), prompts_of(prompts), check_device(device)
+    seed, images_per_prompt = whole(seed, "seed=, --seed"), whole(images_per_prompt, "images_per_prompt=, --images")
+    steps = None if steps is None else whole(steps, "steps=, --steps")
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
     check_asked(images=images_per_prompt, steps=steps, guidance_scale=guidance_scale)
@@ -131,7 +138,7 @@ def plan(
     draws = draws_for(prompts, images=images_per_prompt, seed=seed, guidance_scale=sampling.guidance_scale)
     compared = reference if any(isinstance(metric, Distance) for metric in named.values()) else None
     request = Request(
-        judge=judge,
+        judge=judge_of(judge, pipeline, labels=looked_for(concept, alternatives), device=device),
         draws=draws,
         concept=concept,
         alternatives=alternatives,
@@ -153,10 +160,10 @@ def plan(
 
 def evaluate(
     pipeline: Any,
-    prompts: Sequence[Prompt],
+    prompts: PromptsGiven,
     *,
     metrics: Sequence[str],
-    judge: Judge,
+    judge: Judge | str | None = None,
     concept: str | None = None,
     alternatives: Sequence[str] = (),
     reference: Path | str | None = None,
@@ -171,14 +178,18 @@ def evaluate(
 ) -> dict[str, Score]:
     """Scores by metric name; with ``out``, also ``images/``, ``raw.jsonl`` and, last, ``results.json`` there.
 
-    ``metrics`` are names of ``METRICS``, some with a variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``fid:FILE``.
+    ``pipeline`` is one, or what :func:`~metaunlearn.models.load` takes. ``prompts`` are texts,
+    :class:`~metaunlearn.data.prompts.Prompt` or a file (a ``Path``). ``metrics`` are names of ``METRICS``, some with a
+    variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``fid:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. ``overrides`` are keys of
     :class:`~metaunlearn.draws.DrawSettings`, such as ``"precision=bf16"``. ``device`` is where a metric's own model
-    (Inception, the safety checker) runs; ``pipeline`` and ``judge`` are where they are. Everything that can be refused
-    is refused before the first image is made.
+    (Inception, the safety checker) runs; ``pipeline`` and ``judge`` are where they are. ``judge`` is one
+    (:func:`~metaunlearn.metrics.judge.load_judge`) or its name; ``None``: Canvas's own, of what Canvas draws.
+    Everything that can be refused is refused before the first image is made.
     """
     refuse_measured(out)
+    pipeline, alternatives = load_pipeline(pipeline), listed(alternatives)
     evaluation = plan(
         pipeline,
         prompts,

@@ -23,6 +23,7 @@ from metaunlearn.data.duplicates import find_duplicates
 from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import read_prompts
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
+from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError, first_line
 from metaunlearn.files import write_atomic, write_json
 from metaunlearn.generation import Sampling, default_sampling, picture_size
@@ -63,6 +64,7 @@ def make_set(
     ``metadata.jsonl``.
     Returns the summary; its ``pending`` counts the pictures that other shards have still to draw.
     """
+    device = check_device(device)
     texts = _texts(name, recipe_named(name), prompts)
     settings = resolve(MakeSettings, {}, overrides)
     share = Shard.parse(shard)

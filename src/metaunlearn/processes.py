@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from metaunlearn.devices import check_device
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
 from metaunlearn.parameters import Loss, Params, SharedLoss
 from metaunlearn.shards import AGAIN, answered, are_pieces
@@ -54,14 +55,15 @@ class Processes:
         """Whether this process writes the run's folder."""
         return self.number == 0
 
-    def device(self, name: str) -> str:
-        """``cuda`` is this process's own card."""
+    def device(self, name: str | torch.device) -> str:
+        """``cuda`` is this process's own card. UserError when there is no such device here."""
+        name = str(name)
         if self.count > 1 and ":" in name:
             raise UserError(
                 f"{self.count} processes cannot share the device {name!r} (device=..., --device); give it without a "
                 "number, and each takes its own."
             )
-        return name if self.count == 1 or name == "cpu" else f"{name}:{self.local}"
+        return check_device(name if self.count == 1 or name == "cpu" else f"{name}:{self.local}")
 
     def own(self, rows: int) -> slice:
         """This process's rows of a batch of ``rows``, which ``count`` must divide."""

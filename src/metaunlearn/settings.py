@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -31,6 +32,14 @@ class Settings(BaseModel):
     def _numbers_or_none(cls) -> frozenset[str]:
         kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
         return frozenset(name for name, of in kinds.items() if type(None) in of and str not in of)
+
+
+def whole(number: Any, option: str) -> int:
+    """``number`` as an int, whatever library's it is; UserError names the ``option`` when it is not whole."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise UserError(f"expected a whole number ({option}), got {number!r}.") from None
 
 
 def _split(value: Any) -> Any:

@@ -25,6 +25,7 @@ from metaunlearn.bench.select import Part, select
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
+from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.report.page import build_report
 from metaunlearn.runs import RESULTS_FILE, Progress
@@ -78,7 +79,10 @@ def dry_run(
     device: str = "cpu",
     ray: str | None = None,
 ) -> Outlook:
-    """What :func:`run_grid` would have to do, what it would take, and what is missing for it."""
+    """What :func:`run_grid` would have to do, what it would take, and what is missing for it.
+
+    ``device`` need not be here.
+    """
     if ray is not None:
         check_kind(device)
     asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
@@ -108,6 +112,8 @@ def run_grid(
     one cell after another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before
     any work when the call is wrong or something is missing, RunError at the end when cells failed.
     """
+    if ray is None:  # A cluster's machines may have what this one has not.
+        check_device(device)
     asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
     job = prepare(recipe, Path(out), asked, overrides)
     if missing := missing_of(job.todo()):

@@ -93,7 +93,7 @@ def attack(
         from metaunlearn.processes import join
 
         processes = join(device)  # Before anything touches the device: which card is this process's is settled here.
-        common |= {"device": o.check_device(device), "progress": console.progress}
+        common |= {"device": device, "progress": console.progress}
         if kind == ON_PROMPTS:
             _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search, tracker=tracker)
             _attack_prompts(console, model, question, base=base, data=data, shard=shard, **common)

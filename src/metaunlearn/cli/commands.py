@@ -143,7 +143,7 @@ def erase(
             overrides=overrides or (),
             seed=seed,
             processes=join(device),
-            device=o.check_device(device),
+            device=device,
             out=out,
             resume=resume,
             delta=delta,
@@ -195,7 +195,7 @@ def generate(
             overrides=overrides or (),
             seed=seed,
             processes=join(device),
-            device=o.check_device(device),
+            device=device,
             resume=resume,
             progress=console.pictures("drawing"),
         )

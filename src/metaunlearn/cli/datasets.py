@@ -47,7 +47,7 @@ def make(
             overrides=overrides or (),
             seed=seed,
             shard=shard,
-            device=o.check_device(device),
+            device=device,
             resume=resume,
             progress=console.pictures("drawing"),
         )

@@ -69,7 +69,7 @@ def evaluate(
         from metaunlearn.processes import join
         from metaunlearn.runs import RESULTS_FILE
 
-        common |= {"processes": join(device), "device": o.check_device(device)}
+        common |= {"processes": join(device), "device": device}
         if pictures is not None:
             from metaunlearn.evaluating_pictures import evaluate_pictures_into
 

@@ -62,12 +62,10 @@ def bench(
         from metaunlearn.bench.run import dry_run, run_grid
 
         asked = {"only": only or (), "overrides": overrides or (), "prompts": prompts or (), "use": use or ()}
-        # A cluster's machines may have what this one has not.
-        where = device if ray is not None else o.check_device(device)
         if plan:
-            found = dry_run(recipe, out, **asked, device=where, ray=ray)
+            found = dry_run(recipe, out, **asked, device=device, ray=ray)
         else:
-            summary = run_grid(recipe, out, **asked, device=where, ray=ray, progress=console.progress)
+            summary = run_grid(recipe, out, **asked, device=device, ray=ray, progress=console.progress)
     if plan:
         console.result(found.to_dict(), *_outlook_lines(found))
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metaunlearn.errors import UserError, first_line
+from metaunlearn.errors import UserError
 
 _MODEL = typer.Argument(
     metavar="MODEL", help="A diffusers folder, a .safetensors checkpoint, a hub id, or 'canvas', which is embedded."
@@ -98,18 +98,6 @@ def parse_numbers(text: str) -> tuple[float, ...]:
             f"got {text!r} (strengths=..., --strengths)."
         )
     return numbers
-
-
-def check_device(name: str) -> str:
-    """``name`` if torch knows such a device here."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = first_line(error)
-        raise UserError(f"there is no device {name!r} here: {said}. Try cpu (device=..., --device).") from error
-    return name
 
 
 def names(text: str) -> list[str]:

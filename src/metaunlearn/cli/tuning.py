@@ -57,14 +57,14 @@ def tune(
             from metaunlearn.tuning.report import report as run_report
 
             summary: dict[str, Any] = run_report(
-                recipe, out, trials=trial or (), device=o.check_device(device), progress=console.progress
+                recipe, out, trials=trial or (), device=device, progress=console.progress
             )
             console.result(summary, _report_table(summary), f"report: {summary['report']}")
             return
         from metaunlearn.tuning.run import tune as run
 
         result = run(
-            recipe, out, trials=trials, workers=workers, resume=resume, device=o.check_device(device),
+            recipe, out, trials=trials, workers=workers, resume=resume, device=device,
             progress=console.progress,
         )  # fmt: skip
     console.result(result.to_dict(), *_result_lines(result))

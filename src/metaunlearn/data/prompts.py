@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,21 @@ class Prompt:
     """What a judge should see in the images."""
     role: str | None = None
     """``erased``, ``in-domain`` or ``cross-domain`` in a set for UA, IRA and CRA."""
+
+
+PromptsGiven = Sequence[Prompt | str] | Prompt | str | Path
+"""Prompts as a caller has them: texts, with or without more, or a file (a ``Path``; a text is a prompt)."""
+
+
+def prompts_of(given: PromptsGiven) -> list[Prompt]:
+    """What was ``given`` as a list; UserError for anything that is no prompt."""
+    if isinstance(given, Path):
+        return read_prompts(given)
+    prompts = [given] if isinstance(given, Prompt | str) else list(given)
+    for prompt in prompts:
+        if not isinstance(prompt, Prompt | str):
+            raise UserError(f"a prompt is a text, or a Prompt (prompts=...), not {prompt!r}.")
+    return [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 def read_prompts(file: Path | str) -> list[Prompt]:

@@ -13,6 +13,15 @@ def listed(texts: Sequence[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
+def texts_of(given: Sequence[str] | str) -> list[str]:
+    """The same; UserError when something in it is no text."""
+    texts = listed(given)
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"expected texts (concepts=[...], retain=[...], related=[...]), got {text!r}.")
+    return texts
+
+
 def synonyms(concept: str) -> list[str]:
     """``"a knife|a blade"`` → its texts; UserError when one is empty."""
     texts = [text.strip() for text in concept.split("|")]

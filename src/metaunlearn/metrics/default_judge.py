@@ -49,6 +49,13 @@ def judge_for(
     return load_judge(spec or "canvas", labels=labels, device=device)
 
 
+def judge_of(
+    given: Judge | str | None, pipeline: Any, *, labels: Sequence[str] = (), device: str | torch.device = "cpu"
+) -> Judge:
+    """A judge that a caller has already, or the one that a name or nothing stands for, as in :func:`judge_for`."""
+    return judge_for(pipeline, given, labels=labels, device=device) if isinstance(given, str | None) else given
+
+
 def _refuse() -> NoReturn:
     raise UserError(
         "this needs a judge, and only Canvas has one of its own: name a CLIPModel or an image classifier, a folder or "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metaunlearn.devices import check_device
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.loading import load_pipeline
@@ -44,7 +45,7 @@ def load(model: Any, device: str | torch.device = "cpu") -> TextToImageModel:
 
 def adapt(pipeline: Any, device: str | torch.device = "cpu") -> TextToImageModel:
     """The adapter of a pipeline that is loaded already; UserError says what it lacks if it cannot work."""
-    return ADAPTERS[check_pipeline(pipeline)](pipeline, device=device)
+    return ADAPTERS[check_pipeline(pipeline)](pipeline, device=check_device(device))
 
 
 def own_pipeline(model: Any, *others: str, device: str | torch.device | None = None) -> Any:

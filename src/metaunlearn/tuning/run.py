@@ -17,6 +17,7 @@ from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.needs import Needs
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
+from metaunlearn.devices import check_device
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
 from metaunlearn.files import write_json
 from metaunlearn.runs import Progress, versions
@@ -72,6 +73,7 @@ def tune(
     one ``out``. With ``resume`` a search that is there goes on, also to a larger number of trials.
     Raises UserError before any work when the call is wrong. A trial whose training breaks down is kept as failed.
     """
+    device = check_device(device)
     if workers < 1:
         raise UserError(f"a search needs at least 1 worker (workers=, --workers); got {workers}.")
     out, read = Path(out), read_checked(recipe)
