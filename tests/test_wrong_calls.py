@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import metaunlearn
-from metaunlearn.bench.run import run_grid
+from metaunlearn.bench.run import dry_run, run_grid
 from metaunlearn.canvas import load_pipeline
 from metaunlearn.checkpoint import save_training
 from metaunlearn.cli.console import _Bars
@@ -124,10 +124,11 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(canvas: Any, tmp_
         lambda: metaunlearn.load("canvas", "abacus"),
         lambda: metaunlearn.tune("frontier-canvas", tmp_path / "o", device="abacus"),
         lambda: run_grid("table1-canvas", tmp_path / "o", device="abacus"),
+        lambda: dry_run("table1-canvas", tmp_path / "o", device="abacus"),
         lambda: metaunlearn.evaluate(canvas, "a knife", metrics="concept", concept="knife", device="abacus"),
     ]
     for call in calls:
-        with pytest.raises(UserError, match="there is no device 'abacus' here"):
+        with pytest.raises(UserError, match="there is no device 'abacus'"):
             call()
     assert not (tmp_path / "o").exists()
     assert str(metaunlearn.load("canvas", torch.device("cpu")).device) == "cpu"

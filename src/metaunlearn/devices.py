@@ -1,10 +1,18 @@
-"""Whether there is such a device."""
+"""Whether there is such a device, here or at all."""
 
 from __future__ import annotations
 
 import torch
 
 from metaunlearn.errors import UserError, first_line
+
+
+def check_name(device: str) -> None:
+    """UserError when torch has no such device anywhere; this machine may lack it."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"there is no device {device!r} (device=..., --device): {first_line(error)}.") from error
 
 
 def check_device(device: str | torch.device) -> str:

@@ -25,7 +25,7 @@ from metaunlearn.bench.select import Part, select
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
-from metaunlearn.devices import check_device
+from metaunlearn.devices import check_device, check_name
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.report.page import build_report
 from metaunlearn.runs import RESULTS_FILE, Progress
@@ -83,6 +83,7 @@ def dry_run(
 
     ``device`` need not be here.
     """
+    check_name(device)
     if ray is not None:
         check_kind(device)
     asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
