@@ -14,7 +14,7 @@ from browser import in_frames, needs_chromium
 from conftest import Call
 from metaunlearn.errors import UserError
 from metaunlearn.report.page import build_report
-from report_fixtures import draw_picture, write_runs
+from report_fixtures import draw_picture, invented_summary, write_runs, write_samples
 
 
 def write_bench(out: Path) -> None:
@@ -62,6 +62,32 @@ def test_a_folder_of_benches_alone_lists_them(tmp_path: Path, call: Call) -> Non
     assert "2 grids of benches. A folder" in page
     assert 'id="runs"' not in page
     assert page.count("<td>12 of 12</td>") == 2
+
+
+def test_a_demo_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> None:
+    (tmp_path / "the demo").mkdir()
+    write_samples(tmp_path / "the demo")
+    (tmp_path / "the demo" / "summary.json").write_text(json.dumps(invented_summary()))
+    write_runs(tmp_path / "the demo" / "unlearn")
+    page = build_report(tmp_path).read_text()
+    assert "the demo <small>no page yet: <code>metaunlearn report DIR/the demo</code>" in page
+    assert "</th><td>knife</td>" in page
+    assert "1 demo. A folder" in page
+    assert '<article class="run">' not in page
+    assert '<h2 id="scores">' not in page
+    build_report(tmp_path / "the demo")
+    page = build_report(tmp_path).read_text()
+    assert '<a href="the%20demo/report.html">the demo</a></th><td>knife</td>' in page
+
+
+def test_percentages_have_one_decimal_whatever_they_are(tmp_path: Path) -> None:
+    for name, value in (("none", 0.0), ("some", 0.5)):
+        (tmp_path / name).mkdir()
+        result = {"value": value, "low": 0.0, "high": 3.7, "n": 100, "protocol": {"unit": "percent of images"}}
+        (tmp_path / name / "results.json").write_text(json.dumps({"concept": result}))
+    page = build_report(tmp_path).read_text()
+    assert '<th scope="row">none</th><td>0.0</td><td>0.0–3.7</td>' in page
+    assert '<th scope="row">some</th><td>0.5</td><td>0.0–3.7</td>' in page
 
 
 def test_a_bench_without_a_grid_is_nothing_to_report(tmp_path: Path) -> None:

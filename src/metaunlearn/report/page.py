@@ -16,12 +16,14 @@ from metaunlearn.report.runs import (
     GridLink,
     RunCard,
     ScoreTable,
+    StoryLink,
     grids_in,
     has_grid,
     is_bench,
     read_grids,
     read_runs,
     read_scores,
+    read_stories,
 )
 from metaunlearn.report.sections import Metric, loss_panels, panels, self_destruction
 from metaunlearn.report.story import headline, rows
@@ -34,6 +36,7 @@ class _Below(NamedTuple):
     runs: list[RunCard]
     tables: list[ScoreTable]
     benches: list[GridLink]
+    stories: list[StoryLink]
 
 
 def build_report(folder: Path | str) -> Path:
@@ -69,7 +72,7 @@ def _only_grid(folder: Path) -> Path:
 
 def _page(folder: Path) -> str:
     summary, samples = read_summary(folder), read_samples(folder)
-    below = _Below([], [], []) if summary else _Below(read_runs(folder), read_scores(folder), read_grids(folder))
+    below = _Below([], [], [], []) if summary else _below(folder)
     if summary is None and not (samples or any(below)):
         raise UserError(
             f"{folder} holds no results: looked for {SUMMARY_FILE} and {SAMPLES_FILE} in it, and for {RUN_FILE}, "
@@ -79,8 +82,12 @@ def _page(folder: Path) -> str:
     return _story(folder, summary, samples, below)
 
 
+def _below(folder: Path) -> _Below:
+    return _Below(read_runs(folder), read_scores(folder), read_grids(folder), read_stories(folder))
+
+
 def _story(folder: Path, summary: Summary | None, samples: list[Sample], below: _Below) -> str:
-    numbers = (len(below.runs), len(below.tables), len(below.benches))
+    numbers = [len(part) for part in below]
     values: dict[str, Any] = {
         "name": folder.resolve().name,
         "summary": summary,
@@ -91,6 +98,7 @@ def _story(folder: Path, summary: Summary | None, samples: list[Sample], below: 
         ],
         "tables": below.tables,
         "benches": below.benches,
+        "stories": below.stories,
         "counts": [f"{number} {words[number != 1]}" for number, words in zip(numbers, _WORDS, strict=True) if number],
     }
     if summary is not None:
@@ -110,6 +118,11 @@ def _strips(cards: list[RunCard]) -> list[list[tuple[int, Picture]]]:
     return [[(step, next(pictures)) for step, _ in card.strip] for card in cards]
 
 
-_WORDS = (("run", "runs"), ("table of scores", "tables of scores"), ("grid of a bench", "grids of benches"))
+_WORDS = (
+    ("run", "runs"),
+    ("table of scores", "tables of scores"),
+    ("grid of a bench", "grids of benches"),
+    ("demo", "demos"),
+)
 """One and several of each part of :class:`_Below`."""
 _COLLATERAL: tuple[tuple[str, Metric], ...] = (("Related concepts", "related"), ("Unrelated concepts", "unrelated"))

@@ -1,6 +1,6 @@
 """Run folders below a folder: ``run.json``, ``log.jsonl`` and ``results.json`` as cards, loss curves, score tables.
 
-Folders of a bench have pages of their own: they are named, and nothing below them is looked at.
+Folders of a bench, and those of a demo, have pages of their own: they are named, and nothing below them is looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from metaunlearn.files import read_json, read_records
 from metaunlearn.metrics.intervals import comparable
-from metaunlearn.report.data import Score, parse
+from metaunlearn.report.data import SUMMARY_FILE, Score, parse, read_summary
 from metaunlearn.runs import LOG_FILE, RESULTS_FILE, RUN_FILE
 
 STRIP_FOLDER = "strip"
@@ -92,6 +92,17 @@ class GridLink:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoryLink:
+    """A demo below the reported folder."""
+
+    name: str
+    """Path of its folder below the reported one."""
+    concept: str
+    page: str
+    """As a grid's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetricScore:
     """One line of a :class:`ScoreTable`."""
 
@@ -109,6 +120,11 @@ class ScoreTable:
     lines: list[MetricScore]
     apart: dict[str, Any] = field(default_factory=dict)
     """The part of the protocol in which tables of the same metric differ."""
+
+    @property
+    def percent(self) -> bool:
+        """Whether its figures are percentages."""
+        return str(self.protocol.get("unit")).startswith("percent of ")
 
 
 def is_grid(results: object) -> bool:
@@ -135,14 +151,22 @@ def grids_in(folder: Path) -> list[Path]:
 
 
 def _folders(top: Path) -> list[Path]:
-    """``top`` and every folder below it, in a stable order; hidden ones, links and what is below a bench left out."""
+    """``top`` and every folder below it, in a stable order.
+
+    Left out are hidden ones, links, and what is below a bench or a demo.
+    """
     found = []
     for folder, below, _files in os.walk(top):
         here = Path(folder)
-        of_bench = here != top and is_bench(here)
-        below[:] = [] if of_bench else sorted(name for name in below if not name.startswith("."))
+        of_bench, of_story = here != top and is_bench(here), here != top and is_story(here)
+        below[:] = [] if of_bench or of_story else sorted(name for name in below if not name.startswith("."))
         found.append(here)
     return found
+
+
+def is_story(folder: Path) -> bool:
+    """Whether a demo was told in ``folder``."""
+    return (folder / SUMMARY_FILE).is_file()
 
 
 def _name(folder: Path, top: Path) -> str:
@@ -183,6 +207,8 @@ def read_runs(top: Path) -> list[RunCard]:
     cards = []
     for folder in _folders(top):
         run, log = folder / RUN_FILE, folder / LOG_FILE
+        if folder != top and is_story(folder):
+            continue  # Has a page of its own.
         if not run.is_file() and not log.is_file():
             continue
         record = parse(dict[str, Any], read_json(run), str(run)) if run.is_file() else {}
@@ -201,14 +227,27 @@ def read_grids(top: Path) -> list[GridLink]:
     links = []
     for folder in (grid for bench in _folders(top) for grid in grids_in(bench)):
         found = parse(_Grid, read_json(folder / RESULTS_FILE), str(folder / RESULTS_FILE))
-        page = folder / REPORT_FILE
         links.append(
             GridLink(
-                name=_name(folder, top), measured=len(found.rows), in_all=found.rows_in_all,
-                page=quote(page.relative_to(top).as_posix()) if page.is_file() else "",
+                name=_name(folder, top), measured=len(found.rows), in_all=found.rows_in_all, page=_page_of(folder, top)
             )
-        )  # fmt: skip
+        )
     return links
+
+
+def read_stories(top: Path) -> list[StoryLink]:
+    """A link for every demo below ``top``."""
+    found = [(folder, read_summary(folder)) for folder in _folders(top) if folder != top and is_story(folder)]
+    return [
+        StoryLink(name=_name(folder, top), concept=summary.concept, page=_page_of(folder, top))
+        for folder, summary in found
+        if summary is not None
+    ]
+
+
+def _page_of(folder: Path, top: Path) -> str:
+    page = folder / REPORT_FILE
+    return quote(page.relative_to(top).as_posix()) if page.is_file() else ""
 
 
 def read_scores(top: Path) -> list[ScoreTable]:
