@@ -65,7 +65,7 @@ def test_a_folder_of_benches_alone_lists_them(tmp_path: Path, call: Call) -> Non
 
 
 def test_a_demo_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> None:
-    (tmp_path / "the demo").mkdir()
+    (tmp_path / "the demo" / "unlearn").mkdir(parents=True)
     write_samples(tmp_path / "the demo")
     (tmp_path / "the demo" / "summary.json").write_text(json.dumps(invented_summary()))
     write_runs(tmp_path / "the demo" / "unlearn")
