@@ -109,6 +109,17 @@ def test_a_finished_storys_report_comes_back_and_other_versions_are_said(
     summary.write_text(text)
 
 
+def test_a_story_that_was_told_by_other_settings_is_not_todays(told: Path) -> None:
+    """A recipe that the story's extends, or takes, may have changed since."""
+    text = (told / "run.json").read_text()
+    record = json.loads(text)
+    record["request"]["erasing"]["settings"]["gamma2"] = 77.0
+    (told / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"differently \(erasing\): erasing.settings.gamma2 was 77.0 and is"):
+        demo(told, recipe=recipe(told.parent), overrides=["steps=3"], resume=True)
+    (told / "run.json").write_text(text)
+
+
 def test_cards_say_what_was_measured(told: Path) -> None:
     for model in ("unlearn", "meta-unlearn"):
         assert "Nothing yet" not in (told / model / "README.md").read_text()

@@ -93,10 +93,11 @@ def demo(
             "(method=, --method): choose another one, such as esd-u-1, or set methods side by side with bench."
         )
     wanted = [*(f"{key}={value}" for key, value in story.erase.items()), *overrides]
-    check_objective(configure(method, read_recipe(story.recipe), wanted), meta=True)
+    chosen = configure(method, read_recipe(story.recipe), wanted)
+    check_objective(chosen, meta=True)
     request = {
         "command": "demo", "concept": concept, "method": method, "seed": seed, "story": story.model_dump(mode="json"),
-        "overrides": list(overrides),
+        "overrides": list(overrides), "erasing": chosen.record(),
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume, alone=True)
     if folder.complete_before:
