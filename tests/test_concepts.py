@@ -167,3 +167,11 @@ def test_a_prompt_whose_end_would_not_be_read_is_left_out_but_not_the_text_itsel
     assert guide_prompts(short, prompts, "thing")[:3] == ("thing", "thing", "thing")
     with pytest.raises(UserError, match=r"guide 'a thing of no kind at all' .* longer than the 7 tokens"):
         guide_prompts(short, prompts, "a thing of no kind at all")
+
+
+@pytest.mark.parametrize(
+    "named", [{"concepts": ["gun", "gun"]}, {"concepts": ["gun|a gun|gun"]}, {"retain": ["x", "x"]}]
+)
+def test_what_is_named_twice_is_refused(other: Any, named: dict[str, list[str]]) -> None:
+    with pytest.raises(UserError, match="is named twice"):
+        prompts_for(other, **{"concepts": ["zebra"], **named})

@@ -96,8 +96,14 @@ def prompts_for(
 
 
 def _each_text(named: Sequence[str]) -> list[str]:
-    """The texts of what is ``named``, synonyms one by one."""
-    return [text for one in listed(named) for text in synonyms(one)]
+    """The texts of what is ``named``, synonyms one by one; UserError when one is named twice: it would weigh double."""
+    texts = [text for one in listed(named) for text in synonyms(one)]
+    if twice := [text for text in texts if texts.count(text) > 1]:
+        raise UserError(
+            f"{twice[0]!r} is named twice (concepts=[...], --concept TEXT; retain=, --retain; related=, --related): "
+            "name it once."
+        )
+    return texts
 
 
 def _check_apart(erased: Sequence[str], forget: Sequence[str], kept: Sequence[str]) -> None:

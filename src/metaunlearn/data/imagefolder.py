@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metaunlearn.errors import UserError
@@ -276,6 +276,8 @@ def _opened(file: Path) -> Image.Image:
 
 
 def _undecodable(file: Path, error: Exception) -> UserError:
+    if isinstance(error, UnidentifiedImageError):  # Whose own words name an object in memory.
+        error = ValueError("it is of no format that Pillow knows, or its beginning is damaged")
     return UserError(f"The image {file} cannot be decoded ({error}). Repair it or remove it from the set.")
 
 
