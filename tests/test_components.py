@@ -99,6 +99,11 @@ def test_a_damaged_file_is_named(folder: Path, file: str, content: str, says: st
         load_pipeline(folder)
 
 
+def test_what_a_mac_leaves_beside_is_passed_over(folder: Path) -> None:
+    (folder / "unet" / "._config.json").write_bytes(b"\x00\x05\x16\x07\x00\xff")
+    load_pipeline(folder)
+
+
 def test_weights_of_another_shape(folder: Path) -> None:
     config = json.loads((folder / "vae" / "config.json").read_text())
     (folder / "vae" / "config.json").write_text(json.dumps({**config, "block_out_channels": [16, 8]}))

@@ -165,13 +165,15 @@ def test_a_prompt_whose_end_would_not_be_read_is_left_out_but_not_the_text_itsel
     )
     assert prompts.unrelated == ("a dog of a kind that is long",)
     assert guide_prompts(short, prompts, "thing")[:3] == ("thing", "thing", "thing")
+    # A guide is bare wherever a template with it would be cut.
+    assert {*guide_prompts(short, prompts, "a red toy pistol")} == {"a red toy pistol"}
     with pytest.raises(UserError, match=r"guide 'a thing of no kind at all' .* longer than the 7 tokens"):
         guide_prompts(short, prompts, "a thing of no kind at all")
 
 
 @pytest.mark.parametrize(
-    "named", [{"concepts": ["gun", "gun"]}, {"concepts": ["gun|a gun|gun"]}, {"retain": ["x", "x"]}]
+    ("which", "named"), [("other", ["gun", "gun"]), ("other", ["gun|a gun|gun"]), ("canvas", ["knife", "a knife"])]
 )
-def test_what_is_named_twice_is_refused(other: Any, named: dict[str, list[str]]) -> None:
+def test_a_concept_that_is_named_twice_is_refused(which: str, named: list[str], request: pytest.FixtureRequest) -> None:
     with pytest.raises(UserError, match="is named twice"):
-        prompts_for(other, **{"concepts": ["zebra"], **named})
+        prompts_for(request.getfixturevalue(which), named)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from conftest import Call
 from metaunlearn.data.latents import LatentSet
@@ -34,7 +34,11 @@ def few_timesteps() -> Any:
         ({"prompts": [], "seeds": []}, "at least one prompt and a seed for each, got 0 and 0"),
         ({"prompts": ["a dog", "a cat"]}, "a seed for each, got 2 and 1"),
         ({"steps": 0}, "at least 1 step .* got 0 and"),
-        ({"steps": 1001}, r"has 1000 timesteps, so no picture can be sampled in 1001 steps"),
+        (
+            {"steps": 1001},
+            r"has 1000 timesteps, and its DDIMScheduler cannot sample in 1001 steps .* take 999 or fewer",
+        ),
+        ({"steps": 2.5}, "expected a whole number"),
         ({"guidance_scale": float("nan")}, "a finite guidance scale"),
         ({"precision": "float64"}, "precision is one of float32, tf32, bf16, fp16, not 'float64'"),
     ],
@@ -63,9 +67,28 @@ def test_a_short_schedule_has_fewer_steps(call: Call, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "trained", "most"),
+    [
+        (DDIMScheduler(num_train_timesteps=20, clip_sample=False, steps_offset=1), 20, 19),
+        (PNDMScheduler(num_train_timesteps=50, skip_prk_steps=True, steps_offset=1), 50, 49),
+        (EulerDiscreteScheduler(num_train_timesteps=20), 20, 50),
+    ],
+)
+def test_the_scheduler_itself_says_how_many_steps_there_is_room_for(scheduler: Any, trained: int, most: int) -> None:
+    pipeline = new_sd1()
+    pipeline.scheduler = scheduler
+    assert scheduler.config.num_train_timesteps == trained
+    assert default_sampling(pipeline).steps == most
+    assert generate_images(pipeline, "a dog", 0).isfinite().all()
+    if most < 50:
+        with pytest.raises(UserError, match=rf"has {trained} timesteps, .*; take {most} or fewer"):
+            generate_images(pipeline, "a dog", 0, steps=most + 1)
+
+
 def test_a_sampling_file_that_says_something_else_is_named(tmp_path: Path) -> None:
     new_sd1().save_pretrained(tmp_path / "model")
-    for content in ('{"steps": 3, "scale": 2}', "[3]"):
+    for content in ('{"steps": 3, "scale": 2}', "[3]", '{"steps": "3"}', '{"steps": 0}', '{"guidance_scale": -1}'):
         (tmp_path / "model" / "sampling.json").write_text(content)
         with pytest.raises(UserError, match=r"sampling.json does not say how .* steps and guidance_scale"):
             default_sampling(load(tmp_path / "model").pipeline)

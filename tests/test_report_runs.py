@@ -69,6 +69,9 @@ def test_a_demo_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> No
     write_samples(tmp_path / "the demo")
     (tmp_path / "the demo" / "summary.json").write_text(json.dumps(invented_summary()))
     write_runs(tmp_path / "the demo" / "unlearn")
+    (tmp_path / "the demo" / "run.json").write_text(json.dumps({"status": "complete", "request": {"command": "demo"}}))
+    (tmp_path / "another's").mkdir()
+    (tmp_path / "another's" / "summary.json").write_text('{"a": 1}')
     page = build_report(tmp_path).read_text()
     assert "the demo <small>no page yet: <code>metaunlearn report DIR/the demo</code>" in page
     assert "</th><td>knife</td>" in page

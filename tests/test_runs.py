@@ -11,6 +11,7 @@ import pytest
 
 from metaunlearn import runs
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.processes import Processes
 from metaunlearn.runs import BEAT, NotThisRunError, RunFolder
 
 
@@ -171,6 +172,52 @@ def test_a_run_that_failed_before_it_did_anything_leaves_no_folder(tmp_path: Pat
     with pytest.raises(RunError), folder.alone():
         raise RunError("the edit changed nothing")
     assert not out.exists()
+
+
+def test_a_folder_that_was_there_before_stays(tmp_path: Path) -> None:
+    """Empty, as it was; and what others keep below it is no run's."""
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    with pytest.raises(RunError), folder.alone():
+        raise RunError("the edit changed nothing")
+    assert [*tmp_path.iterdir()] == []
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "run.json").write_text("{}")
+    with pytest.raises(RunError), folder.alone():
+        raise RunError("the loss is not finite")
+    assert (tmp_path / "below" / "run.json").exists()
+
+
+def test_what_fails_after_a_run_is_complete_leaves_it_so(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
+    with pytest.raises(RunError), folder.alone():
+        _finish_and_fail(folder)
+    assert folder.complete
+
+
+def _finish_and_fail(folder: RunFolder) -> None:
+    folder.finish(steps=3)
+    raise RunError("another process of this run died")
+
+
+def test_of_several_processes_none_removes_the_folder(tmp_path: Path) -> None:
+    """Another one may be writing its pictures there."""
+    several = Processes(count=2)
+    object.__setattr__(several, "on_main", lambda make: make())
+    folder = RunFolder.open(tmp_path / "run", {"a": 1}, resume=False, alone=True, processes=several)
+    with pytest.raises(RunError), folder.alone():
+        raise RunError("no memory")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_where_folders_cannot_be_locked_a_failure_leaves_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaunlearn.runs._locked", lambda folder: None)
+    folder = RunFolder.open(tmp_path / "run", {"a": 1}, resume=False, alone=True)
+    with pytest.raises(RunError), folder.alone():
+        raise RunError("another process makes it now")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
 
 
 def test_a_run_that_failed_on_its_way_says_why_and_may_go_on(tmp_path: Path) -> None:

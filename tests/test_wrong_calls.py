@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import metaunlearn
+from conftest import Call
 from metaunlearn.bench.run import dry_run, run_grid
 from metaunlearn.canvas import load_pipeline
 from metaunlearn.checkpoint import save_training
@@ -19,12 +20,14 @@ from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import check_asked
 from metaunlearn.erasing import EraseResult
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.generating import generate_into
 from metaunlearn.generation import default_sampling
 from metaunlearn.meta.objective import _errors
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import adapt
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.recipe import read_recipe
+from metaunlearn.tuning.report import report as tune_report
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(canvas: Any, tmp_
         lambda: metaunlearn.erase(canvas, "knife", device="abacus", out=tmp_path / "o"),
         lambda: metaunlearn.attack(canvas, tmp_path, device="abacus", out=tmp_path / "o"),
         lambda: metaunlearn.load("canvas", "abacus"),
+        lambda: tune_report("frontier-canvas", tmp_path / "o", device="abacus"),
         lambda: metaunlearn.tune("frontier-canvas", tmp_path / "o", device="abacus"),
         lambda: run_grid("table1-canvas", tmp_path / "o", device="abacus"),
         lambda: dry_run("table1-canvas", tmp_path / "o", device="abacus"),
@@ -144,6 +148,9 @@ def test_plain_texts_are_prompts_metrics_and_judges(canvas: Any, tmp_path: Path)
     (tmp_path / "p.txt").write_text("a knife\na dog\n")
     read = metaunlearn.evaluate(canvas, tmp_path / "p.txt", metrics="concept", judge="canvas", **options)
     assert read["concept"].value == made["concept"].value
+    with pytest.raises(UserError, match="nowhere"):
+        metaunlearn.evaluate(canvas, "a knife", metrics="concept", judge=tmp_path / "nowhere", **options)
+    assert generate_into("canvas", "a knife", tmp_path / "drawn", steps=1)["images"] == 1
 
 
 @pytest.mark.parametrize("options", [{"seed": 0.5}, {"images_per_prompt": 1.5}, {"steps": 2.0}])
@@ -168,3 +175,12 @@ def test_a_run_that_was_complete_has_the_same_summary(tmp_path: Path) -> None:
     first = metaunlearn.attack(tmp_path / "erased", **moved).summary
     assert metaunlearn.attack(tmp_path / "erased", resume=True, **moved).summary == first
     assert first["checkpoints"] == {"0.5": str(tmp_path / "moved" / "strength-0.50")}
+
+
+@pytest.mark.parametrize("how", [["--kind", "unlearndiffatk"], ["--data", "p.txt", "--search", "--steps", "2"]])
+def test_a_device_is_checked_before_a_judge_is_put_on_it(call: Call, tmp_path: Path, how: list[str]) -> None:
+    (tmp_path / "p.txt").write_text("a knife\n")
+    how = [str(tmp_path / word) if word == "p.txt" else word for word in how]
+    given = ["--prompts", tmp_path / "p.txt", "--concept", "knife", "--base", "canvas", "--device", "abacus"]
+    refused = call("attack", "canvas", *how, *given, "--out", tmp_path / "o")
+    assert (refused.code, "there is no device 'abacus'" in refused.err) == (2, True), refused.err

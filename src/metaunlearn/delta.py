@@ -163,7 +163,14 @@ def _others(pipeline: Any) -> dict[str, str]:
         if name.startswith("tokenizer"):
             tokenizer = getattr(pipeline, name)
             told[name] = [sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length]
-    return {name: hashlib.sha256(json.dumps(facts).encode()).hexdigest() for name, facts in told.items()}
+    return {
+        name: hashlib.sha256(json.dumps(facts, default=_numbers).encode()).hexdigest() for name, facts in told.items()
+    }
+
+
+def _numbers(betas: Any) -> Any:
+    """A pipeline that is not from a folder may have them as an array."""
+    return torch.as_tensor(betas).tolist()
 
 
 def _check_same(before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> None:

@@ -15,11 +15,12 @@ def check_name(device: str) -> None:
         raise UserError(f"there is no device {device!r} (device=..., --device): {first_line(error)}.") from error
 
 
-def check_device(device: str | torch.device) -> str:
+def check_device(device: str | int | torch.device) -> str:
     """The name of ``device`` if torch knows it here; else UserError."""
     try:
+        name = str(torch.device(device))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         said = first_line(error)
         raise UserError(f"there is no device {device!r} here: {said}. Try cpu (device=..., --device).") from error
-    return str(device)
+    return name

@@ -20,13 +20,13 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.generation import (
     Sampling,
-    check_sampling_steps,
     default_sampling,
     generate_images,
     pictures_at_once,
 )
 from metaunlearn.models.precision import Precision
 from metaunlearn.models.prompt_length import warn_of_too_long
+from metaunlearn.models.sampling_steps import check_sampling_steps
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
 from metaunlearn.settings import Settings

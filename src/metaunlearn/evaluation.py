@@ -38,7 +38,7 @@ from metaunlearn.metrics.measuring import (
 )
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import looked_for
-from metaunlearn.models.loading import load_pipeline
+from metaunlearn.models import load
 from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
@@ -127,6 +127,7 @@ def plan(
     device: str = "cpu",
 ) -> Evaluation:
     """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
+    alternatives = listed(alternatives)
     named, prompts, device = metrics_named(listed(metrics)), prompts_of(prompts), check_device(device)
     seed, images_per_prompt = whole(seed, "seed=, --seed"), whole(images_per_prompt, "images_per_prompt=, --images")
     steps = None if steps is None else whole(steps, "steps=, --steps")
@@ -189,7 +190,8 @@ def evaluate(
     Everything that can be refused is refused before the first image is made.
     """
     refuse_measured(out)
-    pipeline, alternatives = load_pipeline(pipeline), listed(alternatives)
+    if isinstance(pipeline, str | Path):
+        pipeline = load(pipeline, device).pipeline
     evaluation = plan(
         pipeline,
         prompts,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from metaunlearn.contact_sheet import SHEET_PICTURES, contact_sheet
 from metaunlearn.data.imagefolder import SHEET
-from metaunlearn.data.prompts import Prompt, read_prompts
+from metaunlearn.data.prompts import PromptsGiven, prompts_of
 from metaunlearn.draws import AS_IT_IS, Draw, DrawSettings, check_asked, draw_into, draws_for, sampling_of
 from metaunlearn.errors import UserError
 from metaunlearn.models import load
@@ -22,7 +22,7 @@ from metaunlearn.settings import resolve
 
 def generate_into(
     model: str,
-    prompts: Sequence[str] | Path,
+    prompts: PromptsGiven,
     out: Path,
     *,
     images: int = 1,
@@ -42,7 +42,7 @@ def generate_into(
     :func:`~metaunlearn.evaluation.evaluate`. Returns the summary. ``processes`` that
     :func:`~metaunlearn.processes.join` connected share the pictures, each making this same call.
     """
-    named = read_prompts(prompts) if isinstance(prompts, Path) else [Prompt(text) for text in prompts]
+    named = prompts_of(prompts)
     if not named:
         raise UserError("expected at least one prompt (--prompt TEXT or --prompts FILE), got none.")
     check_asked(images=images, steps=steps, guidance_scale=guidance_scale)

@@ -16,16 +16,18 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from metaunlearn.data.wording import listed
+from metaunlearn.data.prompts import PromptsGiven, prompts_of
 from metaunlearn.errors import UserError
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import read_json, write_json
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.memory_format import channels_last
 from metaunlearn.models.precision import Precision, denoising_in
+from metaunlearn.models.sampling_steps import check_sampling_steps, possible_steps
 from metaunlearn.models.unfiltered import unfiltered
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
+from metaunlearn.settings import whole
 
 BATCH = 32
 """Pictures that go through a pipeline together, if they have at most ``SIDE`` x ``SIDE`` pixels."""
@@ -47,37 +49,25 @@ _KEYS = [one.name for one in fields(Sampling)]
 
 
 def default_sampling(pipeline: Any) -> Sampling:
-    """The settings that the pipeline's folder names, else Stable Diffusion's usual ones."""
+    """The settings that the pipeline's folder names, else Stable Diffusion's usual ones, if its schedule has room."""
     folder = Path(str(getattr(pipeline.config, "_name_or_path", "") or pipeline.config.get("_name_or_path", "")))
     file = folder / SAMPLING_FILE
     if folder.is_dir() and file.is_file():
         return _read_sampling(file)
-    return Sampling(steps=int(min(Sampling.steps, _timesteps(pipeline))))
-
-
-def check_sampling_steps(pipeline: Any, steps: int) -> None:
-    """UserError when the pipeline's noise schedule has no room for so many ``steps``."""
-    if steps > _timesteps(pipeline):
-        raise UserError(
-            f"MODEL's noise schedule has {_timesteps(pipeline)} timesteps, so no picture can be sampled in {steps} "
-            "steps (steps=, --steps)."
-        )
-
-
-def _timesteps(pipeline: Any) -> float:
-    """Of the noise schedule; a pipeline of another kind may have none, and no limit."""
-    scheduler = getattr(pipeline, "scheduler", None)
-    count: float = math.inf if scheduler is None else scheduler.config.get("num_train_timesteps", math.inf)
-    return count
+    return Sampling(steps=possible_steps(pipeline, Sampling.steps))
 
 
 def _read_sampling(file: Path) -> Sampling:
     try:
-        return Sampling(**read_json(file))
-    except TypeError:
-        raise UserError(
-            f"{file} does not say how to sample: expected an object with {' and '.join(_KEYS)} or one of them."
-        ) from None
+        found = Sampling(**read_json(file))
+        if found.steps == whole(found.steps, "steps") >= 1 and 0 <= found.guidance_scale < math.inf:
+            return found
+    except (TypeError, UserError):
+        pass
+    raise UserError(
+        f"{file} does not say how to sample: expected an object with {' and '.join(_KEYS)} or one of them, a whole "
+        "number of at least 1 and a finite one of at least 0."
+    )
 
 
 def write_sampling(folder: Path, sampling: Sampling) -> None:
@@ -102,8 +92,8 @@ def pictures_at_once(pipeline: Any, wanted: int | None = None) -> int:
 @torch.no_grad()
 def generate_images(
     pipeline: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+    prompts: PromptsGiven,
+    seeds: Sequence[int] | int,
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
@@ -118,18 +108,19 @@ def generate_images(
     denoiser's products are in ``precision``. Of several ``processes`` each makes its share of the batches, and all get
     all of them. UserError when there are no prompts, or not one seed for each.
     """
-    prompts, defaults = listed(prompts), default_sampling(pipeline)
-    steps = defaults.steps if steps is None else steps
+    texts, defaults = [prompt.text for prompt in prompts_of(prompts)], default_sampling(pipeline)
+    seeds = [whole(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int) else seeds)]
+    steps = defaults.steps if steps is None else whole(steps, "steps=")
     guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    _check_drawing(pipeline, prompts, seeds, steps=steps, guidance_scale=guidance_scale, precision=precision)
+    _check_drawing(pipeline, texts, seeds, steps=steps, guidance_scale=guidance_scale, precision=precision)
     at_once, (height, width) = pictures_at_once(pipeline, batch_size), picture_size(pipeline)
 
     def batch(number: int) -> dict[str, Tensor]:
         first = number * at_once
         rows = slice(first, first + at_once)
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[rows]]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
         output = pipeline(
-            list(prompts[rows]),
+            texts[rows],
             height=height,  # Said, because XL's pipeline takes whatever it draws by default for square.
             width=width,
             num_inference_steps=steps,
@@ -138,10 +129,10 @@ def generate_images(
             output_type="pt",
         )
         if progress is not None:
-            progress(min(first + at_once, len(prompts)), len(prompts))
+            progress(min(first + at_once, len(texts)), len(texts))
         return {"images": as_rgb(output.images.float().cpu())}
 
-    together = min(at_once, len(prompts))
+    together = min(at_once, len(texts))
     with (
         unfiltered(pipeline),
         _without_bar(pipeline),
@@ -149,7 +140,7 @@ def generate_images(
         decoding(pipeline.vae, together, height * width),
         denoising_in(pipeline.unet, precision),
     ):
-        batches = processes.each(-(-len(prompts) // at_once), batch)
+        batches = processes.each(-(-len(texts) // at_once), batch)
     return torch.cat([made["images"] for made in batches])
 
 

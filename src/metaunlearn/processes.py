@@ -216,7 +216,7 @@ def join(device: str) -> Processes:
     ``device`` is the kind of device that they compute on, as ``--device`` has it.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
-        if any(name.startswith("ACCELERATE_") for name in os.environ):
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # Which its launcher always sets.
             logger.info("accelerate started one process; more share the work with: accelerate launch --num_processes N")
         return ALONE
     from accelerate import PartialState

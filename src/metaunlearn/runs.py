@@ -84,6 +84,9 @@ class RunFolder:
         self._trackers = Trackers()
         self._lock: int | None = None
         """The folder's own descriptor, locked while this run is at work; the system frees it when the process dies."""
+        self._made = False
+        """Whether the folder was not there before."""
+        self._finished = False
 
     @classmethod
     def open(
@@ -117,6 +120,7 @@ class RunFolder:
         path = self.path
         if path.exists() and not path.is_dir():
             raise UserError(f"the output {path} is a file; give a folder (out=..., --out DIR).")
+        self._made = not path.exists()
         if alone:  # Before anything is read: who ends just now must have said so.
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(path)
@@ -191,7 +195,8 @@ class RunFolder:
     def alone(self) -> Iterator[None]:
         """Around all work on a run that was opened as one process's: afterwards another may go on with it.
 
-        A run that breaks down by itself says so in ``run.json``, and leaves no folder where it had done nothing.
+        A run that breaks down by itself says so in ``run.json``, and leaves nothing where it had done nothing. A folder
+        that could not be locked is left as it is: another process may be at work in it by then.
         """
         if self._lock is not None:
             for partial in partials_of(self.path / RUN_FILE):  # Of processes that were killed.
@@ -205,13 +210,21 @@ class RunFolder:
             self._unlock()
 
     def _failed(self, why: str) -> None:
-        if any(file.is_file() and file.name != RUN_FILE for file in self.path.rglob("*")):
-            self._write("failed", error=why)
+        if self._finished or self._lock is None:
             return
-        for entry in self.path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        with contextlib.suppress(OSError):  # It may be where the user stands.
-            self.path.rmdir()
+        with contextlib.suppress(OSError):  # What went wrong first is told.
+            # Of several processes another one may be writing still.
+            if self.processes.count > 1 or self._holds_work():
+                self._write("failed", error=why)
+                return
+            shutil.rmtree(self.state, ignore_errors=True)
+            (self.path / RUN_FILE).unlink()
+            if self._made:
+                self.path.rmdir()
+
+    def _holds_work(self) -> bool:
+        files = (entry for entry in self.path.rglob("*") if not entry.is_dir() or entry.is_symlink())
+        return any(file != self.path / RUN_FILE for file in files)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -269,6 +282,7 @@ class RunFolder:
     def finish(self, **results: Any) -> None:
         """Write the final ``run.json`` and drop the resumable state; all processes wait for it."""
         self._write("complete", **results)
+        self._finished = True
         shutil.rmtree(self.state, ignore_errors=True)
         self.processes.wait()
 

@@ -25,9 +25,10 @@ from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
-from metaunlearn.generation import check_sampling_steps, default_sampling, generate_images
+from metaunlearn.generation import default_sampling, generate_images
 from metaunlearn.models import rebuilt
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.models.sampling_steps import check_sampling_steps
 from metaunlearn.settings import Settings
 
 

@@ -90,9 +90,11 @@ def attack(
         "recipe": recipe, "overrides": overrides or (), "seed": seed, "out": out, "resume": resume,
     }  # fmt: skip
     with working(as_json=as_json, shared=kind != ON_PROMPTS and not search) as console:
+        from metaunlearn.devices import check_device
         from metaunlearn.processes import join
 
         processes = join(device)  # Before anything touches the device: which card is this process's is settled here.
+        check_device(device)
         common |= {"device": device, "progress": console.progress}
         if kind == ON_PROMPTS:
             _would_do_nothing(kind, steps=steps, strengths=strengths, strip=strip, search=search, tracker=tracker)

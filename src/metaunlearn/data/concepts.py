@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from metaunlearn.canvas.catalog import NAMES, said
 from metaunlearn.canvas.tasks import known, task_for, with_styles
 from metaunlearn.data.wording import listed, synonyms
 from metaunlearn.errors import UserError
-from metaunlearn.models.prompt_length import read_at_most, shortened, too_long
+from metaunlearn.models.prompt_length import read_at_most, shortened, too_long, warn_of_too_long
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def prompts_for(
     if not concepts:
         raise UserError("no concept to erase; name at least one (concepts=[...], --concept TEXT).")
     texts, retain, related = _each_text(concepts), _each_text(retain), _each_text(related)
+    _check_once(pipeline, texts)
+    warn_of_too_long(pipeline, [*retain, *related])
     if NOTHING in retain and len(retain) > 1:
         raise UserError("retain (--retain) says 'none', and something else as well; say either.")
     of_concept = tuple(_prompts_of(pipeline, text) for text in texts)
@@ -96,14 +99,16 @@ def prompts_for(
 
 
 def _each_text(named: Sequence[str]) -> list[str]:
-    """The texts of what is ``named``, synonyms one by one; UserError when one is named twice: it would weigh double."""
-    texts = [text for one in listed(named) for text in synonyms(one)]
-    if twice := [text for text in texts if texts.count(text) > 1]:
-        raise UserError(
-            f"{twice[0]!r} is named twice (concepts=[...], --concept TEXT; retain=, --retain; related=, --related): "
-            "name it once."
-        )
-    return texts
+    """The texts of what is ``named``, synonyms one by one."""
+    return [text for one in listed(named) for text in synonyms(one)]
+
+
+def _check_once(pipeline: Any, texts: Sequence[str]) -> None:
+    """UserError when a concept is named twice, for it would weigh double; Canvas's have one name with its article."""
+    bare = is_canvas(pipeline)
+    counts = Counter(_bare(text) if bare and known(_bare(text)) else text for text in texts)
+    if twice := [text for text, count in counts.items() if count > 1]:
+        raise UserError(f"the concept {twice[0]!r} is named twice (concepts=[...], --concept TEXT): name it once.")
 
 
 def _check_apart(erased: Sequence[str], forget: Sequence[str], kept: Sequence[str]) -> None:
@@ -125,7 +130,7 @@ def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[s
     check_guide(pipeline, guide)
     in_place: dict[str, str] = {}
     for texts in prompts.of_concept:
-        named = _prompts_of(pipeline, guide, [way for way in TEMPLATES if way.format(texts[0]) in texts])
+        named = _guided(pipeline, texts, guide)
         if len(texts) != len(named):
             raise UserError(
                 f"the guide {guide!r} cannot take the place of what is erased, as in {texts[0]!r} (guide, "
@@ -133,6 +138,16 @@ def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[s
             )
         in_place |= dict(zip(texts, named, strict=True))
     return tuple(in_place[prompt] for prompt in prompts.forget)
+
+
+def _guided(pipeline: Any, texts: Sequence[str], guide: str) -> tuple[str, ...]:
+    """The prompts ``texts`` with ``guide`` in place of what they name: bare, where the pipeline would cut them."""
+    name = _bare(guide)
+    if is_canvas(pipeline) and known(name):
+        return task_for(name).concept_prompts
+    named = [way.format(guide) for way in TEMPLATES if way.format(texts[0]) in texts]
+    cut = too_long(pipeline, named)
+    return tuple(guide if prompt in cut else prompt for prompt in named)
 
 
 def check_guide(pipeline: Any, guide: str) -> None:
@@ -161,16 +176,16 @@ def _in_turn(of_concept: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(texts[way % len(texts)] for way in range(ways) for texts in of_concept)
 
 
-def _templates(pipeline: Any, texts: Sequence[str], ways: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
+def _templates(pipeline: Any, texts: Sequence[str]) -> tuple[str, ...]:
     """Prompts that ask for ``texts``; whose ends ``pipeline`` would not read are left out, but not the bare texts."""
-    prompts = tuple(way.format(text) for way in ways for text in texts)
+    prompts = tuple(way.format(text) for way in TEMPLATES for text in texts)
     cut = {*too_long(pipeline, prompts)} - {*texts}
     return tuple(prompt for prompt in prompts if prompt not in cut)
 
 
-def _prompts_of(pipeline: Any, text: str, ways: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
+def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
     name = _bare(text)
-    return task_for(name).concept_prompts if is_canvas(pipeline) and known(name) else _templates(pipeline, [text], ways)
+    return task_for(name).concept_prompts if is_canvas(pipeline) and known(name) else _templates(pipeline, [text])
 
 
 def _edited(pipeline: Any, text: str) -> str:

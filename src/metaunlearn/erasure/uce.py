@@ -209,8 +209,9 @@ def edit_report(before: Params, matrices: Params, conditions: list[float], kept:
     change = norm(add(matrices, old, -1.0)) / norm(old)
     if change < NOTHING:
         raise RunError(
-            "the closed-form edit changed nothing: to MODEL the concept and its guide are the same tokens. "
-            "Name the concept in other words, or choose an optimised method (method=..., --method esd-x-1)."
+            "the closed-form edit changed nothing: to MODEL the concept and its guide are the same tokens, or "
+            "erase_scale is next to nothing. Name the concept in other words, or choose an optimised method "
+            "(method=..., --method esd-x-1)."
         )
     logger.info(
         "closed-form edit of %d matrices that keeps %d texts: condition number %.1e, relative change %.3f",

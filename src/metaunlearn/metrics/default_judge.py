@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -50,10 +51,12 @@ def judge_for(
 
 
 def judge_of(
-    given: Judge | str | None, pipeline: Any, *, labels: Sequence[str] = (), device: str | torch.device = "cpu"
+    given: Judge | str | Path | None, pipeline: Any, *, labels: Sequence[str] = (), device: str | torch.device = "cpu"
 ) -> Judge:
     """A judge that a caller has already, or the one that a name or nothing stands for, as in :func:`judge_for`."""
-    return judge_for(pipeline, given, labels=labels, device=device) if isinstance(given, str | None) else given
+    if isinstance(given, str | Path | None):
+        return judge_for(pipeline, None if given is None else str(given), labels=labels, device=device)
+    return given
 
 
 def _refuse() -> NoReturn:

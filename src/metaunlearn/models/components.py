@@ -44,7 +44,7 @@ def _check_folders(folder: Path, index: Mapping[str, Any]) -> None:
             raise UserError(
                 f"MODEL {folder} is incomplete: its model_index.json has a {name}, its folder has none. {AGAIN}"
             )
-        for file in sorted((folder / name).glob("*.json")):
+        for file in sorted((folder / name).glob("[!.]*.json")):  # A Mac leaves hidden ones beside.
             if not isinstance(read_json(file), dict):
                 raise UserError(f"MODEL {folder} is damaged: {name}/{file.name} holds no JSON object. {AGAIN}")
         if name in TOKENIZERS:

@@ -165,8 +165,11 @@ def _folders(top: Path) -> list[Path]:
 
 
 def is_story(folder: Path) -> bool:
-    """Whether a demo was told in ``folder``."""
-    return (folder / SUMMARY_FILE).is_file()
+    """Whether a demo was told in ``folder``, to its end."""
+    if not ((folder / SUMMARY_FILE).is_file() and (folder / RUN_FILE).is_file()):
+        return False
+    record = read_json(folder / RUN_FILE)
+    return isinstance(record, dict) and record.get("request", {}).get("command") == "demo"
 
 
 def _name(folder: Path, top: Path) -> str:

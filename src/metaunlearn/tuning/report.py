@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.bench.store import Store
+from metaunlearn.devices import check_device
 from metaunlearn.errors import UserError
 from metaunlearn.runs import Progress
 from metaunlearn.tuning.records import BASELINES, Record, frontier, read_records
@@ -33,7 +34,7 @@ def report(
     measured afresh for these. Leaves ``report.md`` and ``report.json``; returns the summary. Raises UserError when the
     call is wrong, RunError when a training breaks down.
     """
-    read = read_checked(recipe)
+    read, device = read_checked(recipe), check_device(device)
     tune = read.tune
     if not tune.unseen:
         raise UserError(f"recipe {recipe}, [tune]: unseen is empty; a report needs attacks that the search never saw.")

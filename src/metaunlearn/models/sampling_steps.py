@@ -1,0 +1,41 @@
+"""In how many steps a pipeline's scheduler can sample: its noise schedule has room for so many, and not for more."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from metaunlearn.errors import UserError
+
+
+def check_sampling_steps(pipeline: Any, steps: int) -> None:
+    """UserError when the pipeline's scheduler cannot sample in so many ``steps``."""
+    if not _can_sample(pipeline, steps):
+        raise UserError(
+            f"MODEL's noise schedule has {_timesteps(pipeline)} timesteps, and its {type(pipeline.scheduler).__name__} "
+            f"cannot sample in {steps} steps (steps=, --steps); take {possible_steps(pipeline, steps)} or fewer."
+        )
+
+
+def possible_steps(pipeline: Any, wanted: int) -> int:
+    """``wanted``, or as many steps as the pipeline's scheduler can take."""
+    return next((steps for steps in range(wanted, 1, -1) if _can_sample(pipeline, steps)), 1)
+
+
+def _timesteps(pipeline: Any) -> int | None:
+    """Of the noise schedule; a pipeline of another kind may have none."""
+    scheduler = getattr(pipeline, "scheduler", None)
+    count: int | None = None if scheduler is None else scheduler.config.get("num_train_timesteps")
+    return count
+
+
+def _can_sample(pipeline: Any, steps: int) -> bool:
+    trained = _timesteps(pipeline)
+    if trained is None or 2 * steps <= trained:  # Far enough apart for any spacing and offset.
+        return True
+    scheduler = copy.deepcopy(pipeline.scheduler)
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, IndexError, RuntimeError):
+        return False
+    return bool(scheduler.timesteps.min() >= 0 and scheduler.timesteps.max() <= trained - 1)
