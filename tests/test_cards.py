@@ -112,6 +112,36 @@ def test_the_card_tells_what_lies_beside_the_run(erased: Path, call: Call) -> No
     assert "Nothing yet" not in text
 
 
+def test_a_card_finds_what_was_called_from_elsewhere_and_says_what_was_looked_for(
+    erased: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands were called above, by relative paths, and the card is written below: the same card."""
+    runs = tmp_path / "my runs"
+    shutil.copytree(erased, runs / "erased")
+    requests = {
+        "attacked": {"command": "attack", "kind": "finetune", "model": "my runs/erased", "steps": [0, 50]},
+        "drawn": {"command": "generate", "model": "my runs/erased"},
+        "scores": {"command": "evaluate", "model": "my runs/erased"},
+        "scores-last": {"command": "evaluate", "model": "my runs/attacked"},
+        "scores-drawn": {"command": "evaluate --pictures", "pictures": "my runs/drawn"},
+        "scores-of-files": {"command": "evaluate --pictures", "pictures": "my runs/nowhere"},
+    }
+    for name, request in requests.items():
+        (runs / name).mkdir()
+        (runs / name / "run.json").write_text(json.dumps({"request": request}))
+        if name.startswith("scores"):
+            found = score(5.0) | {"protocol": {"concept": "zebra|a striped horse"}}
+            (runs / name / "results.json").write_text(json.dumps({"concept": found}))
+    monkeypatch.chdir(runs)
+    text = write_card(Path("erased")).read_text()
+    what = "concept (zebra or a striped horse) | 5.00 [4.00, 6.00] | 40"
+    assert [line for line in text.splitlines() if line.startswith("| ") and "[4" in line] == [
+        f"| before any attack | {what} | scores |",
+        f"| before any attack | {what} | scores-drawn |",
+        f"| after 50 steps of finetune (attacked) | {what} | scores-last |",
+    ]
+
+
 def test_attacks_without_steps_and_attacks_that_measure_themselves(erased: Path, tmp_path: Path) -> None:
     """An evaluation of half an interpolation; UnlearnDiffAtk in two shards, and a search, with figures of their own."""
     model, protocol = tmp_path / "meta-unlearn", {"metric": "attack success rate"}

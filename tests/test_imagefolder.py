@@ -115,7 +115,9 @@ def refused(folder: Path, **options: object) -> str:
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
-    assert "does not exist" in refused(tmp_path / "nowhere")
+    assert "does not exist. Expected a folder with a metadata.jsonl" in refused(tmp_path / "nowhere")
+    assert refused(tmp_path / "nowhere", default_text="x").endswith("does not exist. Expected a folder.")
+    assert "is a file. Expected a folder" in refused(Path(__file__))
     assert "holds no images" in refused(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     assert "only .txt" in refused(tmp_path, default_text="x")

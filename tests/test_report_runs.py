@@ -13,6 +13,7 @@ from bench_grids import made_up, write_results
 from browser import in_frames, needs_chromium
 from conftest import Call
 from metaunlearn.errors import UserError
+from metaunlearn.report.charts import loss_chart
 from metaunlearn.report.page import build_report
 from report_fixtures import draw_picture, invented_summary, write_runs, write_samples
 
@@ -129,3 +130,29 @@ def test_nothing_sticks_out(tmp_path: Path) -> None:
         found = `scroll ${inner.documentElement.scrollWidth} out [${out.map((part) => part.tagName)}]`;"""
     expected = {str(width): f"scroll {width} out []" for width in (320, 1280)}
     assert in_frames(tmp_path, build_report(tmp_path), (320, 1280), script) == expected
+
+
+def test_the_checkpoints_of_an_attack_are_no_runs_of_their_own(tmp_path: Path) -> None:
+    run = {"status": "complete", "request": {"command": "attack", "kind": "finetune"}}
+    for name, record in {"attacked": run, "attacked/step-000003": run | {"step": 3}, "other": run}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    page = build_report(tmp_path).read_text()
+    assert re.findall('<article class="run">\n<h3>(.*?) <small>', page) == ["attacked", "other"]
+
+
+@pytest.mark.parametrize(
+    ("points", "labels"),
+    [
+        ([(1, 0.007), (2, 0.0108), (3, 0.009)], ["1", "2", "3", "step", "0.007", "0.008", "0.009", "0.01", "0.011"]),
+        ([(1, -0.00004), (2, 0.00016)], ["1", "2", "step", "0", "5e-5", "1e-4", "1.5e-4"]),
+        ([(step, 1000 * step) for step in range(1, 20)], ["0", "5", "10", "15", "20", "step"]),
+        ([(1, 0.5), (2, 0.5)], ["1", "2", "step"]),
+    ],
+)
+def test_labels_of_a_loss_differ_and_are_short(points: list[tuple[float, float]], labels: list[str]) -> None:
+    found = re.findall(r">([^<>]+)</text>", str(loss_chart(points)))
+    assert found[: len(labels)] == labels
+    values = found[found.index("step") + 1 :]
+    assert len({*values}) == len(values)
+    assert max(map(len, values)) <= 7

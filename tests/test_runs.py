@@ -159,6 +159,7 @@ def test_a_run_that_broke_off_lets_go_of_its_folder(tmp_path: Path) -> None:
     folder = RunFolder.open(tmp_path, {"a": 1}, resume=False, alone=True)
     with pytest.raises(KeyboardInterrupt), folder.alone():
         raise KeyboardInterrupt
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
     with pytest.raises(NotThisRunError):
         RunFolder.open(tmp_path, {"a": 2}, resume=True, alone=True)
     with RunFolder.open(tmp_path, {"a": 1}, resume=True, alone=True).alone():

@@ -25,7 +25,8 @@ from metaunlearn.models.memory import checkpointing
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.recipe import read_recipe, recipe_for
-from metaunlearn.runs import RUN_FILE, Progress, RunFolder, named
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import Progress, RunFolder, named
 from metaunlearn.settings import whole
 from metaunlearn.tracking import check_trackers
 

@@ -36,7 +36,8 @@ from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, read_only
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import read_recipe, recipe_for
-from metaunlearn.runs import RESULTS_FILE, RUN_FILE, Progress, RunFolder, named
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import RESULTS_FILE, Progress, RunFolder, named
 from metaunlearn.settings import whole
 from metaunlearn.sharing import Shard
 

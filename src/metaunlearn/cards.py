@@ -15,9 +15,10 @@ from huggingface_hub import try_to_load_from_cache
 from metaunlearn.data.concepts import NOTHING
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
+from metaunlearn.records import RUN_FILE, record_of
 from metaunlearn.report.data import read_summary
 from metaunlearn.report.story import rows
-from metaunlearn.runs import RESULTS_FILE, RUN_FILE
+from metaunlearn.runs import RESULTS_FILE
 
 CARD_FILE = "README.md"
 UNKNOWN_LICENCE = "other"
@@ -36,7 +37,7 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
     what an ``attack`` made of it. ``licence`` is the base model's, None: what its own card says. Raises UserError when
     ``folder`` holds no complete erasing run.
     """
-    record = _record(folder)
+    record = record_of(folder)
     if record is None or record["request"].get("command") != "erase" or record.get("status") != "complete":
         raise UserError(f"{folder} holds no complete run of metaunlearn erase (DIR), so there is nothing to describe.")
     request = record["request"]
@@ -52,15 +53,6 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
     )
     write_atomic(folder / CARD_FILE, text + "\n")
     return folder / CARD_FILE
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    """The record of the run in ``folder``; None where there is none, or no longer, or somebody else's file."""
-    try:
-        record = json.loads((folder / RUN_FILE).read_text())
-    except (OSError, ValueError):  # What lies beside a run comes and goes, and may be anybody's.
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("request"), dict) else None
 
 
 def _base(model: str) -> str:
@@ -88,9 +80,7 @@ def _front_matter(request: dict[str, Any], licence: str) -> str:
 
 def _what(record: dict[str, Any]) -> Iterator[str]:
     request = record["request"]
-    concepts = html.escape(
-        ", ".join(" ".join(text.replace("|", " or ").split()) for text in request["concepts"]), quote=False
-    )
+    concepts = ", ".join(map(_one_line, request["concepts"]))
     base = _base(request["model"])
     yield f"# {base} without {concepts}"
     how = "so that finetuning does not easily bring it back (meta-unlearning)" if request["meta"] else "plainly"
@@ -108,6 +98,11 @@ def _what(record: dict[str, Any]) -> Iterator[str]:
         f"{versions['torch']}; `run.json` has all settings and hashes. SHA-256 of the base's parameters: "
         f"`{request['weights']}`."
     )
+
+
+def _one_line(concept: str) -> str:
+    """A concept as text of one line, synonyms with "or" between."""
+    return html.escape(" ".join(concept.replace("|", " or ").split()), quote=False)
 
 
 def _said(value: Any) -> str:
@@ -146,26 +141,25 @@ def _evaluations(folder: Path) -> Iterator[str]:
     beside = folder.resolve().parent
     # Two levels and no more: what lies beside may be somebody's home.
     files = [*beside.glob(f"*/{RUN_FILE}"), *beside.glob(f"*/*/{RUN_FILE}")]
-    found = {file.parent: _record(file.parent) for file in sorted(files)}
+    found = {file.parent: record_of(file.parent) for file in sorted(files)}
     runs = {path: record for path, record in found.items() if record is not None}
     states: dict[Path, tuple[float, str]] = {folder.resolve(): (0, "before any attack")}
     results: list[tuple[Path, tuple[float, str]]] = []
     for path, record in runs.items():
         request = record["request"]
-        if request.get("command") == "attack" and _is(request.get("model"), folder):
+        if request.get("command") == "attack" and folder.resolve() in _places(request.get("model"), beside):
             states |= _checkpoints(path, record)
             # Of an attack on prompts and of a search; shards leave theirs beside themselves, together.
             results.append((path.parent if path.name.startswith("shard-1-of-") else path, _after_all(request)))
     for path, record in runs.items():
-        request = record["request"]
-        if request.get("command") == "evaluate" and Path(request["model"]).resolve() in states:
-            results.append((path, states[Path(request["model"]).resolve()]))
+        results += [(path, states[place]) for place in _evaluated(record["request"], beside) if place in states][:1]
     lines = []
     for path, (place, state) in results:
         if (path / RESULTS_FILE).is_file():
             for metric, score in json.loads((path / RESULTS_FILE).read_text()).items():
                 figure = _figure(score["value"], score.get("low"), score.get("high"))
-                line = f"| {state} | {metric} | {figure} | {score.get('n', '')} | {path.name} |"
+                what = _what_of(metric, score.get("protocol") or {})
+                line = f"| {state} | {what} | {figure} | {score.get('n', '')} | {path.name} |"
                 lines.append((place, state, line))
     if lines:
         header = "| model | metric | value [95 % interval] | n | run |\n|---|---|---|---|---|\n"
@@ -177,9 +171,11 @@ def _checkpoints(path: Path, record: dict[str, Any]) -> dict[Path, tuple[float, 
     request = record["request"]
     run = f"{request['kind']} ({path.name})"
     if isinstance(request.get("steps"), list):
-        return {path / f"step-{step:06d}": (step, f"after {step} steps of {run}") for step in request["steps"]}
-    pairs = zip(request.get("strengths") or [], record.get("checkpoints") or [], strict=False)  # None until complete.
-    return {path / name: (level, f"{name} of {run}") for level, name in pairs}
+        found = {path / f"step-{step:06d}": (step, f"after {step} steps of {run}") for step in request["steps"]}
+    else:
+        pairs = zip(request.get("strengths") or [], record.get("checkpoints") or [], strict=False)  # Once complete.
+        found = {path / name: (level, f"{name} of {run}") for level, name in pairs}
+    return found | ({path: [*found.values()][-1]} if found else {})  # The folder itself is the last of them.
 
 
 def _after_all(request: dict[str, Any]) -> tuple[float, str]:
@@ -187,8 +183,27 @@ def _after_all(request: dict[str, Any]) -> tuple[float, str]:
     return math.inf, f"under {request['kind']}" + (" --search" if "search" in request else "")
 
 
-def _is(model: str | None, folder: Path) -> bool:
-    return model is not None and Path(model).resolve() == folder.resolve()
+def _evaluated(request: dict[str, Any], beside: Path) -> list[Path]:
+    """Where the model of an evaluation may lie, or the one that drew the pictures that were evaluated."""
+    if request.get("command") == "evaluate --pictures":
+        drawn = [
+            record for place in _places(request.get("pictures"), beside) if (record := record_of(place)) is not None
+        ]
+        request = {**drawn[0]["request"], "command": "evaluate"} if drawn else {}
+    return _places(request.get("model"), beside) if request.get("command") == "evaluate" else []
+
+
+def _places(named: str | None, beside: Path) -> list[Path]:
+    """What a run's request names, wherever above ``beside`` the command was called that named it."""
+    if named is None:
+        return []
+    return [Path(named).resolve(), *((above / named).resolve() for above in (beside, *beside.parents))]
+
+
+def _what_of(metric: str, protocol: dict[str, Any]) -> str:
+    """A metric, and what it looked for if it is one that looks for something."""
+    concept = protocol.get("concept")
+    return f"{metric} ({_one_line(concept)})" if isinstance(concept, str) else metric
 
 
 def _figure(value: float, low: float | None, high: float | None) -> str:

@@ -24,6 +24,7 @@ from metaunlearn.asked import asked_differently, in_words
 from metaunlearn.errors import UserError
 from metaunlearn.files import partials_of, read_json, write_atomic, write_json
 from metaunlearn.processes import ALONE, Processes
+from metaunlearn.records import RUN_FILE
 from metaunlearn.tracking import Trackers, tracking
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ Progress = Callable[[str, int, int], None]
 Count = Callable[[int, int], None]
 """Called with how much is done, and how much there is."""
 
-RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 RESULTS_FILE = "results.json"
 STATE_FOLDER = "state"
@@ -203,6 +203,9 @@ class RunFolder:
                 partial.unlink(missing_ok=True)
         try:
             yield
+        except KeyboardInterrupt:
+            self._ended("interrupted")
+            raise
         except Exception as error:
             self._failed(str(error) or type(error).__name__)
             raise
@@ -210,17 +213,20 @@ class RunFolder:
             self._unlock()
 
     def _failed(self, why: str) -> None:
-        if self._finished or self._lock is None:
+        # Of several processes another one may be writing still.
+        if self._finished or self._lock is None or self.processes.count > 1 or self._holds_work():
+            self._ended("failed", error=why)
             return
         with contextlib.suppress(OSError):  # What went wrong first is told.
-            # Of several processes another one may be writing still.
-            if self.processes.count > 1 or self._holds_work():
-                self._write("failed", error=why)
-                return
             shutil.rmtree(self.state, ignore_errors=True)
             (self.path / RUN_FILE).unlink()
             if self._made:
                 self.path.rmdir()
+
+    def _ended(self, status: str, **why: Any) -> None:
+        if self._lock is not None and not self._finished:
+            with contextlib.suppress(OSError):
+                self._write(status, **why)
 
     def _holds_work(self) -> bool:
         files = (entry for entry in self.path.rglob("*") if not entry.is_dir() or entry.is_symlink())
@@ -321,6 +327,9 @@ class _OthersRunFolder(RunFolder):
         """The main process does."""
 
     def _failed(self, why: str) -> None:
+        """The main process does."""
+
+    def _ended(self, status: str, **why: Any) -> None:
         """The main process does."""
 
     @contextlib.contextmanager

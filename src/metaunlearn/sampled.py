@@ -14,7 +14,8 @@ from metaunlearn.evaluation import IMAGES
 from metaunlearn.files import read_records
 from metaunlearn.metrics.measuring import RAW
 from metaunlearn.models.precision import Precision
-from metaunlearn.runs import RESULTS_FILE, RUN_FILE
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import RESULTS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from metaunlearn.errors import UserError
 from metaunlearn.files import sha256, write_atomic
+from metaunlearn.records import unfinished
 
 METADATA = "metadata.jsonl"
 SHEET = "sheet.png"
@@ -135,7 +136,8 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
     """What ``folder`` holds, checked as far as it can be without decoding; at least one entry."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"The data folder {folder} does not exist. Expected a folder of images with a {METADATA}.")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"The folder of images {folder} {what}. Expected a folder{_captioned(default_text)}.")
     present = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     pictures = [path for path in present if path.suffix.lower() in EXTENSIONS]
     metadata = folder / METADATA
@@ -153,7 +155,7 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
     if default_text is None:
         raise UserError(
             f"{folder} has images but no {METADATA}. Write one, a line for each image: "
-            '{"file_name": "a.png", "text": "a photo of ..."}.'
+            '{"file_name": "a.png", "text": "a photo of ..."}.' + unfinished(folder)
         )
     ignored = [path for path in present if path not in set(pictures)]
     if ignored:
@@ -161,6 +163,10 @@ def list_entries(folder: Path | str, *, default_text: str | None = None) -> list
             "%d files of %s are not supported images and are left out: %s", len(ignored), folder, _some(ignored)
         )
     return [Entry(_inside(folder, str(path.relative_to(folder)), str(folder)), default_text) for path in pictures]
+
+
+def _captioned(default_text: str | None) -> str:
+    return f" with a {METADATA}, a line with the caption of each image" if default_text is None else ""
 
 
 def require_modes(entries: Sequence[Entry], what: str, *, mixed: bool = False) -> None:

@@ -16,6 +16,7 @@ from metaunlearn.files import read_json
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import AGAIN, NETWORKS, networks
 from metaunlearn.models.variants import variants_of
+from metaunlearn.records import unfinished
 
 CANVAS = "canvas"
 
@@ -46,7 +47,7 @@ def load_folder(path: Path) -> Any:
     if not index.exists():
         raise UserError(
             f"MODEL {path} is a folder without model_index.json, so it is no diffusers pipeline; "
-            "give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'."
+            f"give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'.{unfinished(path)}"
         )
     try:
         named = read_json(index)

@@ -6,6 +6,7 @@ wide as a phone, or half as wide, so that its letters keep their size there; wid
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ WHOLE = Frame(height=180, right=56)
 """A chart of relearning by itself."""
 SMALL = Frame(width=180, height=104, left=28, right=36, bottom=24)
 """One of many: half as wide, its axes without their titles and units."""
-LOSS = Frame(height=130, right=16)
+LOSS = Frame(height=130, left=58, right=16)
 
 LABEL_GAP = 9.0
 """Least distance of two labels at the end of curves, in percent of the vertical axis of ``WHOLE``."""
@@ -209,13 +210,13 @@ def _end(curve: Curve) -> tuple[int, float]:
 
 def loss_chart(points: Sequence[tuple[float, float]]) -> Markup:
     """One loss (no unit, any sign) by training step."""
-    x = {"field": "step", "type": "quantitative", "title": "step", "axis": {"grid": False, "tickCount": 5}}
+    x = {"field": "step", "type": "quantitative", "title": "step", "axis": _step_axis([step for step, _ in points])}
     y = {
         "field": "loss",
         "type": "quantitative",
         "title": None,
         "scale": {"zero": False},
-        "axis": {"tickCount": 4, "format": "~g"},
+        "axis": _number_axis([loss for _, loss in points]),
     }
     return draw(
         {
@@ -230,14 +231,32 @@ def loss_chart(points: Sequence[tuple[float, float]]) -> Markup:
 def trend_chart(points: Sequence[tuple[int, float]], line: tuple[float, float]) -> Markup:
     """A noisy quantity by training step, and its regression ``line``, by its height at the first and the last step."""
     ends = [{"step": points[end][0], "value": height} for end, height in zip((0, -1), line, strict=True)]
-    x = {"field": "step", "type": "quantitative", "title": "step", "axis": {"grid": False, "tickCount": 5}}
-    y = {"field": "value", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": "~g"}}
+    x = {"field": "step", "type": "quantitative", "title": "step", "axis": _step_axis([step for step, _ in points])}
+    y = {"field": "value", "type": "quantitative", "title": None, "axis": _number_axis([value for _, value in points])}
     noisy = {"type": "line", "strokeWidth": 1, "opacity": 0.55, "color": "var(--meta)"}
     layers = [
         {"data": {"values": [{"step": step, "value": value} for step, value in points]}, "mark": noisy},
         {"data": {"values": ends}, "mark": {"type": "line", "strokeWidth": 2.5, "color": "var(--meta)"}},
     ]
     return draw({"layer": [{**layer, "encoding": {"x": x, "y": y}} for layer in layers]}, LOSS)
+
+
+def _step_axis(steps: Sequence[float]) -> dict[str, Any]:
+    """Whole steps: of a few of them each."""
+    axis: dict[str, Any] = {"grid": False, "tickCount": 5, "format": "d"}
+    first, last = math.ceil(min(steps)), math.floor(max(steps))
+    return axis | ({"values": [*range(first, last + 1)]} if last - first <= 5 else {})
+
+
+def _number_axis(values: Sequence[float]) -> dict[str, Any]:
+    """As many digits as neighbours need to differ in, and no more letters than the left margin has room for."""
+    span = max(values) - min(values)
+    digits = min(6, max(3, math.ceil(math.log10(max(map(abs, values)) / span)) + 2)) if span else 3
+    short = f"format(datum.value, '.{min(digits, 3)}~e')"
+    return {
+        "tickCount": 4,
+        "labelExpr": f"datum.value != 0 && abs(datum.value) < 0.001 ? {short} : format(datum.value, '.{digits}~r')",
+    }
 
 
 def intervals_chart(scores: Sequence[tuple[str, ModelName, Score]]) -> Markup:

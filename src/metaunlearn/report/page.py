@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
+from metaunlearn.records import RUN_FILE
 from metaunlearn.report.data import SAMPLES_FILE, SUMMARY_FILE, Sample, Summary, read_samples, read_summary
 from metaunlearn.report.images import Picture, inline
 from metaunlearn.report.pictures import grids
@@ -27,7 +28,7 @@ from metaunlearn.report.runs import (
 )
 from metaunlearn.report.sections import Metric, loss_panels, panels, self_destruction
 from metaunlearn.report.story import headline, rows
-from metaunlearn.runs import LOG_FILE, RESULTS_FILE, RUN_FILE
+from metaunlearn.runs import LOG_FILE, RESULTS_FILE
 
 
 class _Below(NamedTuple):

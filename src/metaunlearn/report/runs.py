@@ -18,8 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from metaunlearn.files import read_json, read_records
 from metaunlearn.metrics.intervals import comparable
+from metaunlearn.records import RUN_FILE, record_of
 from metaunlearn.report.data import SUMMARY_FILE, Score, parse, read_summary
-from metaunlearn.runs import LOG_FILE, RESULTS_FILE, RUN_FILE
+from metaunlearn.runs import LOG_FILE, RESULTS_FILE
 
 STRIP_FOLDER = "strip"
 """Where ``attack --strip`` leaves a picture for each of its steps, the number as its name."""
@@ -166,10 +167,10 @@ def _folders(top: Path) -> list[Path]:
 
 def is_story(folder: Path) -> bool:
     """Whether a demo was told in ``folder``, to its end."""
-    if not ((folder / SUMMARY_FILE).is_file() and (folder / RUN_FILE).is_file()):
+    if not (folder / SUMMARY_FILE).is_file():
         return False
-    record = read_json(folder / RUN_FILE)
-    return isinstance(record, dict) and record.get("request", {}).get("command") == "demo"
+    record = record_of(folder)
+    return record is not None and record["request"].get("command") == "demo"
 
 
 def _name(folder: Path, top: Path) -> str:
@@ -212,12 +213,19 @@ def read_runs(top: Path) -> list[RunCard]:
         run, log = folder / RUN_FILE, folder / LOG_FILE
         if folder != top and is_story(folder):
             continue  # Has a page of its own.
+        if _is_checkpoint(folder):
+            continue  # Of the run above it, whose log it repeats.
         if not run.is_file() and not log.is_file():
             continue
         record = parse(dict[str, Any], read_json(run), str(run)) if run.is_file() else {}
         curves = losses(read_log(log)) if log.is_file() else {}
         cards.append(RunCard(name=_name(folder, top), record=record, losses=curves, strip=_strip(folder)))
     return cards
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    own, above = record_of(folder), record_of(folder.parent)
+    return own is not None and above is not None and "step" in own and own["request"] == above["request"]
 
 
 def _strip(run: Path) -> list[tuple[int, Path]]:

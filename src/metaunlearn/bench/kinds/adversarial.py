@@ -15,7 +15,8 @@ from metaunlearn.data.prompts import Prompt
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import write_scores
 from metaunlearn.models import load_pipeline
-from metaunlearn.runs import RESULTS_FILE, RUN_FILE, Progress
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import RESULTS_FILE, Progress
 
 
 def make(

@@ -11,7 +11,8 @@ from metaunlearn.attacking import attack
 from metaunlearn.attacks.registry import strengths_of
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.models.state import load_state
-from metaunlearn.runs import RUN_FILE, Progress
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import Progress
 
 INDEX_FILE = "model_index.json"
 

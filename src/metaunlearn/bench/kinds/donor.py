@@ -8,7 +8,8 @@ from pathlib import Path
 
 from metaunlearn.attacking import attack
 from metaunlearn.models import load_pipeline
-from metaunlearn.runs import RUN_FILE, Progress
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import Progress
 
 
 def make(

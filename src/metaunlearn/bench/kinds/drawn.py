@@ -11,7 +11,8 @@ from metaunlearn.draws import draw_into, draws_for, sampling_of
 from metaunlearn.generating import drawing
 from metaunlearn.models import adapt
 from metaunlearn.models.state import load_state
-from metaunlearn.runs import RUN_FILE, Progress, RunFolder, named
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import Progress, RunFolder, named
 
 
 def make(

@@ -15,7 +15,8 @@ from metaunlearn.data.prompts import Prompt
 from metaunlearn.evaluating_pictures import plan_pictures
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.metrics.scores_file import with_raw, write_scores
-from metaunlearn.runs import RUN_FILE, Progress
+from metaunlearn.records import RUN_FILE
+from metaunlearn.runs import Progress
 
 
 def make(
