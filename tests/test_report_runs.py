@@ -156,3 +156,16 @@ def test_labels_of_a_loss_differ_and_are_short(points: list[tuple[float, float]]
     values = found[found.index("step") + 1 :]
     assert len({*values}) == len(values)
     assert max(map(len, values)) <= 7
+
+
+def test_what_tells_tables_apart_is_brief_and_the_concept_comes_first(tmp_path: Path) -> None:
+    for name in ("knife", "clown"):
+        (tmp_path / name).mkdir()
+        protocol = {"choices": [name, *(f"thing {number}" for number in range(60))], "concept": name}
+        found = {"concept": {"value": 1.0, "protocol": protocol}}
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+    page = build_report(tmp_path).read_text()
+    assert (
+        '<p class="apart">concept <b>clown</b>, choices <b>clown, thing 0, thing 1, thing 2, thing 3…</b></p>' in page
+    )
+    assert "thing 59" in page

@@ -184,3 +184,17 @@ def test_a_device_is_checked_before_a_judge_is_put_on_it(call: Call, tmp_path: P
     given = ["--prompts", tmp_path / "p.txt", "--concept", "knife", "--base", "canvas", "--device", "abacus"]
     refused = call("attack", "canvas", *how, *given, "--out", tmp_path / "o")
     assert (refused.code, "there is no device 'abacus'" in refused.err) == (2, True), refused.err
+
+
+def test_what_erasing_returned_is_a_model(tmp_path: Path) -> None:
+    result = metaunlearn.erase("canvas", "knife", method="uce", meta=False)
+    drawn = metaunlearn.generate_images(result, "a knife", 0, steps=2)
+    assert torch.equal(drawn, metaunlearn.generate_images(result.pipeline, ["a knife"], [0], steps=2))
+    again = metaunlearn.erase(result, "fork", method="uce", meta=False)
+    assert again.pipeline is not result.pipeline
+    options: dict[str, Any] = {"metrics": "concept", "concept": "knife", "steps": 2}
+    scores = metaunlearn.evaluate(metaunlearn.load(result), "a knife", **options)
+    assert scores["concept"].value == metaunlearn.evaluate(result, "a knife", **options)["concept"].value
+    moved = metaunlearn.attack(result, kind="interpolate", base="canvas", strengths=[0.5], out=tmp_path / "moved")
+    with pytest.raises(UserError, match=r"AttackResult, .* Give the folder of one of its checkpoints"):
+        metaunlearn.evaluate(moved, "a knife", **options)

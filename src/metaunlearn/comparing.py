@@ -60,6 +60,7 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
     yes_or_no = metric.partition(":")[0] in COUNTED and percent
     scale = 100 if yes_or_no else 1
     interval = paired_bootstrap(first, second, torch.Generator().manual_seed(seed))
+    ties = sum(a == b for a, b in zip(first, second, strict=True))
     p = mcnemar(list(map(bool, first)), list(map(bool, second))) if yes_or_no else sign_test(first, second)
     return {
         "metric": metric,
@@ -69,6 +70,7 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
         "low": scale * interval.low,
         "high": scale * interval.high,
         "n": interval.n,
+        "ties": ties,
         "p": p,
         "test": "McNemar, exact" if yes_or_no else "sign test, exact",
     }
@@ -89,7 +91,10 @@ def _rows(folder: Path, metric: str) -> list[_Seen]:
             return [_Seen(tuple(line[name] for name in PAIRS), line[key]) for line in lines if key in line]
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} does not hold what metaunlearn writes there ({error}).") from error
-    raise UserError(f"{file} has nothing on each picture for {metric!r}: a distance between sets has no pairs.")
+    raise UserError(
+        f"{file} has nothing on each picture for {metric!r}: a distance between sets has no pairs. Set such scores "
+        "side by side, with their intervals: metaunlearn table."
+    )
 
 
 def _keys(metric: str) -> tuple[str, ...]:

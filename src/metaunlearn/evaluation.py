@@ -38,7 +38,7 @@ from metaunlearn.metrics.measuring import (
 )
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import looked_for
-from metaunlearn.models import load
+from metaunlearn.models import load, load_pipeline
 from metaunlearn.models.precision import Precision
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
@@ -190,8 +190,7 @@ def evaluate(
     Everything that can be refused is refused before the first image is made.
     """
     refuse_measured(out)
-    if isinstance(pipeline, str | Path):
-        pipeline = load(pipeline, device).pipeline
+    pipeline = load(pipeline, device).pipeline if isinstance(pipeline, str | Path) else load_pipeline(pipeline)
     evaluation = plan(
         pipeline,
         prompts,

@@ -40,7 +40,8 @@ def export(model: Any, out: Path, *, precision: Precision = "float32") -> dict[s
         )
     if unusual := _unusual(pipeline):
         logger.warning(
-            "the model %s; programs that load such files may take it for one that does not, and draw noise",
+            "the model %s, which the original layout has no words for: ComfyUI and A1111 would draw noise with it; "
+            "metaunlearn import, with the folder as --config, and the folder itself keep it whole",
             " and ".join(unusual),
         )
     family = save_single_file(pipeline, out, dtype=DTYPES[precision])

@@ -21,6 +21,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import read_json, write_json
 from metaunlearn.models.autoencoder import as_rgb, decoding
+from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.memory_format import channels_last
 from metaunlearn.models.precision import Precision, denoising_in
 from metaunlearn.models.sampling_steps import check_sampling_steps, possible_steps
@@ -104,10 +105,12 @@ def generate_images(
 ) -> Tensor:
     """One picture for each (prompt, seed): (N, 3, H, W) in [0, 1], on the CPU, past the pipeline's safety checker.
 
+    ``pipeline`` is one, or what :func:`~metaunlearn.models.load_pipeline` takes.
     ``batch_size`` of them go through the pipeline together; None: as many as :func:`pictures_at_once` says. The
     denoiser's products are in ``precision``. Of several ``processes`` each makes its share of the batches, and all get
     all of them. UserError when there are no prompts, or not one seed for each.
     """
+    pipeline = load_pipeline(pipeline)
     texts, defaults = [prompt.text for prompt in prompts_of(prompts)], default_sampling(pipeline)
     seeds = [whole(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int) else seeds)]
     steps = defaults.steps if steps is None else whole(steps, "steps=")

@@ -135,6 +135,8 @@ class RunFolder:
         # Another shard may be opening the folder right now: its run.json while it is written is nobody's content.
         if path.is_dir() and {*path.iterdir()} - {*partials_of(path / RUN_FILE)}:
             self._adopt(resume)
+        if resume and self._made and self._lock is not None:
+            logger.info("there is no run in %s to go on with: it begins", path)
         if not self.complete_before:
             path.mkdir(parents=True, exist_ok=True)
             self._write("running")

@@ -74,7 +74,8 @@ def compare(
     console.result(
         found,
         f"{metric}: {found['one']:.4g} and {found['other']:.4g}",
-        f"difference {found['difference']:.4g} [{found['low']:.4g}, {found['high']:.4g}] on {found['n']} pairs",
+        f"difference {found['difference']:.4g} [{found['low']:.4g}, {found['high']:.4g}] on {found['n']} pairs, "
+        f"{found['ties']} of them equal",
         f"p = {found['p']:.3g} ({found['test']})",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from metaunlearn.doctor.advice import Advice
 from metaunlearn.doctor.estimating import JobEstimate
@@ -34,13 +35,14 @@ def _describe_job(job: JobEstimate, accelerators: int) -> list[str]:
     s = job.settings
     inner_steps = ", ".join(str(m) for m in sorted({attacker.steps for attacker in s.simulated}))
     lines = [
-        f"erasing from {job.model} ({job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
-        f"  parameters         {job.denoiser_parameters / 1e6:.1f} M, trained {job.trained_parameters / 1e6:.1f} M",
-        f"  its own settings   {', '.join(f'{key} = {value!r}' for key, value in job.method_settings.items())}",
+        f"erasing from {job.model} (on {job.image_size} x {job.image_size} pixels), {job.method}, recipe {job.recipe}:",
+        f"  parameters         {_count(job.denoiser_parameters)}, trained {_count(job.trained_parameters)}",
+        f"  its own settings   {' '.join(f'{key}={_said(value)}' for key, value in job.method_settings.items())}",
         f"  an outer step      {job.gradients_per_step} gradients on {s.batch_size} pictures (M = {inner_steps})",
         f"  memory on {job.device:<8} about {_size(job.memory_bytes)} ({MEASURED if job.memory_measured else COUNTED})",
         f"  time on {job.device:<10} about {job.seconds_per_step:.2g} s a step, "
-        f"{job.seconds / 60:.0f} min for {s.steps} steps and what comes before "
+        f"{job.seconds / 60:.0f} min for {s.steps} steps and, before them, pictures (forget_images, retain_images) and "
+        f"sampling paths (bank_trajectories) "
         f"({MEASURED if job.time_measured else COUNTED})",
     ]
     if job.available_bytes is not None and job.memory_bytes > job.available_bytes:
@@ -51,6 +53,17 @@ def _describe_job(job: JobEstimate, accelerators: int) -> list[str]:
     elif job.free_bytes is not None and job.memory_bytes > job.free_bytes:
         lines += [f"  Only {_size(job.free_bytes)} of it is free now: end what holds the rest, or wait for it."]
     return lines
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters / 1e3:.1f} thousand"
+
+
+def _said(value: Any) -> str:
+    """As --set has it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else f"{value}"
 
 
 def _advise(job: JobEstimate, accelerators: int) -> list[str]:

@@ -54,7 +54,8 @@ def own_pipeline(model: Any, *others: str, device: str | torch.device | None = N
     ``others`` are further components that may be changed, where it has them, e.g. ``"text_encoder_2"``; ``device`` is
     where it goes next.
     """
-    return load_pipeline(model) if isinstance(model, str | Path) else with_own_denoiser(model, *others, device=device)
+    pipeline = load_pipeline(model)
+    return pipeline if isinstance(model, str | Path) else with_own_denoiser(pipeline, *others, device=device)
 
 
 def read_only(model: Any, *, device: str | torch.device | None = None) -> Any:
@@ -62,7 +63,8 @@ def read_only(model: Any, *, device: str | torch.device | None = None) -> Any:
 
     An adapter on ``device`` casts, moves and freezes none of the caller's own.
     """
-    return load_pipeline(model) if isinstance(model, str | Path) else _around(model, (), device)
+    pipeline = load_pipeline(model)
+    return pipeline if isinstance(model, str | Path) else _around(pipeline, (), device)
 
 
 def with_own_denoiser(pipeline: Any, *others: str, device: str | torch.device | None = None) -> Any:

@@ -52,7 +52,7 @@ def check_class(name: str) -> None:
     """Refuse a pipeline class that has no adapter; ``name`` may come from a ``model_index.json``."""
     if name in FAMILIES:
         return
-    hint = ""
+    hint = " Give the folder of one of its checkpoints." if name == "AttackResult" else ""
     if name.startswith("StableDiffusion") and any(word in name for word in ("Inpaint", "Img2Img", "Depth", "Upscale")):
         hint = " It starts from a picture; give the text-to-image pipeline that it was made from."
     raise UserError(f"MODEL is a {name}, which has no adapter; this release handles {HANDLED}.{hint}")

@@ -25,10 +25,14 @@ def load_pipeline(model: Any) -> Any:
     """The diffusers pipeline that ``model`` names, in float32; only a hub id that is not in the cache is downloaded.
 
     ``model`` is ``"canvas"``, a diffusers folder, a ``.safetensors`` file in the original layout, or a hub id; a
-    pipeline is returned as it is. UserError when there is none, or one that cannot be worked with.
+    pipeline is returned as it is, and so is that of what ``load`` or ``erase`` returned. UserError when there is none,
+    or one that cannot be worked with.
     """
     if not isinstance(model, str | Path):
-        return model
+        pipeline = getattr(model, "pipeline", model)
+        if not hasattr(pipeline, "config"):
+            check_class(type(pipeline).__name__)
+        return pipeline
     if str(model) == CANVAS:
         from metaunlearn import canvas
 

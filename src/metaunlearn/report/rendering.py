@@ -32,7 +32,7 @@ def render(template: str, *, scripts: Sequence[str] = (), **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, points=_points, figure=_figure, words=_words)
+    environment.filters.update(percent=percent, points=_points, figure=_figure, words=_words, brief=_brief)
     code = "".join(f"{{\n{_text(name)}}}\n" for name in (*SCRIPTS, *scripts))  # A block each: no name meets another.
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return environment.get_template(template).render(
@@ -73,6 +73,16 @@ def _words(value: object) -> str:
     if isinstance(value, list) and not any(isinstance(part, dict | list) for part in value):
         return ", ".join(_words(part) for part in value)
     return value if isinstance(value, str) else _json(value)
+
+
+BRIEF = 44
+"""Letters of a setting that is told to tell tables apart; the protocol below a table has all of it."""
+
+
+def _brief(value: object) -> str:
+    """A setting, or the beginning of a long one: lists of labels and hashes."""
+    text = _words(value)
+    return text if len(text) <= BRIEF else f"{text[: BRIEF - 1].rstrip(', ')}…"
 
 
 def _json(value: object) -> str:

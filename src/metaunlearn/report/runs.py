@@ -286,7 +286,7 @@ def read_scores(top: Path) -> list[ScoreTable]:
 
 def _apart(table: ScoreTable, tables: list[ScoreTable]) -> dict[str, Any]:
     others = [comparable(other.protocol) for other in tables if other.metric == table.metric]
-    keys = dict.fromkeys(key for protocol in others for key in protocol)
+    keys = dict.fromkeys(["concept", *(key for protocol in others for key in protocol)])
     return {
         key: table.protocol.get(key)
         for key in keys
