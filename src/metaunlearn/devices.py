@@ -18,8 +18,8 @@ def check_name(device: str) -> None:
 def check_device(device: str | int | torch.device) -> str:
     """The name of ``device`` if torch knows it here; else UserError."""
     try:
-        name = str(torch.device(device))
         torch.empty(0, device=device)
+        name = str(torch.device(device))  # Which takes no None.
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         said = first_line(error)
         raise UserError(f"there is no device {device!r} here: {said}. Try cpu (device=..., --device).") from error
