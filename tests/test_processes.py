@@ -79,10 +79,12 @@ def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laun
         # way by seed, of the weights up to 2e-5 at the usual rate, and half at half of it.
         "difference": erasing(
             tiny_model, "steps=2", "meta_gradient=gradient-difference", "inner_optimizer=adam", "retain_loss=denoising",
-            "meta_loss=path", "zeta_margin=0.1", "post_attack_loss=forget", "retain_weighting=alignment",
-            "learning_rate=1e-4",
+            "inner_steps=2", "meta_loss=path", "zeta_margin=0.1", "post_attack_loss=forget",
+            "retain_weighting=alignment", "learning_rate=1e-4",
         ),
-        "double": erasing(tiny_model, "steps=2", "meta_gradient=double-backward", "diagnostics_every=1"),
+        "double": erasing(
+            tiny_model, "steps=2", "inner_steps=2", "meta_gradient=double-backward", "diagnostics_every=2"
+        ),
         "uneven": erasing(tiny_model, "steps=2", "meta_gradient=first-order", "batch_size=2"),
         # Pictures and paths in batches of two: both processes have some to make.
         "sdd": erasing(tiny_model, "steps=1", "meta_gradient=first-order", "picture_batch=2", method="sdd"),
