@@ -39,6 +39,7 @@ def few_timesteps() -> Any:
             r"has 1000 timesteps, and its DDIMScheduler cannot sample in 1001 steps .* take 999 or fewer",
         ),
         ({"steps": 2.5}, "expected a whole number"),
+        ({"steps": 10**9}, r"cannot sample in 1000000000 steps .* take 999 or fewer"),
         ({"guidance_scale": float("nan")}, "a finite guidance scale"),
         ({"precision": "float64"}, "precision is one of float32, tf32, bf16, fp16, not 'float64'"),
     ],

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from metaunlearn.errors import shortened
+
 CONTENT = {"model": "weights", "pictures": "content", "reference": "reference_content"}
 """Keys of a request that name something, and those of what is in it."""
 SHOWN = 3
@@ -40,5 +42,4 @@ def _differences(name: str, earlier: Any, now: Any) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
+    return shortened(json.dumps(value, ensure_ascii=False), WIDTH)

@@ -28,7 +28,7 @@ from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import Evaluation, plan
 from metaunlearn.files import read_json, write_json
-from metaunlearn.metrics.default_judge import judge_of
+from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.unlearncanvas import looked_for
@@ -107,7 +107,7 @@ def search_attacks(
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
     prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole(seed, "seed=, --seed")
-    judge = judge_of(judge, adapter.pipeline, labels=looked_for(concept, alternatives), device=device)
+    judge = judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device)
     recipe = recipe or recipe_for(adapter)
     grid, rest, finetune = _settings(read_recipe(recipe), overrides)
     if steps < 1:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import check_new_file, sha256
 from metaunlearn.models import adapt, in_float32, load_pipeline
-from metaunlearn.models.checks import FAMILIES, check_pipeline
+from metaunlearn.models.checks import FAMILIES, TOKENIZERS, check_pipeline
 from metaunlearn.parameters import digest
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import RunFolder
@@ -77,9 +77,9 @@ def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
     for component, module in before.items():
         own = dict(after[component].named_parameters())
         changed = {name: p for name, p in module.named_parameters() if not torch.equal(_bits(p), _bits(own[name]))}
-        hashes["base" if changed else "unchanged"][component] = digest(dict(module.named_parameters()))
+        hashes["base" if changed else "unchanged"][component] = _hash(module)
         if changed:
-            hashes["result"][component] = digest(own)
+            hashes["result"][component] = _hash(after[component])
         tensors |= {f"{component}.{name}": bit_difference(p, own[name]) for name, p in changed.items()}
     if not tensors:
         raise UserError("both models have the same weights, so there is no delta; check which two were given.")
@@ -109,7 +109,7 @@ def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
             hashes = _hashes(delta, dict(file.metadata() or {}))
             pipeline = load_pipeline(base) if isinstance(base, str | Path) else copy.deepcopy(base).to(torch.float32)
             modules = _modules(pipeline)
-            whole = _others(pipeline) | {name: digest(dict(m.named_parameters())) for name, m in modules.items()}
+            whole = _others(pipeline) | {name: _hash(m) for name, m in modules.items()}
             for component, expected in (hashes["base"] | hashes["unchanged"]).items():
                 if (found := whole.get(component, "none")) != expected:
                     raise UserError(
@@ -120,7 +120,7 @@ def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise UserError(f"the delta {delta} cannot be read as a .safetensors file: {error}") from error
     for component, expected in hashes["result"].items():
-        if digest(dict(modules[component].named_parameters())) != expected:
+        if _hash(modules[component]) != expected:
             raise RunError(f"the result's {component} is not what the delta {delta} was made to; its file is damaged.")
     as_it_was = {name: found for name, found in whole.items() if name not in hashes["base"]}
     request = {"command": "apply", "delta": sha256(delta), **hashes, "unchanged": as_it_was}
@@ -155,13 +155,16 @@ def _modules(pipeline: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
+def _hash(module: nn.Module) -> str:
+    return digest(dict(module.named_parameters()))
+
+
 def _others(pipeline: Any) -> dict[str, str]:
     """SHA-256 of what decides a picture beside weights: vocabularies with their lengths, and the noise schedule."""
     scheduler = pipeline.scheduler.config
     told: dict[str, Any] = {"scheduler": [scheduler.get(key, usual) for key, usual in SCHEDULE.items()]}
-    for name in FAMILIES[check_pipeline(pipeline)]:
-        if name.startswith("tokenizer"):
-            tokenizer = getattr(pipeline, name)
+    for name in TOKENIZERS:
+        if (tokenizer := getattr(pipeline, name, None)) is not None:
             told[name] = [sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length]
     return {
         name: hashlib.sha256(json.dumps(facts, default=_numbers).encode()).hexdigest() for name, facts in told.items()

@@ -18,15 +18,9 @@ from metaunlearn.data.imagefolder import picture_file, write_captions, write_pic
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
-from metaunlearn.generation import (
-    Sampling,
-    default_sampling,
-    generate_images,
-    pictures_at_once,
-)
+from metaunlearn.generation import Sampling, generate_images, pictures_at_once, sampling_asked
 from metaunlearn.models.precision import Precision
 from metaunlearn.models.prompt_length import warn_of_too_long
-from metaunlearn.models.sampling_steps import check_sampling_steps
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
 from metaunlearn.settings import Settings
@@ -81,13 +75,9 @@ def sampling_of(
     ``guidance_scale`` goes before the prompts' own, which they then no longer have. Prompts that are longer than what
     ``pipeline`` reads are warned of; UserError when it cannot take so many ``steps``.
     """
-    sampling = default_sampling(pipeline)
-    if steps is not None:
-        sampling = replace(sampling, steps=steps)
-    check_sampling_steps(pipeline, sampling.steps)
+    sampling = sampling_asked(pipeline, steps=steps, guidance_scale=guidance_scale)
     warn_of_too_long(pipeline, [prompt.text for prompt in prompts])
     if guidance_scale is not None:
-        sampling = replace(sampling, guidance_scale=guidance_scale)
         prompts = [replace(prompt, guidance_scale=None) for prompt in prompts]
     return sampling, prompts
 

@@ -35,6 +35,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def shortened(text: str, letters: int) -> str:
+    """``text``, or as much of its beginning as ``letters`` have room for."""
+    return text if len(text) <= letters else f"{text[: letters - 1].rstrip(', ')}…"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what another library's ``error`` says, without its full stop; its class if it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

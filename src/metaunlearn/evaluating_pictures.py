@@ -24,7 +24,7 @@ from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import sampling_facts
 from metaunlearn.generation import BATCH
-from metaunlearn.metrics.default_judge import judge_of
+from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.fid import require_pairs
 from metaunlearn.metrics.interface import Request
@@ -135,7 +135,7 @@ def plan_pictures(
     asked = [Depicted(text=prompt.text, label=prompt.label, role=prompt.role) for prompt in prompts]
     drawn = _as_drawn(entries, asked)
     request = Request(
-        judge=judge_of(judge, None, labels=looked_for(concept, alternatives), device=device),
+        judge=judge_for(None, judge, labels=looked_for(concept, alternatives), device=device),
         draws=drawn or _depicted(entries, asked),
         concept=concept,
         alternatives=alternatives,

@@ -21,7 +21,7 @@ from metaunlearn.devices import check_device
 from metaunlearn.draws import AS_IT_IS, Draw, DrawSettings, batches, check_asked, draw_batch, draws_for, sampling_of
 from metaunlearn.errors import UserError
 from metaunlearn.generation import picture_size
-from metaunlearn.metrics.default_judge import judge_of
+from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
@@ -139,7 +139,7 @@ def plan(
     draws = draws_for(prompts, images=images_per_prompt, seed=seed, guidance_scale=sampling.guidance_scale)
     compared = reference if any(isinstance(metric, Distance) for metric in named.values()) else None
     request = Request(
-        judge=judge_of(judge, pipeline, labels=looked_for(concept, alternatives), device=device),
+        judge=judge_for(pipeline, judge, labels=looked_for(concept, alternatives), device=device),
         draws=draws,
         concept=concept,
         alternatives=alternatives,

@@ -7,8 +7,7 @@ are is a question of memory only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +24,7 @@ from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.memory_format import channels_last
 from metaunlearn.models.precision import Precision, denoising_in
 from metaunlearn.models.sampling_steps import check_sampling_steps, possible_steps
-from metaunlearn.models.unfiltered import unfiltered
+from metaunlearn.models.unfiltered import unfiltered, without_bar
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
 from metaunlearn.settings import whole
@@ -45,6 +44,13 @@ class Sampling:
     guidance_scale: float = 7.5
     """Classifier-free guidance; 1 is none."""
 
+    def __post_init__(self) -> None:
+        if whole(self.steps, "steps=") < 1 or not 0 <= self.guidance_scale < math.inf:
+            raise UserError(
+                f"expected at least 1 step and a finite guidance scale of at least 0, got {self.steps} and "
+                f"{self.guidance_scale}."
+            )
+
 
 _KEYS = [one.name for one in fields(Sampling)]
 
@@ -60,15 +66,23 @@ def default_sampling(pipeline: Any) -> Sampling:
 
 def _read_sampling(file: Path) -> Sampling:
     try:
-        found = Sampling(**read_json(file))
-        if found.steps == whole(found.steps, "steps") >= 1 and 0 <= found.guidance_scale < math.inf:
-            return found
+        return Sampling(**read_json(file))
     except (TypeError, UserError):
-        pass
-    raise UserError(
-        f"{file} does not say how to sample: expected an object with {' and '.join(_KEYS)} or one of them, a whole "
-        "number of at least 1 and a finite one of at least 0."
+        raise UserError(
+            f"{file} does not say how to sample: expected an object with {' and '.join(_KEYS)} or one of them, a whole "
+            "number of at least 1 and a finite one of at least 0."
+        ) from None
+
+
+def sampling_asked(pipeline: Any, *, steps: int | None, guidance_scale: float | None) -> Sampling:
+    """The default of ``pipeline`` but for what is given; UserError when it cannot sample so."""
+    usual = default_sampling(pipeline)
+    found = Sampling(
+        steps=usual.steps if steps is None else whole(steps, "steps="),
+        guidance_scale=usual.guidance_scale if guidance_scale is None else guidance_scale,
     )
+    check_sampling_steps(pipeline, found.steps)
+    return found
 
 
 def write_sampling(folder: Path, sampling: Sampling) -> None:
@@ -111,11 +125,13 @@ def generate_images(
     all of them. UserError when there are no prompts, or not one seed for each.
     """
     pipeline = load_pipeline(pipeline)
-    texts, defaults = [prompt.text for prompt in prompts_of(prompts)], default_sampling(pipeline)
+    texts = [prompt.text for prompt in prompts_of(prompts)]
     seeds = [whole(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int) else seeds)]
-    steps = defaults.steps if steps is None else whole(steps, "steps=")
-    guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    _check_drawing(pipeline, texts, seeds, steps=steps, guidance_scale=guidance_scale, precision=precision)
+    if not texts or len(texts) != len(seeds):
+        raise UserError(f"expected at least one prompt and a seed for each, got {len(texts)} and {len(seeds)}.")
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
+    sampling = sampling_asked(pipeline, steps=steps, guidance_scale=guidance_scale)
     at_once, (height, width) = pictures_at_once(pipeline, batch_size), picture_size(pipeline)
 
     def batch(number: int) -> dict[str, Tensor]:
@@ -126,8 +142,8 @@ def generate_images(
             texts[rows],
             height=height,  # Said, because XL's pipeline takes whatever it draws by default for square.
             width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
             generator=generators,
             output_type="pt",
         )
@@ -138,41 +154,10 @@ def generate_images(
     together = min(at_once, len(texts))
     with (
         unfiltered(pipeline),
-        _without_bar(pipeline),
+        without_bar(pipeline),
         channels_last([pipeline.unet, pipeline.vae]),
         decoding(pipeline.vae, together, height * width),
         denoising_in(pipeline.unet, precision),
     ):
         batches = processes.each(-(-len(texts) // at_once), batch)
     return torch.cat([made["images"] for made in batches])
-
-
-def _check_drawing(
-    pipeline: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance_scale: float,
-    precision: str,
-) -> None:
-    if not prompts or len(prompts) != len(seeds):
-        raise UserError(f"expected at least one prompt and a seed for each, got {len(prompts)} and {len(seeds)}.")
-    if steps < 1 or not 0 <= guidance_scale < math.inf:
-        raise UserError(
-            f"expected at least 1 step and a finite guidance scale of at least 0, got {steps} and {guidance_scale}."
-        )
-    check_sampling_steps(pipeline, steps)
-    if precision not in get_args(Precision):
-        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
-
-
-@contextmanager
-def _without_bar(pipeline: Any) -> Iterator[None]:
-    """The pipeline prints no bar of its own; afterwards it does as its owner wants."""
-    before = getattr(pipeline, "_progress_bar_config", None)
-    pipeline.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        pipeline.set_progress_bar_config(**(before or {}))

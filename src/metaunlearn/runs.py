@@ -328,12 +328,6 @@ class _OthersRunFolder(RunFolder):
     def describe(self, part: Path, *, step: int) -> None:
         """The main process does."""
 
-    def _failed(self, why: str) -> None:
-        """The main process does."""
-
-    def _ended(self, status: str, **why: Any) -> None:
-        """The main process does."""
-
     @contextlib.contextmanager
     def tracked(self, names: Sequence[str]) -> Iterator[None]:
         """The main process does."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from metaunlearn.canvas.catalog import NAMES, said
 from metaunlearn.canvas.tasks import known, task_for, with_styles
 from metaunlearn.data.wording import listed, synonyms
-from metaunlearn.errors import UserError
-from metaunlearn.models.prompt_length import read_at_most, shortened, too_long, warn_of_too_long
+from metaunlearn.errors import UserError, shortened
+from metaunlearn.models.prompt_length import SHOWN, read_at_most, too_long, warn_of_too_long
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,7 @@ def _each_text(named: Sequence[str]) -> list[str]:
 
 def _check_once(pipeline: Any, texts: Sequence[str]) -> None:
     """UserError when a concept is named twice, for it would weigh double; Canvas's have one name with its article."""
-    bare = is_canvas(pipeline)
-    counts = Counter(_bare(text) if bare and known(_bare(text)) else text for text in texts)
+    counts = Counter(_canvas_name(pipeline, text) or text for text in texts)
     if twice := [text for text, count in counts.items() if count > 1]:
         raise UserError(f"the concept {twice[0]!r} is named twice (concepts=[...], --concept TEXT): name it once.")
 
@@ -142,8 +141,7 @@ def guide_prompts(pipeline: Any, prompts: ConceptPrompts, guide: str) -> tuple[s
 
 def _guided(pipeline: Any, texts: Sequence[str], guide: str) -> tuple[str, ...]:
     """The prompts ``texts`` with ``guide`` in place of what they name: bare, where the pipeline would cut them."""
-    name = _bare(guide)
-    if is_canvas(pipeline) and known(name):
+    if name := _canvas_name(pipeline, guide):
         return task_for(name).concept_prompts
     named = [way.format(guide) for way in TEMPLATES if way.format(texts[0]) in texts]
     cut = too_long(pipeline, named)
@@ -154,8 +152,8 @@ def check_guide(pipeline: Any, guide: str) -> None:
     """Refuse a guide whose end ``pipeline`` would not read."""
     if too_long(pipeline, [guide]):
         raise UserError(
-            f"the guide {shortened(guide)!r} (guide, --set guide=TEXT) is longer than the {read_at_most(pipeline)} "
-            "tokens that MODEL reads; say it in fewer words."
+            f"the guide {shortened(guide, SHOWN)!r} (guide, --set guide=TEXT) is longer than the "
+            f"{read_at_most(pipeline)} tokens that MODEL reads; say it in fewer words."
         )
 
 
@@ -171,6 +169,12 @@ def is_canvas(pipeline: Any) -> bool:
     return "openmoji</w>" in pipeline.tokenizer.get_vocab()
 
 
+def _canvas_name(pipeline: Any, text: str) -> str | None:
+    """What Canvas calls ``text``, if ``pipeline`` is Canvas and it knows it."""
+    name = _bare(text)
+    return name if is_canvas(pipeline) and known(name) else None
+
+
 def _in_turn(of_concept: Sequence[Sequence[str]]) -> tuple[str, ...]:
     ways = max(map(len, of_concept))
     return tuple(texts[way % len(texts)] for way in range(ways) for texts in of_concept)
@@ -184,14 +188,14 @@ def _templates(pipeline: Any, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _prompts_of(pipeline: Any, text: str) -> tuple[str, ...]:
-    name = _bare(text)
-    return task_for(name).concept_prompts if is_canvas(pipeline) and known(name) else _templates(pipeline, [text])
+    name = _canvas_name(pipeline, text)
+    return task_for(name).concept_prompts if name else _templates(pipeline, [text])
 
 
 def _edited(pipeline: Any, text: str) -> str:
     """The text itself; what Canvas knows, as its captions name it: its text encoder has seen nothing but captions."""
-    name = _bare(text)
-    return said(name) if is_canvas(pipeline) and known(name) else text
+    name = _canvas_name(pipeline, text)
+    return said(name) if name else text
 
 
 class _Kept(NamedTuple):

@@ -38,25 +38,22 @@ class NoJudge:
 
 
 def judge_for(
-    pipeline: Any, spec: str | None, *, labels: Sequence[str] = (), device: str | torch.device = "cpu"
+    pipeline: Any,
+    spec: Judge | str | Path | None,
+    *,
+    labels: Sequence[str] = (),
+    device: str | torch.device = "cpu",
 ) -> Judge:
-    """The judge ``spec``, as :func:`load_judge` takes it; ``None``: Canvas's own where ``pipeline`` is Canvas.
+    """The judge ``spec``, or what :func:`load_judge` makes of it; ``None``: Canvas's own where ``pipeline`` is Canvas.
 
     A model erased from Canvas or attacked counts as Canvas. Any other has no judge of its own, nor have pictures of
     which nobody says what drew them (``pipeline`` None).
     """
+    if not isinstance(spec, str | Path | None):
+        return spec
     if spec is None and (pipeline is None or not is_canvas(pipeline)):
         return NoJudge()
-    return load_judge(spec or "canvas", labels=labels, device=device)
-
-
-def judge_of(
-    given: Judge | str | Path | None, pipeline: Any, *, labels: Sequence[str] = (), device: str | torch.device = "cpu"
-) -> Judge:
-    """A judge that a caller has already, or the one that a name or nothing stands for, as in :func:`judge_for`."""
-    if isinstance(given, str | Path | None):
-        return judge_for(pipeline, None if given is None else str(given), labels=labels, device=device)
-    return given
+    return load_judge(str(spec or "canvas"), labels=labels, device=device)
 
 
 def _refuse() -> NoReturn:

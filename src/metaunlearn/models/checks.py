@@ -22,6 +22,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 """Who reads a prompt, and who is told."""
+TOKENIZERS = tuple(tokenizer for tokenizer, _ in TEXT)
 
 DRAWN_IN = 8
 """What divides the sides of every picture that these pipelines draw."""

@@ -16,11 +16,10 @@ from safetensors import SafetensorError
 
 from metaunlearn.errors import UserError, first_line
 from metaunlearn.files import read_json
-from metaunlearn.models.checks import FAMILIES
+from metaunlearn.models.checks import FAMILIES, TOKENIZERS
 from metaunlearn.models.variants import variant_in
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
 LIBRARIES = ("diffusers", "transformers")
 AGAIN = "Copy or download it again, whole, or give another MODEL."
 

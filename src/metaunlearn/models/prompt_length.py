@@ -6,9 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from metaunlearn.errors import shortened
+from metaunlearn.models.checks import TOKENIZERS
+
 logger = logging.getLogger(__name__)
 
-TOKENIZERS = ("tokenizer", "tokenizer_2")
 SHOWN = 60
 """Characters of a prompt in a message."""
 
@@ -34,13 +36,8 @@ def warn_of_too_long(pipeline: Any, prompts: Sequence[str]) -> None:
     if cut := too_long(pipeline, prompts):
         logger.warning(
             "%d of %d prompts are longer than the %d tokens that MODEL reads, so their ends are left out, such as %r",
-            len(cut), len({*prompts}), read_at_most(pipeline), shortened(cut[0]),
+            len(cut), len({*prompts}), read_at_most(pipeline), shortened(cut[0], SHOWN),
         )  # fmt: skip
-
-
-def shortened(prompt: str) -> str:
-    """The beginning of a ``prompt``, for a message."""
-    return prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + "…"
 
 
 def _tokenizers(pipeline: Any) -> list[Any]:

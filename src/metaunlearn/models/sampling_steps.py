@@ -19,7 +19,10 @@ def check_sampling_steps(pipeline: Any, steps: int) -> None:
 
 def possible_steps(pipeline: Any, wanted: int) -> int:
     """``wanted``, or as many steps as the pipeline's scheduler can take."""
-    return next((steps for steps in range(wanted, 1, -1) if _can_sample(pipeline, steps)), 1)
+    if _can_sample(pipeline, wanted):
+        return wanted
+    most = min(wanted, _timesteps(pipeline) or wanted)  # However many are wanted: each try makes a schedule.
+    return next((steps for steps in range(most, 1, -1) if _can_sample(pipeline, steps)), 1)
 
 
 def _timesteps(pipeline: Any) -> int | None:

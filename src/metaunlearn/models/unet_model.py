@@ -14,11 +14,11 @@ from torch.func import functional_call
 
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import NoiseSchedule
-from metaunlearn.errors import UserError
+from metaunlearn.errors import UserError, shortened
 from metaunlearn.models.autoencoder import as_taken, encoded_at_once
 from metaunlearn.models.checks import widths_read
 from metaunlearn.models.precision import DTYPES, Precision, autocast_predict
-from metaunlearn.models.prompt_length import read_at_most, shortened, too_long
+from metaunlearn.models.prompt_length import SHOWN, read_at_most, too_long
 from metaunlearn.models.sharded import ShardedDenoiser
 from metaunlearn.parameters import Params, digest
 from metaunlearn.shards import whole
@@ -184,8 +184,8 @@ class UNetModel:
         """Refuse a concept of which a tokenizer leaves nothing, or cuts off the end."""
         if too_long(self.pipeline, [concept]):
             raise UserError(
-                f"the concept {shortened(concept)!r} is longer than the {read_at_most(self.pipeline)} tokens that "
-                "MODEL reads, start and end included, so something else would be erased; name it in fewer words "
+                f"the concept {shortened(concept, SHOWN)!r} is longer than the {read_at_most(self.pipeline)} tokens "
+                "that MODEL reads, start and end included, so something else would be erased; name it in fewer words "
                 "(concepts=[...], --concept TEXT)."
             )
         for name in self.tokenizers:

@@ -1,4 +1,4 @@
-"""Pictures as a pipeline draws them: no safety checker blackens any, and no watermark goes over them."""
+"""Pictures as a pipeline draws them: no safety checker blackens any, no watermark goes over them, no bar is printed."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ def unfiltered(pipeline: Any) -> Iterator[None]:
         yield
     finally:
         state.update(there)
+
+
+@contextmanager
+def without_bar(pipeline: Any) -> Iterator[None]:
+    """While this is open ``pipeline`` prints no bar of its own; afterwards it does as its owner wants."""
+    before = getattr(pipeline, "_progress_bar_config", None)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipeline.set_progress_bar_config(**(before or {}))

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from metaunlearn.errors import shortened
 from metaunlearn.report.story import MODEL_TITLES, percent
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -81,8 +82,7 @@ BRIEF = 44
 
 def _brief(value: object) -> str:
     """A setting, or the beginning of a long one: lists of labels and hashes."""
-    text = _words(value)
-    return text if len(text) <= BRIEF else f"{text[: BRIEF - 1].rstrip(', ')}…"
+    return shortened(_words(value), BRIEF)
 
 
 def _json(value: object) -> str:
