@@ -24,11 +24,12 @@ from grids import CHOSEN_ON, UNTOUCHED, curve, in_steps, read, scores_of, seen
 
 from metaunlearn.bench.formats import in_markdown, slug
 from metaunlearn.bench.lines import Ratio, ratios
-from metaunlearn.bench.recipe import GridConcept, as_overrides
+from metaunlearn.bench.recipe import GridConcept
 from metaunlearn.bench.results import Found
 from metaunlearn.bench.state import BEFORE
 from metaunlearn.bench.tables import NOTE, concept_tables, section
 from metaunlearn.files import write_atomic
+from metaunlearn.overrides import as_overrides
 from metaunlearn.report.charts import as_file
 from metaunlearn.report.grid.curves import attack_charts
 

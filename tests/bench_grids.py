@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from metaunlearn.bench.plan import Plan, Row, make_plan, states
-from metaunlearn.bench.recipe import BenchRecipe, Grid, as_toml
+from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.results import Found, Measured, Results
 from metaunlearn.bench.store import Store
 from metaunlearn.metrics.scores_file import SCORES_FILE
+from metaunlearn.overrides import as_toml
 from metaunlearn.report.page import build_report
 from metaunlearn.settings import resolve
 from report_fixtures import draw_picture

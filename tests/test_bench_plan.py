@@ -10,12 +10,13 @@ import pytest
 from bench_grids import CELLS, TINY, changed, counted, plan_of, write_recipe
 from metaunlearn.bench import cells, sources
 from metaunlearn.bench.plan import Plan, make_plan
-from metaunlearn.bench.recipe import Grid, as_overrides, check_grid, read_bench
+from metaunlearn.bench.recipe import Grid, check_grid, read_bench
 from metaunlearn.bench.select import select
 from metaunlearn.config import EraseSettings
 from metaunlearn.errors import UserError
+from metaunlearn.overrides import as_overrides, parse_overrides
 from metaunlearn.recipe import read_recipe, recipe_names
-from metaunlearn.settings import parse_overrides, resolve
+from metaunlearn.settings import resolve
 
 BOTH = changed("models", to=["original", "unlearn", "meta-unlearn"])
 CANVAS_KINDS = {"pictures", "data", "erase", "attack", "measure"}

@@ -10,8 +10,9 @@ import pytest
 from bench_grids import counted
 from conftest import Call
 from metaunlearn.bench.plan import make_plan
-from metaunlearn.bench.recipe import as_overrides, read_bench
+from metaunlearn.bench.recipe import read_bench
 from metaunlearn.erasure.registry import configure
+from metaunlearn.overrides import as_overrides
 from metaunlearn.recipe import read_recipe, recipe_names
 
 GRIDS = [name for name in recipe_names() if read_recipe(name).kind == "grid"]

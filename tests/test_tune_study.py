@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from bench_grids import changed
+from metaunlearn.overrides import as_text
 from metaunlearn.settings import resolve
 from metaunlearn.tuning.recipe import Tune
 from metaunlearn.tuning.records import read_records
 from metaunlearn.tuning.run import PAGE_FILE, tune
-from metaunlearn.tuning.space import Proposal, as_text
+from metaunlearn.tuning.space import Proposal
 from metaunlearn.tuning.study import Search
 from metaunlearn.tuning.trial import Outcome
 from tiny_searches import SEARCH, made_up, write_search

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench_grids import TINY
-from metaunlearn.bench.recipe import as_toml
 from metaunlearn.errors import RunError
+from metaunlearn.overrides import as_toml
 from metaunlearn.tuning.recipe import Tune
 from metaunlearn.tuning.space import Proposal
 from metaunlearn.tuning.trial import Lost, Outcome, Regained

@@ -22,6 +22,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.files import path_of, sha256
 from metaunlearn.models import adapt, own_pipeline, read_only
 from metaunlearn.models.memory import checkpointing
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.recipe import read_recipe, recipe_for
@@ -54,7 +55,7 @@ def attack(
     base: Any = None,
     strip: str | None = None,
     recipe: Path | str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     seed: int = 0,
     device: str = "cpu",
     out: Path | str,
@@ -73,7 +74,7 @@ def attack(
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     data, out, seed = path_of(data), Path(out), whole(seed, "seed=, --seed")
-    overrides, trackers = listed(overrides), listed(trackers)
+    overrides, trackers = as_overrides(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)
     where, copies = processes.device(device), getattr(KINDS[kind], "copies", ())

@@ -34,6 +34,7 @@ from metaunlearn.files import path_of, read_json, write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
 from metaunlearn.models import adapt, read_only
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.records import RUN_FILE
@@ -52,7 +53,7 @@ def attack_prompts(
     base: Any = None,
     data: Path | str | None = None,
     recipe: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     seed: int = 0,
     shard: str = "1/1",
     device: str = "cpu",
@@ -77,7 +78,7 @@ def attack_prompts(
     adapter = adapt(read_only(model, device=device), device)
     check_one_vocabulary(adapter)
     recipe = recipe or recipe_for(adapter)
-    settings: UnlearnDiffAtk = configure(ON_PROMPTS, read_recipe(recipe), overrides).kind
+    settings: UnlearnDiffAtk = configure(ON_PROMPTS, read_recipe(recipe), as_overrides(overrides)).kind
     if not prompts:
         raise UserError("no rate from no prompts: expected at least one (prompts=, --prompts FILE), got none.")
     targets = targets_of(adapter, base, data, [prompt.text for prompt in prompts])

@@ -33,10 +33,11 @@ from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.models import TextToImageModel, adapt, load_pipeline, read_only
+from metaunlearn.overrides import Overrides, as_overrides, parse_overrides
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import RecipeFile, read_recipe, recipe_for
 from metaunlearn.runs import RESULTS_FILE, Progress, RunFolder, named
-from metaunlearn.settings import Listed, Settings, parse_overrides, resolve, whole
+from metaunlearn.settings import Listed, Settings, resolve, whole
 
 TRIALS = "search.json"
 
@@ -72,11 +73,7 @@ class Trial:
     @property
     def overrides(self) -> list[str]:
         """For ``--set``."""
-        return [
-            f"optimizer={self.optimizer}",
-            f"learning_rate={self.learning_rate!r}",
-            f"subset={self.subset}",
-        ]
+        return as_overrides({"optimizer": self.optimizer, "learning_rate": self.learning_rate, "subset": self.subset})
 
 
 def search_attacks(
@@ -89,7 +86,7 @@ def search_attacks(
     concept: str,
     alternatives: Sequence[str] = (),
     recipe: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     seed: int = 0,
     device: str = "cpu",
     out: Path | str,
@@ -109,7 +106,7 @@ def search_attacks(
     prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole(seed, "seed=, --seed")
     judge = judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device)
     recipe = recipe or recipe_for(adapter)
-    grid, rest, finetune = _settings(read_recipe(recipe), overrides)
+    grid, rest, finetune = _settings(read_recipe(recipe), as_overrides(overrides))
     if steps < 1:
         raise UserError(f"a search needs a budget of at least 1 step (steps=, --steps N); got {steps}.")
     for which in grid.subsets:
@@ -165,7 +162,7 @@ def _settings(recipe: RecipeFile, overrides: Sequence[str]) -> tuple[Search, lis
         if key in varied:
             raise UserError(f"a search varies {key}; say which ones with --set {varied[key]}=A,B instead.")
     return (
-        resolve(Search, recipe.search, [f"{k}={v}" for k, v in own.items()]),
+        resolve(Search, recipe.search, as_overrides(own)),
         rest,
         configure("finetune", recipe, rest).kind,
     )

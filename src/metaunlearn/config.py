@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from enum import Enum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from metaunlearn.overrides import as_list
 from metaunlearn.settings import Settings
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw"]
@@ -191,7 +191,7 @@ class EraseSettings(Settings):
     @classmethod
     def _from_toml(cls, value: Any) -> Any:
         """``--set attackers=[...]`` arrives as text, written as in a recipe."""
-        return tomllib.loads(f"attackers = {value}")["attackers"] if isinstance(value, str) else value
+        return as_list(value)
 
     @model_validator(mode="after")
     def _weights_come_in_pairs(self) -> Self:

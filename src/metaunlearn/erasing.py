@@ -41,6 +41,7 @@ from metaunlearn.meta.together import check_sharded, check_shares
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, adapt, load_pipeline, own_pipeline
 from metaunlearn.models.memory import checkpointing, set_aside
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.parameters import Params, subset
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE, Processes
@@ -92,7 +93,7 @@ def erase(
     forget_data: Path | str | None = None,
     retain_data: Path | str | None = None,
     recipe: Path | str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     shared_overrides: bool = False,
     seed: int = 0,
     device: str = "cpu",
@@ -125,7 +126,7 @@ def erase(
     """
     concepts, retain, related = map(texts_of, (concepts, retain, related))
     seed = whole(seed, "seed=, --seed")
-    overrides, trackers = listed(overrides), listed(trackers)
+    overrides, trackers = as_overrides(overrides), listed(trackers)
     out, forget_data, retain_data, shared = map(path_of, (out, forget_data, retain_data, shared))
     if out is None and (delta or push is not None):
         raise UserError("delta=True and push=... are about the run's folder; give one (out=..., --out DIR).")

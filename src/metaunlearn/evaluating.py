@@ -11,6 +11,7 @@ from metaunlearn.evaluation import plan
 from metaunlearn.files import sha256
 from metaunlearn.metrics.measures import measured_by, refuse_unread
 from metaunlearn.models import load
+from metaunlearn.overrides import Overrides
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RESULTS_FILE, Count, RunFolder
 
@@ -28,7 +29,7 @@ def evaluate_into(
     images: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,

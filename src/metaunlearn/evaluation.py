@@ -40,6 +40,7 @@ from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.models import load, load_pipeline
 from metaunlearn.models.precision import Precision
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
 from metaunlearn.settings import resolve, whole
@@ -123,7 +124,7 @@ def plan(
     images_per_prompt: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "cpu",
 ) -> Evaluation:
     """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
@@ -134,7 +135,7 @@ def plan(
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
     check_asked(images=images_per_prompt, steps=steps, guidance_scale=guidance_scale)
-    settings = resolve(DrawSettings, {}, overrides)
+    settings = resolve(DrawSettings, {}, as_overrides(overrides))
     sampling, prompts = sampling_of(pipeline, prompts, steps=steps, guidance_scale=guidance_scale)
     draws = draws_for(prompts, images=images_per_prompt, seed=seed, guidance_scale=sampling.guidance_scale)
     compared = reference if any(isinstance(metric, Distance) for metric in named.values()) else None
@@ -172,7 +173,7 @@ def evaluate(
     images_per_prompt: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "cpu",
     out: Path | str | None = None,
     progress: Count | None = None,

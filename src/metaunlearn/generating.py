@@ -15,6 +15,7 @@ from metaunlearn.draws import AS_IT_IS, Draw, DrawSettings, check_asked, draw_in
 from metaunlearn.errors import UserError
 from metaunlearn.models import load
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count, RunFolder
 from metaunlearn.settings import resolve
@@ -28,7 +29,7 @@ def generate_into(
     images: int = 1,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     seed: int = 0,
     device: str = "cpu",
     resume: bool = False,
@@ -46,7 +47,7 @@ def generate_into(
     if not named:
         raise UserError("expected at least one prompt (--prompt TEXT or --prompts FILE), got none.")
     check_asked(images=images, steps=steps, guidance_scale=guidance_scale)
-    settings = resolve(DrawSettings, {}, overrides)
+    settings = resolve(DrawSettings, {}, as_overrides(overrides))
     adapter = load(model, processes.device(device))
     pipeline = adapter.pipeline
     sampling, rows = sampling_of(pipeline, named, steps=steps, guidance_scale=guidance_scale)

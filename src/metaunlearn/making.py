@@ -31,6 +31,7 @@ from metaunlearn.locks import Locks
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.unfiltered import unfiltered
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.runs import Count, RunFolder, named
 from metaunlearn.settings import resolve
 from metaunlearn.sharing import Shard
@@ -49,7 +50,7 @@ def make_set(
     *,
     generator: Any,
     prompts: Path | Sequence[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     seed: int = 0,
     shard: str = "1/1",
     device: str = "cpu",
@@ -66,7 +67,7 @@ def make_set(
     """
     device = check_device(device)
     texts = _texts(name, recipe_named(name), prompts)
-    settings = resolve(MakeSettings, {}, overrides)
+    settings = resolve(MakeSettings, {}, as_overrides(overrides))
     share = Shard.parse(shard)
     pipeline = _load(generator, settings.dtype)
     options = _call_options(pipeline, settings)

@@ -9,12 +9,13 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.overrides import as_list, parse_overrides
 
 
 class Settings(BaseModel):
     """Frozen, keyword-only; unknown keys and numbers that are not finite are refused.
 
-    ``none`` takes back what a recipe says of a number that may be left out (``--set ema_decay=none``).
+    ``none`` takes back what a recipe says of a value that may be left out (``--set ema_decay=none``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -25,13 +26,13 @@ class Settings(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {
-            key: None if value == "none" and key in cls._numbers_or_none() else value for key, value in values.items()
+            key: None if isinstance(value, str) and value == "none" and key in cls._may_be_left_out() else value
+            for key, value in values.items()
         }
 
     @classmethod
-    def _numbers_or_none(cls) -> frozenset[str]:
-        kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
-        return frozenset(name for name, of in kinds.items() if type(None) in of and str not in of)
+    def _may_be_left_out(cls) -> frozenset[str]:
+        return frozenset(name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation))
 
 
 def whole(number: Any, option: str) -> int:
@@ -42,12 +43,8 @@ def whole(number: Any, option: str) -> int:
         raise UserError(f"expected a whole number ({option}), got {number!r}.") from None
 
 
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Listed = BeforeValidator(_split)
-"""A tuple that ``--set`` may give with commas, ``key=a,b``, and a recipe as a list."""
+Listed = BeforeValidator(as_list)
+"""A tuple that ``--set`` may give with commas, ``key=a,b``, or as a recipe does, ``key=["a", "b"]``."""
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
@@ -69,17 +66,6 @@ def resolve(
         raise UserError(explain(error, kind, keys_elsewhere)) from error
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
-    """``["steps=5"]`` → ``{"steps": "5"}``."""
-    parsed = {}
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise UserError(f"--set takes key=value, got {item!r}.")
-        parsed[key.strip()] = value.strip()
-    return parsed
-
-
 def explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterable[str] = ()) -> str:
     """What is wrong with the values of ``kind``, in words, and what was meant."""
     problems = []
@@ -97,7 +83,8 @@ def explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterab
         elif not key:  # Several settings that do not go together.
             problems.append(f"{item['ctx']['error']}.")
         else:
-            problems.append(f"{key} = {item['input']!r}: {item['msg'].lower()}.")
+            said = str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"].lower()
+            problems.append(f"{key} = {item['input']!r}: {said}.")
     return " ".join(problems)
 
 

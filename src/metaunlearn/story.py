@@ -25,6 +25,7 @@ from metaunlearn.files import read_json, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.recipe import read_recipe
 from metaunlearn.report.data import SUMMARY_FILE
 from metaunlearn.report.page import build_report
@@ -68,7 +69,7 @@ def demo(
     method: str | None = None,
     seed: int = 0,
     recipe: str = "demo",
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def demo(
 
     ``concept`` is an object or a style of Canvas; it and ``method`` are the recipe's unless they are given.
     """
-    out, story = Path(out), read_recipe(recipe).story
+    out, story, overrides = Path(out), read_recipe(recipe).story, as_overrides(overrides)
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
     concept = story.concept if concept is None else concept
@@ -92,12 +93,12 @@ def demo(
             f"the demo sets a method's plain form beside its meta form, and {method!r} has a defence of its own "
             "(method=, --method): choose another one, such as esd-u-1, or set methods side by side with bench."
         )
-    wanted = [*(f"{key}={value}" for key, value in story.erase.items()), *overrides]
+    wanted = [*as_overrides(story.erase), *overrides]
     chosen = configure(method, read_recipe(story.recipe), wanted)
     check_objective(chosen, meta=True)
     request = {
         "command": "demo", "concept": concept, "method": method, "seed": seed, "story": story.model_dump(mode="json"),
-        "overrides": list(overrides), "erasing": chosen.record(),
+        "overrides": overrides, "erasing": chosen.record(),
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume, alone=True)
     if folder.complete_before:

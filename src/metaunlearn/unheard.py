@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from metaunlearn.config import EraseSettings, Of, settings_of
 from metaunlearn.errors import UserError
-from metaunlearn.settings import parse_overrides
+from metaunlearn.overrides import parse_overrides
 
 REPLACED_BY_ATTACKERS = ("inner_optimizer", "inner_learning_rate", "inner_steps")
 

@@ -19,8 +19,9 @@ from metaunlearn.attacks.quantize import Quantize
 from metaunlearn.attacks.textual_inversion import TextualInversion
 from metaunlearn.attacks.unlearndiffatk import UnlearnDiffAtk
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.overrides import parse_overrides
 from metaunlearn.recipe import RecipeFile
-from metaunlearn.settings import Settings, parse_overrides, resolve
+from metaunlearn.settings import Settings, resolve
 
 KINDS: dict[str, type[Settings]] = {
     "finetune": Finetune,

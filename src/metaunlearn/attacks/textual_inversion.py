@@ -21,6 +21,7 @@ from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss, part
 from metaunlearn.errors import UserError
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.overrides import as_list
 
 WEIGHTS_FILE = "learned_embeds.safetensors"
 """The name that diffusers' ``load_textual_inversion`` looks for."""
@@ -51,7 +52,7 @@ class TextualInversion(AttackSettings):
     @field_validator("templates", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return value.split("|") if isinstance(value, str) else value
+        return as_list(value, "|")
 
     @field_validator("templates")
     @classmethod

@@ -23,7 +23,6 @@ from metaunlearn.bench.recipe import (
     GridVariant,
     ModelName,
     Place,
-    as_overrides,
     levels_of,
 )
 from metaunlearn.bench.resolved import NO_INFLUENCE, of_attack, of_erasing, packages_behind, without
@@ -34,6 +33,7 @@ from metaunlearn.erasure.interface import takes_steps
 from metaunlearn.erasure.prepare import PICTURE_SETTINGS
 from metaunlearn.erasure.registry import Configured, check_objective, configure, has_defence, heard_by
 from metaunlearn.errors import UserError
+from metaunlearn.overrides import as_overrides
 from metaunlearn.recipe import read_recipe
 
 

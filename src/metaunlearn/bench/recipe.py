@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -246,17 +245,3 @@ def _known(names: Iterable[str], there: Sequence[str], problem: str) -> None:
     for name in names:
         if name not in there:
             raise UserError(f"{problem} {name!r}.{did_you_mean(name, there)} There are: {', '.join(there)}.")
-
-
-def as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    """``{"steps": 5}`` as ``--set`` would say it, ``["steps=5"]``."""
-    return [f"{key}={value if isinstance(value, str) else as_toml(value)}" for key, value in settings.items()]
-
-
-def as_toml(value: Any) -> str:
-    """A value of a recipe as TOML says it on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {as_toml(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(as_toml, value)) + "]"
-    return json.dumps(value) if isinstance(value, str | bool) else repr(value)

@@ -27,6 +27,7 @@ from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
 from metaunlearn.devices import check_device, check_name
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.report.page import build_report
 from metaunlearn.runs import RESULTS_FILE, Progress
 
@@ -59,13 +60,13 @@ class Job:
         return self.plan.with_needs(self.part.cells, skip=self.store.whole)
 
 
-def prepare(recipe: str, out: Path, asked: Asked, overrides: Sequence[str] = ()) -> Job:
+def prepare(recipe: str, out: Path, asked: Asked, overrides: Overrides = ()) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
-    read = read_bench(recipe)
+    read, said = read_bench(recipe), as_overrides(overrides)
     store = Store.claim(out)
     check_folder(store, recipe)
-    plan = make_plan(read.grid, overrides, Inputs(read.grid, asked.prompts, asked.use), device=asked.device)
-    return Job(read, plan, store, select(plan, asked.only), tuple(overrides), asked)
+    plan = make_plan(read.grid, said, Inputs(read.grid, asked.prompts, asked.use), device=asked.device)
+    return Job(read, plan, store, select(plan, asked.only), tuple(said), asked)
 
 
 def dry_run(
@@ -73,7 +74,7 @@ def dry_run(
     out: Path,
     *,
     only: Sequence[str] = (),
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     prompts: Sequence[str] = (),
     use: Sequence[str] = (),
     device: str = "cpu",
@@ -96,7 +97,7 @@ def run_grid(
     out: Path | str,
     *,
     only: Sequence[str] = (),
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     prompts: Sequence[str] = (),
     use: Sequence[str] = (),
     device: str = "cpu",
@@ -107,7 +108,7 @@ def run_grid(
 
     These go into a folder of ``out`` with the recipe's name; the cells are shared by all grids there.
 
-    ``only`` (``["method=sdd", "seed=0"]``) takes a part of it; ``overrides`` (``["steps=100"]``) go on top of every
+    ``only`` (``["method=sdd", "seed=0"]``) takes a part of it; ``overrides`` (``{"steps": 100}``) go on top of every
     erasing's settings. ``prompts`` (``["i2p-nudity=FILE"]``) and ``use`` (``["hrm-m=DIR"]``, ``["base=MODEL"]``) give
     what the recipe asks for by name. Several processes may run on one ``out`` and share the work. This process makes
     one cell after another, or with ``ray``, the address of a Ray cluster, has that make them. Raises UserError before

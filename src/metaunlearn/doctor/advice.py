@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from metaunlearn.config import EraseSettings
+from metaunlearn.overrides import as_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +136,9 @@ def advise(
                 continue
             together = together.model_copy(update=change)
             found[switch] = Advice(
-                overrides=tuple(f"{key}={_text(value)}" for key, value in change.items()),
+                overrides=tuple(as_overrides(change)),
                 costs=switch.costs,
                 saves_bytes=saves,
                 left_bytes=needs - (start - count(together)),
             )
     return tuple(found.values())
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

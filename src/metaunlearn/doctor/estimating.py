@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from metaunlearn.meta.alignment import DRAWS
 from metaunlearn.meta.inner import attacked
 from metaunlearn.models import adapt, own_pipeline, read_only
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import read_recipe, recipe_for
 
@@ -88,7 +89,7 @@ def estimate(
     method: str = "esd-u-1",
     meta: bool | None = None,
     recipe: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     device: str = "cpu",
     speed: float | None = None,
     measured: bool = False,
@@ -103,7 +104,7 @@ def estimate(
     free = free_memory(device) if available_bytes is None else None
     adapter = adapt(own_pipeline(model)) if measured else adapt(read_only(model))
     recipe = recipe or recipe_for(adapter)
-    job = _Job(adapter, configure(method, read_recipe(recipe), overrides), meta, device)
+    job = _Job(adapter, configure(method, read_recipe(recipe), as_overrides(overrides)), meta, device)
     check_objective(job.chosen, meta=job.meta)
     settings = job.chosen.settings
     pace = speed or matrix_speed(device, clock=clock)

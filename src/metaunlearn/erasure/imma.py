@@ -22,10 +22,10 @@ LoRA afresh at each turn or to leave it out are not here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from metaunlearn.checkpoint import step_generator
@@ -57,11 +57,6 @@ class Imma(Settings):
     """r, of the attacker's LoRA."""
     targets: Annotated[tuple[str, ...], Listed] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Layers that the LoRA is on and that are immunised, by the end of their name."""
-
-    @field_validator("base", mode="before")
-    @classmethod
-    def _no_base(cls, value: Any) -> Any:
-        return None if value == "none" else value
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
         """Weights and biases of the target layers."""

@@ -28,9 +28,10 @@ from metaunlearn.erasure.resalign import ResAlign
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
 from metaunlearn.errors import UserError, did_you_mean, first_line
+from metaunlearn.overrides import parse_overrides
 from metaunlearn.parameters import SUBSETS
 from metaunlearn.recipe import RecipeFile, no_settings
-from metaunlearn.settings import Settings, parse_overrides, resolve
+from metaunlearn.settings import Settings, resolve
 from metaunlearn.unheard import (
     FLATNESS,
     OF_DATA,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metaunlearn.bench.recipe import as_toml
 from metaunlearn.config import EraseSettings
 from metaunlearn.erasure.registry import Configured, configure, find
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.overrides import as_text
 from metaunlearn.recipe import read_recipe
 from metaunlearn.tuning.recipe import METHOD, Tune, Vary
 from metaunlearn.unheard import REPLACED_BY_ATTACKERS
@@ -44,11 +44,6 @@ def propose(tune: Tune, ask: Ask) -> Proposal:
             said[vary.key] = ask(vary)
     method = said.pop(METHOD, tune.method)
     return Proposal(method=method, settings={key: as_text(value) for key, value in (tune.set | said).items()})
-
-
-def as_text(value: Any) -> str:
-    """A value as ``--set`` would say it."""
-    return "none" if value is None else value if isinstance(value, str) else as_toml(value)
 
 
 def rounded(vary: Vary, value: float) -> float | int:

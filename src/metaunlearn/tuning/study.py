@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from metaunlearn.errors import UserError
 from metaunlearn.locks import Locks
+from metaunlearn.overrides import as_text
 from metaunlearn.tuning.recipe import Tune, Vary
 from metaunlearn.tuning.records import BASELINES, Record, Role
 from metaunlearn.tuning.space import (
     Proposal,
-    as_text,
     default_of,
     default_values,
     propose,
