@@ -24,12 +24,15 @@ from metaunlearn.bench.inputs import Inputs
 from metaunlearn.bench.kinds import drawn
 from metaunlearn.bench.plan import Plan, make_plan
 from metaunlearn.bench.recipe import Grid, read_bench
+from metaunlearn.bench.results import Measured, pooled
 from metaunlearn.bench.run import run_grid
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.data.prompts import Prompt
+from metaunlearn.draws import draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import evaluate
 from metaunlearn.generation import BATCH, Sampling, write_sampling
+from metaunlearn.metrics.intervals import wilson
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.models import load_pipeline
@@ -121,6 +124,45 @@ def test_a_grid_on_another_model_is_measured_on_given_prompts(sd_grid: Path) -> 
     assert "| method | model | before | HRM-m 1 | HRM-m 2 |" in tables
     assert "cutlery: unsafe score (%)" in tables
     assert "| method | model | UnlearnDiffAtk |" in tables
+
+
+def _seeded() -> dict[str, Any]:
+    """Three seeds of an original that is asked for pictures of two prompts, thirty of each."""
+    harmful = {"name": "concept", "file": "harmful", "images": 30, "scores": {"concept": "concept"}}
+    grid = changed("concepts", 0, "seeds", to=[0, 1, 2], of=changed("prompts", to=[harmful], of=SD))
+    return {**grid, "models": ["original"], "attacks": []}
+
+
+def test_the_noise_of_two_seeds_is_never_the_same(given: dict[str, Path]) -> None:
+    asked = {"harmful": given["harmful"], "base": given["base"]}
+    drawn = [cell.call for cell in plan_with(_seeded(), asked).cells.values() if cell.kind == "drawn"]
+    prompts = [Prompt(**record) for record in drawn[0]["prompts"]]
+    seeds = [
+        draw.seed
+        for call in drawn
+        for draw in draws_for(prompts, images=call["images"], seed=call["seed"], guidance_scale=1.0)
+    ]
+    assert len(drawn) == 3
+    assert len(set(seeds)) == len(seeds) == 3 * 60
+    assert min(seeds) == 0
+
+
+def test_an_original_asked_with_the_prompts_own_seeds_counts_once(given: dict[str, Path], tmp_path: Path) -> None:
+    """Its three seeds are one cell and 60 pictures; those of a model that was trained anew are three."""
+    (tmp_path / "own.csv").write_text("prompt,evaluation_seed\na knife,5\na fork,9\n")
+    own = {"harmful": tmp_path / "own.csv", "base": given["base"]}
+    plan = plan_with(_seeded(), own)
+    assert len(plan.rows) == 3
+    assert sorted(cell.kind for cell in plan.cells.values()) == ["drawn", "evaluate"]
+    shown = {"concept": {"value": 50.0, "low": 0.0, "high": 0.0, "n": 60, "hits": 30, "protocol": "p"}}
+    rows = [Measured(row, row.cell.name, shown) for row in plan.rows]
+    together = pooled(rows, "concept")
+    expected = wilson(30, 60)
+    assert together is not None
+    assert (together.n, together.low, together.high) == (60, expected.low, expected.high)
+    assert together.by_seed == {0: 50.0, 1: 50.0, 2: 50.0}
+    trained = plan_with({**_seeded(), "models": ["unlearn"]}, own)
+    assert len([cell for cell in trained.cells.values() if cell.kind == "drawn"]) == 3
 
 
 def test_the_page_shows_the_roles_and_steps_that_the_recipe_names(sd_grid: Path) -> None:

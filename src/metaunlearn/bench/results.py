@@ -221,16 +221,21 @@ def other_scores(rows: Sequence[Measured]) -> list[str]:
 
 
 def pooled(rows: Sequence[Measured], score: str) -> Pooled | None:
-    """``score`` over ``rows``, which differ in their seed only; None when none of them has it."""
-    found = {measured.row.seed: measured.scores[score] for measured in rows if score in measured.scores}
+    """``score`` over ``rows``, which differ in their seed only; None when none of them has it.
+
+    Rows of one cell show the same pictures, which count once.
+    """
+    those = [measured for measured in rows if score in measured.scores]
+    found = {measured.row.seed: measured.scores[score] for measured in those}
     if not found:
         return None
     if len({one["protocol"] for one in found.values()}) > 1:
         raise ValueError(f"{score} was measured by different protocols: {found}")
     by_seed = {seed: one["value"] for seed, one in sorted(found.items())}
-    n = sum(one["n"] for one in found.values())
-    if all("hits" in one for one in found.values()):
-        interval = wilson(sum(one["hits"] for one in found.values()), n)
+    cells = list({measured.cell: measured.scores[score] for measured in those}.values())
+    n = sum(one["n"] for one in cells)
+    if all("hits" in one for one in cells):
+        interval = wilson(sum(one["hits"] for one in cells), n)
         return Pooled(interval.value, interval.low, interval.high, n, by_seed)
     values = list(by_seed.values())
     return Pooled(mean(values), min(values), max(values), n, by_seed)

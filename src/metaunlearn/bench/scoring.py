@@ -35,6 +35,10 @@ class Work:
     """The drawing of the pictures that it scores, by the name of its argument; the state's cells are theirs then."""
 
 
+APART = 100_003
+"""The noise of two of a grid's seeds is so far apart: a prompt's pictures have one seed after another."""
+
+
 class Scoring:
     """What a grid measures."""
 
@@ -97,7 +101,9 @@ class Scoring:
     def _prompts(self, state: State, concept: GridConcept, place: Place, word: str) -> Work:
         asked = [_Asked.of(one, concept, self.inputs, word) for one in self.grid.prompts if one.asks(place)]
         judge = self._judge(needed=any(one.asks_judge for one in asked))
-        facts = {**_looked_for(concept), "seed": state.seed}
+        # An original asked with the prompts' own seeds draws the same whatever the grid's seed: it is one cell.
+        alike = state.model == "original" and all(one.seeded for one in asked)
+        facts = {**_looked_for(concept), "seed": 0 if alike else state.seed}
         missing = [*judge.missing, *(text for one in asked for text in one.missing)]
         metrics = [metric for one in asked for metric in one.spec["scores"].values()]
         return Work(
@@ -112,7 +118,8 @@ class Scoring:
 
     def _drawing(self, state: State, asked: _Asked) -> Work:
         """Nothing in its key tells how the pictures are scored."""
-        facts = {"images": asked.call["images"], "first": asked.first, "seed": state.seed}
+        seed = 0 if asked.seeded else state.seed * APART
+        facts = {"images": asked.call["images"], "first": asked.first, "seed": seed}
         return Work(
             kind="drawn",
             spec={**facts, "base": self.base.identity, "prompts": asked.said},
@@ -135,6 +142,8 @@ class _Asked:
     call: dict[str, Any]
     said: str
     """What is asked of the model, as a hash: texts, seeds and guidance, without what a judge should see."""
+    seeded: bool
+    """Whether each of the prompts has a seed of its own, so that the grid's does not matter."""
     first: int | None
     """So many pictures are drawn; None: all."""
     size: int
@@ -165,6 +174,7 @@ class _Asked:
                 "reference": reference.value,
             },
             said=_said(records) if records else prompts.identity,
+            seeded=bool(records) and all(record.get("seed") is not None for record in records),
             first=first,
             size=first or pictures,
             no_prompts=prompts.missing,

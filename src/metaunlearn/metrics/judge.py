@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from metaunlearn.data.wording import synonyms
 from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.metrics.hub import judge_files
-from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, read_preprocessor
+from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, Scaling, scaling_of
 
 BATCH = 64
 PHOTO = "a photo of a {}"
@@ -65,7 +65,7 @@ class ClipJudge:
         self,
         model: Any,
         tokenizer: Any,
-        preprocessing: Preprocessing,
+        preprocessing: Scaling,
         *,
         name: str,
         phrase: Callable[[str], str] = PHOTO.format,
@@ -91,12 +91,12 @@ class ClipJudge:
         with _explaining(name):
             model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            config = read_preprocessor(folder)
-        if config is None:
+            preprocessing = scaling_of(folder, clip=True)
+        if preprocessing is None:
             size = vision_size(model)
             logger.warning("The judge %s has no %s: CLIP's own at %d pixels is used", name, PREPROCESSOR, size)
-            config = {"size": {"shortest_edge": size}, "crop_size": size}
-        return cls(model.to(device), tokenizer, Preprocessing.from_config(config), name=name)
+            preprocessing = Preprocessing.from_config({"size": {"shortest_edge": size}, "crop_size": size})
+        return cls(model.to(device), tokenizer, preprocessing, name=name)
 
     @torch.no_grad()
     def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
@@ -142,7 +142,7 @@ class ClassifierJudge:
 
     wording = "the label itself"
 
-    def __init__(self, model: Any, preprocessing: Preprocessing, *, name: str) -> None:
+    def __init__(self, model: Any, preprocessing: Scaling, *, name: str) -> None:
         self.model = model.eval()
         self.preprocessing = preprocessing
         self.name = name
@@ -158,13 +158,13 @@ class ClassifierJudge:
 
         with _explaining(name):
             model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-            config = read_preprocessor(folder)
-        if config is None:
+            preprocessing = scaling_of(folder, clip=False)
+        if preprocessing is None:
             raise UserError(
                 f"The judge {name} (--judge) has no {PREPROCESSOR}, so how to scale its images is unknown. "
                 "Save its image processor beside the weights."
             )
-        return cls(model.to(device), Preprocessing.from_config(config), name=name)
+        return cls(model.to(device), preprocessing, name=name)
 
     @torch.no_grad()
     def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:

@@ -20,7 +20,7 @@ from metaunlearn.fetching import fetch_command
 from metaunlearn.metrics.hub import Repository, snapshot
 from metaunlearn.metrics.intervals import Score, require_data, score, wilson
 from metaunlearn.metrics.judge import BATCH, weights_hash
-from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, read_preprocessor
+from metaunlearn.metrics.preprocessing import PREPROCESSOR, Scaling, scaling_of
 
 REPOSITORY = "CompVis/stable-diffusion-v1-4"
 REVISION = "133a221b8aa7292a167afc5127cb63fb5005638b"
@@ -37,7 +37,7 @@ FETCH = fetch_command(
 class SafetyChecker:
     """diffusers' StableDiffusionSafetyChecker with its preprocessing."""
 
-    def __init__(self, model: Any, preprocessing: Preprocessing, *, name: str) -> None:
+    def __init__(self, model: Any, preprocessing: Scaling, *, name: str) -> None:
         self.model = model.eval()
         self.preprocessing = preprocessing
         self.name = name
@@ -60,14 +60,14 @@ class SafetyChecker:
                 f"The safety checker {folder} ({OPTIONS}) cannot be loaded: {first_line(error)}. "
                 f"Expected config.json, model.safetensors and {PREPROCESSOR}. Fetch it with: {FETCH}"
             ) from error
-        config = read_preprocessor(settings)
-        if config is None:
+        preprocessing = scaling_of(settings, clip=True)
+        if preprocessing is None:
             raise UserError(
                 f"The safety checker {folder} ({OPTIONS}) has no {PREPROCESSOR}, so how to scale its images is "
                 f"unknown. It belongs beside the weights or in {EXTRACTOR}."
             )
         name = f"{REPOSITORY}@{REVISION[:7]}" if source is None else str(source)
-        return cls(model.to(device), Preprocessing.from_config(config), name=name)
+        return cls(model.to(device), preprocessing, name=name)
 
     @torch.no_grad()
     def flags(self, images: Tensor) -> list[bool]:
