@@ -17,8 +17,7 @@ from metaunlearn.errors import RunError, UserError
 from metaunlearn.story import demo
 
 FAST = (
-    "steps=5", "forget_images=4", "retain_images=4", "bank_trajectories=3", "bank_steps=4", "batch_size=4",
-    "checkpoint_every=2", "diagnostics_every=0",
+    "steps=5", "forget_images=4", "retain_images=4", "batch_size=4", "checkpoint_every=2", "diagnostics_every=0",
 )  # fmt: skip
 BASE = "base_set=steps=5,bank_trajectories=3,bank_steps=4,checkpoint_every=2,batch_size=4"
 MORE = {
@@ -55,6 +54,14 @@ def test_a_run_leaves_its_record(erased: dict[str, Path], tiny_model: Path, meth
         assert record["request"]["base"]["settings"]["steps"] == 5
     before, after = load_file(tiny_model / UNET), load_file(erased[method] / UNET)
     assert any(not before[name].equal(after[name]) for name in before)
+
+
+@pytest.mark.parametrize("method", MORE)
+def test_precision_is_that_of_a_defences_passes(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    """There are no others: nothing is retained."""
+    for precision in ("float32", "bf16"):
+        run(tiny_model, tmp_path / precision, method, "steps=1", "retain_weight=0", f"precision={precision}")
+    assert not same_weights(tmp_path / "float32", tmp_path / "bf16")
 
 
 def test_imma_trains_attention_alone_on_what_its_base_erased(

@@ -18,10 +18,10 @@ from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.clip_score import clip_score
-from metaunlearn.metrics.concept import concept_score, default_choices, label_accuracy
+from metaunlearn.metrics.concept import concept_score, default_choices, label_accuracy, see
 from metaunlearn.metrics.fid import fid_score
 from metaunlearn.metrics.intervals import bootstrap_mean, require_same_protocol, wilson
-from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, load_judge, weights_hash
+from metaunlearn.metrics.judge import ClassifierJudge, ClipJudge, canvas_phrase, load_judge, photo_of, weights_hash
 from metaunlearn.metrics.preprocessing import Preprocessing, read_preprocessor
 from tiny_judges import new_clip, save_classifier, save_clip
 
@@ -225,6 +225,26 @@ def test_classifier_sees_its_own_labels_only(classifier_folder: Path) -> None:
     for attempt in (lambda: judge.embed_images(images), lambda: judge.embed_texts(["a"])):
         with pytest.raises(UserError, match="is a classifier"):
             attempt()
+
+
+def test_two_classes_of_one_label_are_one_label(tmp_path: Path) -> None:
+    """ImageNet has a crane that flies and one that lifts; whichever is the likelier one speaks for both."""
+    judge = load_judge(str(save_classifier(tmp_path / "two", ["crane", "heron", "crane"])))
+    assert default_choices(judge, ["heron"]) == ["heron", "crane"]
+    images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    with torch.no_grad():
+        logits = judge.model(judge.preprocessing(images)).logits
+    logits = logits - logits.mean(dim=0)
+    judge.model.classifier.bias.data -= judge.model(judge.preprocessing(images)).logits.mean(dim=0)
+    expected = ["heron" if row.argmax() == 1 else "crane" for row in logits]
+    assert {*logits.argmax(dim=1).tolist()} == {0, 1, 2}
+    assert see(judge, images, ["crane", "heron"]) == expected
+
+
+def test_a_label_keeps_its_article() -> None:
+    assert [photo_of(label) for label in ("gun", "a gun", "an axe", "The Joker", "another")] == [
+        "a photo of a gun", "a photo of a gun", "a photo of an axe", "a photo of The Joker", "a photo of a another",
+    ]  # fmt: skip
 
 
 def test_canvas_judge_words_its_labels(

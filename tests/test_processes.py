@@ -56,7 +56,7 @@ def one_thread() -> Iterator[None]:
 
 
 def erasing(model: Path, *settings: str, method: str = "esd-u-1") -> list[str]:
-    unread = "bank_" if method == "rece" else ()
+    unread = "bank_" if method in {"rece", "imma", "resalign"} else ()
     fast = [setting for setting in FAST if not setting.startswith(unread)]
     sets = [word for setting in (*fast, *settings) for word in ("--set", setting)]
     return ["erase", str(model), "--concept", "zebra", "--method", method, *sets]

@@ -15,6 +15,11 @@ from metaunlearn.errors import UserError
 from metaunlearn.meta.diagnostics import EXACT
 from metaunlearn.recipe import read_recipe
 
+OF_A_STEP = (
+    "subset=x", "precision=bf16", "teacher_precision=bf16", "gradient_checkpointing=true", "checkpoint_every=7",
+    "diagnostics_every=7", "diagnostics_subset=x",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("method", "override", "says"),
@@ -22,6 +27,10 @@ from metaunlearn.recipe import read_recipe
         ("uce", "gamma2=3", "gamma2 .* about the meta objective"),
         ("uce", "steps=7", r"steps .* trains nothing"),
         ("esd-u-1", "inner_steps=9", "inner_steps .* about the meta objective"),
+        *[
+            (method, said, f"{said.partition('=')[0]} .* trains nothing")
+            for method, said in product(("uce", "rece"), OF_A_STEP)
+        ],
     ],
 )
 def test_a_plain_run_refuses_what_is_about_another(
@@ -74,6 +83,21 @@ def test_one_run_refuses_what_another_setting_leaves_unread(method: str, overrid
     refuse_unheard(configure(method, PAPERS, overrides), [], meta=True)
 
 
+@pytest.mark.parametrize("method", ["imma", "resalign"])
+def test_a_defence_refuses_what_it_never_asks_a_teacher_for(method: str) -> None:
+    for key in OF_PATHS:
+        with pytest.raises(UserError, match=f"'{method}' does not read {key}"):
+            configure(method, PAPERS, [f"{key}=5"])
+    said = ["teacher_precision=bf16", "retain_loss=denoising"]
+    with pytest.raises(UserError, match=r"teacher_precision .* retain_loss is not distillation"):
+        refuse_unheard(configure(method, PAPERS, said), said, meta=False)
+
+
+def test_noise_shared_with_a_term_that_is_off_is_refused() -> None:
+    with pytest.raises(UserError, match=r"common_noise .* because direct_term is false"):
+        configure("esd-u-1", PAPERS, ["direct_term=false", "common_noise=false"])
+
+
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [
@@ -87,7 +111,8 @@ def test_one_run_refuses_what_another_setting_leaves_unread(method: str, overrid
         # What the doctor may name together: of a card's memory, and then the last resort.
         ("esd-u-1", ["difference_precision=tf32", "meta_gradient=first-order", "inner_store=host"]),
         ("esd-u-1", ["gamma2=0", "meta_gradient=first-order", "inner_store=host"]),
-        ("imma", ["inner_steps=9", "bank_steps=5"]),
+        ("imma", ["inner_steps=9", "base_set=bank_steps=5"]),
+        ("resalign", ["teacher_precision=bf16", "retain_loss=distillation", "retain_weight=1"]),
     ],
 )
 def test_one_run_takes_what_it_reads(method: str, overrides: list[str]) -> None:

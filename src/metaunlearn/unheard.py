@@ -28,7 +28,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "zeta_unrelated": ("zeta", "gamma2"),
     "meta_retain": ("zeta", "gamma2"),
     "direct_term": ("zeta", "gamma2"),
-    "common_noise": ("zeta", "gamma2"),
+    "common_noise": ("zeta", "gamma2", "direct_term"),
     "retain_loss": ("retain_weight",),
     "retain_weighting": ("retain_weight",),
     "retain_related": ("retain_weight",),
@@ -40,7 +40,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 """Keys that say something of a term, and the weights without which the term is not there."""
 
-OF_TEACHER = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision")
+OF_PATHS = ("bank_trajectories", "bank_steps", "bank_guidance")
+"""Keys of the frozen teacher's sampling paths, which nothing reads that learns from pictures alone."""
+
+OF_TEACHER = (*OF_PATHS, "teacher_precision")
 """Keys of the frozen teacher, whose paths optimised methods alone sample."""
 
 ASKS_NOTHING: dict[str, Any] = {
@@ -90,6 +93,12 @@ OF_DATA = settings_of(Of.PICTURES, Of.DATA)
 OF_TRAINING = (*settings_of(Of.TRAINING), *(key for key in OF_DATA if key != "picture_batch"))
 """Keys of the outer loop and of its data, which a closed-form method alone does not have."""
 
+OF_STEPS = (
+    "precision", "teacher_precision", "gradient_checkpointing", "checkpoint_every", "diagnostics_every",
+    "diagnostics_subset",
+)  # fmt: skip
+"""Keys of how the outer loop's steps are taken, kept and looked at."""
+
 ABOUT_META = settings_of(Of.META, Of.ATTACKER)
 """Keys that say something of the meta objective, of the simulated attacker, or of the meta-gradient alone."""
 
@@ -129,9 +138,10 @@ def refuse_ignored_in_one_run(settings: EraseSettings, overrides: Sequence[str])
 def _refuse_without(settings: EraseSettings, overrides: Sequence[str], needs: Mapping[str, Sequence[str]]) -> None:
     for key in asked_for(overrides, needs):
         for needed in needs[key]:
-            if not getattr(settings, needed):
+            if not (value := getattr(settings, needed)):
+                said = "false" if value is False else "0"
                 raise UserError(
-                    f"{key} (--set {key}=...) would be ignored, because {needed} is 0. Set {needed} as well "
+                    f"{key} (--set {key}=...) would be ignored, because {needed} is {said}. Set {needed} as well "
                     f"(--set {needed}=...), or leave {key} out."
                 )
 

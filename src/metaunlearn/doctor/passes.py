@@ -110,7 +110,8 @@ def _flatness(found: Passes, s: EraseSettings, *, forget: bool) -> None:
 def _defended(found: Passes, method: DefendedMethod, s: EraseSettings) -> None:
     """L_retain, and what the method says."""
     found[Pass("trained", s.batch_size, first_order=True)] += s.accumulation
-    found[Pass("all", s.batch_size)] += round(method.gradients(s))
+    first_order = s.meta_gradient == "first-order" or "meta_gradient" in method.unread
+    found[Pass("all", s.batch_size, first_order)] += round(method.gradients(s))
 
 
 def _teachers(found: Passes, method: Method, s: EraseSettings, paths: int) -> None:

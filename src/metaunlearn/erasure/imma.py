@@ -40,13 +40,14 @@ from metaunlearn.meta.optimizers import State
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Loss, Params, mean_of, scale, value_and_gradient
 from metaunlearn.settings import Listed, Settings
+from metaunlearn.unheard import OF_PATHS
 
 
 class Imma(Settings):
     """``imma``."""
 
     unread: ClassVar[tuple[str, ...]] = (
-        *META_SETTINGS, "attackers", "inner_subset", "inner_store", "inner_eps_root", "meta_gradient",
+        *META_SETTINGS, *OF_PATHS, "attackers", "inner_subset", "inner_store", "inner_eps_root", "meta_gradient",
     )  # fmt: skip
 
     base: str | None = "esd-x-1"
@@ -98,7 +99,8 @@ class ImmaDefence:
     """The LoRA's steps down, then -L_FT at theta under it."""
 
     def __init__(self, task: ErasureTask, options: Imma) -> None:
-        self.model, self.processes = task.model, task.processes
+        # All of its gradients are of first order.
+        self.model, self.processes = task.model.in_precision(task.settings.precision), task.processes
         [self.attacker] = task.settings.simulated
         # Nothing is differentiated through these steps, so Adam needs nothing inside its root: torch's own.
         self.rule = attackers_rule(self.attacker, task.settings.model_copy(update={"inner_eps_root": 0.0}))

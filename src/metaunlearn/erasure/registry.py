@@ -35,6 +35,7 @@ from metaunlearn.settings import Settings, resolve
 from metaunlearn.unheard import (
     FLATNESS,
     OF_DATA,
+    OF_STEPS,
     OF_TRAINING,
     REPLACED_BY_ATTACKERS,
     asked_for,
@@ -252,6 +253,11 @@ def refuse_unheard(chosen: Configured, overrides: Sequence[str], *, meta: bool) 
     objective and to those without, where they mean nothing.
     """
     if chosen.defended:  # A defence says itself what it does not read.
+        if chosen.settings.retain_loss != "distillation" and asked_for(overrides, ("teacher_precision",)):
+            raise UserError(
+                f"teacher_precision (--set teacher_precision=...) would be ignored, because {chosen.name} asks a "
+                "teacher for what is kept alone, and retain_loss is not distillation. Leave teacher_precision out."
+            )
         return
     if not meta:
         refuse_without_meta(overrides)
@@ -259,7 +265,7 @@ def refuse_unheard(chosen: Configured, overrides: Sequence[str], *, meta: bool) 
         if meta:
             refuse_of_teacher(chosen.settings, overrides, chosen.name)
         else:
-            _refuse_of_training(chosen.name, overrides)
+            _refuse_of_training(chosen, overrides)
     frozen = isinstance(chosen.method, Esd) and chosen.method.latents == "frozen"
     if frozen and asked_for(overrides, ("bank_refresh",)):
         raise UserError(
@@ -269,9 +275,10 @@ def refuse_unheard(chosen: Configured, overrides: Sequence[str], *, meta: bool) 
     refuse_ignored_in_one_run(chosen.settings, overrides)
 
 
-def _refuse_of_training(name: str, overrides: Sequence[str]) -> None:
+def _refuse_of_training(chosen: Configured, overrides: Sequence[str]) -> None:
     """UserError when ``overrides`` say something of the outer loop to a closed-form method that has none."""
-    for key in asked_for(overrides, (*OF_TRAINING, *FLATNESS)):
+    name, own = chosen.name, ("subset", *OF_STEPS) if isinstance(chosen.method, Uce | Rece) else ()
+    for key in asked_for(overrides, (*OF_TRAINING, *FLATNESS, *own)):
         raise UserError(
             f"{key} (--set {key}=...) would be ignored, because a closed-form method without the meta objective "
             f"({name}, meta=False, --no-meta) trains nothing. Leave {key} out, or take the meta objective or an "
@@ -283,9 +290,12 @@ def _refuse_unread(name: str, method: DefendedMethod, given: Sequence[Mapping[st
     """UserError when what is ``given`` for this method holds a setting that it would not hear."""
     said = sorted(key for key in method.unread if any(key in values for values in given))
     if said:
+        base = "" if not isinstance(method, FollowingMethod) else (
+            f", or set it for the method that erases first (--set base_set={said[0]}=...)"
+        )  # fmt: skip
         raise UserError(
             f"the method {name!r} does not read {', '.join(said)} (--set {said[0]}=..., [methods.{name}]), which would "
-            "be ignored: leave it out."
+            f"be ignored: leave it out{base}."
         )
 
 

@@ -47,6 +47,7 @@ from metaunlearn.meta.objective import attackers_rule
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Loss, Params, add, mean_of, norm, scale, subset, value_and_gradient
 from metaunlearn.settings import Listed, Settings
+from metaunlearn.unheard import OF_PATHS
 
 PRODUCT_GRADIENTS = 2
 """Gradients in one Hessian-vector product by a difference."""
@@ -55,7 +56,7 @@ PRODUCT_GRADIENTS = 2
 class ResAlign(Settings):
     """``resalign``."""
 
-    unread: ClassVar[tuple[str, ...]] = (*META_SETTINGS, "inner_store")
+    unread: ClassVar[tuple[str, ...]] = (*META_SETTINGS, *OF_PATHS, "inner_store")
 
     subset: str = "f"
     """Which parameters are trained."""
@@ -94,13 +95,17 @@ class ResAlignDefence:
 
     def __init__(self, task: ErasureTask, data: ErasureData, options: ResAlign) -> None:
         self.task, self.data, self.options = task, data, options
+        self.first_order_model = task.model.in_precision(task.settings.precision)
+        exact = task.settings.meta_gradient != "first-order"
+        self.finetuned_model = task.model if exact else self.first_order_model
+        """Of the passes that the gradient through finetuning is made of."""
         self.tuned = attacked(task.model.parameter_names, task.settings.inner_subset, options.trained(task.model))
 
     def gradient(self, theta: Params, step: int, inner: Sequence[Batch], outer: Sequence[Batch]) -> DefenceGradient:
         """``inner`` is of one attacker, and not used: those of this step draw their own."""
         r, generator = self.options.resilience, step_generator(self.task.seed, step, "resalign")
-        harmful = self._loss(mean_of([denoising_loss_of(self.task.model, batch) for batch in outer]))
-        before, at_theta = value_and_gradient(harmful, theta)
+        before, at_theta = value_and_gradient(self._harmful(self.first_order_model, outer), theta)
+        harmful = self._harmful(self.finetuned_model, outer)
         gradient = scale(at_theta, -(1 - r))
         after, finetuning, dampings, shifts = [], [], [], []
         configurations = self._configurations(generator)
@@ -141,7 +146,11 @@ class ResAlignDefence:
         batches = [
             data.draw(size, generator, stratified=self.task.settings.stratified) for _ in range(attacker.steps + 1)
         ]
-        return [self._loss(denoising_loss_of(self.task.model, part(batch, rows.start, rows.stop))) for batch in batches]
+        model = self.finetuned_model
+        return [self._loss(denoising_loss_of(model, part(batch, rows.start, rows.stop))) for batch in batches]
+
+    def _harmful(self, model: TextToImageModel, outer: Sequence[Batch]) -> Loss:
+        return self._loss(mean_of([denoising_loss_of(model, batch) for batch in outer]))
 
     def _loss(self, own: Loss) -> Loss:
         return self.task.processes.shared(own)

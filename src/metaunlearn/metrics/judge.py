@@ -25,6 +25,7 @@ from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, Scali
 
 BATCH = 64
 PHOTO = "a photo of a {}"
+ARTICLE = re.compile("(an?|the) ", re.IGNORECASE)
 DETECTORS = ("nudity", "unsafe")
 """What brings its own model and asks no judge."""
 
@@ -68,16 +69,17 @@ class ClipJudge:
         preprocessing: Scaling,
         *,
         name: str,
-        phrase: Callable[[str], str] = PHOTO.format,
+        phrase: Callable[[str], str] | None = None,
         wording: str = PHOTO,
         vocabularies: tuple[tuple[str, ...], ...] = (),
     ) -> None:
-        """``phrase`` puts a label into words; ``wording`` describes it for the protocol."""
+        """``phrase`` puts a label into words, :func:`photo_of` if it is left out; ``wording`` describes it for the
+        protocol."""
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.name = name
-        self.phrase = phrase
+        self.phrase = phrase or photo_of
         self.wording = wording
         self.vocabularies = vocabularies
         self.fingerprint = weights_hash(model)
@@ -148,7 +150,7 @@ class ClassifierJudge:
         self.name = name
         ordered = sorted((int(index), str(label)) for index, label in model.config.id2label.items())
         self.labels = tuple(label for _, label in ordered)
-        self.vocabularies: tuple[tuple[str, ...], ...] = (self.labels,)
+        self.vocabularies: tuple[tuple[str, ...], ...] = (tuple(dict.fromkeys(self.labels)),)
         self.fingerprint = weights_hash(model)
 
     @classmethod
@@ -168,20 +170,23 @@ class ClassifierJudge:
 
     @torch.no_grad()
     def classify(self, images: Tensor, labels: Sequence[str]) -> Tensor:
-        """The label with the greatest logit among ``labels``, (B,) indices."""
-        columns = [self._column(label) for label in labels]
+        """The label with the greatest logit among ``labels``, (B,) indices.
+
+        Where several of the model's classes have one label (ImageNet has two cranes), it is seen when any of them is.
+        """
+        columns = [self._columns(label) for label in labels]
         device = next(self.model.parameters()).device
         logits = _in_batches(lambda batch: self.model(self.preprocessing(batch)).logits, images, device)
-        return logits[:, columns].argmax(dim=1)
+        return torch.stack([logits[:, each].amax(dim=1) for each in columns], dim=1).argmax(dim=1)
 
-    def _column(self, label: str) -> int:
+    def _columns(self, label: str) -> list[int]:
         if label not in self.labels:
             hint = did_you_mean(label, self.labels)
             raise UserError(
                 f"The judge {self.name} (--judge) has no label {label!r} (--concept, --alternative).{hint} "
                 f"It has {len(self.labels)}, e.g. {', '.join(self.labels[:5])}."
             )
-        return self.labels.index(label)
+        return [column for column, known in enumerate(self.labels) if known == label]
 
     def embed_images(self, images: Tensor) -> Tensor:
         """A classifier has no shared feature space."""
@@ -273,6 +278,11 @@ def canvas_phrase(label: str) -> str:
             f"styles {', '.join(STYLES)}. For anything else name a CLIPModel or an image classifier."
         )
     return caption(name)
+
+
+def photo_of(label: str) -> str:
+    """A label in the words of CLIP's authors; one that brings its article keeps it."""
+    return f"a photo of {label}" if ARTICLE.match(label) else PHOTO.format(label)
 
 
 def vision_size(model: Any) -> int:
