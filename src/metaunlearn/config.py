@@ -5,12 +5,15 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from metaunlearn.guidance import as_drawn
 from metaunlearn.overrides import as_list
 from metaunlearn.settings import Settings
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw"]
+Drawn = AfterValidator(lambda scale: None if scale is None else as_drawn(scale))
+"""A guidance scale of pictures that a pipeline draws."""
 
 
 class Attacker(Settings):
@@ -151,9 +154,9 @@ class EraseSettings(Settings):
     """Pictures of the concept that MODEL makes of itself; of several concepts in turn, and at least one of each."""
     retain_images: Annotated[int, Of.PICTURES] = Field(gt=0)
     """Pictures of retained concepts, related and unrelated each, that MODEL makes of itself: at most 8 a prompt."""
-    forget_guidance: Annotated[float | None, Of.PICTURES] = Field(default=None, ge=0)
+    forget_guidance: Annotated[float | None, Drawn, Of.PICTURES] = None
     """Guidance of the pictures of the concept; None: MODEL's own."""
-    retain_guidance: Annotated[float | None, Of.PICTURES] = Field(default=None, ge=0)
+    retain_guidance: Annotated[float | None, Drawn, Of.PICTURES] = None
     """Guidance of the retained pictures; None: MODEL's own. At 1 they follow the distribution that MODEL has learnt, so
     that L_retain is at its minimum where MODEL is; guided ones draw it away from there."""
     picture_batch: Annotated[int | None, Of.PICTURES] = Field(default=None, gt=0)

@@ -5,7 +5,6 @@ Pictures are made batch by batch and never all held: a set may be larger than me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from metaunlearn.data.imagefolder import picture_file, write_captions, write_pic
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
-from metaunlearn.generation import Sampling, generate_images, pictures_at_once, sampling_asked
+from metaunlearn.generation import Sampling, drawn_guidance, generate_images, pictures_at_once, sampling_asked
 from metaunlearn.models.precision import Precision
 from metaunlearn.models.prompt_length import warn_of_too_long
 from metaunlearn.processes import ALONE, Processes
@@ -63,8 +62,8 @@ def check_asked(*, images: int, steps: int | None, guidance_scale: float | None)
     for option, number in (("images_per_prompt=, --images", images), ("steps=, --steps", steps)):
         if number is not None and number < 1:
             raise UserError(f"Expected at least 1 ({option}), got {number}.")
-    if guidance_scale is not None and not 0 <= guidance_scale < math.inf:
-        raise UserError(f"Expected a guidance scale of at least 0 (guidance_scale=, --guidance), got {guidance_scale}.")
+    if guidance_scale is not None:
+        drawn_guidance(guidance_scale)
 
 
 def sampling_of(
@@ -92,7 +91,7 @@ def draws_for(prompts: Sequence[Prompt], *, images: int, seed: int, guidance_sca
         Draw(
             text=prompt.text,
             seed=(seed + i * images if prompt.seed is None else prompt.seed) + j,
-            guidance_scale=guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale,
+            guidance_scale=drawn_guidance(guidance_scale if prompt.guidance_scale is None else prompt.guidance_scale),
             label=prompt.label,
             role=prompt.role,
         )

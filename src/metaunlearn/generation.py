@@ -6,7 +6,6 @@ are is a question of memory only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from metaunlearn.data.prompts import PromptsGiven, prompts_of
 from metaunlearn.errors import UserError
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import read_json, write_json
+from metaunlearn.guidance import as_drawn
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.memory_format import channels_last
@@ -45,11 +45,20 @@ class Sampling:
     """Classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
-        if whole(self.steps, "steps=") < 1 or not 0 <= self.guidance_scale < math.inf:
+        if whole(self.steps, "steps=") < 1:
             raise UserError(
                 f"expected at least 1 step and a finite guidance scale of at least 0, got {self.steps} and "
                 f"{self.guidance_scale}."
             )
+        object.__setattr__(self, "guidance_scale", drawn_guidance(self.guidance_scale))
+
+
+def drawn_guidance(scale: float) -> float:
+    """:func:`~metaunlearn.guidance.as_drawn` of a call, whose ValueError is a UserError."""
+    try:
+        return as_drawn(scale)
+    except ValueError as error:
+        raise UserError(f"{error} (guidance_scale=, --guidance).") from None
 
 
 _KEYS = [one.name for one in fields(Sampling)]
