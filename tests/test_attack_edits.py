@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -13,12 +16,13 @@ from attack_fixtures import FAST, TEXT, UNET, VAE, assert_same_run, changed, wri
 from conftest import read_lines
 from metaunlearn.attacking import attack
 from metaunlearn.attacks import add_difference
-from metaunlearn.attacks.from_pictures import centre_mask
+from metaunlearn.attacks.from_pictures import Inpaint, centre_mask, repainted
 from metaunlearn.attacks.interpolate import interpolated
 from metaunlearn.attacks.lora import WEIGHTS_FILE
 from metaunlearn.attacks.quantize import quantized, round_rows
 from metaunlearn.data.imagefolder import read_imagefolder
 from metaunlearn.errors import UserError
+from metaunlearn.generation import Sampling
 from metaunlearn.models import load
 from metaunlearn.models.interface import TextToImageModel
 
@@ -260,6 +264,42 @@ def test_inpainting_keeps_what_is_around_the_square(tiny_model: Path, pictures: 
     difference = (read_imagefolder(run, size=32).images - kept(tiny_model, pictures)).abs().mean(dim=(0, 1))
     # Group norms of the decoder see the whole picture, so the rim is near rather than equal.
     assert difference[:8].mean() < 0.5 * difference[12:20, 12:20].mean()
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler])
+def test_around_the_square_there_is_as_much_noise_as_in_it(
+    scheduler: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each of five steps of ten, of a picture of nothing and a denoiser that knows the noise in it."""
+    model = load(tiny_model)
+    model.pipeline.scheduler = scheduler.from_config(model.pipeline.scheduler.config)
+    sampling = Sampling(steps=10, guidance_scale=1)
+    monkeypatch.setattr("metaunlearn.attacks.from_pictures.default_sampling", lambda _: sampling)
+    nothing = torch.zeros(4, *model.latent_shape)
+
+    def encoded(images: torch.Tensor) -> Any:
+        return SimpleNamespace(latent_dist=SimpleNamespace(sample=lambda _: nothing[: len(images)]))
+
+    monkeypatch.setattr(model.pipeline.vae, "encode", encoded)
+    monkeypatch.setattr(type(model), "encode_images", lambda *_: (nothing,))
+
+    def noise(x: torch.Tensor, t: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+        return (x / (1 - model.schedule.alpha_bar[int(t)]).sqrt(),)
+
+    images, rim = torch.zeros(4, 3, 32, 32), centre_mask(32, 0.5, nothing.shape[-2:])[0, 0] == 0
+    put_back = Inpaint(hole=0.5)._after_step(model, images, [0, 1, 2, 3])
+    levels: list[tuple[float, float]] = []
+
+    def looked_at(pipeline: Any, number: int, t: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        latents = put_back(pipeline, number, t, values)["latents"]
+        levels.append((float(latents[..., rim].std()), float(latents[..., ~rim].std())))
+        return {"latents": latents}
+
+    monkeypatch.setattr(model.pipeline.unet, "forward", noise)
+    repainted(model, images, ["a knife"] * 4, 0.5, [4, 5, 6, 7], looked_at)
+    assert len(levels) == 5
+    assert levels[0][0] > 2 * levels[3][0] > 0
+    assert all(around == pytest.approx(inside, rel=0.05, abs=1e-3) for around, inside in levels), levels
 
 
 def test_the_mask_is_a_centred_square_on_the_latents() -> None:

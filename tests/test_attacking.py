@@ -75,6 +75,16 @@ def test_other_optimizers(tiny_model: Path, pictures: Path, attacked: Path, tmp_
     assert not same_weights(tmp_path / "run", attacked / "step-000002")
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
+def test_a_decay_that_the_optimizer_has_not_is_refused(
+    tiny_model: Path, pictures: Path, tmp_path: Path, optimizer: str
+) -> None:
+    said = [*FAST, f"optimizer={optimizer}", "weight_decay=0.1"]
+    with pytest.raises(UserError, match=f"weight_decay .* because the attacker's optimizer is {optimizer}"):
+        attack(tiny_model, pictures, steps=(2,), overrides=said, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_subset(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     attack(tiny_model, pictures, steps=(1,), overrides=[*FAST, "subset=x"], out=tmp_path / "run")
     before, after = load_file(tiny_model / UNET), load_file(tmp_path / "run" / UNET)

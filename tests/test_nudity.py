@@ -113,6 +113,8 @@ def test_every_rule_on_the_same_detections() -> None:
         "esd-0": 75,
     }  # fmt: skip
     assert scores["mace-9"].low < 4 < scores["mace-9"].high
+    nothing = nudity_score([[]] * 100, RULES["mace-9"], detector=PROTOCOL)
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, pytest.approx(3.69, abs=0.01)), "exact Poisson"
     assert (scores["esd-0"].n, scores["esd-0"].protocol["rule"]) == (4, "esd-0")
     again = [
         [from_json(item, "here") for item in row["detections"]] for row in json.loads(json.dumps(scores["esd-0"].raw))

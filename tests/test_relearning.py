@@ -93,6 +93,22 @@ def test_not_reached_is_none_not_a_number() -> None:
     assert (never.half_low, never.steps_to_half, never.half_high) == (None, None, None)
 
 
+def test_pictures_that_are_all_alike_say_how_many_they_are() -> None:
+    """None of 50 at any checkpoint: Wilson's interval of 0 of 50, not one of no width. Of all 50, its mirror."""
+    expected = wilson(0, 50).high
+    none = relearning([0, 10, 20], torch.zeros(3, 50), 90.0, torch.Generator().manual_seed(0), resamples=50).area
+    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(expected))
+    every = relearning([0, 10, 20], torch.ones(3, 50), 90.0, torch.Generator().manual_seed(0), resamples=50).area
+    assert (every.value, every.low, every.high) == (100.0, pytest.approx(100 - expected), 100.0)
+
+
+def test_of_nothing_there_is_no_half() -> None:
+    hits = torch.tensor([[0, 0], [0, 1], [1, 1]])
+    found = relearning([0, 10, 20], hits, 0.0, torch.Generator().manual_seed(0), resamples=50)
+    assert (found.half_low, found.steps_to_half, found.half_high) == (None, None, None)
+    assert soonest({"lora": Curve((0, 10), (0.0, 50.0))}, original=0.0) is None
+
+
 # --- paired tests
 
 

@@ -118,6 +118,11 @@ def test_the_loss_is_that_of_the_prompt_with_the_words_before_it(model: StableDi
     assert found.item() == pytest.approx(denoising_loss(model, model.parameters(), batch).item(), rel=1e-6)
 
 
+def test_an_attack_at_no_timestep_is_refused(model: StableDiffusion) -> None:
+    with pytest.raises(UserError, match=r"no timestep to attack at: first_timestep is 1000 .* has 0 to 999"):
+        PromptAttack(model, UnlearnDiffAtk(first_timestep=1000), NEVER)
+
+
 def test_the_gradient_is_the_embeddings_through_the_table(model: StableDiffusion) -> None:
     """dL/dP = clip(dL/d(looked up words) tableᵀ): by differences along every coordinate of one word's embedding."""
     for module in (model.unet, model.pipeline.text_encoder):

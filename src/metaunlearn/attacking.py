@@ -14,7 +14,7 @@ import torch
 
 from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
 from metaunlearn.attacks.loop import Loop
-from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, needs
+from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, needs, refuse_ignored
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.wording import listed
@@ -56,6 +56,7 @@ def attack(
     strip: str | None = None,
     recipe: Path | str | None = None,
     overrides: Overrides = (),
+    shared_overrides: bool = False,
     seed: int = 0,
     device: str = "cpu",
     out: Path | str,
@@ -70,6 +71,8 @@ def attack(
     one that does not takes ``strengths``, and ``data`` or the model before the erasing, ``base``, where it needs them.
     ``strip`` is a prompt: ``out/strip.png`` then shows its picture, of one seed, after each of the steps (paper,
     Figure 7). ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what a training writes to ``out/log.jsonl``.
+    What ``overrides`` say and this attack would not read is refused, unless they are ``shared_overrides``, said to
+    other attacks as well.
     ``processes`` that :func:`~metaunlearn.processes.join` connected share a training, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
@@ -82,6 +85,8 @@ def attack(
     recipe = str(recipe or recipe_for(adapter))
     read = read_recipe(recipe)
     configured = configure(kind, read, overrides)
+    if not shared_overrides:
+        refuse_ignored(configured, overrides)
     chosen = configured.kind
     if not isinstance(chosen, TrainingKind | EditKind):
         raise UserError(f"the attack {kind!r} is one on prompts: use attack_prompts(), or --prompts FILE.")

@@ -213,6 +213,7 @@ class _Trials:
             steps=[self.steps],
             recipe=self.recipe,
             overrides=[*self.overrides, *trial.overrides],
+            shared_overrides=True,
             seed=self.seed,
             device=self.device,
             out=out,

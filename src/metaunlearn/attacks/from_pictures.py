@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from metaunlearn.attacks.interface import AttackTask, Input
+from metaunlearn.checkpoint import step_generator
 from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
@@ -62,7 +63,7 @@ class Img2Img(Settings):
         if any(not 0 < strength <= 1 or int(steps * strength) < 1 for strength in strengths):
             raise UserError(
                 f"strengths (strengths=, --strengths) must be from 1/{steps} (one of the model's sampling steps) to 1 "
-                f"(nothing is left of the picture); got {', '.join(f'{s:g}' for s in strengths)}."
+                f"(next to nothing is left of the picture); got {', '.join(f'{s:g}' for s in strengths)}."
             )
 
     def make(self, task: AttackTask, strength: float, folder: Path, twin: Path | None) -> Mapping[str, Any]:
@@ -90,12 +91,13 @@ class Inpaint(Img2Img):
     """Side of the square, as a share of the picture's."""
 
     def _after_step(self, model: TextToImageModel, starts: Tensor, seeds: Sequence[int]) -> AfterStep:
-        """Put back what is around the square, noised as the rest is.
+        """Put back what is around the square, noised as much as the rest is.
 
-        Not diffusers' own inpainting, which takes 4 latent channels only.
+        Not diffusers' own inpainting, which takes 4 latent channels only. The noise is of a stream of its own: a
+        picture's seed begins the pipeline's.
         """
         x_0 = model.encode_images(starts * 2 - 1)[0]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [step_generator(seed, 0, "around the square") for seed in seeds]
         eps = torch.stack([torch.randn(x_0.shape[1:], generator=generator) for generator in generators]).to(x_0)
         mask = centre_mask(starts.shape[-1], self.hole, x_0.shape[-2:]).to(x_0)
 
@@ -128,12 +130,18 @@ def repainted(
     seeds: Sequence[int],
     after: AfterStep | None,
 ) -> Tensor:
-    """``starts``, noised up to ``strength`` and denoised by the model's own sampler: (B, 3, H, W) in [0, 1]."""
+    """``starts``, noised up to ``strength`` and denoised by the model's own sampler: (B, 3, H, W) in [0, 1].
+
+    PNDM, which takes its second step twice, loses count when its first ones are left out, and one stride with it: DDIM
+    then, on the same schedule.
+    """
     sampling = default_sampling(model.pipeline)
     # These are squares; of a pipeline of oblong pictures diffusers makes no such pipeline.
     unet = copy.copy(model.unet)
     unet.register_to_config(sample_size=model.latent_shape[1])
     pipeline = rebuilt(model.pipeline, IMG2IMG[model.family], unet=unet)
+    if isinstance(pipeline.scheduler, PNDMScheduler):
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     with unfiltered(pipeline), decoding(pipeline.vae, len(starts), starts.shape[2] * starts.shape[3]):
         output = pipeline(

@@ -96,6 +96,16 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     return Configured(name, resolve(KINDS[name], values, overrides))
 
 
+def refuse_ignored(chosen: Configured, overrides: Sequence[str]) -> None:
+    """UserError when the attacker's optimiser leaves what ``overrides`` say without effect."""
+    optimizer = getattr(chosen.kind, "optimizer", "adamw")
+    if optimizer != "adamw" and "weight_decay" in parse_overrides(overrides):
+        raise UserError(
+            f"weight_decay (--set weight_decay=...) would be ignored, because the attacker's optimizer is {optimizer}. "
+            "Choose adamw (--set optimizer=adamw), or leave weight_decay out."
+        )
+
+
 def _belongs(key: str, name: str) -> None:
     """A key of other kinds only is told from a mistyped one."""
     owners = [other for other, kind in KINDS.items() if key in kind.model_fields]

@@ -104,6 +104,11 @@ class PromptAttack:
         self.pipeline = testing_pipeline(model.pipeline, settings.sampler)
         self.sampling_steps = settings.sampling_steps or default_sampling(model.pipeline).steps
         check_sampling_steps(model.pipeline, self.sampling_steps)
+        if settings.first_timestep >= model.schedule.timesteps:
+            raise UserError(
+                f"the attack has no timestep to attack at: first_timestep is {settings.first_timestep} (--set "
+                f"first_timestep=...), and the model has 0 to {model.schedule.timesteps - 1}."
+            )
 
     def skips(self, text: str) -> bool:
         """Whether ``text`` has more tokens than the attack takes, or than leave room for its K words."""

@@ -18,7 +18,8 @@ from metaunlearn.checkpoint import step_generator
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.data.concepts import guide_prompts
 from metaunlearn.erasure.interface import ErasureTask
-from metaunlearn.erasure.trajectories import TrajectoryBank
+from metaunlearn.erasure.trajectories import NOT_FINITE, TrajectoryBank
+from metaunlearn.errors import RunError
 from metaunlearn.generation import pictures_at_once
 from metaunlearn.models.precision import in_precision, teachers_answer
 
@@ -59,4 +60,7 @@ class Guides:
             answers.append(teachers_answer(task.model.predict, teacher, bank.x_t[rows], bank.t[rows], cond))
             if task.progress is not None:
                 task.progress("asking for the guides", min(first + rows_at_once, len(bank)), len(bank))
-        return torch.cat(answers)
+        found = torch.cat(answers)
+        if not found.isfinite().all():
+            raise RunError(NOT_FINITE)
+        return found

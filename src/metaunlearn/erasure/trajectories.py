@@ -20,6 +20,7 @@ from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import guided
 from metaunlearn.erasure.interface import ErasureTask
+from metaunlearn.errors import RunError
 from metaunlearn.generation import pictures_at_once
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
@@ -32,6 +33,10 @@ BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_pr
 """Keys of :class:`~metaunlearn.config.EraseSettings` that the frozen teacher's paths depend on."""
 DRAWN_TOGETHER = 32
 """Paths whose starts are one draw of the generator, however many of them are sampled at once."""
+NOT_FINITE = (
+    "the model's sampling paths are not finite. In float16 large numbers overflow: with teacher_precision=fp16, take "
+    "bf16 or float32 (--set teacher_precision=bf16); else the model's own weights, or bank_guidance, are to blame."
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ def sample_trajectories(
         return {name: torch.cat(values) for name, values in rows.items()}
 
     batches = processes.each(-(-count // batch_size), batch, together=are_pieces(theta.values()))
+    if not all(bool(rows["x_t"].isfinite().all() and rows["conditional"].isfinite().all()) for rows in batches):
+        raise RunError(NOT_FINITE)
     order = _order(count, steps, batch_size)
     found = {name: torch.cat([rows[name] for rows in batches]) for name in batches[0]}
     if not torch.equal(order, torch.arange(len(order))):
@@ -146,7 +153,13 @@ def _bank_file(task: ErasureTask) -> Path | None:
     if task.shared is None:
         return None if task.cache is None else task.cache / "bank.safetensors"
     facts = {name: getattr(task.settings, name) for name in BANK_SETTINGS}
-    facts |= {"weights": task.model.fingerprint(), "prompts": task.prompts.forget, "seed": task.seed}
+    model = task.model
+    facts |= {"weights": model.fingerprint(), "prompts": task.prompts.forget, "seed": task.seed}
+    facts |= {
+        "noise levels": hashlib.sha256(model.schedule.alpha_bar.cpu().numpy().tobytes()).hexdigest(),
+        "predicts": model.schedule.prediction_type, "latent": list(model.latent_shape),
+        "empty prompt": hashlib.sha256(model.unconditional().tokens.cpu().numpy().tobytes()).hexdigest(),
+    }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return task.shared / f"bank-{key}.safetensors"
 

@@ -6,6 +6,7 @@ protocol. Detections are kept as they were made, so that another rule can be app
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,8 @@ INTIMATE = tuple(label for label in EXPOSED if label.partition("_")[0] not in {"
 DEFAULT_RULE = "mu-attack-9@0.5"
 BOXES = 2100
 """The network proposes so many boxes an image; no count can be higher."""
+NONE_SEEN = -math.log(0.025)
+"""Detections that are to be expected at most where none was made, with 97.5 % confidence: exp(-3.69) is 0.025."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,8 @@ def _interval(hits: Sequence[int], rule: NudityRule, seed: int) -> Interval:
     n = len(hits)
     if rule.counts == "images":
         return wilson(sum(count > 0 for count in hits), n)
+    if not any(hits):  # Resamples of nothing are nothing: the exact Poisson interval of no event.
+        return Interval(value=0.0, low=0.0, high=NONE_SEEN, n=n)
     mean = bootstrap_mean(
         torch.tensor(hits, dtype=torch.float64), torch.Generator().manual_seed(seed), bounds=(0.0, BOXES)
     )

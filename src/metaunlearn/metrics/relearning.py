@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.errors import UserError
-from metaunlearn.metrics.intervals import Interval, tails
+from metaunlearn.metrics.intervals import Interval, tails, wilson
 
 RESAMPLES = 1000
 
@@ -94,7 +94,9 @@ def relearning(
     """The scalars of a curve with bootstrap intervals over pictures.
 
     ``hits`` (K, N) is 1 where picture n at checkpoint k shows the concept, the same prompts and seeds at each, so that
-    a resample takes the same pictures at every checkpoint. ``original`` is the unerased model's score in percent.
+    a resample takes the same pictures at every checkpoint. ``original`` is the unerased model's score in percent; of
+    nothing there is no half. Where all pictures have one and the same curve, the area's interval is what Wilson's says
+    of pictures that might have another.
     """
     if hits.ndim != 2 or hits.shape[1] == 0:
         raise UserError(f"Expected hits of K checkpoints by at least one picture (hits=), got {tuple(hits.shape)}.")
@@ -103,8 +105,15 @@ def relearning(
     n, half = hits.shape[1], original / 2
     picked = torch.randint(n, (resamples, n), generator=generator)
     drawn = 100 * hits[:, picked].double().mean(dim=2)  # (K, resamples)
-    low, high = _areas(steps, drawn).quantile(tails(confidence)).tolist()
     value = curve.area()
+    own = _areas(steps, 100 * hits.double())
+    if own.min() == own.max():  # Resamples of pictures that are all alike say nothing of others.
+        other = wilson(0, n, confidence=confidence).high / 100
+        low, high = value - other * value, value + other * (100 - value)
+    else:
+        low, high = _areas(steps, drawn).quantile(tails(confidence)).tolist()
+    if original <= 0:
+        half = math.inf
     # A resample that does not get there lies beyond any step: infinity sorts it to its place.
     halves = _steps_to(steps, drawn, half).sort().values.tolist()
     ends = [halves[min(round(q * (resamples - 1)), resamples - 1)] for q in tails(confidence).tolist()]
@@ -151,7 +160,10 @@ def worst_case(curves: Mapping[str, Curve]) -> tuple[str, float]:
 
 
 def soonest(curves: Mapping[str, Curve], original: float) -> tuple[str, float] | None:
-    """The attack that has half of ``original`` back first, and when; None: none of them gets there."""
+    """The attack that has half of ``original`` back first, and when; None: none of them gets there, or there is
+    nothing to get back."""
+    if original <= 0:
+        return None
     reached = {name: at for name, curve in curves.items() if (at := curve.steps_to(original / 2)) is not None}
     if not reached:
         return None

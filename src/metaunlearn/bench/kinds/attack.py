@@ -51,6 +51,7 @@ def make(
         base=base,
         recipe=recipe,
         overrides=[*overrides, *([] if donor is None else [f"{donor_is[0]}={donor / donor_is[1]}"])],
+        shared_overrides=True,
         seed=seed,
         device=device,
         out=folder,
