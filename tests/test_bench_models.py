@@ -38,7 +38,7 @@ from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.models import load_pipeline
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
-from tiny_judges import save_checker
+from tiny_judges import save_checker, save_clip
 from tiny_models import NEW
 
 SD: dict[str, Any] = {
@@ -326,6 +326,46 @@ def test_a_dry_run_says_what_is_missing(tmp_path: Path, call: Call) -> None:
     assert len(found["todo"]) == sum(KINDS.values())
     assert found["memory_bytes"] is None
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "to", "says"),
+    [
+        (("prompts", 0, "scores"), {"concept": "clipscore"}, "there is no metric 'clipscore'.*mean 'clip-score'"),
+        (("prompts", 0, "scores"), {"concept": "nudity:mine"}, "no nudity rule 'mine'"),
+        (("prompts", 0, "scores"), {"a": "concept", "b": "concept"}, "each metric once; got concept, concept"),
+        (("prompts", 0, "scores"), {"fid": "clip-score"}, "'concept' has a score 'fid' as well"),
+        (("prompts", 0, "scores"), {"kid": "kid"}, "kid compares with real pictures"),
+        (("prompts", 0, "scores"), {"accuracy": "accuracy"}, "accuracy needs a label for every prompt"),
+        (("published",), ["table1"], "the paper has no table 'table1'"),
+        (("methods",), ["uce", "esd-x-1", "uce-2023"], "methods: 'uce-2023' stands there twice"),
+        (("models",), ["original", "original"], "models: 'original' stands there twice"),
+        (("concepts", 0, "seeds"), [0, 1, 0], "'cutlery', seeds: 0 stands there twice"),
+        (("concepts", 0, "attack"), {"learning_rat": 1e-3}, "no attack has the setting 'learning_rat'.*learning_rate"),
+        (("concepts", 0, "data"), {"hrm-mm": "hrm-s"}, "no attack of the grid is given 'hrm-mm'.*'hrm-m'"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_after_the_work_is_refused_before_it(
+    place: tuple[Any, ...], to: Any, says: str, given: dict[str, Path], tmp_path: Path, call: Call
+) -> None:
+    recipe = write_recipe(tmp_path / "grid.toml", changed(*place, to=to, of=SD))
+    outcome = call(*call_of(recipe, given, "--out", str(tmp_path / "out"), "--dry-run"))
+    assert outcome.code == 2
+    assert re.search(says, outcome.err), outcome.err
+
+
+def test_a_judge_that_only_compares_needs_something_to_compare_with(given: dict[str, Path], tmp_path: Path) -> None:
+    clip = {**given, "judge": save_clip(tmp_path / "clip")}
+    with pytest.raises(UserError, match=r"knows no labels of its own, so 'cutlery' needs .* alternatives = "):
+        plan_with(SD, clip)
+    plan_with(changed("concepts", 0, "alternatives", to=["a toy"], of=SD), clip)
+
+
+def test_a_judge_that_nothing_asks_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing asks a judge"):
+        Inputs(resolve(Grid, TINY), use=["judge=somewhere"])
+    with pytest.raises(UserError, match="harmful was given twice"):
+        Inputs(resolve(Grid, SD), ["harmful=a.txt", "harmful=b.txt"])
 
 
 def test_a_grid_does_not_begin_while_something_is_missing(tmp_path: Path, given: dict[str, Path], call: Call) -> None:

@@ -74,6 +74,19 @@ def test_heights_halves_and_the_worst() -> None:
     assert not any(head.startswith("bits") for head in line)
 
 
+def test_what_was_there_before_is_no_attacks_doing() -> None:
+    """All of it before, and under the attacks at most 95 %: the worst is what an attack has, not what there was."""
+    found = made_up(each=False)
+    rows = [
+        replace(one, scores={"concept": {**one.scores["concept"], "value": 100.0, "hits": 10}})
+        if (one.row.model, one.row.attack) == ("meta-unlearn", "before")
+        else one
+        for one in found.rows
+    ]
+    line = line_of(replace(found, rows=rows))
+    assert line["worst (%)"] == "95.0 (slow)"
+
+
 def test_intervals_are_those_of_the_pictures_themselves() -> None:
     hits = torch.tensor(
         [[int(x) for x in seen(0) * 2]] * 2 + [[int(x) for x in seen(n) + seen(n - 1)] for n in (2, 4, 10)]

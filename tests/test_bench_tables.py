@@ -125,6 +125,16 @@ def test_seeds_do_not_keep_scores_apart(tmp_path: Path) -> None:
     assert both.by_seed == {0: 10.0, 1: 10.0}
 
 
+def test_of_one_seed_a_mean_has_its_own_interval(tmp_path: Path) -> None:
+    plan, store = plan_of(GRID), Store(tmp_path)
+    first, *_ = [row for row in plan.rows if (row.model, row.attack) == ("unlearn", "before")]
+    write_scores(store, first, fid={**score(7.5), "low": 6.0, "high": 9.0, "protocol": {"interval": "bootstrap"}})
+    rows = Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).found().rows
+    alone = pooled(rows, "fid")
+    assert alone is not None
+    assert (alone.value, alone.low, alone.high) == (7.5, 6.0, 9.0)
+
+
 def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     plan, store = plan_of(GRID), Store(tmp_path)
     first, second = [row for row in plan.rows if (row.model, row.attack) == ("unlearn", "before")]

@@ -67,8 +67,18 @@ class Inputs:
             raise UserError(
                 "the grid is about what Canvas knows: no other model can stand in (use=[...], --use base=)."
             )
+        self._refuse_idle_judge()
         self._read: dict[str, Prompts] = {}
         self._folders: dict[str, Input] = {}
+
+    def _refuse_idle_judge(self) -> None:
+        """UserError for a judge that nothing asks: tasks of Canvas are seen by its own."""
+        asked = self.grid.prompts or any(attack.on_prompts for attack in self.grid.attacks)
+        if (self.grid.judge or JUDGE in self.paths) and not asked:
+            raise UserError(
+                "nothing asks a judge: what [grid.measure] holds is seen by Canvas's own. Leave it out (judge "
+                f"in [grid], use=[...], --use {JUDGE}=)."
+            )
 
     def base(self) -> Input:
         """The model from which concepts are erased."""
@@ -181,6 +191,8 @@ def _named(given: Sequence[str], names: Sequence[str], option: str) -> dict[str,
                 f"expected NAME=PATH with a NAME that the recipe asks for, got {item!r} ({option})."
                 f"{did_you_mean(name, names)} It asks for: {', '.join(names) or 'nothing'}."
             )
+        if name in found:
+            raise UserError(f"{name} was given twice ({option}): {found[name]} and {path}; give one.")
         found[name] = Path(_located(path))
     return found
 

@@ -8,13 +8,16 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from metaunlearn.attacks.registry import strengths_of
+from metaunlearn.attacks.registry import KINDS, strengths_of
 from metaunlearn.bench.attacks import GridAttack, PromptSource, Steps, check_attack
+from metaunlearn.bench.published import CAPTIONS
+from metaunlearn.bench.scores_asked import check_scores
 from metaunlearn.canvas.catalog import NAMES, STYLES
 from metaunlearn.canvas.datasets import DATASETS
 from metaunlearn.canvas.tasks import known
 from metaunlearn.config import Counts
 from metaunlearn.data.recipes import recipe_named
+from metaunlearn.erasure.registry import find
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.recipe import read_kind
 from metaunlearn.settings import Settings, resolve
@@ -213,6 +216,7 @@ def check_grid(grid: Grid) -> None:
                 f"prompts cannot be called {prompts.name!r}, for files of their pictures are: leave out slashes, and a "
                 "dot at the beginning."
             )
+    check_scores(grid.prompts)
     roles = [prompts.name for prompts in grid.prompts] or ["concept", "related", "unrelated"]
     if grid.pictures != GridPictures():
         _known(grid.pictures.roles, roles, "[grid.pictures]: no pictures have the role")
@@ -222,6 +226,12 @@ def check_grid(grid: Grid) -> None:
         names = [item.name for item in getattr(grid, what)]
         if len({*names}) < len(names):
             raise UserError(f"each of the {what} needs a name of its own; got {names}.")
+    _once("methods", [find(method).name for method in grid.methods], "uce is uce-2023")
+    _once("models", grid.models)
+    for concept in grid.concepts:
+        _once(f"{concept.name!r}, seeds", concept.seeds)
+        _check_keys(grid, concept)
+    _known(grid.published, list(CAPTIONS), "published: the paper has no table")
 
 
 def _check_attack(grid: Grid, attack: GridAttack, concept: GridConcept) -> None:
@@ -239,6 +249,22 @@ def _check_attack(grid: Grid, attack: GridAttack, concept: GridConcept) -> None:
             f"the attack {attack.name!r} on {concept.name!r} needs steps, ascending whole numbers from 1 on, "
             f"from itself or from the concept; got {list(steps)}."
         )
+
+
+def _check_keys(grid: Grid, concept: GridConcept) -> None:
+    """What a concept says of all attacks and data sets, each of which takes its part of it."""
+    settings = sorted({key for kind in KINDS.values() for key in kind.model_fields})
+    _known(concept.attack, settings, f"{concept.name!r}, attack: no attack has the setting")
+    attacks = [attack for attack in grid.attacks if attack.takes_data]
+    data = [name for attack in attacks for name in (attack.data, *([attack.warm_up.data] if attack.warm_up else []))]
+    _known(concept.data, list(dict.fromkeys(data)), f"{concept.name!r}, data: no attack of the grid is given")
+
+
+def _once(what: str, values: Sequence[object], note: str = "") -> None:
+    repeated = [value for place, value in enumerate(values) if value in values[:place]]
+    if repeated:
+        more = f" ({note})" if note else ""
+        raise UserError(f"{what}: {repeated[0]!r} stands there twice, and would be counted twice{more}; name it once.")
 
 
 def _known(names: Iterable[str], there: Sequence[str], problem: str) -> None:

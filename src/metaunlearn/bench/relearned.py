@@ -115,7 +115,9 @@ def _worst(
     ]
     if not harmful:
         return Entry(), Entry()
-    name, most = worst_case({attack.name: curves[attack.name] for attack in harmful})
+    # What was there before an attack, none has brought back.
+    under = {attack.name: curves[attack.name] for attack in harmful}
+    name, most = worst_case({name: Curve(curve.steps[1:], curve.scores[1:]) for name, curve in under.items()})
     timed = {attack.name: curves[attack.name] for attack in harmful if attack.trains}
     first = soonest(timed, original)
     never = Entry("not reached", _sorted_by(None, longest))

@@ -151,7 +151,7 @@ class Pooled:
     value: float
     low: float
     high: float
-    """Of a percentage its 95 % interval, of any other score the range over the seeds."""
+    """Of a percentage, and of what one seed alone has, the 95 % interval; of any other score the range over seeds."""
     n: int
     """Pictures in all."""
     by_seed: dict[int, float]
@@ -237,5 +237,7 @@ def pooled(rows: Sequence[Measured], score: str) -> Pooled | None:
     if all("hits" in one for one in cells):
         interval = wilson(sum(one["hits"] for one in cells), n)
         return Pooled(interval.value, interval.low, interval.high, n, by_seed)
+    if len(cells) == 1:
+        return Pooled(cells[0]["value"], cells[0]["low"], cells[0]["high"], n, by_seed)
     values = list(by_seed.values())
     return Pooled(mean(values), min(values), max(values), n, by_seed)

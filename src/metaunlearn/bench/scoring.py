@@ -13,9 +13,12 @@ from metaunlearn.bench.attacks import GridAttack
 from metaunlearn.bench.identity import art_hash, judge_identity
 from metaunlearn.bench.inputs import Input, Inputs, recipe_file
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, GridPrompts, Place
+from metaunlearn.bench.scores_asked import check_labels
 from metaunlearn.bench.state import State
 from metaunlearn.bench.weights import asks_judge, packages_of, weights_of, with_weights
 from metaunlearn.data.wording import said_as
+from metaunlearn.errors import UserError
+from metaunlearn.metrics.judge import has_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,11 @@ class Scoring:
     def _prompts(self, state: State, concept: GridConcept, place: Place, word: str) -> Work:
         asked = [_Asked.of(one, concept, self.inputs, word) for one in self.grid.prompts if one.asks(place)]
         judge = self._judge(needed=any(one.asks_judge for one in asked))
+        if any(one.looks_for_concept for one in asked) and not (concept.alternatives or has_labels(judge.value)):
+            raise UserError(
+                f"the judge {judge.value} knows no labels of its own, so {concept.name!r} needs what it may see "
+                'instead: alternatives = ["a toy", "a tool"] in [[grid.concepts]].'
+            )
         # An original asked with the prompts' own seeds draws the same whatever the grid's seed: it is one cell.
         alike = state.model == "original" and all(one.seeded for one in asked)
         facts = {**_looked_for(concept), "seed": 0 if alike else state.seed}
@@ -151,6 +159,7 @@ class _Asked:
     """Where to get them, if they are not here."""
     missing: tuple[str, ...]
     asks_judge: bool
+    looks_for_concept: bool
 
     @classmethod
     def of(cls, one: GridPrompts, concept: GridConcept, inputs: Inputs, word: str) -> _Asked:
@@ -164,6 +173,7 @@ class _Asked:
         hashes = {name: found.identity for metric, found in weights.items() if (name := weights_of(metric))}
         pictures = max(len(records), 1) * one.images
         first = None if one.scores or one.shown >= pictures else one.shown
+        check_labels(one.name, list(one.scores.values()), records)
         return cls(
             spec={
                 **facts, "prompts": prompts.identity, "scores": one.scores, "weights": hashes,
@@ -180,6 +190,7 @@ class _Asked:
             no_prompts=prompts.missing,
             missing=(*prompts.missing, *reference.missing, *(text for f in weights.values() for text in f.missing)),
             asks_judge=any(map(asks_judge, weights)),
+            looks_for_concept="concept" in one.scores.values(),
         )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ Columns = list[tuple[str, float]]
 NOTE = (
     "Percentages: pictures in which the judge sees what the column says, of all pictures of all seeds together, with "
     "Wilson's 95 % interval. The interval tells of the number of pictures; how differently two trainings end, the "
-    "seeds' own values tell. FID and CLIP score: mean over the seeds [lowest, highest], with the judge's own features, "
-    "so comparable among themselves only."
+    "seeds' own values tell. FID and CLIP score: mean over the seeds [lowest, highest], of one seed its 95 % interval, "
+    "with the judge's own features, so comparable among themselves only."
 )
 OTHERS = {
     "unsafe": "unsafe score (%)",

@@ -81,7 +81,11 @@ class Esd(Settings):
 
 
 class Esd2025(Settings):
-    """``esd-2025``: the concept is erased from itself (c_from = c), and norms are never trained."""
+    """``esd-2025``: the concept is erased from itself (c_from = c), and norms are never trained.
+
+    One rule for all models. For Stable Diffusion XL the authors' code differs in two things: its u and f leave out what
+    is outside the blocks and the projections of time, and its empty prompt is the encoded one, where XL's own is zeros.
+    """
 
     subset: Literal["x", "x-strict", "u", "f"] = "x"
     """Which Linear and Conv2d layers are trained; here u is everything outside cross-attention. The recipes' learning

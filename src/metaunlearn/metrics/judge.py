@@ -6,6 +6,7 @@ B images, (B, 3, H, W) in [0, 1], of any size: a judge resizes and normalises th
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import weakref
@@ -28,6 +29,9 @@ PHOTO = "a photo of a {}"
 ARTICLE = re.compile("(an?|the) ", re.IGNORECASE)
 DETECTORS = ("nudity", "unsafe")
 """What brings its own model and asks no judge."""
+
+CLASSIFIER = "ForImageClassification"
+"""How the names of transformers' classifiers end."""
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +235,7 @@ def _load(spec: str, device: str | torch.device) -> Judge:
     with _explaining(name):
         config = AutoConfig.from_pretrained(folder)
     architectures = list(config.architectures or [])
-    if any(architecture.endswith("ForImageClassification") for architecture in architectures):
+    if any(architecture.endswith(CLASSIFIER) for architecture in architectures):
         return ClassifierJudge.from_folder(folder, name=name, device=device)
     if config.model_type == "clip":
         return ClipJudge.from_folder(folder, name=name, device=device)
@@ -239,6 +243,15 @@ def _load(spec: str, device: str | torch.device) -> Judge:
         f"The judge {name} (--judge) is a {config.model_type} model ({', '.join(architectures) or 'class not named'}). "
         "Expected 'canvas', a CLIPModel, or a model for image classification."
     )
+
+
+def has_labels(spec: str) -> bool:
+    """Whether the judge ``spec`` brings labels of its own, by its folder's config.json; True where that is not here."""
+    file = Path(spec) / "config.json"
+    if spec == "canvas" or not file.is_file():
+        return True
+    architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [CLASSIFIER]
+    return any(name.endswith(CLASSIFIER) for name in architectures)
 
 
 def _canvas_judge(device: str | torch.device) -> ClipJudge:

@@ -1,0 +1,57 @@
+"""Whether the scores of a grid's ``prompts`` can be had at all: said before a model is trained for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.metrics.measures import METRICS, READS
+from metaunlearn.metrics.nudity import DEFAULT_RULE, rule_named
+
+if TYPE_CHECKING:
+    from metaunlearn.bench.recipe import GridPrompts
+
+LABELLED = frozenset({"accuracy", "ua", "ira", "cra"})
+"""Metrics that compare with what each prompt says should be seen."""
+
+
+def check_scores(sets: Sequence[GridPrompts]) -> None:
+    """UserError for scores of one name, of which one would take the other's place, and for metrics that cannot be."""
+    of: dict[str, str] = {}
+    for one in sets:
+        where = f"[[grid.prompts]] {one.name!r}"
+        for score in one.scores:
+            if score in of:
+                raise UserError(
+                    f"{where}: {of[score]!r} has a score {score!r} as well, and the tables one column of that name: "
+                    "give each a name of its own."
+                )
+            of[score] = one.name
+        metrics = list(one.scores.values())
+        for metric in metrics:
+            name, _, variant = metric.partition(":")
+            if name not in METRICS:
+                meant = did_you_mean(name, METRICS)
+                raise UserError(f"{where}: there is no metric {metric!r}.{meant} There are: {', '.join(METRICS)}.")
+            if name == "nudity":
+                rule_named(variant or DEFAULT_RULE)
+        if len({*metrics}) < len(metrics):
+            raise UserError(f"{where}: scores hold each metric once; got {', '.join(metrics)}.")
+        wanting = [metric for metric in metrics if metric.partition(":")[0] in READS["--reference"]]
+        if wanting and not one.reference:
+            raise UserError(
+                f'{where}: {wanting[0]} compares with real pictures. Name them, reference = "NAME", and give them with '
+                "--use NAME=DIR."
+            )
+
+
+def check_labels(name: str, metrics: Sequence[str], prompts: Sequence[Mapping[str, Any]]) -> None:
+    """UserError when the prompts of the set ``name`` do not say what should be seen, and a metric asks that."""
+    wanting = [metric for metric in metrics if metric.partition(":")[0] in LABELLED]
+    without = [record["text"] for record in prompts if record.get("label") is None]
+    if wanting and without:
+        raise UserError(
+            f"[[grid.prompts]] {name!r}: {wanting[0]} needs a label for every prompt, a column label of its file; "
+            f"{without[0]!r} has none."
+        )
