@@ -65,6 +65,7 @@ def test_a_fresh_card_says_what_was_done_and_that_nothing_was_measured(erased: P
 
 def test_a_card_of_canvas_credits_the_art_and_says_its_concept_in_one_line(erased: Path, tmp_path: Path) -> None:
     record = json.loads((erased / "run.json").read_text())
+    record["model_name"] = "canvas"
     record["request"] |= {"model": "canvas", "concepts": ["<b>&\n# knife"]}
     (tmp_path / "run.json").write_text(json.dumps(record))
     text = write_card(tmp_path).read_text()
@@ -110,6 +111,52 @@ def test_the_card_tells_what_lies_beside_the_run(erased: Path, call: Call) -> No
     ]
     assert "license: creativeml-openrail-m" in text
     assert "Nothing yet" not in text
+
+
+def test_a_checkpoint_is_called_by_its_own_step(erased: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Each has a record of its own, whose request is its run's."""
+    runs = tmp_path / "runs"
+    shutil.copytree(erased, runs / "erased")
+    request = {"command": "attack", "kind": "finetune", "model": str(runs / "erased"), "steps": [0, 1, 40]}
+    for name, more in (("attacked", {}), *((f"attacked/step-{step:06d}", {"step": step}) for step in (0, 1, 40))):
+        (runs / name).mkdir()
+        (runs / name / "run.json").write_text(json.dumps({"request": request, **more}))
+    for step in (0, 1, 40):
+        (runs / f"scores-{step}").mkdir()
+        asked = {"command": "evaluate", "model": str(runs / "attacked" / f"step-{step:06d}")}
+        (runs / f"scores-{step}" / "run.json").write_text(json.dumps({"request": asked}))
+        (runs / f"scores-{step}" / "results.json").write_text(json.dumps({"concept": score(5.0 + step)}))
+    text = write_card(runs / "erased").read_text()
+    assert [line.partition(" [")[0] for line in text.splitlines() if line.startswith("| after")] == [
+        f"| after {step} steps of finetune (attacked) | concept | {5 + step}.00" for step in (0, 1, 40)
+    ]
+
+
+def test_a_card_calls_the_model_what_it_was_called_where_it_was_erased(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From within it, from beside it, and from where its relative path is nowhere."""
+    shutil.copytree(tiny_model, tmp_path / "models" / "mine")
+    for where, model in ((tmp_path, "models/mine"), (tmp_path / "models" / "mine", ".")):
+        monkeypatch.chdir(where)
+        out = tmp_path / f"erased-{len(model)}"
+        erase(model, ["zebra"], method="uce", meta=False, out=out)
+        monkeypatch.chdir(tmp_path.parent)
+        text = write_card(out).read_text()
+        assert "# mine without zebra" in text
+        assert "base_model" not in text
+
+
+def test_a_card_shows_what_its_run_read(tiny_model: Path, tmp_path: Path) -> None:
+    erase(tiny_model, ["zebra"], method="uce", meta=False, out=tmp_path / "uce")
+    text = (tmp_path / "uce" / "README.md").read_text()
+    assert "| `steps` |" not in text
+    assert "| `preserve_scale` |" in text
+    erase(tiny_model, ["zebra"], meta=False, out=tmp_path / "esd", overrides=FAST)
+    text = (tmp_path / "esd" / "README.md").read_text()
+    assert "| `steps` | 1 |" in text
+    assert "gamma2" not in text
+    assert "inner_steps" not in text
 
 
 def test_a_card_finds_what_was_called_from_elsewhere_and_says_what_was_looked_for(

@@ -13,12 +13,13 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from metaunlearn.data.concepts import NOTHING
+from metaunlearn.erasure.registry import unread_by
 from metaunlearn.errors import UserError
 from metaunlearn.files import write_atomic
 from metaunlearn.records import RUN_FILE, record_of
 from metaunlearn.report.data import read_summary
 from metaunlearn.report.story import rows
-from metaunlearn.runs import RESULTS_FILE
+from metaunlearn.runs import RESULTS_FILE, short_name
 
 CARD_FILE = "README.md"
 UNKNOWN_LICENCE = "other"
@@ -44,7 +45,7 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
     licence = licence or _licence_of(request["model"]) or UNKNOWN_LICENCE
     text = "\n\n".join(
         [
-            _front_matter(request, licence),
+            _front_matter(record, licence),
             *_what(record),
             *_measured(folder),
             _loading(),
@@ -55,9 +56,10 @@ def write_card(folder: Path, *, licence: str | None = None) -> Path:
     return folder / CARD_FILE
 
 
-def _base(model: str) -> str:
-    """The base model without the path of somebody's machine: a hub id as it is, of a folder or file its name."""
-    return Path(model).name if Path(model).exists() or model.startswith(("/", ".", "~")) else model
+def _base(record: dict[str, Any]) -> str:
+    """What the base model was called where it was erased; the card may be written where its path means nothing."""
+    name: str = record.get("model_name") or short_name(record["request"]["model"])
+    return name
 
 
 def _licence_of(model: str) -> str | None:
@@ -70,8 +72,8 @@ def _licence_of(model: str) -> str | None:
     return found[1] if found else None
 
 
-def _front_matter(request: dict[str, Any], licence: str) -> str:
-    base = _base(request["model"])
+def _front_matter(record: dict[str, Any], licence: str) -> str:
+    base = _base(record)
     lines = ["---", f"license: {licence}", "library_name: diffusers", "pipeline_tag: text-to-image"]
     if base.count("/") == 1:
         lines.append(f"base_model: {base}")
@@ -81,7 +83,7 @@ def _front_matter(request: dict[str, Any], licence: str) -> str:
 def _what(record: dict[str, Any]) -> Iterator[str]:
     request = record["request"]
     concepts = ", ".join(map(_one_line, request["concepts"]))
-    base = _base(request["model"])
+    base = _base(record)
     yield f"# {base} without {concepts}"
     how = "so that finetuning does not easily bring it back (meta-unlearning)" if request["meta"] else "plainly"
     yield f"From **{base}** the concept **{concepts}** was erased {how}, by the method `{request['method']}`."
@@ -89,6 +91,9 @@ def _what(record: dict[str, Any]) -> Iterator[str]:
     if kept:
         yield f"Kept by name: {', '.join(kept)}."
     settings = {key: request["settings"][key] for key in SETTINGS if key in request["settings"]}
+    settings = {
+        key: value for key, value in settings.items() if key not in unread_by(request["method"], request["meta"])
+    }
     settings |= request["method_settings"]
     table = "\n".join(f"| `{key}` | {_said(value)} |" for key, value in settings.items())
     yield f"| setting | value |\n|---|---|\n{table}"
@@ -142,7 +147,8 @@ def _evaluations(folder: Path) -> Iterator[str]:
     # Two levels and no more: what lies beside may be somebody's home.
     files = [*beside.glob(f"*/{RUN_FILE}"), *beside.glob(f"*/*/{RUN_FILE}")]
     found = {file.parent: record_of(file.parent) for file in sorted(files)}
-    runs = {path: record for path, record in found.items() if record is not None}
+    # A checkpoint's own record is a copy of its run's, with the step that it is of.
+    runs = {path: record for path, record in found.items() if record is not None and "step" not in record}
     states: dict[Path, tuple[float, str]] = {folder.resolve(): (0, "before any attack")}
     results: list[tuple[Path, tuple[float, str]]] = []
     for path, record in runs.items():

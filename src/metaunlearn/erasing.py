@@ -48,7 +48,7 @@ from metaunlearn.processes import ALONE, Processes
 from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import read_recipe, recipe_for
-from metaunlearn.runs import Progress, RunFolder, named
+from metaunlearn.runs import Progress, RunFolder, named, short_name
 from metaunlearn.settings import whole
 from metaunlearn.shards import piece
 from metaunlearn.tracking import check_trackers
@@ -171,7 +171,7 @@ def erase(
     with alone, tracked, torch.enable_grad(), checkpointing(adapter.unet, chosen.settings.gradient_checkpointing):
         results = _erase(task, chosen, given, folder, meta=meta, sharded=sharded)
         summary: dict[str, Any] = {"method": chosen.name, "meta": meta, "concepts": concepts, "recipe": recipe}
-        summary |= results
+        summary |= {**results, "model_name": short_name(model)}
         if folder is not None:
             if processes.main:
                 save_pipeline(adapter, folder.path)

@@ -64,6 +64,13 @@ def named(model: Any) -> str:
     return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
+def short_name(model: Any) -> str:
+    """The same without the path of somebody's machine: a hub id as it is, of a folder or file that is here its name."""
+    name = named(model)
+    is_path = Path(name).exists() or name.startswith(("/", ".", "~"))
+    return Path(name).resolve().name if is_path else name
+
+
 class NotThisRunError(UserError):
     """What lies in a folder is no run, or one that was asked for differently: it cannot go on."""
 

@@ -33,6 +33,7 @@ from metaunlearn.parameters import SUBSETS
 from metaunlearn.recipe import RecipeFile, no_settings
 from metaunlearn.settings import Settings, resolve
 from metaunlearn.unheard import (
+    ABOUT_META,
     FLATNESS,
     OF_DATA,
     OF_STEPS,
@@ -234,6 +235,14 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
         settings=settings,
         base=_base_of(entry.name, method, recipe, settings) if isinstance(method, FollowingMethod) else None,
     )
+
+
+def unread_by(name: str, meta: bool) -> frozenset[str]:
+    """Settings that every method shares and a run of the method called ``name`` does not read, by what it is."""
+    kind = find(name).kind
+    unread = frozenset(getattr(kind, "unread", () if meta else ABOUT_META))
+    closed = hasattr(kind, "edit") and not meta
+    return unread | (frozenset(EraseSettings.model_fields) if closed else frozenset())
 
 
 def check_objective(chosen: Configured, *, meta: bool) -> None:
