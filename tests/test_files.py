@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from metaunlearn import checkpoint, files
+from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.erasure import trajectories
 from metaunlearn.files import STALE, sha256, write_atomic
 from metaunlearn.processes import ALONE
@@ -73,7 +74,11 @@ def test_two_runs_that_sample_one_bank_do_not_meet(tmp_path: Path, monkeypatch: 
     """Also where they have one process number, as in two containers on one file system."""
     bank = SimpleNamespace(tensors=lambda: {"x_t": torch.zeros(1)})
     settings = SimpleNamespace(**dict.fromkeys(trajectories.BANK_SETTINGS, 1))
-    model = SimpleNamespace(fingerprint=lambda: "weights", parameters=dict)
+    schedule = NoiseSchedule(torch.ones(3), "epsilon")
+    model = SimpleNamespace(
+        fingerprint=lambda: "weights", parameters=dict, schedule=schedule, latent_shape=(1, 2, 2),
+        unconditional=lambda: SimpleNamespace(tokens=torch.zeros(1)),
+    )  # fmt: skip
     task: Any = SimpleNamespace(
         shared=tmp_path, settings=settings, model=model, prompts=SimpleNamespace(forget=("a knife",)), seed=0,
         processes=ALONE,
@@ -89,6 +94,9 @@ def test_two_runs_that_sample_one_bank_do_not_meet(tmp_path: Path, monkeypatch: 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(trajectories.frozen_teachers_bank, [task, task])) == [bank, bank]
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+    known = trajectories._bank_file(task)
+    model.schedule = NoiseSchedule(torch.ones(3), "v_prediction")
+    assert trajectories._bank_file(task) != known, "the same weights, asked otherwise, have other paths"
 
 
 def test_a_digest_is_that_of_the_whole_content(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ STALE = 3600.0
 
 
 def path_of(given: Path | str | None) -> Path | None:
-    """A path that a user gave, as text or not, if at all."""
-    return None if given is None else Path(given)
+    """A path that a user gave, as text or not, if at all; ``~`` is the home folder."""
+    return None if given is None else Path(given).expanduser()
 
 
 def check_new_file(out: Path, ending: str = "") -> None:

@@ -77,7 +77,7 @@ def recipe_text(name: str) -> str:
             f"{did_you_mean(name, recipe_names())} (recipe=..., --recipe FILE)"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Some editors begin UTF-8 with a mark.
     except UnicodeDecodeError as error:
         raise UserError(f"recipe {name}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
 
@@ -104,7 +104,18 @@ def _values(name: str, below: tuple[str, ...]) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"recipe {name}: {error}.") from error
     base = own.get("extends")
-    return _over(own, _values(base, (*below, name))) if base and isinstance(base, str) else own
+    if not base or not isinstance(base, str):
+        return own
+    try:
+        return _over(own, _values(named_in(name, base), (*below, name)))
+    except UserError as error:
+        raise UserError(f"recipe {name}, extends: {error}") from error
+
+
+def named_in(file: str, other: str) -> str:
+    """The recipe that the recipe ``file`` calls ``other``: a shipped one, a path from ``file`` on, or one from here."""
+    beside = Path(file).parent / other
+    return str(beside) if file not in recipe_names() and other not in recipe_names() and beside.is_file() else other
 
 
 def _over(own: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

@@ -72,8 +72,11 @@ def explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterab
     if missing := [".".join(map(str, item["loc"])) for item in error.errors() if item["type"] == "missing"]:
         keys = ", ".join(map(repr, missing))
         problems.append(f"the key {keys} is missing." if len(missing) == 1 else f"the keys {keys} are missing.")
+    places = [item["loc"] for item in error.errors()]
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
+        if any(len(place) > len(item["loc"]) and place[: len(item["loc"])] == item["loc"] != () for place in places):
+            continue  # What is wrong inside it is said, and that it is wrong therefore need not be.
         if item["type"] == "extra_forbidden":
             known = [*_settings_at(kind, item["loc"][:-1]).model_fields, *keys_elsewhere]
             meant = did_you_mean(str(item["loc"][-1]), known)
@@ -83,7 +86,11 @@ def explain(error: ValidationError, kind: type[Settings], keys_elsewhere: Iterab
         elif not key:  # Several settings that do not go together.
             problems.append(f"{item['ctx']['error']}.")
         else:
-            said = str(item["ctx"]["error"]) if item["type"] == "value_error" else item["msg"].lower()
+            said = (
+                str(item["ctx"]["error"])
+                if item["type"] == "value_error"
+                else item["msg"].lower().replace("tuple", "list")
+            )
             problems.append(f"{key} = {item['input']!r}: {said}.")
     return " ".join(problems)
 

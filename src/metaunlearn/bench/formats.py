@@ -61,7 +61,7 @@ def turned(table: Table, head: str) -> Table:
 
 def slug(text: str) -> str:
     """``text`` as part of a file's name: ``HRM-m 10`` is ``hrm-m-10``."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
 
 
 def to_markdown(table: Table) -> str:

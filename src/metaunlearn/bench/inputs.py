@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from metaunlearn.metrics.safety import CHECKER, FETCH, REPOSITORY, REVISION
 from metaunlearn.recipe import recipe_names
 
 BASE, JUDGE = "base", "judge"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONVERTED = {
     "nsfw": ("LAION's head", "HEAD", "metaunlearn convert laion-nsfw-l14 FILE"),
     INCEPTION: ("FID's Inception", "INCEPTION", "metaunlearn convert inception-fid FILE"),
@@ -86,7 +88,9 @@ class Inputs:
         return _model(
             model,
             pipeline_identity(model),
-            f"the base model {model} is not in the cache: {ways_to_fetch(model)}, or --use {BASE}=DIR",
+            f"the base model {model} is not in the cache: {ways_to_fetch(model)}, or --use {BASE}=DIR"
+            if HUB_ID.fullmatch(model)
+            else f"the base model {model}: there is no such folder or file; give it with --use {BASE}=DIR",
         )
 
     def judge(self) -> Input:
@@ -157,8 +161,10 @@ def recipe_file(name: str) -> str:
 
 def _located(model: str) -> str:
     """A path that exists from the root: a worker of a cluster has another current folder. Else as it is, a hub id."""
-    # Not resolve(): a link of the hub's cache names the kind of file, and what it leads to does not.
-    return str(Path(model).absolute()) if model not in ("", CANVAS) and Path(model).exists() else model
+    # Not resolve(): a link of the hub's cache names the kind of file, and what it leads to does not. The shell knows
+    # the home folder at the beginning of a word only, and not behind NAME=.
+    here = Path(model).expanduser()
+    return str(here.absolute()) if model not in ("", CANVAS) and here.exists() else model
 
 
 def _not_here(name: str) -> str:

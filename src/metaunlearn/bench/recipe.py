@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -19,7 +19,7 @@ from metaunlearn.config import Counts
 from metaunlearn.data.recipes import recipe_named
 from metaunlearn.erasure.registry import find
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.recipe import read_kind
+from metaunlearn.recipe import named_in, read_kind, read_recipe
 from metaunlearn.settings import Settings, resolve
 
 CANVAS = "canvas"
@@ -124,7 +124,7 @@ class Grid(Settings):
     base: str = CANVAS
     """The model from which concepts are erased; another of its kind may stand in (``--use base=MODEL``)."""
     recipe: str = "small"
-    """Settings of erasing and attacking."""
+    """Settings of erasing and attacking; those of the file itself, where it has some."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of erasing, over the recipe's."""
     methods: tuple[str, ...] = Field(min_length=1)
@@ -182,12 +182,25 @@ class BenchRecipe(NamedTuple):
 def read_bench(name: str) -> BenchRecipe:
     """The grid of the recipe ``name`` (shipped, or a path); UserError says what is wrong with it."""
     recipe = read_kind(name, "grid", "for bench to run")
+    own = recipe.erase or recipe.methods or recipe.attack or recipe.attacks
+    values = {**({"recipe": name} if own else {}), **recipe.grid}
     try:
-        grid = resolve(Grid, recipe.grid)
+        grid = resolve(Grid, values)
+        grid = grid.model_copy(update={"recipe": named_in(name, grid.recipe)})
+        if own and not _same(grid.recipe, name):
+            raise UserError(
+                f"the file has settings of erasing or attacking ([erase] ...), and recipe = {grid.recipe!r} brings "
+                "others in their place: leave out either."
+            )
+        read_recipe(grid.recipe)
         check_grid(grid)
     except UserError as error:
         raise UserError(f"recipe {name}, [grid]: {error}") from error
     return BenchRecipe(name, recipe.description, recipe.command, grid)
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or (Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other))
 
 
 def check_grid(grid: Grid) -> None:

@@ -19,6 +19,7 @@ from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.state import State
 from metaunlearn.bench.store import Store
+from metaunlearn.files import read_json
 from metaunlearn.metrics.intervals import comparable, wilson
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import versions
@@ -194,7 +195,7 @@ class Results:
     def _scores(self, row: Row) -> dict[str, dict[str, Any]]:
         name = row.cell.name
         if name not in self._read:
-            found = json.loads((self.store.folder(name) / SCORES_FILE).read_text())["scores"]
+            found = read_json(self.store.folder(name) / SCORES_FILE)["scores"]
             self._read[name] = {key: self._short(key, score) for key, score in found.items()}
         return self._read[name]
 

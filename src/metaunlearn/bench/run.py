@@ -25,6 +25,7 @@ from metaunlearn.bench.select import Part, select
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.bench.work import Outcome
+from metaunlearn.data.wording import listed
 from metaunlearn.devices import check_device, check_name
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.overrides import Overrides, as_overrides
@@ -71,7 +72,7 @@ def prepare(recipe: str, out: Path, asked: Asked, overrides: Overrides = ()) -> 
 
 def dry_run(
     recipe: str,
-    out: Path,
+    out: Path | str,
     *,
     only: Sequence[str] = (),
     overrides: Overrides = (),
@@ -87,8 +88,8 @@ def dry_run(
     check_name(device)
     if ray is not None:
         check_kind(device)
-    asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
-    job = prepare(recipe, out, asked, overrides)
+    asked = Asked(only=tuple(listed(only)), prompts=tuple(listed(prompts)), use=tuple(listed(use)), device=device)
+    job = prepare(recipe, Path(out), asked, overrides)
     return outlook(job.plan, job.store, job.part.cells, device)
 
 
@@ -116,7 +117,7 @@ def run_grid(
     """
     if ray is None:  # A cluster's machines may have what this one has not.
         check_device(device)
-    asked = Asked(only=tuple(only), prompts=tuple(prompts), use=tuple(use), device=device)
+    asked = Asked(only=tuple(listed(only)), prompts=tuple(listed(prompts)), use=tuple(listed(use)), device=device)
     job = prepare(recipe, Path(out), asked, overrides)
     if missing := missing_of(job.todo()):
         told = "\n".join(f"  {text}" for text in missing)

@@ -90,7 +90,9 @@ TABLE: tuple[tuple[type[BaseException], int, Callable[[BaseException, Sequence[s
 
 def failure(error: BaseException, arguments: Sequence[str]) -> Failure:
     """What to print for ``error``, raised by the call ``metaunlearn ARGUMENTS``."""
-    # By name: torch's own class could only be named after importing torch.
-    kind = MemoryError if type(error).__name__ == "OutOfMemoryError" else type(error)
+    # By name: classes of torch and of safetensors could only be named after importing them.
+    kind = {"OutOfMemoryError": MemoryError}.get(type(error).__name__, type(error))
+    if kind.__name__ == "SafetensorError" and "os error" in str(error):  # A disk that is full, say.
+        kind = OSError
     exit_code, explain = next((code, explain) for row, code, explain in TABLE if issubclass(kind, row))
     return Failure(explain(error, arguments), exit_code)

@@ -60,9 +60,11 @@ def read_results(folder: Path | str) -> dict[str, Score]:
     """The scores in ``folder/results.json``; UserError names what is wrong with it."""
     file = Path(folder) / RESULTS_FILE
     if not file.is_file():
-        raise UserError(f"{folder} (folders=, DIR) holds no {RESULTS_FILE}; give the --out of metaunlearn evaluate.")
+        raise UserError(f"{folder} (DIR) holds no {RESULTS_FILE}; give the --out of metaunlearn evaluate.")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(record, dict) and "bench" in record and "rows" in record:
+            raise UserError(f"{folder} holds the tables of a bench, and not one evaluation; see its tables.md.")
         return {str(metric): _score(entry) for metric, entry in record.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no scores as metaunlearn evaluate writes them ({error}).") from error

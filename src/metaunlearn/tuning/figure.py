@@ -14,6 +14,8 @@ ALL, BEST, MARKED = "var(--original)", "var(--meta)", "var(--unlearn)"
 """Colours: of all trials, of those that nothing beats, of the baselines."""
 BESIDE = 6
 """Pixels from the middle of a point to where its name begins."""
+BELOW = 27
+"""Pixels from one baseline's name to the next one's, where both lie on one point."""
 
 
 def figure(records: Sequence[Record]) -> str:
@@ -41,9 +43,24 @@ def figure(records: Sequence[Record]) -> str:
         points(edge, place, BEST, 64),
         words(numbered, place, "trial", BEST, dx=BESIDE, dy=-11),
         points(baselines, place, MARKED, 110, shape="diamond"),
-        words(baselines, place, "role", MARKED, dx=BESIDE, dy=-13),
+        *(
+            words(turn, place, "role", MARKED, dx=BESIDE, dy=BELOW * depth - 13)
+            for depth, turn in enumerate(_stacked(baselines))
+        ),
     ]
     return as_file(draw({"layer": layers}, FRAME))
+
+
+def _stacked(baselines: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The baselines in turns, in each of which no two lie on one point."""
+    turns: list[list[dict[str, Any]]] = []
+    for point in baselines:
+        at = (point["lost"], point["regained"])
+        free = next((turn for turn in turns if at not in [(p["lost"], p["regained"]) for p in turn]), None)
+        if free is None:
+            turns.append(free := [])
+        free.append(point)
+    return turns
 
 
 def _point(record: Record) -> dict[str, Any]:

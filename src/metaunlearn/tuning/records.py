@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from metaunlearn.files import write_json
+from metaunlearn.files import read_json, write_json
 from metaunlearn.tuning.space import Proposal
 
 FOLDER = "trials"
@@ -55,7 +54,7 @@ class Record:
 
 def read_records(out: Path) -> list[Record]:
     """All that are there, by number."""
-    return [Record(**json.loads(file.read_text())) for file in sorted((out / FOLDER).glob("trial-*.json"))]
+    return [Record(**read_json(file)) for file in sorted((out / FOLDER).glob("trial-*.json"))]
 
 
 def frontier(records: Sequence[Record]) -> list[Record]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import multiprocessing
 import os
@@ -19,7 +18,7 @@ from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
 from metaunlearn.devices import check_device
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
-from metaunlearn.files import write_json
+from metaunlearn.files import read_json, write_json
 from metaunlearn.runs import Progress, versions
 from metaunlearn.tuning.figure import figure
 from metaunlearn.tuning.recipe import Tune, TuneRecipe, read_tune
@@ -106,7 +105,7 @@ def claim_folder(out: Path, read: TuneRecipe, *, resume: bool) -> None:
         raise UserError(f"the output {out} is a file; give a folder (out=..., --out DIR).")
     asked = searched(read.tune)
     if (out / TUNE_FILE).is_file():
-        earlier = json.loads((out / TUNE_FILE).read_text())["tune"]
+        earlier = read_json(out / TUNE_FILE)["tune"]
         if not resume:
             raise UserError(
                 f"the output folder {out} holds a search already; go on with it (resume=True, --resume) or choose "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from metaunlearn.bench.store import Store
 from metaunlearn.bench.work import make
 from metaunlearn.erasure.registry import has_defence
 from metaunlearn.errors import RunError
+from metaunlearn.files import read_json
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import Progress
@@ -165,7 +165,7 @@ def _drop_attacks(store: Store, plan: Plan, rows: Sequence[Row]) -> None:
 
 
 def _scores(store: Store, row: Row) -> Scores:
-    found: Scores = json.loads((store.folder(row.cell.name) / SCORES_FILE).read_text())["scores"]
+    found: Scores = read_json(store.folder(row.cell.name) / SCORES_FILE)["scores"]
     return found
 
 
