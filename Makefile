@@ -8,9 +8,9 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 ARGS ?=
 PIP_ARGS ?=
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-# The others take an hour (make results, end_to_end_scores.py), read what bench or tune has made (resistance.py, ladder.py, frontier.py, every_attack.py, figures.py), want a GPU
+# The others take an hour (make results, end_to_end_scores.py), read what bench or tune has made (resistance.py, ladder.py, frontier.py, every_attack.py, figures.py, tables.py), want a GPU
 # (full_size.py), or are none (architectures.py, grids.py, official_loop.py, rivals.py).
-OTHERS = $(addprefix benchmarks/,stories.py resistance.py ladder.py frontier.py every_attack.py figures.py architectures.py grids.py official_loop.py end_to_end_scores.py full_size.py rivals.py)
+OTHERS = $(addprefix benchmarks/,stories.py resistance.py ladder.py frontier.py every_attack.py figures.py tables.py architectures.py grids.py official_loop.py end_to_end_scores.py full_size.py rivals.py)
 BENCHMARKS = $(filter-out $(OTHERS),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help

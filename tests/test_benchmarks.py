@@ -30,6 +30,12 @@ def test_it_can_be_started(name: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "usage" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("page", ["adversarial-canvas.md", "table3-canvas.md", "table4-canvas.md"])
+def test_pages_of_tables_are_those_of_the_committed_results(page: str) -> None:
+    tables = importlib.import_module("tables")
+    assert (tables.ROOT / "docs" / page).read_text() == tables.page_of(tables.PAGES[page])
+
+
 def test_a_step_of_the_official_codes_loop_moves_only_what_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     official = importlib.import_module("official_loop")
     monkeypatch.setattr(official, "PICTURES", 2)
