@@ -39,6 +39,12 @@ TINY_SIZE = SIZES["sd1"]
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: some tests wait for processes of their own."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))

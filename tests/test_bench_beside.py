@@ -36,7 +36,7 @@ def figure(value: float, protocol: str = "p") -> dict[str, Any]:
 def found_of(grid: Grid, scores: Scores) -> Found:
     """``grid`` with ``scores`` in every state for which there are any."""
     every = list(states(grid))
-    rows = [Measured(state, "cell", made) for state in every if (made := scores(state))]
+    rows = [Measured(state, f"cell-{number}", made) for number, state in enumerate(every) if (made := scores(state))]
     return Found(
         bench="tiny", description="Tiny.", overrides=(), grid=grid, rows_in_all=len(every), rows=rows,
         protocols={"p": {"judge": "canvas"}, "nude": {"judge": "NudeNet 3.4.2"}}, versions={},

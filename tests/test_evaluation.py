@@ -89,11 +89,11 @@ def test_seeds_guidance_and_order(pipeline: SimpleNamespace, calls: list[dict[st
     assert [(call["prompts"], call["seeds"], call["guidance_scale"]) for call in calls] == [
         (["red", "red"], [10, 11], 2.0),
         (["green", "green"], [70, 71], 7.5),
-        (["blue", "blue"], [14, 15], 0.0),
+        (["blue", "blue"], [14, 15], 1.0),  # As it is drawn: diffusers guides above 1 only.
     ]
     assert seen == [(2, 6), (4, 6), (6, 6)]
     assert [row["saw"] for row in scores["concept"].raw] == ["red", "red", "green", "green", "blue", "blue"]
-    assert scores["concept"].protocol["guidance_scale"] == [0.0, 2.0, 7.5]
+    assert scores["concept"].protocol["guidance_scale"] == [1.0, 2.0, 7.5]
     calls.clear()
     evaluate(pipeline, prompts, **options, guidance_scale=3.0, steps=4)
     assert [(call["seeds"], call["steps"], call["guidance_scale"]) for call in calls] == [([10, 70, 12], 4, 3.0)]

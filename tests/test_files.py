@@ -77,7 +77,7 @@ def test_two_runs_that_sample_one_bank_do_not_meet(tmp_path: Path, monkeypatch: 
     schedule = NoiseSchedule(torch.ones(3), "epsilon")
     model = SimpleNamespace(
         fingerprint=lambda: "weights", parameters=dict, schedule=schedule, latent_shape=(1, 2, 2),
-        unconditional=lambda: SimpleNamespace(tokens=torch.zeros(1)),
+        pipeline=SimpleNamespace(config={}),
     )  # fmt: skip
     task: Any = SimpleNamespace(
         shared=tmp_path, settings=settings, model=model, prompts=SimpleNamespace(forget=("a knife",)), seed=0,

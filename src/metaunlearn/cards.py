@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import math
@@ -91,9 +92,9 @@ def _what(record: dict[str, Any]) -> Iterator[str]:
     if kept:
         yield f"Kept by name: {', '.join(kept)}."
     settings = {key: request["settings"][key] for key in SETTINGS if key in request["settings"]}
-    settings = {
-        key: value for key, value in settings.items() if key not in unread_by(request["method"], request["meta"])
-    }
+    with contextlib.suppress(UserError):  # A third party's method that is not installed here.
+        unread = unread_by(request["method"], meta=request["meta"])
+        settings = {key: value for key, value in settings.items() if key not in unread}
     settings |= request["method_settings"]
     table = "\n".join(f"| `{key}` | {_said(value)} |" for key, value in settings.items())
     yield f"| setting | value |\n|---|---|\n{table}"

@@ -75,7 +75,7 @@ class Inputs:
 
     def _refuse_idle_judge(self) -> None:
         """UserError for a judge that nothing asks: tasks of Canvas are seen by its own."""
-        asked = self.grid.prompts or any(attack.on_prompts for attack in self.grid.attacks)
+        asked = self.grid.measure is None or any(attack.on_prompts for attack in self.grid.attacks)
         if (self.grid.judge or JUDGE in self.paths) and not asked:
             raise UserError(
                 "nothing asks a judge: what [grid.measure] holds is seen by Canvas's own. Leave it out (judge "

@@ -12,8 +12,8 @@ from metaunlearn.metrics.nudity import DEFAULT_RULE, rule_named
 if TYPE_CHECKING:
     from metaunlearn.bench.recipe import GridPrompts
 
-LABELLED = frozenset({"accuracy", "ua", "ira", "cra"})
-"""Metrics that compare with what each prompt says should be seen."""
+LABELLED = frozenset({"accuracy"})
+"""Metrics that compare with what every prompt says should be seen."""
 
 
 def check_scores(sets: Sequence[GridPrompts]) -> None:

@@ -237,8 +237,11 @@ def configure(name: str, recipe: RecipeFile, overrides: Sequence[str] = ()) -> C
     )
 
 
-def unread_by(name: str, meta: bool) -> frozenset[str]:
-    """Settings that every method shares and a run of the method called ``name`` does not read, by what it is."""
+def unread_by(name: str, *, meta: bool) -> frozenset[str]:
+    """Settings that every method shares and a run of the method called ``name`` does not read, by what it is.
+
+    UserError when there is no such method, or none any more.
+    """
     kind = find(name).kind
     unread = frozenset(getattr(kind, "unread", () if meta else ABOUT_META))
     closed = hasattr(kind, "edit") and not meta
@@ -265,7 +268,7 @@ def refuse_unheard(chosen: Configured, overrides: Sequence[str], *, meta: bool) 
         if chosen.settings.retain_loss != "distillation" and asked_for(overrides, ("teacher_precision",)):
             raise UserError(
                 f"teacher_precision (--set teacher_precision=...) would be ignored, because {chosen.name} asks a "
-                "teacher for what is kept alone, and retain_loss is not distillation. Leave teacher_precision out."
+                "teacher only about what is kept, and retain_loss is not distillation. Leave teacher_precision out."
             )
         return
     if not meta:

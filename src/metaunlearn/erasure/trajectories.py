@@ -155,10 +155,12 @@ def _bank_file(task: ErasureTask) -> Path | None:
     facts = {name: getattr(task.settings, name) for name in BANK_SETTINGS}
     model = task.model
     facts |= {"weights": model.fingerprint(), "prompts": task.prompts.forget, "seed": task.seed}
+    # Of the noise levels six digits: the last ones may be another machine's.
+    levels = model.schedule.alpha_bar.double().cpu().numpy().round(6).tobytes()
     facts |= {
-        "noise levels": hashlib.sha256(model.schedule.alpha_bar.cpu().numpy().tobytes()).hexdigest(),
-        "predicts": model.schedule.prediction_type, "latent": list(model.latent_shape),
-        "empty prompt": hashlib.sha256(model.unconditional().tokens.cpu().numpy().tobytes()).hexdigest(),
+        "noise levels": hashlib.sha256(levels).hexdigest(), "predicts": model.schedule.prediction_type,
+        "latent": list(model.latent_shape),
+        "empty prompt is zeros": bool(model.pipeline.config.get("force_zeros_for_empty_prompt", False)),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return task.shared / f"bank-{key}.safetensors"
