@@ -302,6 +302,23 @@ def test_around_the_square_there_is_as_much_noise_as_in_it(
     assert all(around == pytest.approx(inside, rel=0.05, abs=1e-3) for around, inside in levels), levels
 
 
+def test_ddim_in_pndms_place_clips_no_latents(tiny_model: Path) -> None:
+    """As diffusers' DDIM does by default, and PNDM's configuration does not say."""
+    model = load(tiny_model)
+    said = {name: value for name, value in model.pipeline.scheduler.config.items() if name != "clip_sample"}
+    model.pipeline.scheduler = PNDMScheduler.from_config(said)
+    found: list[Any] = []
+
+    def looked_at(pipeline: Any, number: int, t: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found.append(pipeline.scheduler)
+        return values
+
+    repainted(model, torch.zeros(1, 3, 32, 32), ["a knife"], 1.0, [0], looked_at)
+    assert isinstance(found[0], DDIMScheduler)
+    assert not found[0].config.clip_sample
+    assert isinstance(model.pipeline.scheduler, PNDMScheduler), "the model's own stays"
+
+
 def test_the_mask_is_a_centred_square_on_the_latents() -> None:
     """32 px, hole 0.5: pixels 8 to 23, latent pixels 4 to 11 of 16."""
     mask = centre_mask(32, 0.5, (16, 16))

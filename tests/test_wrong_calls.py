@@ -48,6 +48,17 @@ def test_steps_are_whole_and_ascend(canvas: Any, tmp_path: Path, steps: Any) -> 
         metaunlearn.attack(canvas, tmp_path, steps=steps, out=tmp_path / "o")
 
 
+def test_the_home_folder_may_be_named_as_a_shell_does(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    metaunlearn.erase(tiny_model, ["zebra"], method="uce", meta=False, out="~/erased")
+    metaunlearn.attack("~/erased", kind="quantize", strengths=[8], out="~/attacked")
+    assert (tmp_path / "attacked" / "bits-8").is_dir()
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -1.0])
 def test_a_guidance_scale_is_finite(scale: float) -> None:
     with pytest.raises(UserError, match="guidance scale of at least 0"):

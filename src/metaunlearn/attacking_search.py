@@ -100,7 +100,7 @@ def search_attacks(
     pipeline of each, ``search.json`` with every trial's concept score, and ``results.json`` with ``concept`` (before
     the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds).
     """
-    data, out, device = Path(data), Path(out), check_device(device)
+    data, out, device = Path(data).expanduser(), Path(out).expanduser(), check_device(device)
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
     prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole(seed, "seed=, --seed")

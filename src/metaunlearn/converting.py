@@ -27,7 +27,7 @@ def convert(name: str, file: Path | str, out: Path | str, *, published: bool = T
     UserError when it is not the ``published`` file, holds more than tensors, or other tensors than those of ``name``.
     Returns the summary.
     """
-    file, out = Path(file), Path(out)
+    file, out = Path(file), Path(out).expanduser()
     if name not in NAMES:
         raise UserError(
             f"There are no weights {name!r} to convert (name=, NAME).{did_you_mean(name, NAMES)} "

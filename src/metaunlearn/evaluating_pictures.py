@@ -187,7 +187,7 @@ def evaluate_pictures(
         seed=seed,
         device=device,
     )
-    return evaluation.run(out=None if out is None else Path(out), progress=progress)
+    return evaluation.run(out=None if out is None else Path(out).expanduser(), progress=progress)
 
 
 def evaluate_pictures_into(

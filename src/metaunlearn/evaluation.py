@@ -207,7 +207,7 @@ def evaluate(
         overrides=overrides,
         device=device,
     )
-    return evaluation.run(pipeline, out=None if out is None else Path(out), progress=progress)
+    return evaluation.run(pipeline, out=None if out is None else Path(out).expanduser(), progress=progress)
 
 
 def _facts(

@@ -77,7 +77,7 @@ def demo(
 
     ``concept`` is an object or a style of Canvas; it and ``method`` are the recipe's unless they are given.
     """
-    out, story, overrides = Path(out), read_recipe(recipe).story, as_overrides(overrides)
+    out, story, overrides = Path(out).expanduser(), read_recipe(recipe).story, as_overrides(overrides)
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
     concept = story.concept if concept is None else concept

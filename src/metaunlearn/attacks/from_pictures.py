@@ -141,7 +141,7 @@ def repainted(
     unet.register_to_config(sample_size=model.latent_shape[1])
     pipeline = rebuilt(model.pipeline, IMG2IMG[model.family], unet=unet)
     if isinstance(pipeline.scheduler, PNDMScheduler):
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     with unfiltered(pipeline), decoding(pipeline.vae, len(starts), starts.shape[2] * starts.shape[3]):
         output = pipeline(

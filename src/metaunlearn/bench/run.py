@@ -89,7 +89,7 @@ def dry_run(
     if ray is not None:
         check_kind(device)
     asked = Asked(only=tuple(listed(only)), prompts=tuple(listed(prompts)), use=tuple(listed(use)), device=device)
-    job = prepare(recipe, Path(out), asked, overrides)
+    job = prepare(recipe, Path(out).expanduser(), asked, overrides)
     return outlook(job.plan, job.store, job.part.cells, device)
 
 
@@ -118,7 +118,7 @@ def run_grid(
     if ray is None:  # A cluster's machines may have what this one has not.
         check_device(device)
     asked = Asked(only=tuple(listed(only)), prompts=tuple(listed(prompts)), use=tuple(listed(use)), device=device)
-    job = prepare(recipe, Path(out), asked, overrides)
+    job = prepare(recipe, Path(out).expanduser(), asked, overrides)
     if missing := missing_of(job.todo()):
         told = "\n".join(f"  {text}" for text in missing)
         raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")

@@ -89,7 +89,7 @@ def scores_of(
 
 def refuse_measured(out: Path | str | None) -> None:
     """UserError when the folder ``out`` has scores already."""
-    if out is not None and (Path(out) / RESULTS_FILE).exists():
+    if out is not None and (Path(out).expanduser() / RESULTS_FILE).exists():
         raise UserError(f"{out} (--out) already holds {RESULTS_FILE}; choose another folder.")
 
 

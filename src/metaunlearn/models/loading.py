@@ -37,7 +37,7 @@ def load_pipeline(model: Any) -> Any:
         from metaunlearn import canvas
 
         return canvas.load_pipeline()
-    path = Path(model)
+    path = Path(model).expanduser()
     if path.is_file():
         return _load_single_file(path)
     if path.is_dir():

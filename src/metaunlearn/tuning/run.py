@@ -75,7 +75,7 @@ def tune(
     device = check_device(device)
     if workers < 1:
         raise UserError(f"a search needs at least 1 worker (workers=, --workers); got {workers}.")
-    out, read = Path(out), read_checked(recipe)
+    out, read = Path(out).expanduser(), read_checked(recipe)
     limit = read.tune.trials if trials is None else trials
     if limit < 0:
         raise UserError(f"the number of trials (trials=, --trials) cannot be negative; got {limit}.")
