@@ -57,18 +57,6 @@ def test_a_copy_does_not_write_over_the_shipped_recipes_tables(names: tuple[str,
     assert Path("out", "mine", TABLES_FILE).exists()
 
 
-def test_two_files_of_one_name_do_not_share_a_folder(own: Path, call: Call) -> None:
-    """While both are there; one that was moved is the same recipe."""
-    Path("mine").mkdir()
-    first, second = write_recipe(Path("grid.toml"), TINY), write_recipe(Path("mine", "grid.toml"), TINY)
-    run_grid(str(first), Path("out"))
-    outcome = call("bench", second, "--out", "out", "--dry-run")
-    assert outcome.code == 2
-    assert "out/grid is of the file grid.toml" in outcome.err
-    first.unlink()
-    assert call("bench", second, "--out", "out", "--dry-run").code == 0
-
-
 def test_one_recipe_may_change(own: Path) -> None:
     """What it says, where a file lies, and what the call says beside it."""
     run_grid(SHIPPED, Path("out"))

@@ -12,15 +12,15 @@ from metaunlearn.runs import RESULTS_FILE
 
 
 def check_folder(store: Store, recipe: str) -> None:
-    """UserError where the folder of ``recipe`` has tables, or a plan, of a shipped recipe and this is a file, of a
-    file and this is a shipped one, or of another file that is still there.
+    """UserError where the folder of ``recipe`` has tables, or a plan, of a shipped recipe and this is a file, or of a
+    file and this is a shipped one.
 
     A file that was edited or moved is the same recipe, and so is any with other ``--set``, ``--use`` or ``--only``.
     """
     folder, plan = store.grid_folder(recipe), store.plan_file(recipe)
     for file in (folder / RESULTS_FILE, plan):
         there = _recipe_in(file)
-        if there and (_is_shipped(there) != _is_shipped(recipe) or _is_another_file(there, recipe)):
+        if there and _is_shipped(there) != _is_shipped(recipe):
             raise UserError(
                 f"{folder} is of {_described(there)}, whose tables and plan {_described(recipe)} would replace: give "
                 "the file another name, and its tables go to a folder of that name, or choose another output (out=..., "
@@ -31,11 +31,6 @@ def check_folder(store: Store, recipe: str) -> None:
 
 def _is_shipped(recipe: str) -> bool:
     return recipe in recipe_names()
-
-
-def _is_another_file(there: str, recipe: str) -> bool:
-    both = Path(there), Path(recipe)
-    return all(file.is_file() for file in both) and not both[0].samefile(both[1])
 
 
 def _described(recipe: str) -> str:
