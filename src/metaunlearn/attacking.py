@@ -76,7 +76,7 @@ def attack(
     ``processes`` that :func:`~metaunlearn.processes.join` connected share a training, each making this same call.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    data, out, seed = path_of(data), Path(out).expanduser(), whole(seed, "seed=, --seed")
+    data, out, seed = path_of(data), path_of(out), whole(seed, "seed=, --seed")
     overrides, trackers = as_overrides(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)

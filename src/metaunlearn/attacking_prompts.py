@@ -72,7 +72,7 @@ def attack_prompts(
     (ASR) in percent with and without the attack, lower being better for the eraser; with several shards once the last
     of them is done.
     """
-    data, out = path_of(data), Path(out).expanduser()
+    data, out = path_of(data), path_of(out)
     part, device = Shard.parse(shard), check_device(device)
     prompts, seed = prompts_of(prompts), whole(seed, "seed=, --seed")
     adapter = adapt(read_only(model, device=device), device)

@@ -27,7 +27,7 @@ from metaunlearn.data.wording import listed
 from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import Evaluation, plan
-from metaunlearn.files import read_json, write_json
+from metaunlearn.files import path_of, read_json, write_json
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
@@ -100,7 +100,7 @@ def search_attacks(
     pipeline of each, ``search.json`` with every trial's concept score, and ``results.json`` with ``concept`` (before
     the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds).
     """
-    data, out, device = Path(data).expanduser(), Path(out).expanduser(), check_device(device)
+    data, out, device = path_of(data), path_of(out), check_device(device)
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
     prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole(seed, "seed=, --seed")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metaunlearn.checkpoint import save_tensors
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.files import check_new_file
+from metaunlearn.files import check_new_file, path_of
 from metaunlearn.metrics.inception import INCEPTION, NETWORK, trunk
 from metaunlearn.metrics.nsfw import ARCHITECTURES, KIND, check_tensors
 from metaunlearn.pickles import PUBLISHED
@@ -27,7 +27,7 @@ def convert(name: str, file: Path | str, out: Path | str, *, published: bool = T
     UserError when it is not the ``published`` file, holds more than tensors, or other tensors than those of ``name``.
     Returns the summary.
     """
-    file, out = Path(file), Path(out).expanduser()
+    file, out = path_of(file), path_of(out)
     if name not in NAMES:
         raise UserError(
             f"There are no weights {name!r} to convert (name=, NAME).{did_you_mean(name, NAMES)} "

@@ -23,6 +23,7 @@ from metaunlearn.devices import check_device
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import sampling_facts
+from metaunlearn.files import path_of
 from metaunlearn.generation import BATCH
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
@@ -187,7 +188,7 @@ def evaluate_pictures(
         seed=seed,
         device=device,
     )
-    return evaluation.run(out=None if out is None else Path(out).expanduser(), progress=progress)
+    return evaluation.run(out=path_of(out), progress=progress)
 
 
 def evaluate_pictures_into(

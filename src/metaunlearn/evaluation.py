@@ -20,6 +20,7 @@ from metaunlearn.data.wording import listed
 from metaunlearn.devices import check_device
 from metaunlearn.draws import AS_IT_IS, Draw, DrawSettings, batches, check_asked, draw_batch, draws_for, sampling_of
 from metaunlearn.errors import UserError
+from metaunlearn.files import path_of
 from metaunlearn.generation import picture_size
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
@@ -207,7 +208,7 @@ def evaluate(
         overrides=overrides,
         device=device,
     )
-    return evaluation.run(pipeline, out=None if out is None else Path(out).expanduser(), progress=progress)
+    return evaluation.run(pipeline, out=path_of(out), progress=progress)
 
 
 def _facts(

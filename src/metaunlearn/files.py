@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from metaunlearn.errors import UserError
 
@@ -19,6 +19,12 @@ STALE = 3600.0
 """Seconds after which a half-written file that nobody went on with was left by a killed process."""
 
 
+@overload
+def path_of(given: None) -> None: ...
+@overload
+def path_of(given: Path | str) -> Path: ...
+@overload
+def path_of(given: Path | str | None) -> Path | None: ...
 def path_of(given: Path | str | None) -> Path | None:
     """A path that a user gave, as text or not, if at all; ``~`` is the home folder."""
     return None if given is None else Path(given).expanduser()

@@ -21,7 +21,7 @@ from metaunlearn.config import Counts, Regime, StorySettings
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import check_objective, configure, has_defence
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.files import read_json, write_json
+from metaunlearn.files import path_of, read_json, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
@@ -77,7 +77,7 @@ def demo(
 
     ``concept`` is an object or a style of Canvas; it and ``method`` are the recipe's unless they are given.
     """
-    out, story, overrides = Path(out).expanduser(), read_recipe(recipe).story, as_overrides(overrides)
+    out, story, overrides = path_of(out), read_recipe(recipe).story, as_overrides(overrides)
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
     concept = story.concept if concept is None else concept

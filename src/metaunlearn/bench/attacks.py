@@ -100,6 +100,11 @@ class GridAttack(Settings):
         """Whether somebody trains on pictures, or starts from them."""
         return "data" in needs(self.kind) or self.kind in DONORS
 
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """Its data set, and that of the finetuning before it."""
+        return (self.data, *([self.warm_up.data] if self.warm_up else []))
+
     def words(self, level: float) -> str:
         """``60 steps``, ``0.5``; nothing for the one level of an attack on prompts."""
         if self.on_prompts:

@@ -20,6 +20,7 @@ from metaunlearn.data.prompt_sets import PROMPT_SETS
 from metaunlearn.data.prompts import Prompt, read_prompts
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.fetching import ways_to_fetch
+from metaunlearn.files import path_of
 from metaunlearn.metrics.hub import Repository
 from metaunlearn.metrics.safety import CHECKER, FETCH, REPOSITORY, REVISION
 from metaunlearn.recipe import recipe_names
@@ -163,7 +164,7 @@ def _located(model: str) -> str:
     """A path that exists from the root: a worker of a cluster has another current folder. Else as it is, a hub id."""
     # Not resolve(): a link of the hub's cache names the kind of file, and what it leads to does not. The shell knows
     # the home folder at the beginning of a word only, and not behind NAME=.
-    here = Path(model).expanduser()
+    here = path_of(model)
     return str(here.absolute()) if model not in ("", CANVAS) and here.exists() else model
 
 

@@ -250,7 +250,7 @@ def check_grid(grid: Grid) -> None:
 def _check_attack(grid: Grid, attack: GridAttack, concept: GridConcept) -> None:
     check_attack(attack, pictures_judged=grid.measure is not None)
     if attack.takes_data:
-        for data in (attack.data, *([attack.warm_up.data] if attack.warm_up else [])):
+        for data in attack.data_sets:
             data = concept.data.get(data, data)
             if grid.base == CANVAS:
                 _known([data], list(DATASETS), f"the attack {attack.name!r}: Canvas has no data set")
@@ -269,8 +269,8 @@ def _check_keys(grid: Grid, concept: GridConcept) -> None:
     settings = sorted({key for kind in KINDS.values() for key in kind.model_fields})
     _known(concept.attack, settings, f"{concept.name!r}, attack: no attack has the setting")
     attacks = [attack for attack in grid.attacks if attack.takes_data]
-    data = [name for attack in attacks for name in (attack.data, *([attack.warm_up.data] if attack.warm_up else []))]
-    _known(concept.data, list(dict.fromkeys(data)), f"{concept.name!r}, data: no attack of the grid is given")
+    data = dict.fromkeys(name for attack in attacks for name in attack.data_sets)
+    _known(concept.data, list(data), f"{concept.name!r}, data: no attack of the grid is given")
 
 
 def _once(what: str, values: Sequence[object], note: str = "") -> None:

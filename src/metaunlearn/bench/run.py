@@ -28,6 +28,7 @@ from metaunlearn.bench.work import Outcome
 from metaunlearn.data.wording import listed
 from metaunlearn.devices import check_device, check_name
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.files import path_of
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.report.page import build_report
 from metaunlearn.runs import RESULTS_FILE, Progress
@@ -61,10 +62,10 @@ class Job:
         return self.plan.with_needs(self.part.cells, skip=self.store.whole)
 
 
-def prepare(recipe: str, out: Path, asked: Asked, overrides: Overrides = ()) -> Job:
+def prepare(recipe: str, out: Path | str, asked: Asked, overrides: Overrides = ()) -> Job:
     """Read and check everything; UserError says what is wrong. Nothing is written."""
     read, said = read_bench(recipe), as_overrides(overrides)
-    store = Store.claim(out)
+    store = Store.claim(path_of(out))
     check_folder(store, recipe)
     plan = make_plan(read.grid, said, Inputs(read.grid, asked.prompts, asked.use), device=asked.device)
     return Job(read, plan, store, select(plan, asked.only), tuple(said), asked)
@@ -89,7 +90,7 @@ def dry_run(
     if ray is not None:
         check_kind(device)
     asked = Asked(only=tuple(listed(only)), prompts=tuple(listed(prompts)), use=tuple(listed(use)), device=device)
-    job = prepare(recipe, Path(out).expanduser(), asked, overrides)
+    job = prepare(recipe, out, asked, overrides)
     return outlook(job.plan, job.store, job.part.cells, device)
 
 
@@ -118,7 +119,7 @@ def run_grid(
     if ray is None:  # A cluster's machines may have what this one has not.
         check_device(device)
     asked = Asked(only=tuple(listed(only)), prompts=tuple(listed(prompts)), use=tuple(listed(use)), device=device)
-    job = prepare(recipe, Path(out).expanduser(), asked, overrides)
+    job = prepare(recipe, out, asked, overrides)
     if missing := missing_of(job.todo()):
         told = "\n".join(f"  {text}" for text in missing)
         raise UserError(f"{recipe} cannot begin; this is missing:\n{told}")

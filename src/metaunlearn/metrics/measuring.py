@@ -16,7 +16,7 @@ from torch import Tensor
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
-from metaunlearn.files import write_atomic, write_json
+from metaunlearn.files import path_of, write_atomic, write_json
 from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.interface import Pictures, Request
 from metaunlearn.metrics.intervals import Score
@@ -89,7 +89,7 @@ def scores_of(
 
 def refuse_measured(out: Path | str | None) -> None:
     """UserError when the folder ``out`` has scores already."""
-    if out is not None and (Path(out).expanduser() / RESULTS_FILE).exists():
+    if out is not None and (path_of(out) / RESULTS_FILE).exists():
         raise UserError(f"{out} (--out) already holds {RESULTS_FILE}; choose another folder.")
 
 

@@ -131,7 +131,7 @@ def _is_clips(config: Mapping[str, Any], *, unnamed: bool) -> bool:
 def read_preprocessor(folder: str | Path) -> dict[str, Any] | None:
     """The image processor's configuration in ``folder`` as plain JSON; ``None`` when it has none.
 
-    Read as a file, because building transformers' own image processors may need torchvision.
+    Read as a file: what it says decides which way images are scaled.
     """
     for name in (PREPROCESSOR, PROCESSOR):
         file = Path(folder) / name

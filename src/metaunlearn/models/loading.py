@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from metaunlearn.errors import UserError, first_line
 from metaunlearn.fetching import CARD, HUB_SECONDS, SAMPLING_FILE, ways_to_fetch
-from metaunlearn.files import read_json
+from metaunlearn.files import path_of, read_json
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import AGAIN, NETWORKS, networks
 from metaunlearn.models.variants import variants_of
@@ -37,7 +37,7 @@ def load_pipeline(model: Any) -> Any:
         from metaunlearn import canvas
 
         return canvas.load_pipeline()
-    path = Path(model).expanduser()
+    path = path_of(model)
     if path.is_file():
         return _load_single_file(path)
     if path.is_dir():

@@ -18,7 +18,7 @@ from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
 from metaunlearn.devices import check_device
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
-from metaunlearn.files import read_json, write_json
+from metaunlearn.files import path_of, read_json, write_json
 from metaunlearn.runs import Progress, versions
 from metaunlearn.tuning.figure import figure
 from metaunlearn.tuning.recipe import Tune, TuneRecipe, read_tune
@@ -75,7 +75,7 @@ def tune(
     device = check_device(device)
     if workers < 1:
         raise UserError(f"a search needs at least 1 worker (workers=, --workers); got {workers}.")
-    out, read = Path(out).expanduser(), read_checked(recipe)
+    out, read = path_of(out), read_checked(recipe)
     limit = read.tune.trials if trials is None else trials
     if limit < 0:
         raise UserError(f"the number of trials (trials=, --trials) cannot be negative; got {limit}.")
