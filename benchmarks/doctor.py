@@ -217,7 +217,7 @@ def main() -> None:
         for line in rows(place, jobs, model, data, "knife", given.rounds):
             lines.append(line)
             print(line, flush=True)
-            given.out.write_text("\n".join(lines) + "\n")  # A run that is killed leaves what it has.
+            given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")  # A run that is killed leaves what it has.
 
 
 if __name__ == "__main__":

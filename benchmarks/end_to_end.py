@@ -95,7 +95,7 @@ def main() -> None:
         *(f"| {name} | {mean:.2f} | {base / mean:.1f} |" for name, mean in means.items()),
         "",
     ]
-    options.out.write_text("\n".join(lines))
+    options.out.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 

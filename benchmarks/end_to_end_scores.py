@@ -129,12 +129,12 @@ def erased(out: Path, recipe: str, overrides: Sequence[str], seed: int) -> tuple
 
 def note_seconds(model: Path, seconds: float) -> None:
     """Keep beside a model how long its making kept a processor busy."""
-    (model / SECONDS).write_text(json.dumps(seconds))
+    (model / SECONDS).write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def seconds_of(model: Path) -> float:
     """As :func:`note_seconds` kept it."""
-    return float(json.loads((model / SECONDS).read_text()))
+    return float(json.loads((model / SECONDS).read_text(encoding="utf-8")))
 
 
 def attacked(model: Path, data: Path, out: Path, seed: int) -> dict[int, float]:

@@ -136,7 +136,7 @@ def page(found: Found, out: Path) -> str:
     ]  # fmt: skip
     for survey in surveys(found, concept):
         file = out.with_suffix(".svg")
-        file.write_text(as_file(survey.svg))
+        file.write_text(as_file(survey.svg), encoding="utf-8")
         parts.append(f"![{survey.description}]({file.name})\n\nRound: plainly unlearned; diamond: meta-unlearned.")
     parts += ["## All figures", NOTE]
     parts += [section(table, "###") for table in concept_tables(found, concept)]

@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = [generation(given.generate, precision, given.device) for precision in asked or DTYPES]
         print(*lines, sep="\n")
         if given.out is not None:
-            given.out.write_text("\n".join(lines) + "\n")
+            given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return
     lines = [header(given.device, given.rounds, channels_last=given.channels_last, memory=given.memory, more=given.set)]
     print(lines[0], flush=True)
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines.append(row.text())
         print(lines[-1], flush=True)
         if given.out is not None:  # After every row: a run that is killed leaves what it has.
-            given.out.write_text("\n".join(lines) + "\n")
+            given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Scores = dict[tuple[str, float], dict[str, float]]
 
 def read(files: Sequence[Path]) -> list[Found]:
     """What grids found."""
-    return [found_in(json.loads(file.read_text())) for file in files]
+    return [found_in(json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
 def scores_of(found: Found, concept: str, seed: int, *, method: str, variant: str = "") -> dict[str, Scores]:

@@ -295,7 +295,7 @@ def main() -> None:
     if not args.no_errors:
         by_step = errors_by_step(work, args.tau, inner_steps=3)
         lines += ["Relative error of the difference by its relative step, M = 3:", "", *by_step, ""]
-    args.out.write_text("\n".join(lines))
+    args.out.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 

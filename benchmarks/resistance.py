@@ -121,7 +121,7 @@ def page(found: Found, others: Sequence[Found], out: Path, made_with: str) -> st
             if chart.title == CHOSEN_ON:
                 facet = chart.facets[0]
                 file = out.with_name(f"{out.stem}-{slug(concept.name)}.svg")
-                file.write_text(as_file(facet.svg))
+                file.write_text(as_file(facet.svg), encoding="utf-8")
                 parts.append(f"![{facet.description}]({file.name})")
         parts += [section(table, "###") for table in concept_tables(found, concept)]
     return "\n\n".join(parts) + "\n"

@@ -40,7 +40,7 @@ def main() -> None:
             if options.finished and not (options.runs / f"{concept}-{seed}" / "summary.json").exists():
                 continue
             summaries.append(story(concept, seed, options.runs / f"{concept}-{seed}"))
-            options.out.write_text(page(summaries))
+            options.out.write_text(page(summaries), encoding="utf-8")
             print(f"{concept}, seed {seed}: done", flush=True)
 
 
@@ -50,7 +50,7 @@ def story(concept: str, seed: int, folder: Path) -> dict[str, Any]:
 
     summary = folder / "summary.json"
     if summary.exists():
-        found: dict[str, Any] = json.loads(summary.read_text())
+        found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
         return found
     return demo(folder, recipe=RECIPES[concept], seed=seed, resume=folder.exists())
 

@@ -27,4 +27,4 @@ def absolute(text: str, repository: str, tag: str) -> str:
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(absolute(readme.read_text(), *sys.argv[1:]))
+    readme.write_text(absolute(readme.read_text(encoding="utf-8"), *sys.argv[1:]), encoding="utf-8")

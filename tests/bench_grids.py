@@ -64,7 +64,9 @@ def counted(plan: Plan) -> dict[str, int]:
 def write_recipe(file: Path, grid: dict[str, Any]) -> Path:
     """``grid`` as a recipe's file, every value on one line."""
     lines = ['description = "Tiny."', 'command = "metaunlearn bench FILE --out DIR"', "[grid]"]
-    file.write_text("\n".join([*lines, *(f"{key} = {as_toml(value)}" for key, value in grid.items())]) + "\n")
+    file.write_text(
+        "\n".join([*lines, *(f"{key} = {as_toml(value)}" for key, value in grid.items())]) + "\n", encoding="utf-8"
+    )
     return file
 
 

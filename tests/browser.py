@@ -28,7 +28,7 @@ def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def in_frames(folder: Path, report: Path, widths: tuple[int, ...], script: str) -> dict[str, str]:
     """Show ``report`` in frames of ``widths``; in each run ``script`` (uses ``inner``, ``width``; sets ``found``)."""
-    page = json.dumps(report.read_text()).replace("</", "<\\/")
+    page = json.dumps(report.read_text(encoding="utf-8")).replace("</", "<\\/")
     (folder / "frames.html").write_text(
         f"<!doctype html><body><script>const page = {page}; for (const width of {list(widths)}) {{\n"
         "const frame = document.createElement('iframe');\n"

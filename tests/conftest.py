@@ -58,7 +58,7 @@ def same_weights(one: Path, two: Path) -> bool:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """What stands in a file of JSON lines."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def new_tiny_pipeline() -> StableDiffusionPipeline:

@@ -42,7 +42,7 @@ def run_and_kill(script: str, *arguments: object, log: Path, lines: int) -> None
     process = start(script, *arguments)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.is_alive():
-        if log.exists() and len(log.read_text().splitlines()) >= lines:
+        if log.exists() and len(log.read_text(encoding="utf-8").splitlines()) >= lines:
             break
         time.sleep(0.02)
     process.kill()
@@ -52,6 +52,6 @@ def run_and_kill(script: str, *arguments: object, log: Path, lines: int) -> None
 
 def _execute(script: str, arguments: list[str]) -> None:
     sys.argv = ["-c", *arguments]
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stderr = nowhere
         exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})

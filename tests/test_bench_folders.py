@@ -30,9 +30,9 @@ def of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def own(call: Call) -> Path:
     """A copy of the shipped recipe, edited: another seed."""
     assert call("recipes", "copy", SHIPPED).code == 0
-    text = Path(OWN).read_text()
-    Path(OWN).write_text(text.replace("seeds = [0]", "seeds = [1]"))
-    assert Path(OWN).read_text() != text
+    text = Path(OWN).read_text(encoding="utf-8")
+    Path(OWN).write_text(text.replace("seeds = [0]", "seeds = [1]"), encoding="utf-8")
+    assert Path(OWN).read_text(encoding="utf-8") != text
     return Path(OWN)
 
 
@@ -63,7 +63,7 @@ def test_one_recipe_may_change(own: Path) -> None:
     run_grid(SHIPPED, Path("out"), overrides=["steps=7"], only=["seed=0"])
     assert json.loads((FOLDER / RESULTS_FILE).read_text())["overrides"] == ["steps=7"]
     run_grid(OWN, Path("other"))
-    own.write_text(own.read_text().replace("seeds = [1]", "seeds = [1, 2]"))
+    own.write_text(own.read_text(encoding="utf-8").replace("seeds = [1]", "seeds = [1, 2]"), encoding="utf-8")
     run_grid(OWN, Path("other"), only=["seed=2"])
     Path("elsewhere").mkdir()
     run_grid(str(own.rename(Path("elsewhere", OWN)).absolute()), Path("other"))
@@ -77,8 +77,8 @@ def test_either_of_them_says_whose_a_folder_is(left: str, own: Path) -> None:
     if left == "plan":
         shutil.rmtree(FOLDER)
     else:
-        record = json.loads(PLAN.read_text())
-        PLAN.write_text(json.dumps({key: value for key, value in record.items() if key != "bench"}))
+        record = json.loads(PLAN.read_text(encoding="utf-8"))
+        PLAN.write_text(json.dumps({key: value for key, value in record.items() if key != "bench"}), encoding="utf-8")
     with pytest.raises(UserError, match=rf"delete {FOLDER} and {PLAN}"):
         run_grid(OWN, Path("out"))
     shutil.rmtree(FOLDER, ignore_errors=True)

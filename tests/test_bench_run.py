@@ -324,7 +324,7 @@ def test_each_recipe_of_a_folder_has_a_page_of_its_own(bench: Path, call: Call) 
     shutil.copy("grid.toml", "other.toml")
     assert run_grid("other.toml", Path("out"), only=["step=2"])["made"] == 0
     assert {file.name: file.read_text() for file in Path("out/grid").iterdir()} == first
-    assert "metaunlearn bench other.toml --out DIR" in Path("out/other/report.html").read_text()
+    assert "metaunlearn bench other.toml --out DIR" in Path("out/other/report.html").read_text(encoding="utf-8")
 
     pages = [Path("out/grid/report.html"), Path("out/other/report.html")]
     for page in pages:

@@ -220,7 +220,7 @@ def test_paths_and_lists_may_be_given_as_text(
     monkeypatch.chdir(tmp_path)
     found = erase(str(tiny_model), "zebra", method="uce", meta=False, retain="a dog|a puppy", out="runs/zebra")
     assert found.out == Path("runs/zebra")
-    request = json.loads(Path("runs/zebra/run.json").read_text())["request"]
+    request = json.loads(Path("runs/zebra/run.json").read_text(encoding="utf-8"))["request"]
     assert (request["concepts"], request["retain"]) == (["zebra"], ["a dog|a puppy"])
     attacked = attack("runs/zebra", str(pictures), steps=[1], out="runs/attacked", overrides=["batch_size=2"])
     assert attacked.checkpoints[1].is_relative_to("runs/attacked")

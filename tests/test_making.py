@@ -48,7 +48,8 @@ class Seeds:
     def to(self, *where: object) -> Seeds:
         return self
 
-    def set_progress_bar_config(self, *, disable: bool) -> None: ...
+    def set_progress_bar_config(self, **bar: Any) -> None:
+        self._progress_bar_config = bar
 
     def __call__(
         self, prompt: list[str], generator: list[torch.Generator], output_type: str, guidance_scale: float = 1.0,
@@ -77,7 +78,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_set_is_an_imagefolder_with_a_sheet(tmp_path: Path) -> None:
     painter = Seeds()
+    painter.set_progress_bar_config(desc="mine")
     summary = make_set("clean", tmp_path / "clean", generator=painter, overrides=FEW, seed=100)
+    assert painter._progress_bar_config == {"desc": "mine"}
     assert (summary["images"], summary["duplicates"], summary["pending"]) == (7, [], 0)
     found = read_imagefolder(tmp_path / "clean", size=16)
     prompts = RECIPES["clean"].prompts
@@ -307,7 +310,7 @@ def i2p(file: Path, rows: int = I2P_ROWS, *, cases: bool = True) -> Path:
     ]
     if cases:
         lines = [{**line, "case_number": n} for n, line in enumerate(lines)][::-1]
-    with file.open("w", newline="") as handle:
+    with file.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

@@ -75,7 +75,7 @@ def rows(*labels: tuple[str, str]) -> Callable[[Path], None]:
     def write(file: Path) -> None:
         more = [{"label": label, "role": role} for label, role in labels] or [{}, {}]
         lines = [{"prompt": f"A Dogs image, {place}.", "seed": 188 + place, **row} for place, row in enumerate(more)]
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     return write
 

@@ -179,7 +179,7 @@ def test_self_destruction_is_claimed_only_when_seen(meta: float, unlearn: float,
 
 
 def test_page_is_one_small_self_contained_file(report: Path) -> None:
-    page = report.read_text()
+    page = report.read_text(encoding="utf-8")
     assert report.stat().st_size < 3_000_000
     assert page.count("<script") == 1
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|url\(|@import|https?://""", page)

@@ -30,7 +30,7 @@ def test_plain_and_meta_are_both_seen_on_a_phone(wide_page: Path, tmp_path: Path
         found = heads.map((head) => head.textContent).join(' | ');"""
     expected = {"375": "attack | esd-x-1 unlearn | esd-x-1 meta-unlearn | (none) original"}
     assert in_frames(tmp_path, wide_page, (375,), script) == expected
-    assert '<th scope="col">(none) original</th>' in wide_page.read_text()
+    assert '<th scope="col">(none) original</th>' in wide_page.read_text(encoding="utf-8")
 
 
 @needs_chromium
@@ -141,7 +141,7 @@ def test_a_full_page_of_pictures_opens_quickly(bench_page: Path, tmp_path: Path)
         if len(walls) > GRID_BUDGET * 4 / 3:
             break
     full = tmp_path / "full.html"
-    full.write_text(bench_page.read_text().replace("<footer>", f"{walls}<footer>"))
+    full.write_text(bench_page.read_text(encoding="utf-8").replace("<footer>", f"{walls}<footer>"))
     assert 12_000_000 < full.stat().st_size < 15_000_000
 
     def seconds() -> float:

@@ -44,7 +44,7 @@ def test_a_checkpoint_that_one_model_lacks_does_not_make_the_other_worse() -> No
 
 def test_curves_can_be_read_without_a_script(wide_page: Path) -> None:
     """Each chart has its table; with one method each has the size of one by itself."""
-    page = wide_page.read_text()
+    page = wide_page.read_text(encoding="utf-8")
     charts = page.count("data-reading=")
     assert charts == page.count('<details class="values">') == 8
     table = re.findall(r'<details class="values">.*?</details>', page, re.DOTALL)[0]

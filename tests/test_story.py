@@ -133,7 +133,7 @@ def test_unknown_erase_key_is_refused_before_anything_is_trained(tmp_path: Path)
 
 def test_steps_that_do_not_ascend_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     file = Path(recipe(tmp_path))
-    file.write_text(file.read_text().replace("steps = [1, 2]", "steps = [2, 1]"))
+    file.write_text(file.read_text(encoding="utf-8").replace("steps = [1, 2]", "steps = [2, 1]"), encoding="utf-8")
     with pytest.raises(UserError, match=r"steps that ascend, such as \[10, 20\], got \[2, 1\]"):
         demo(tmp_path / "run", recipe=str(file))
 
@@ -141,9 +141,10 @@ def test_steps_that_do_not_ascend_are_refused_before_anything_is_trained(tmp_pat
 def test_the_strong_attacker_has_the_malicious_ones_pictures(tmp_path: Path) -> None:
     file = Path(recipe(tmp_path))
     file.write_text(
-        file.read_text().replace(
+        file.read_text(encoding="utf-8").replace(
             "steps = [3]\nlearning_rate = 1e-4\npictures = 4", "steps = [3]\nlearning_rate = 1e-4\npictures = 8"
-        )
+        ),
+        encoding="utf-8",
     )
     with pytest.raises(UserError, match="expected as many, got 8 and 4"):
         demo(tmp_path / "run", recipe=str(file))

@@ -172,7 +172,7 @@ def test_a_report_has_both_sets_side_by_side(search: Path, call: Call) -> None:
     assert [(one["trial"], one["role"]) for one in summary["trials"]] == [(0, "plain"), (1, "default"), (2, "search")]
     assert all(one["seen"]["attacks"].keys() == {"AdamW"} for one in summary["trials"])
     assert all(one["unseen"]["attacks"].keys() == {"SGD"} for one in summary["trials"])
-    text = Path("out/report.md").read_text()
+    text = Path("out/report.md").read_text(encoding="utf-8")
     assert "| attack | plain | default | 2 |" in text
     assert "worst of never seen" in text
     outcome = call("tune", "search.toml", "--out", "out", "--report", "--trial", "7")
@@ -232,7 +232,7 @@ def test_another_recipe_is_refused(search: Path, monkeypatch: pytest.MonkeyPatch
     write_search(Path("search.toml"), changed("trials", to=3, of=changed("unseen", to=[], of=SEARCH)))
     assert len(tune("search.toml", Path("out"), resume=True).records) == 5
     (Path("other")).mkdir()
-    Path("other/thesis.txt").write_text("years of work")
+    Path("other/thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(UserError, match="holds no search"):
         tune("search.toml", Path("other"))
     assert not Path("other", TUNE_FILE).exists()

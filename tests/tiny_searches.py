@@ -41,7 +41,7 @@ SEARCH: dict[str, Any] = {
 
 def write_search(file: Path, search: dict[str, Any]) -> Path:
     lines = ['description = "Tiny."', "[tune]", *(f"{key} = {as_toml(value)}" for key, value in search.items())]
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
 

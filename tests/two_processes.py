@@ -84,7 +84,7 @@ def say_what_is_held(patch: pytest.MonkeyPatch) -> None:
 
 
 notice_different_weights()
-calls = json.loads(Path(sys.argv[1]).read_text())
+calls = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 for number, arguments in enumerate(calls):
     if number == len(calls) - 1:
         die_at_the_third_step(Path(arguments[-1]))

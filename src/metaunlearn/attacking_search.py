@@ -195,7 +195,7 @@ class _Trials:
         folder = self.folder / trial.name
         file = folder / "trial.json"
         if file.exists():
-            return json.loads(file.read_text())
+            return json.loads(file.read_text(encoding="utf-8"))
         row: dict[str, Any] = {"trial": trial.name, **asdict(trial)}
         try:
             score = self.judged.score(adapt(load_pipeline(self._attacked(trial)), self.device), folder / "evaluation")

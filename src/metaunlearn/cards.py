@@ -69,7 +69,9 @@ def _licence_of(model: str) -> str | None:
     if not Path(model).exists() and model.count("/") == 1:
         cached = try_to_load_from_cache(model, CARD_FILE)
         card = Path(cached) if isinstance(cached, str) else card
-    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(), re.MULTILINE) if card.is_file() else None
+    found = (
+        re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
+    )
     return found[1] if found else None
 
 
@@ -163,7 +165,7 @@ def _evaluations(folder: Path) -> Iterator[str]:
     lines = []
     for path, (place, state) in results:
         if (path / RESULTS_FILE).is_file():
-            for metric, score in json.loads((path / RESULTS_FILE).read_text()).items():
+            for metric, score in json.loads((path / RESULTS_FILE).read_text(encoding="utf-8")).items():
                 figure = _figure(score["value"], score.get("low"), score.get("high"))
                 what = _what_of(metric, score.get("protocol") or {})
                 line = f"| {state} | {what} | {figure} | {score.get('n', '')} | {path.name} |"

@@ -86,4 +86,4 @@ def evaluate_into(
                 adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress), processes=processes
             )
             folder.finish(metrics=list(scores))
-    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
+    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))}

@@ -239,7 +239,7 @@ def evaluate_pictures_into(
         with run.alone():
             scores = evaluation.run(out=out, kept=run.state, progress=run.watched(progress), processes=processes)
             run.finish(metrics=list(scores))
-    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text())}
+    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))}
 
 
 def _size(entries: Sequence[Entry]) -> tuple[int, int]:

@@ -69,7 +69,7 @@ class Locks:
     def guard(self) -> Iterator[None]:
         """Alone among the processes that use this folder, for moments only: the system frees it when one dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "guard").open("w") as handle:
+        with (self.folder / "guard").open("w", encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
@@ -101,7 +101,7 @@ class Locks:
     def _holder(self, name: str) -> dict[str, Any]:
         """What the lock says; nothing where there is none, or where another process is just writing it."""
         try:
-            found: dict[str, Any] = json.loads(self._file(name).read_text())
+            found: dict[str, Any] = json.loads(self._file(name).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
         return found
@@ -118,7 +118,7 @@ class Locks:
                 "host": platform.node(), "pid": os.getpid(), "process": _process(), "task": task,
                 "token": uuid.uuid4().hex, "needs": list(needs),
             }  # fmt: skip
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(json.dumps(holder))
             return str(holder["token"])
 
@@ -147,7 +147,7 @@ def _process(pid: int | None = None) -> str | None:
     except PermissionError:
         pass
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return f"{pid}"  # No /proc here: the number has to do.
     return None if state == "Z" else f"{pid} since {fields[18]}"

@@ -30,7 +30,7 @@ from metaunlearn.generation import Sampling, default_sampling, picture_size
 from metaunlearn.locks import Locks
 from metaunlearn.models import load_pipeline
 from metaunlearn.models.autoencoder import as_rgb, decoding
-from metaunlearn.models.unfiltered import unfiltered
+from metaunlearn.models.unfiltered import unfiltered, without_bar
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.runs import Count, RunFolder, named
 from metaunlearn.settings import resolve
@@ -179,11 +179,10 @@ def _own_sampling(pipeline: Any) -> dict[str, Any]:
 @torch.no_grad()
 def _draw(pipeline: Any, rows: Sequence[tuple[str, int]], options: dict[str, Any]) -> Tensor:
     """Pictures of (prompt, seed), (B, 3, H, W) in [0, 1]."""
-    pipeline.set_progress_bar_config(disable=True)
     if "negative_prompt" in options:
         options = options | {"negative_prompt": [options["negative_prompt"]] * len(rows)}
     generators = [torch.Generator().manual_seed(seed) for _, seed in rows]
-    with unfiltered(pipeline), _decoding(pipeline, len(rows), options):
+    with unfiltered(pipeline), without_bar(pipeline), _decoding(pipeline, len(rows), options):
         output = pipeline([text for text, _ in rows], generator=generators, output_type="pt", **options)
     images = as_rgb(output.images.float().cpu())
     if not bool(images.isfinite().all()):
@@ -209,7 +208,7 @@ def _complete(folder: RunFolder, texts: Sequence[str], settings: MakeSettings) -
     if not chosen.exists():
         write_json(chosen, _chosen(folder, texts, settings))
     # From here on pictures may be gone: a run that is killed does not look at them again, but goes on leaving them out.
-    facts: dict[str, Any] = json.loads(chosen.read_text())
+    facts: dict[str, Any] = json.loads(chosen.read_text(encoding="utf-8"))
     for duplicate in facts["duplicates"]:
         (folder.path / duplicate["file"]).unlink(missing_ok=True)
     folder.finish(**facts)

@@ -75,7 +75,7 @@ def save_pipeline(
 
 def _name_processors_for_all(index: Path) -> None:
     """Where torchvision is missing transformers stands in a class of its own, which other versions do not have."""
-    named = json.loads(index.read_text())
+    named = json.loads(index.read_text(encoding="utf-8"))
     for kind in named.values():
         if isinstance(kind, list) and kind[0] == "transformers" and kind[1].endswith("ImageProcessorPil"):
             kind[1] = kind[1].removesuffix("Pil")

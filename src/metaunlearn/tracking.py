@@ -78,7 +78,7 @@ class Trackers:
         PartialState()  # accelerate's trackers log through it.
         folder.mkdir(exist_ok=True)
         file = folder / IDS_FILE
-        ids: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+        ids: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         known = set(ids)
         ids |= {name: uuid.uuid4().hex[:12] for name in names if name not in ids}
         write_json(file, ids)

@@ -41,7 +41,7 @@ class Dropping:
         """Whether another grid keeps ``attack``, or still needs it."""
         for file in self._file.parent.glob("*.json"):
             if file.name[0] != "." and file.name != self._file.name:
-                record = json.loads(file.read_text())
+                record = json.loads(file.read_text(encoding="utf-8"))
                 cells: Needed = record["cells"]
                 if attack in (cells if record["keep_checkpoints"] else self._waited_for(cells)):
                     return True

@@ -40,6 +40,6 @@ def _described(recipe: str) -> str:
 def _recipe_in(file: Path) -> str:
     """The name or path that ``file`` says; empty where it says none, as plans of earlier versions."""
     try:
-        return str(json.loads(file.read_text()).get("bench", ""))
+        return str(json.loads(file.read_text(encoding="utf-8")).get("bench", ""))
     except (OSError, ValueError, AttributeError):
         return ""

@@ -57,7 +57,7 @@ def differs(base: str) -> str:
 
 def published_rows(name: str) -> list[dict[str, str]]:
     """The rows of one published table; ``name`` is a key of ``CAPTIONS``."""
-    text = (resources.files("metaunlearn.bench") / "paper" / f"{name}.csv").read_text()
+    text = (resources.files("metaunlearn.bench") / "paper" / f"{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 

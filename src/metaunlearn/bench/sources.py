@@ -81,7 +81,7 @@ def _imports(file: Path) -> tuple[str, ...]:
     """Modules of this package that ``file`` names in an import, wherever it stands."""
 
     def named() -> Iterator[str]:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
@@ -94,7 +94,7 @@ def _imports(file: Path) -> tuple[str, ...]:
 @functools.cache
 def _code(file: Path) -> str:
     """What runs of ``file``: its syntax tree without the strings that stand alone."""
-    return ast.unparse(_Bare().visit(ast.parse(file.read_text())))
+    return ast.unparse(_Bare().visit(ast.parse(file.read_text(encoding="utf-8"))))
 
 
 class _Bare(ast.NodeTransformer):

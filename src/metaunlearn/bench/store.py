@@ -93,7 +93,7 @@ class Store:
                 return
             shutil.rmtree(waste, ignore_errors=True)  # Of a process that was killed here.
             if (self.folder(name) / CELL_FILE).exists():
-                write_atomic(self.dropped / f"{name}.json", (self.folder(name) / CELL_FILE).read_text())
+                write_atomic(self.dropped / f"{name}.json", (self.folder(name) / CELL_FILE).read_text(encoding="utf-8"))
             self.folder(name).rename(waste)
         shutil.rmtree(waste, ignore_errors=True)  # Another process may be at it, too.
 
@@ -134,7 +134,7 @@ class Store:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is no JSON: {error}. Remove the cell, and it is made again.") from None
     if not isinstance(found, dict):

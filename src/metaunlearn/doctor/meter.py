@@ -63,7 +63,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
         before = self.held()
         if self.device.type == "cpu":
-            CLEAR_REFS.write_text("5")  # The peak starts again from what is resident now.
+            CLEAR_REFS.write_text("5", encoding="utf-8")  # The peak starts again from what is resident now.
         call()
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - before
@@ -79,5 +79,5 @@ def trim() -> None:
 
 
 def _resident(field: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024

@@ -46,7 +46,7 @@ def read_kept(folder: Path, number: int) -> Kept | None:
     file = folder / f"{number:05d}.json"
     if not file.exists():
         return None
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     features = load_tensors(file.with_suffix(".safetensors"))[0] if record["features"] else {}
     height, width = record["size"]
     return Kept(indices=record["indices"], size=(height, width), rows=record["rows"], features=features)

@@ -67,7 +67,7 @@ def load_single_file(path: Path, config: Path | None = None) -> Any:
             }
     except (OSError, SafetensorError) as error:
         raise UserError(f"MODEL {path} cannot be read as a .safetensors file: {error}") from error
-    index = json.loads((folder / "model_index.json").read_text())
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return _assembled(family, folder, index, modules, _scheduler(path, family, folder, index, said))
 
 
@@ -111,7 +111,7 @@ def _configuration(path: Path, family: Family, given: Path | None) -> Path:
                 f"the configuration folder {given} (config=..., --config DIR) has no model_index.json; give a "
                 f"diffusers folder of the same family, such as {family.repositories[0]}; its weights are not needed."
             )
-        found = json.loads((given / "model_index.json").read_text()).get("_class_name")
+        found = json.loads((given / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
         if found != family.pipeline:
             raise UserError(
                 f"the configuration folder {given} (config=..., --config DIR) is a {found}'s, but {path} is a "

@@ -52,7 +52,7 @@ def make(
         resume=(folder / RUN_FILE).exists(),
         progress=progress,
     )
-    write_scores(folder, json.loads((folder / RESULTS_FILE).read_text()))
+    write_scores(folder, json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")))
 
 
 def _test(success: str, judge: str, concept: str, alternatives: Sequence[str], device: str) -> SuccessTest:

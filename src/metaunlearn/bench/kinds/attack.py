@@ -59,7 +59,7 @@ def make(
         progress=progress,
     )
     checkpoints = {path.name for path in result.checkpoints.values()}
-    changed = json.loads((folder / RUN_FILE).read_text())["changed"]
+    changed = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["changed"]
     for entry in folder.iterdir():
         if entry.name in checkpoints:
             if (entry / INDEX_FILE).exists():

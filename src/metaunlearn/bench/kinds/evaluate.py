@@ -83,7 +83,7 @@ def _scores(
 
 def _samples(folder: Path, pictures: Path, one: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The set's first pictures, which outlive those that were scored."""
-    drawn = json.loads((pictures / RUN_FILE).read_text())["request"]["images"]
+    drawn = json.loads((pictures / RUN_FILE).read_text(encoding="utf-8"))["request"]["images"]
     records: list[dict[str, Any]] = []
     folder.mkdir(exist_ok=True)
     for (text, seed, _), entry in itertools.islice(zip(drawn, list_entries(pictures), strict=True), one["shown"]):

@@ -43,7 +43,7 @@ def main() -> None:
     rows = [*_real(judge), *_generated(judge)]
     times = _times()
     sample_sheet().save(options.out / "canvas-sheet.png", optimize=True)
-    (options.out / "canvas.md").write_text(_card(rows, times))
+    (options.out / "canvas.md").write_text(_card(rows, times), encoding="utf-8")
     for label, score, floor in rows:
         print(f"{label}: {score.value:.1f} % [{score.low:.1f}, {score.high:.1f}], at least {floor} wanted")
 
@@ -127,7 +127,7 @@ def _card(rows: list[tuple[str, Score, int]], times: dict[str, float]) -> str:
         "judge": sum(p.numel() for p in canvas.load_judge()[0].parameters()),
     }
     size = sum(file.stat().st_size for file in canvas.weights_folder().rglob("*") if file.is_file())
-    sums = json.loads((canvas.weights_folder() / "checksums.json").read_text())
+    sums = json.loads((canvas.weights_folder() / "checksums.json").read_text(encoding="utf-8"))
     lines = [
         "# Canvas, the embedded model", "",
         f"Written by `{COMMAND}`; every figure below is of the shipped weights.", "",

@@ -59,11 +59,13 @@ def write_weights(pipeline: StableDiffusionPipeline, clip: CLIPModel, tokenizer:
         "do_resize": True, "do_center_crop": True, "do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_convert_rgb": True, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
     }  # fmt: skip
-    (folder / "judge" / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (folder / "judge" / "preprocessor_config.json").write_text(
+        json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8"
+    )
     for config in folder.rglob("config.json"):  # Where a part was loaded from is nobody's business.
-        settings = json.loads(config.read_text())
+        settings = json.loads(config.read_text(encoding="utf-8"))
         settings.pop("_name_or_path", None)
-        config.write_text(json.dumps(settings, indent=2) + "\n")
+        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     files = sorted(folder.rglob("*.safetensors"))
     sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")

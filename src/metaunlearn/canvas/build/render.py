@@ -87,4 +87,4 @@ def render_art(packages: Path, art: Path) -> None:
                     "sha256": hashlib.sha256(payload).hexdigest(),
                 }
     record = {style: {"package": PACKAGES[style], "pictures": used[style]} for style in STYLES}
-    (art / "sources.json").write_text(json.dumps(record, indent=1) + "\n")
+    (art / "sources.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
