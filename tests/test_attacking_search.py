@@ -237,3 +237,12 @@ def test_options_that_would_do_nothing_are_refused(
         assert outcome.code == 2
         assert any(part in outcome.err for part in says.split("|")), outcome.err
         assert not out.exists()
+
+
+def test_another_guidance_or_label_is_another_search(searched: Path, tiny_model: Path, pictures: Path) -> None:
+    """A prompt's own seed is none of a search's; all else of it decides what is drawn and counted."""
+    again = search(tiny_model, pictures, searched, prompts=[Prompt("a knife", seed=9)], resume=True)
+    assert again["worst"]
+    for other in (Prompt("a knife", guidance_scale=1.0), Prompt("a knife", label="blue")):
+        with pytest.raises(UserError, match="prompts"):
+            search(tiny_model, pictures, searched, prompts=[other], resume=True)

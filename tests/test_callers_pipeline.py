@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+import metaunlearn
 from attack_fixtures import NEVER
 from metaunlearn.attacking import attack
 from metaunlearn.attacking_prompts import attack_prompts
@@ -15,7 +19,7 @@ from metaunlearn.attacking_search import search_attacks
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
-from metaunlearn.models import read_only, with_own_denoiser
+from metaunlearn.models import device_for, read_only, with_own_denoiser
 from tiny_models import new_sd1
 
 
@@ -67,3 +71,53 @@ def test_weights_that_need_no_copy_are_shared() -> None:
             assert one.keys() == two.keys()
             assert all((p.data_ptr() == two[key].data_ptr()) == (name not in copied) for key, p in one.items())
             assert all(p is not two[key] for key, p in one.items())
+
+
+def test_work_is_done_where_the_callers_pipeline_is() -> None:
+    """A pipeline on a card is not carried to the CPU in silence; one that is given by name goes there."""
+    on_a_card = SimpleNamespace(config={}, unet=SimpleNamespace(device=torch.device("cuda", 1)))
+    assert device_for(on_a_card, None) == "cuda:1"
+    assert device_for(SimpleNamespace(pipeline=on_a_card), None) == "cuda:1"  # What erase returns.
+    assert device_for(on_a_card, "cpu") == "cpu"
+    assert device_for("canvas", None) == "cpu"
+    assert device_for("canvas", "cuda") == "cuda"
+    offloaded = SimpleNamespace(config={}, unet=SimpleNamespace(device=torch.device("meta")))
+    assert device_for(offloaded, None) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda folder: metaunlearn.attack("canvas", folder, out=folder), "{}/empty holds no images"),
+        (lambda folder: metaunlearn.load(folder), "{}/empty is a folder without model_index.json"),
+        (lambda folder: metaunlearn.build_report(folder), "{}/empty holds no results"),
+        (lambda folder: metaunlearn.load_judge(folder), "cannot be loaded: .* {}/empty"),
+        (lambda folder: metaunlearn.evaluate_pictures(folder, metrics="clip-score"), "{}/empty holds no images"),
+        (lambda folder: metaunlearn.evaluate("canvas", "a dog", metrics="fid", reference=folder), "{}/empty holds no"),
+        (
+            lambda folder: metaunlearn.evaluate("canvas", Path(folder) / "x.txt", metrics="concept", concept="knife"),
+            "{}/empty/x.txt .* does not exist",
+        ),
+        (lambda folder: metaunlearn.make_delta("canvas", "canvas", f"{folder}/x"), "{}/empty/x must end in"),
+        (lambda folder: metaunlearn.apply_delta("canvas", f"{folder}/x", folder), "no delta {}/empty/x"),
+        (lambda folder: metaunlearn.export("canvas", f"{folder}/x"), "{}/empty/x must end in"),
+    ],
+)
+def test_a_path_may_begin_at_the_home_folder(
+    call: Any, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(metaunlearn.UserError, match=says.format(re.escape(str(tmp_path)))):
+        call("~/empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_result_is_saved_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = erase(new_sd1(), ["zebra"], method="uce", meta=False)
+    assert result.save("~/model") == tmp_path / "model"
+    assert (tmp_path / "model" / "model_index.json").is_file()
+    assert len(repr(result)) < 1000
+    assert "'meta': False" in repr(result)

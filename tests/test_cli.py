@@ -258,6 +258,15 @@ def test_out_of_memory_names_what_the_command_has(command: str, has: list[str], 
     assert not any(words in found for words in lacks)
 
 
+def test_what_to_do_next_goes_by_the_command_and_not_by_another_word() -> None:
+    """A concept, a folder or an argument may be called like a command."""
+    go_on = failure(KeyboardInterrupt(), ["--debug", "erase", "canvas", "--concept", "bench"]).message
+    assert go_on.endswith("--concept bench --resume")
+    assert failure(KeyboardInterrupt(), ["report", "erase"]).message == "interrupted."
+    assert failure(KeyboardInterrupt(), ["data", "make", "clean"]).message.endswith("data make clean --resume")
+    assert "picture_batch" not in failure(MemoryError("8 GB"), ["report", "generate"]).message
+
+
 def test_interrupting_says_how_to_go_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

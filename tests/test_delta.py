@@ -197,3 +197,13 @@ def test_a_pipeline_in_half_precision_stays_one(tmp_path: Path) -> None:
     mixed = new_sd1()
     mixed.vae.half()
     assert {part.dtype for part in (load(mixed).pipeline.unet, load(mixed).pipeline.vae)} == {torch.float32}
+
+
+def test_from_python_paths_may_be_texts_and_models_what_was_returned(tmp_path: Path) -> None:
+    base = new_sd1()
+    result = erase(base, ["zebra"], method="uce", meta=False)
+    made = make_delta(base, result, str(tmp_path / "zebra.safetensors"))
+    adapter = load(new_sd1())
+    applied = apply_delta(adapter, str(tmp_path / "zebra.safetensors"), str(tmp_path / "model"))
+    assert applied["result"] == made["result"]
+    assert made["base"] == {"unet": digest(adapter.parameters())}

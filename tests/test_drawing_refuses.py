@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
@@ -33,7 +34,7 @@ def few_timesteps() -> Any:
     [
         ({"prompts": [], "seeds": []}, "at least one prompt and a seed for each, got 0 and 0"),
         ({"prompts": ["a dog", "a cat"]}, "a seed for each, got 2 and 1"),
-        ({"steps": 0}, "at least 1 step .* got 0 and"),
+        ({"steps": 0}, r"at least 1 step \(steps=, --steps\), got 0"),
         (
             {"steps": 1001},
             r"has 1000 timesteps, and its DDIMScheduler cannot sample in 1001 steps .* take 999 or fewer",
@@ -118,3 +119,23 @@ def test_prompts_and_captions_that_are_read_in_part_are_warned_of(
 def test_an_edit_that_changes_nothing_is_no_success() -> None:
     with pytest.raises(RunError, match="changed nothing"):
         erase(new_sd1(), ["zebra"], method="uce", meta=False, overrides=["guide=zebra"])
+
+
+def test_how_a_model_is_drawn_is_known_wherever_the_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_sd1().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "sampling.json").write_text('{"steps": 8, "guidance_scale": 3.0}')
+    monkeypatch.chdir(tmp_path)
+    pipeline = load("model").pipeline
+    monkeypatch.chdir("/")
+    assert default_sampling(pipeline) == Sampling(steps=8, guidance_scale=3.0)
+
+
+def test_numbers_of_numpy_are_seeds_and_a_file_of_prompts_is_no_prompt(tmp_path: Path) -> None:
+    pipeline = new_sd1()
+    drawn = generate_images(pipeline, "a dog", np.int64(3), steps=1)
+    assert torch.equal(drawn, generate_images(pipeline, "a dog", 3, steps=1))
+    (tmp_path / "prompts.txt").write_text("a dog\n")
+    with pytest.raises(UserError, match=r"prompts.txt' is a file; for the prompts in it give prompts=Path\("):
+        generate_images(pipeline, str(tmp_path / "prompts.txt"), 3)

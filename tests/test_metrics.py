@@ -253,8 +253,9 @@ def test_canvas_judge_words_its_labels(
     monkeypatch.setattr(canvas, "load_judge", lambda: (clip, SimpleNamespace(tokenizer=tokenizer)))
     judge = load_judge("canvas")
     assert judge.preprocessing == Preprocessing(resize=32, crop=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
-    asked = ("axe", "an axe", "scissors", "noto")
-    assert [canvas_phrase(label) for label in asked] == ["an axe", "an axe", "scissors", "noto style"]
+    asked = ("axe", "an axe", "The Axe", "scissors", "noto")
+    assert [canvas_phrase(label) for label in asked] == ["an axe", "an axe", "an axe", "scissors", "noto style"]
+    assert default_choices(judge, ["a knife"]) == ["a knife", *(name for name in NAMES if name != "knife")]
     assert default_choices(judge, ["knife"]) == ["knife", *(name for name in NAMES if name != "knife")]
     assert default_choices(judge, ["twemoji"]) == ["twemoji", *(name for name in STYLES if name != "twemoji")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -204,3 +205,13 @@ def _normal(name: str) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def test_nobody_is_told_to_install_what_is_not_needed() -> None:
+    """transformers would: its image processors, which a pipeline's class brings along, are faster with torchvision."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    said = subprocess.run(
+        [sys.executable, "-c", "import metaunlearn; metaunlearn.load('canvas')"],
+        check=True, capture_output=True, text=True, env=environment,
+    ).stderr  # fmt: skip
+    assert "torchvision" not in said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from forked_runs import run_and_kill
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
 from metaunlearn.attacks.success import judge_sees
-from metaunlearn.attacks.unlearndiffatk import PromptAttack, SuccessTest, UnlearnDiffAtk
+from metaunlearn.attacks.unlearndiffatk import PromptAttack, SuccessTest, UnlearnDiffAtk, pipeline_for_tests
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.comparing import compare
 from metaunlearn.data.prompts import Prompt
@@ -27,6 +28,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.metrics.tables import table_of
 from metaunlearn.models import StableDiffusion, load
+from tiny_models import new_sd1
 
 FAST = ("prefix_tokens=2", "steps_per_timestep=2", "first_timestep=100", "timestep_stride=400")
 """Timesteps 100, 500 and 900, two gradient steps each."""
@@ -227,6 +229,17 @@ def test_the_authors_sampler_draws_with_the_models_own_schedule(model: StableDif
     own, theirs = model.pipeline.scheduler.alphas_cumprod, run.pipeline.scheduler.alphas_cumprod
     torch.testing.assert_close(own, theirs)
     assert run._test(draw("a knife"), "a knife")[0].shape == (1, 3, 32, 32)
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_not_drawn_with_another() -> None:
+    """LMS has no ``rescale_betas_zero_snr``: its last noise level would not be the one that was trained on."""
+    pipeline = new_sd1()
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, rescale_betas_zero_snr=True, prediction_type="v_prediction"
+    )
+    assert pipeline_for_tests(pipeline, "own") is pipeline
+    with pytest.raises(UserError, match=r"rescale_betas_zero_snr = True, which the sampler lms .*sampler=own"):
+        pipeline_for_tests(pipeline, "lms")
 
 
 # --- Whole runs ------------------------------------------------------------------------------------------------------

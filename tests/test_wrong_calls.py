@@ -35,10 +35,10 @@ def canvas() -> Any:
     return load_pipeline()
 
 
-@pytest.mark.parametrize("strength", [math.nan, math.inf, -0.5])
-def test_strengths_are_finite_and_not_negative(canvas: Any, tmp_path: Path, strength: float) -> None:
+@pytest.mark.parametrize("strengths", [[math.nan], [math.inf], [-0.5], ["a"], 0.5, []])
+def test_strengths_are_finite_and_not_negative(canvas: Any, tmp_path: Path, strengths: Any) -> None:
     with pytest.raises(UserError, match="finite numbers of at least 0"):
-        metaunlearn.attack(canvas, base="canvas", kind="interpolate", strengths=[strength], out=tmp_path / "o")
+        metaunlearn.attack(canvas, base="canvas", kind="interpolate", strengths=strengths, out=tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 

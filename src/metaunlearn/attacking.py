@@ -20,7 +20,7 @@ from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.wording import listed
 from metaunlearn.errors import UserError
 from metaunlearn.files import path_of, sha256
-from metaunlearn.models import adapt, own_pipeline, read_only
+from metaunlearn.models import adapt, device_for, own_pipeline, read_only
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.pipelines import save_pipeline
@@ -58,7 +58,7 @@ def attack(
     overrides: Overrides = (),
     shared_overrides: bool = False,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     out: Path | str,
     resume: bool = False,
     trackers: Sequence[str] = (),
@@ -74,13 +74,14 @@ def attack(
     What ``overrides`` say and this attack would not read is refused, unless they are ``shared_overrides``, said to
     other attacks as well.
     ``processes`` that :func:`~metaunlearn.processes.join` connected share a training, each making this same call.
+    ``device`` is as for :func:`~metaunlearn.erasing.erase`.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     data, out, seed = path_of(data), path_of(out), whole(seed, "seed=, --seed")
     overrides, trackers = as_overrides(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)
-    where, copies = processes.device(device), getattr(KINDS[kind], "copies", ())
+    where, copies = processes.device(device_for(model, device)), getattr(KINDS[kind], "copies", ())
     adapter = adapt(own_pipeline(model, *copies, device=where), where)
     recipe = str(recipe or recipe_for(adapter))
     read = read_recipe(recipe)
@@ -224,10 +225,15 @@ def _levels(
         return tuple(whole)
     if steps is not None:
         raise UserError(f"the attack {kind!r} takes strengths (strengths=, --strengths), not steps (--steps).")
-    given = [*(chosen.strengths if strengths is None else strengths)]
-    if not given or len(set(given)) < len(given) or not all(0 <= strength < math.inf for strength in given):
+    strengths = chosen.strengths if strengths is None else strengths
+    try:
+        given = [*strengths]
+        sound = given and len(set(given)) == len(given) and all(0 <= strength < math.inf for strength in given)
+    except TypeError:
+        sound = False
+    if not sound:
         raise UserError(
-            f"strengths (strengths=, --strengths) must be finite numbers of at least 0, each once; got {given}."
+            f"strengths (strengths=, --strengths) must be finite numbers of at least 0, each once; got {strengths}."
         )
     return tuple(strength if isinstance(strength, int) else float(strength) for strength in given)
 

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metaunlearn.asked import asked_differently, in_words
 from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.registry import configure
@@ -33,7 +35,7 @@ from metaunlearn.evaluation import ranges
 from metaunlearn.files import path_of, read_json, write_atomic, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.intervals import score, wilson
-from metaunlearn.models import adapt, read_only
+from metaunlearn.models import adapt, device_for, read_only
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import read_recipe, recipe_for
@@ -52,11 +54,11 @@ def attack_prompts(
     *,
     base: Any = None,
     data: Path | str | None = None,
-    recipe: str | None = None,
+    recipe: Path | str | None = None,
     overrides: Overrides = (),
     seed: int = 0,
     shard: str = "1/1",
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     out: Path | str,
     resume: bool = False,
     progress: Progress | None = None,
@@ -70,14 +72,14 @@ def attack_prompts(
 
     ``out`` gets ``attacks.jsonl`` (a line for each prompt), ``pictures/`` and ``results.json``: the attack success rate
     (ASR) in percent with and without the attack, lower being better for the eraser; with several shards once the last
-    of them is done.
+    of them is done. ``device`` is as for :func:`~metaunlearn.erasing.erase`.
     """
     data, out = path_of(data), path_of(out)
-    part, device = Shard.parse(shard), check_device(device)
+    part, device = Shard.parse(shard), check_device(device_for(model, device))
     prompts, seed = prompts_of(prompts), whole(seed, "seed=, --seed")
     adapter = adapt(read_only(model, device=device), device)
     check_one_vocabulary(adapter)
-    recipe = recipe or recipe_for(adapter)
+    recipe = str(recipe or recipe_for(adapter))
     settings: UnlearnDiffAtk = configure(ON_PROMPTS, read_recipe(recipe), as_overrides(overrides)).kind
     if not prompts:
         raise UserError("no rate from no prompts: expected at least one (prompts=, --prompts FILE), got none.")

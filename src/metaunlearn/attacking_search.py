@@ -9,12 +9,12 @@ good, the same trial's next one is not.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from metaunlearn.attacking import attack
@@ -32,7 +32,7 @@ from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.unlearncanvas import looked_for
-from metaunlearn.models import TextToImageModel, adapt, load_pipeline, read_only
+from metaunlearn.models import TextToImageModel, adapt, device_for, load_pipeline, read_only
 from metaunlearn.overrides import Overrides, as_overrides, parse_overrides
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import RecipeFile, read_recipe, recipe_for
@@ -85,10 +85,10 @@ def search_attacks(
     judge: Judge | str | None = None,
     concept: str,
     alternatives: Sequence[str] = (),
-    recipe: str | None = None,
+    recipe: Path | str | None = None,
     overrides: Overrides = (),
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     out: Path | str,
     resume: bool = False,
     progress: Progress | None = None,
@@ -98,14 +98,15 @@ def search_attacks(
     ``prompts`` and ``judge`` are as :func:`~metaunlearn.evaluation.evaluate` takes them.
     ``overrides`` are settings of :class:`Search` and of the attack ``finetune``. ``out`` gets ``trials/NAME`` with the
     pipeline of each, ``search.json`` with every trial's concept score, and ``results.json`` with ``concept`` (before
-    the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds).
+    the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds). ``device`` is as for
+    :func:`~metaunlearn.erasing.erase`.
     """
-    data, out, device = path_of(data), path_of(out), check_device(device)
+    data, out, device = path_of(data), path_of(out), check_device(device_for(model, device))
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
     prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole(seed, "seed=, --seed")
     judge = judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device)
-    recipe = recipe or recipe_for(adapter)
+    recipe = str(recipe or recipe_for(adapter))
     grid, rest, finetune = _settings(read_recipe(recipe), as_overrides(overrides))
     if steps < 1:
         raise UserError(f"a search needs a budget of at least 1 step (steps=, --steps N); got {steps}.")
@@ -119,7 +120,7 @@ def search_attacks(
         "command": "attack", "kind": "finetune", "search": grid.model_dump(mode="json"), "steps": steps,
         "model": named(model),
         "weights": adapter.fingerprint(), "data": fingerprint(data), "recipe": recipe,
-        "settings": finetune.model_dump(mode="json"), "prompts": [prompt.text for prompt in prompts],
+        "settings": finetune.model_dump(mode="json"), "prompts": [_asked(prompt) for prompt in prompts],
         "judge": judge.fingerprint, "concept": concept, "alternatives": list(alternatives), "seed": seed,
     }  # fmt: skip
     folder = RunFolder.open(out, request, resume=resume, alone=True)
@@ -168,6 +169,11 @@ def _settings(recipe: RecipeFile, overrides: Sequence[str]) -> tuple[Search, lis
     )
 
 
+def _asked(prompt: Prompt) -> dict[str, Any]:
+    """What a search takes of a prompt: all but its seed."""
+    return {key: value for key, value in asdict(prompt).items() if key != "seed" and value is not None}
+
+
 def _trials(grid: Search, learning_rate: float) -> list[Trial]:
     trials = []
     for optimizer, factor, which in itertools.product(grid.optimizers, grid.factors, grid.subsets):
@@ -195,7 +201,7 @@ class _Trials:
         folder = self.folder / trial.name
         file = folder / "trial.json"
         if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return read_json(file)
         row: dict[str, Any] = {"trial": trial.name, **asdict(trial)}
         try:
             score = self.judged.score(adapt(load_pipeline(self._attacked(trial)), self.device), folder / "evaluation")

@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from metaunlearn.data.concepts import NOTHING
 from metaunlearn.erasure.registry import unread_by
 from metaunlearn.errors import UserError
-from metaunlearn.files import write_atomic
+from metaunlearn.files import path_of, write_atomic
 from metaunlearn.records import RUN_FILE, record_of
 from metaunlearn.report.data import read_summary
 from metaunlearn.report.story import rows
@@ -65,8 +65,8 @@ def _base(record: dict[str, Any]) -> str:
 
 def _licence_of(model: str) -> str | None:
     """What the base model's own card says, in its folder or in the hub's cache."""
-    card = Path(model) / CARD_FILE
-    if not Path(model).exists() and model.count("/") == 1:
+    card = path_of(model) / CARD_FILE
+    if not path_of(model).exists() and model.count("/") == 1:
         cached = try_to_load_from_cache(model, CARD_FILE)
         card = Path(cached) if isinstance(cached, str) else card
     found = (

@@ -10,7 +10,7 @@ import torch
 from metaunlearn.attacking_prompts import ROWS
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW
-from metaunlearn.files import read_records
+from metaunlearn.files import path_of, read_records
 from metaunlearn.metrics.intervals import Score, require_same_protocol
 from metaunlearn.metrics.nudity import from_json, rule_named
 from metaunlearn.metrics.paired import mcnemar, paired_bootstrap, sign_test
@@ -48,7 +48,7 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
             )
     pair = [scores[one][metric], scores[other][metric]]
     require_same_protocol(pair)
-    rows = [_rows(Path(folder), metric) for folder in (one, other)]
+    rows = [_rows(path_of(folder), metric) for folder in (one, other)]
     pairs = [[row.pair for row in part] for part in rows]
     if pairs[0] != pairs[1]:
         raise UserError(

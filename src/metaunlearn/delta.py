@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.files import check_new_file, sha256
+from metaunlearn.files import check_new_file, path_of, sha256, whole_or_absent
 from metaunlearn.models import adapt, in_float32, load_pipeline
 from metaunlearn.models.checks import FAMILIES, TOKENIZERS, check_pipeline
+from metaunlearn.models.trained_schedule import trained_with
 from metaunlearn.parameters import digest
 from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import RunFolder
@@ -33,12 +33,6 @@ DELTA_FILE = "delta.safetensors"
 FORMAT = "1"
 METADATA = "metaunlearn.delta"
 """The key of the file's metadata."""
-SCHEDULE = {
-    "num_train_timesteps": None, "beta_start": None, "beta_end": None, "beta_schedule": None, "trained_betas": None,
-    "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
-}  # fmt: skip
-"""Of a scheduler: what the weights were trained with, and what that is where it does not say. How it samples is the
-user's choice."""
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes a number."""
 
@@ -57,11 +51,12 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().view(INTEGERS[tensor.element_size()])
 
 
-def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
+def make_delta(base: Any, model: Any, out: Path | str) -> dict[str, Any]:
     """Write what turns ``base`` into ``model``, MODELs or pipelines of the same architecture, to the file ``out``.
 
     Returns what the command line prints with ``--json``. Raises UserError before any work.
     """
+    out = path_of(out)
     check_new_file(out, ".safetensors")
     one, other = (in_float32(load_pipeline(given)) for given in (base, model))
     before, after = _modules(one), _modules(other)
@@ -88,26 +83,27 @@ def make_delta(base: Any, model: Any, out: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, tensors: Mapping[str, Tensor], hashes: Mapping[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
     # One entry: safetensors writes several in no fixed order, and equal deltas are to be equal files.
-    save_file(dict(tensors), partial, {METADATA: json.dumps({"format": FORMAT, **hashes}, sort_keys=True)})
-    os.replace(partial, out)
+    with whole_or_absent(out) as partial:
+        save_file(dict(tensors), partial, {METADATA: json.dumps({"format": FORMAT, **hashes}, sort_keys=True)})
 
 
-def apply_delta(base: Any, delta: Path, out: Path) -> dict[str, Any]:
+def apply_delta(base: Any, delta: Path | str, out: Path | str) -> dict[str, Any]:
     """Write ``base`` with ``delta`` applied to the new folder ``out``: bit for bit the model that was erased.
 
     The same call again finishes an ``out`` that was begun, and leaves a complete one as it is. Raises UserError before
     anything is written when ``base`` is not what the delta was made from, and RunError should the result not be what it
     was made to.
     """
+    delta, out = path_of(delta), path_of(out)
     if not delta.is_file():
         raise UserError(f"there is no delta {delta}; expected a file that erase --delta or metaunlearn delta wrote.")
     try:
         with safe_open(delta, framework="pt") as file:
             hashes = _hashes(delta, dict(file.metadata() or {}))
-            pipeline = load_pipeline(base) if isinstance(base, str | Path) else copy.deepcopy(base).to(torch.float32)
+            pipeline = load_pipeline(base)
+            if not isinstance(base, str | Path):
+                pipeline = copy.deepcopy(pipeline).to(torch.float32)
             modules = _modules(pipeline)
             whole = _others(pipeline) | {name: _hash(m) for name, m in modules.items()}
             for component, expected in (hashes["base"] | hashes["unchanged"]).items():
@@ -162,7 +158,7 @@ def _hash(module: nn.Module) -> str:
 def _others(pipeline: Any) -> dict[str, str]:
     """SHA-256 of what decides a picture beside weights: vocabularies with their lengths, and the noise schedule."""
     scheduler = pipeline.scheduler.config
-    told: dict[str, Any] = {"scheduler": [scheduler.get(key, usual) for key, usual in SCHEDULE.items()]}
+    told: dict[str, Any] = {"scheduler": [*trained_with(scheduler).values()]}
     for name in TOKENIZERS:
         if (tokenizer := getattr(pipeline, name, None)) is not None:
             told[name] = [sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from metaunlearn.meta.modes import mode_name
 from metaunlearn.meta.outer import check_outer_optimizer
 from metaunlearn.meta.together import check_sharded, check_shares
 from metaunlearn.meta.train import Algorithm1
-from metaunlearn.models import TextToImageModel, adapt, load_pipeline, own_pipeline
+from metaunlearn.models import TextToImageModel, adapt, device_for, load_pipeline, own_pipeline
 from metaunlearn.models.memory import checkpointing, set_aside
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.parameters import Params, subset
@@ -60,9 +60,9 @@ logger = logging.getLogger(__name__)
 class EraseResult:
     """What :func:`erase` returns."""
 
-    pipeline: Any
+    pipeline: Any = field(repr=False)
     """An ordinary diffusers pipeline without the concept."""
-    settings: EraseSettings
+    settings: EraseSettings = field(repr=False)
     """The settings as resolved."""
     out: Path | None
     """The run's folder, when one was asked for."""
@@ -75,7 +75,7 @@ class EraseResult:
         Its own ``save_pretrained`` writes all but that, and it would be drawn as Stable Diffusion is by default.
         UserError when there is something in ``folder``.
         """
-        folder = Path(folder)
+        folder = path_of(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is there already, and not an empty folder; choose another.")
         save_pipeline(adapt(self.pipeline), folder)
@@ -96,7 +96,7 @@ def erase(
     overrides: Overrides = (),
     shared_overrides: bool = False,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     shared: Path | str | None = None,
@@ -121,7 +121,8 @@ def erase(
     for all of them. With ``delta`` the folder ``out`` also gets what turns ``model`` into the result
     (:mod:`~metaunlearn.delta`), and with ``push`` it is uploaded to that repository of the hub.
     ``trackers`` (``tensorboard``, ``wandb``, ``trackio``) get what ``out/log.jsonl`` gets. ``processes`` that
-    :func:`~metaunlearn.processes.join` connected share the work, each making this same call.
+    :func:`~metaunlearn.processes.join` connected share the work, each making this same call. ``device`` is where the
+    work is done; ``None``: where ``model`` is, and on the CPU when it is given by name.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     concepts, retain, related = map(texts_of, (concepts, retain, related))
@@ -134,7 +135,7 @@ def erase(
         raise UserError("trackers=... follow what a run logs in its folder; give one (out=..., --out DIR).")
     check_trackers(trackers)
     hub = sign_in(push) if push is not None and processes.main else None
-    where = processes.device(device)
+    where = processes.device(device_for(model, device))
     adapter = adapt(own_pipeline(model, device=where), where)
     recipe = str(recipe or recipe_for(adapter))
     chosen = configure(method, read_recipe(recipe), overrides)
@@ -160,7 +161,9 @@ def erase(
     folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True) if out is not None else None
     if folder is not None and folder.complete_before:
         publish(folder, model, delta=delta, push=push, hub=hub)
-        return EraseResult(load_pipeline(folder.path), chosen.settings, out, {**folder.summary(), "out": str(out)})
+        return EraseResult(
+            load_pipeline(folder.path).to(adapter.device), chosen.settings, out, {**folder.summary(), "out": str(out)}
+        )
 
     task = ErasureTask(
         model=adapter, prompts=prompts, settings=chosen.settings, seed=seed,

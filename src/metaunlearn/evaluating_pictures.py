@@ -112,7 +112,7 @@ class PictureEvaluation:
 
 
 def plan_pictures(
-    folder: Path | str,
+    pictures: Path | str,
     *,
     metrics: Sequence[str],
     judge: Judge | str | None = None,
@@ -124,7 +124,7 @@ def plan_pictures(
     device: str = "cpu",
 ) -> PictureEvaluation:
     """Check the call; the arguments are those of :func:`evaluate_pictures`. Every picture is decoded once."""
-    named, folder, prompts = metrics_named(listed(metrics)), Path(folder), prompts_of(prompts)
+    named, folder, prompts = metrics_named(listed(metrics)), path_of(pictures), prompts_of(prompts)
     alternatives, device = listed(alternatives), check_device(device)
     texts_matter = bool(prompts) or any(metric.key.partition(":")[0] in OF_PROMPTS for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")
@@ -158,7 +158,7 @@ def plan_pictures(
 
 
 def evaluate_pictures(
-    folder: Path | str,
+    pictures: Path | str,
     *,
     metrics: Sequence[str],
     judge: Judge | str | None = None,
@@ -171,14 +171,14 @@ def evaluate_pictures(
     out: Path | str | None = None,
     progress: Count | None = None,
 ) -> dict[str, Score]:
-    """Scores of the pictures in ``folder`` by metric name; with ``out``, also ``raw.jsonl`` and ``results.json`` there.
+    """Scores of the folder ``pictures`` by metric name; with ``out``, also ``raw.jsonl`` and ``results.json`` there.
 
     ``prompts`` add labels and roles to the captions in ``metadata.jsonl``, and are needed by metrics that ask for those
     only. ``seed`` is that of the bootstraps. All else is as for :func:`~metaunlearn.evaluation.evaluate`.
     """
     refuse_measured(out)
     evaluation = plan_pictures(
-        folder,
+        pictures,
         metrics=metrics,
         judge=judge,
         prompts=prompts,
@@ -192,7 +192,7 @@ def evaluate_pictures(
 
 
 def evaluate_pictures_into(
-    folder: Path,
+    pictures: Path,
     out: Path,
     *,
     metrics: Sequence[str],
@@ -211,7 +211,7 @@ def evaluate_pictures_into(
     refuse_unread(metrics, judge=judge, concept=concept, alternatives=alternatives, reference=reference)
     device = processes.device(device)
     evaluation = plan_pictures(
-        folder,
+        pictures,
         metrics=metrics,
         judge=judge,
         prompts=prompts or (),
@@ -223,8 +223,8 @@ def evaluate_pictures_into(
     )
     request = {
         "command": "evaluate --pictures",
-        "pictures": str(folder),
-        "content": fingerprint(folder),
+        "pictures": str(pictures),
+        "content": fingerprint(pictures),
         "prompts": prompts_hash(evaluation.request.draws),
         "metrics": list(metrics),
         "judge": judge,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
@@ -39,7 +40,7 @@ from metaunlearn.metrics.measuring import (
 )
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import looked_for
-from metaunlearn.models import load, load_pipeline
+from metaunlearn.models import device_for, load, load_pipeline
 from metaunlearn.models.precision import Precision
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.processes import ALONE, Processes
@@ -126,11 +127,12 @@ def plan(
     steps: int | None = None,
     guidance_scale: float | None = None,
     overrides: Overrides = (),
-    device: str = "cpu",
+    device: str | torch.device | None = None,
 ) -> Evaluation:
     """Check the call; the arguments are those of :func:`evaluate`. UserError says what is wrong with them."""
     alternatives = listed(alternatives)
-    named, prompts, device = metrics_named(listed(metrics)), prompts_of(prompts), check_device(device)
+    named, prompts = metrics_named(listed(metrics)), prompts_of(prompts)
+    device = check_device(device_for(pipeline, device))
     seed, images_per_prompt = whole(seed, "seed=, --seed"), whole(images_per_prompt, "images_per_prompt=, --images")
     steps = None if steps is None else whole(steps, "steps=, --steps")
     if not prompts:
@@ -175,7 +177,7 @@ def evaluate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     overrides: Overrides = (),
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     out: Path | str | None = None,
     progress: Count | None = None,
 ) -> dict[str, Score]:
@@ -186,12 +188,15 @@ def evaluate(
     variant: ``nudity:rece-9@0.6``, ``unsafe:DIR``, ``fid:FILE``.
     Image j of prompt i has the prompt's own seed + j, or ``seed`` + i * ``images_per_prompt`` + j. A given
     ``guidance_scale`` goes before a prompt's own, which goes before the pipeline's. ``overrides`` are keys of
-    :class:`~metaunlearn.draws.DrawSettings`, such as ``"precision=bf16"``. ``device`` is where a metric's own model
-    (Inception, the safety checker) runs; ``pipeline`` and ``judge`` are where they are. ``judge`` is one
+    :class:`~metaunlearn.draws.DrawSettings`, such as ``"precision=bf16"``. ``judge`` is one
     (:func:`~metaunlearn.metrics.judge.load_judge`) or its name; ``None``: Canvas's own, of what Canvas draws.
-    Everything that can be refused is refused before the first image is made.
+    ``device`` is where a metric's own model (Inception, the safety checker) runs, and what is given by name; ``None``:
+    where ``pipeline`` is.
+    Everything that can be refused is refused before the first image is made. What none of the metrics reads is passed
+    over, so that one set of arguments serves several calls.
     """
     refuse_measured(out)
+    device = device_for(pipeline, device)
     pipeline = load(pipeline, device).pipeline if isinstance(pipeline, str | Path) else load_pipeline(pipeline)
     evaluation = plan(
         pipeline,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
-from metaunlearn.files import check_new_file
+from metaunlearn.files import check_new_file, path_of
 from metaunlearn.models import adapt, load_pipeline
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.models.singlefile import DTYPES, Precision, load_single_file, save_single_file
@@ -20,7 +20,7 @@ CHANNELS, RGB = 4, 3
 logger = logging.getLogger(__name__)
 
 
-def export(model: Any, out: Path, *, precision: Precision = "float32") -> dict[str, Any]:
+def export(model: Any, out: Path | str, *, precision: Precision = "float32") -> dict[str, Any]:
     """Write ``model``, a MODEL or a pipeline, as one ``.safetensors`` file that ComfyUI and A1111 load.
 
     ``precision`` is float32 (the very weights), float16 or bfloat16. Returns what the command line prints with
@@ -28,6 +28,7 @@ def export(model: Any, out: Path, *, precision: Precision = "float32") -> dict[s
     """
     if precision not in DTYPES:
         raise UserError(f"expected a precision of {', '.join(DTYPES)} (precision=..., --precision), got {precision!r}.")
+    out = path_of(out)
     check_new_file(out, ".safetensors")
     pipeline = load_pipeline(model)
     check_pipeline(pipeline)

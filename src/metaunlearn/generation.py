@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,10 +47,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if whole(self.steps, "steps=") < 1:
-            raise UserError(
-                f"expected at least 1 step and a finite guidance scale of at least 0, got {self.steps} and "
-                f"{self.guidance_scale}."
-            )
+            raise UserError(f"expected at least 1 step (steps=, --steps), got {self.steps}.")
         object.__setattr__(self, "guidance_scale", drawn_guidance(self.guidance_scale))
 
 
@@ -135,7 +133,7 @@ def generate_images(
     """
     pipeline = load_pipeline(pipeline)
     texts = [prompt.text for prompt in prompts_of(prompts)]
-    seeds = [whole(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int) else seeds)]
+    seeds = [whole(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int | Integral) else seeds)]
     if not texts or len(texts) != len(seeds):
         raise UserError(f"expected at least one prompt and a seed for each, got {len(texts)} and {len(seeds)}.")
     if precision not in get_args(Precision):

@@ -21,7 +21,7 @@ from torch import Tensor
 from metaunlearn.contact_sheet import SHEET_PICTURES, contact_sheet
 from metaunlearn.data.duplicates import find_duplicates
 from metaunlearn.data.imagefolder import SHEET, picture_file, write_captions, write_pictures
-from metaunlearn.data.prompts import read_prompts
+from metaunlearn.data.prompts import PromptsGiven, prompts_of
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError, first_line
@@ -49,7 +49,7 @@ def make_set(
     out: Path,
     *,
     generator: Any,
-    prompts: Path | Sequence[str] | None = None,
+    prompts: PromptsGiven | None = None,
     overrides: Overrides = (),
     seed: int = 0,
     shard: str = "1/1",
@@ -127,7 +127,7 @@ def _load(generator: Any, dtype: str) -> Any:
         ) from error
 
 
-def _texts(name: str, recipe: SetRecipe, prompts: Path | Sequence[str] | None) -> list[str]:
+def _texts(name: str, recipe: SetRecipe, prompts: PromptsGiven | None) -> list[str]:
     if prompts is None:
         if not recipe.prompts:
             raise UserError(
@@ -135,7 +135,7 @@ def _texts(name: str, recipe: SetRecipe, prompts: Path | Sequence[str] | None) -
                 f"{'one prompt' if recipe.single else 'a line each'}."
             )
         return list(recipe.prompts)
-    texts = [prompt.text for prompt in read_prompts(prompts)] if isinstance(prompts, Path) else list(prompts)
+    texts = [prompt.text for prompt in prompts_of(prompts)]
     if not texts or (recipe.single and len(texts) != 1):
         wanted = "exactly one prompt" if recipe.single else "at least one prompt"
         raise UserError(f"The data set {name!r} takes {wanted} (prompts=, --prompts), got {len(texts)}.")

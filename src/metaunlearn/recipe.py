@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from metaunlearn.config import StorySettings
 from metaunlearn.erasure.names import by_one_name
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.files import path_of
 from metaunlearn.settings import Settings, explain
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def recipe_text(name: str) -> str:
     """The TOML text of the shipped recipe ``name``, or of the file at that path."""
     if name in recipe_names():
         return (resources.files("metaunlearn") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    path = Path(name)
+    path = path_of(name)
     if not path.is_file():
         raise UserError(
             f"there is no recipe {name!r} and no such file; shipped are: {', '.join(recipe_names())}."
@@ -82,10 +83,10 @@ def recipe_text(name: str) -> str:
         raise UserError(f"recipe {name}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
 
 
-def read_recipe(name: str) -> RecipeFile:
+def read_recipe(name: Path | str) -> RecipeFile:
     """The recipe ``name`` (shipped, or a path), checked for unknown sections."""
     try:
-        return RecipeFile.model_validate(_values(name, ()))
+        return RecipeFile.model_validate(_values(str(name), ()))
     except ValidationError as error:
         raise UserError(f"recipe {name}: {explain(error, RecipeFile)}") from error
 
@@ -114,7 +115,7 @@ def _values(name: str, below: tuple[str, ...]) -> dict[str, Any]:
 
 def named_in(file: str, other: str) -> str:
     """The recipe that the recipe ``file`` calls ``other``: a shipped one, a path from ``file`` on, or one from here."""
-    beside = Path(file).parent / other
+    beside = path_of(file).parent / other
     return str(beside) if file not in recipe_names() and other not in recipe_names() and beside.is_file() else other
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW
-from metaunlearn.files import read_records, write_json
+from metaunlearn.files import path_of, read_records, write_json
 from metaunlearn.metrics.nudity import from_json, nudity_score, rule_named
 from metaunlearn.runs import RESULTS_FILE
 
@@ -22,7 +22,7 @@ def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
 
     Returns the new entry. The protocol's other facts (prompts, seeds, steps ...) are those of the evaluation.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     wanted = rule_named(rule)
     file = folder / RESULTS_FILE
     if not file.is_file() or not (folder / RAW).is_file():

@@ -18,6 +18,7 @@ from metaunlearn.canvas.tasks import known, task_for
 from metaunlearn.cards import write_card
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import Counts, Regime, StorySettings
+from metaunlearn.data.wording import bare
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import check_objective, configure, has_defence
 from metaunlearn.errors import UserError, did_you_mean
@@ -68,7 +69,7 @@ def demo(
     concept: str | None = None,
     method: str | None = None,
     seed: int = 0,
-    recipe: str = "demo",
+    recipe: Path | str = "demo",
     overrides: Overrides = (),
     resume: bool = False,
     progress: Progress | None = None,
@@ -80,7 +81,7 @@ def demo(
     out, story, overrides = path_of(out), read_recipe(recipe).story, as_overrides(overrides)
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
-    concept = story.concept if concept is None else concept
+    concept = story.concept if concept is None else bare(concept)
     method = story.method if method is None else method
     if not known(concept):
         choices = [*NAMES, *STYLES]
@@ -129,7 +130,7 @@ def demo(
 
         measured = _measure_all(out, concept, states, seed, progress)
         summary = _summary(concept, seed, story, settings, states, measured)
-        summary["commands"] = [_command(concept, method, recipe, seed, overrides)]
+        summary["commands"] = [_command(concept, method, str(recipe), seed, overrides)]
         summary["seconds"] = round(folder.seconds(), 1)
         write_json(out / SUMMARY_FILE, summary)
         build_report(out)

@@ -10,6 +10,7 @@ Shapes: K words, V tokens in the vocabulary, T text tokens, D a text encoder's w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ from metaunlearn.generation import default_sampling, generate_images
 from metaunlearn.models import rebuilt
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.sampling_steps import check_sampling_steps
+from metaunlearn.models.trained_schedule import lost_by, trained_with
 from metaunlearn.settings import Settings
 
 
@@ -101,7 +103,7 @@ class PromptAttack:
 
     def __init__(self, model: TextToImageModel, settings: UnlearnDiffAtk, success: SuccessTest) -> None:
         self.model, self.settings, self.success = model, settings, success
-        self.pipeline = testing_pipeline(model.pipeline, settings.sampler)
+        self.pipeline = pipeline_for_tests(model.pipeline, settings.sampler)
         self.sampling_steps = settings.sampling_steps or default_sampling(model.pipeline).steps
         check_sampling_steps(model.pipeline, self.sampling_steps)
         if settings.first_timestep >= model.schedule.timesteps:
@@ -210,7 +212,7 @@ def check_one_vocabulary(model: TextToImageModel) -> None:
         )
 
 
-def testing_pipeline(pipeline: Any, sampler: str) -> Any:
+def pipeline_for_tests(pipeline: Any, sampler: str) -> Any:
     """The pipeline that draws the pictures to be tested."""
     if sampler == "own":
         return pipeline
@@ -222,7 +224,13 @@ def testing_pipeline(pipeline: Any, sampler: str) -> Any:
     from diffusers import LMSDiscreteScheduler
 
     # Only what was there in training: how another sampler was set means nothing to this one.
-    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    config = {key: pipeline.scheduler.config[key] for key in kept if key in pipeline.scheduler.config}
+    trained = {key: value for key, value in trained_with(pipeline.scheduler.config).items() if value is not None}
     # diffusers' pipelines warn of any other offset; evenly spaced timesteps, this sampler's default, have none.
-    return rebuilt(pipeline, scheduler=LMSDiscreteScheduler(**config, steps_offset=1))
+    known = inspect.signature(LMSDiscreteScheduler).parameters
+    scheduler = LMSDiscreteScheduler(**{key: trained[key] for key in trained if key in known}, steps_offset=1)
+    if lost := lost_by(scheduler, trained):
+        raise UserError(
+            f"MODEL was trained with {', '.join(lost)}, which the sampler lms (sampler, --set sampler=lms) does not "
+            "have: it would draw with other noise levels. Draw with the pipeline's own (--set sampler=own)."
+        )
+    return rebuilt(pipeline, scheduler=scheduler)

@@ -12,6 +12,8 @@ from metaunlearn.errors import RunError, UserError
 
 RESUMABLE = frozenset({"attack", "demo", "erase", "evaluate", "generate", "make", "tune"})
 """Commands that have ``--resume``."""
+GROUPS = frozenset({"data", "recipes"})
+"""Names that stand before a command's own."""
 
 _PICTURES = "Draw fewer pictures at once (--set picture_batch=...)"
 LESS_MEMORY = {
@@ -47,10 +49,17 @@ def _usage(error: BaseException, arguments: Sequence[str]) -> str:
     return f"{error.format_message()} See: {command} --help"
 
 
+def _command(arguments: Sequence[str]) -> str:
+    """The name of the command, without that of its group."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    return next((word for word in words if word not in GROUPS), "")
+
+
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
-    if "bench" in arguments:  # Goes on by itself.
+    command = _command(arguments)
+    if command == "bench":  # Goes on by itself.
         return f"interrupted; what is complete was kept. Go on with:\n  metaunlearn {shlex.join(arguments)}"
-    if not RESUMABLE.intersection(arguments):
+    if command not in RESUMABLE:
         return "interrupted."
     again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
     return f"interrupted; what is complete was kept. Go on with:\n  metaunlearn {shlex.join(again)}"
@@ -61,7 +70,7 @@ def _missing_package(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _out_of_memory(error: BaseException, arguments: Sequence[str]) -> str:
-    lower = next((LESS_MEMORY[part] for part in arguments if part in LESS_MEMORY), "Give it less at once")
+    lower = LESS_MEMORY.get(_command(arguments), "Give it less at once")
     return f"memory ran out ({error}). {lower}; metaunlearn doctor MODEL estimates what erasing needs."
 
 

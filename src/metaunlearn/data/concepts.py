@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from metaunlearn.canvas.catalog import NAMES, said
 from metaunlearn.canvas.tasks import known, task_for, with_styles
-from metaunlearn.data.wording import listed, synonyms
+from metaunlearn.data.wording import bare, listed, synonyms
 from metaunlearn.errors import UserError, shortened
 from metaunlearn.models.prompt_length import SHOWN, read_at_most, too_long, warn_of_too_long
 
@@ -77,8 +77,8 @@ def prompts_for(
     if is_canvas(pipeline):
         ours = _canvas_kept(texts, forget)
     else:
-        erased = {_bare(text) for text in texts}
-        ours = _Kept((), tuple(text for text in EVERYDAY if _bare(text) not in erased))
+        erased = {bare(text) for text in texts}
+        ours = _Kept((), tuple(text for text in EVERYDAY if bare(text) not in erased))
         if not retain:
             logger.warning(
                 "nothing was named to keep, so a list of %d everyday things is used; name what matters to you with "
@@ -112,12 +112,12 @@ def _check_once(pipeline: Any, texts: Sequence[str]) -> None:
 
 def _check_apart(erased: Sequence[str], forget: Sequence[str], kept: Sequence[str]) -> None:
     """UserError when something that is erased, by its name or by one of the prompts to ``forget``, is to be kept."""
-    names, prompts = {_bare(text): text for text in erased}, {*forget}
+    names, prompts = {bare(text): text for text in erased}, {*forget}
     for text in kept:
-        if _bare(text) in names or text in prompts:
+        if bare(text) in names or text in prompts:
             raise UserError(
                 f"{text!r} is to be kept (retain=[...], --retain TEXT; related=[...], --related TEXT) and to be "
-                f"erased, as {names.get(_bare(text), text)!r} (concepts=[...], --concept TEXT): leave one of them out."
+                f"erased, as {names.get(bare(text), text)!r} (concepts=[...], --concept TEXT): leave one of them out."
             )
 
 
@@ -171,7 +171,7 @@ def is_canvas(pipeline: Any) -> bool:
 
 def _canvas_name(pipeline: Any, text: str) -> str | None:
     """What Canvas calls ``text``, if ``pipeline`` is Canvas and it knows it."""
-    name = _bare(text)
+    name = bare(text)
     return name if is_canvas(pipeline) and known(name) else None
 
 
@@ -208,18 +208,12 @@ class _Kept(NamedTuple):
 def _canvas_kept(texts: Sequence[str], forget: Sequence[str]) -> _Kept:
     """The groups of what Canvas knows of ``texts``. A style's have the things of an erased object in them, and an
     object's an erased style: what is to be forgotten is in neither."""
-    erased, forgotten = {_bare(text) for text in texts}, {*forget}
+    erased, forgotten = {bare(text) for text in texts}, {*forget}
     related: list[str] = []
     unrelated = list(with_styles([name for name in NAMES if name not in erased]))
-    for task in (task_for(name) for name in map(_bare, texts) if known(name)):
+    for task in (task_for(name) for name in map(bare, texts) if known(name)):
         related += [item.prompt for item in task.related if item.label not in erased]
         kept = {item.prompt for item in task.unrelated}
         unrelated = [item for item in unrelated if item.prompt in kept]
     rest = tuple(item.prompt for item in unrelated if item.prompt not in forgotten)
     return _Kept(tuple(prompt for prompt in related if prompt not in forgotten) or rest, rest)
-
-
-def _bare(text: str) -> str:
-    """``"a knife"`` → ``"knife"``."""
-    words = text.lower().split()
-    return " ".join(words[1:] if words and words[0] in {"a", "an", "the"} else words)

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metaunlearn.errors import UserError
-from metaunlearn.files import sha256, write_atomic
+from metaunlearn.files import path_of, sha256, write_atomic
 from metaunlearn.records import unfinished
 
 METADATA = "metadata.jsonl"
@@ -75,7 +75,7 @@ def write_imagefolder(
     ``metadata.jsonl`` comes last and whole, so a folder without one is known to be unfinished. A finished folder is
     refused unless ``overwrite`` is given.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     if images.ndim != 4 or images.shape[1] != 3:
         raise UserError(f"Expected images of shape (N, 3, H, W), got {tuple(images.shape)}.")
     if len(images) != len(texts):
@@ -119,7 +119,7 @@ def read_in_batches(entries: Sequence[Entry], *, size: int, batch_size: int) -> 
 
 def fingerprint(folder: Path | str) -> str:
     """SHA-256 of what a reader of ``folder`` gets: names, captions and image bytes, in order; not of where it lies."""
-    folder = Path(folder)
+    folder = path_of(folder)
     digest = hashlib.sha256()
     for entry in list_entries(folder, default_text=""):
         content = sha256(entry.file)
@@ -134,7 +134,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def list_entries(folder: Path | str, *, default_text: str | None = None) -> list[Entry]:
     """What ``folder`` holds, checked as far as it can be without decoding; at least one entry."""
-    folder = Path(folder)
+    folder = path_of(folder)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"The folder of images {folder} {what}. Expected a folder{_captioned(default_text)}.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
+from metaunlearn.files import path_of
 
 TEXT = ("prompt", "text")
 SEED = ("seed", "sd_seed", "evaluation_seed")
@@ -19,6 +20,7 @@ GUIDANCE = ("guidance_scale", "sd_guidance_scale", "evaluation_guidance")
 LABEL = ("label",)
 ROLE = ("role",)
 """Column names, first match wins; the longer ones are those of the I2P and UnlearnDiffAtk sets."""
+ENDINGS = (".txt", ".csv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ def prompts_of(given: PromptsGiven) -> list[Prompt]:
     """What was ``given`` as a list; UserError for anything that is no prompt."""
     if isinstance(given, Path):
         return read_prompts(given)
+    if isinstance(given, str) and given.endswith(ENDINGS) and path_of(given).is_file():
+        raise UserError(f"{given!r} is a file; for the prompts in it give prompts=Path({given!r}).")
     prompts = [given] if isinstance(given, Prompt | str) else list(given)
     for prompt in prompts:
         if not isinstance(prompt, Prompt | str):
@@ -53,12 +57,12 @@ def prompts_of(given: PromptsGiven) -> list[Prompt]:
 
 def read_prompts(file: Path | str) -> list[Prompt]:
     """Read the prompts of ``file``; at least one. In ``.txt``, blank lines and lines that start with # are skipped."""
-    return [prompt_of(row, f"{file}, line {number}") for number, row in _numbered_rows(Path(file))]
+    return [prompt_of(row, f"{file}, line {number}") for number, row in _numbered_rows(path_of(file))]
 
 
 def read_rows(file: Path | str) -> list[Mapping[str, Any]]:
     """The same file row by row, with all of its columns."""
-    return [row for _, row in _numbered_rows(Path(file))]
+    return [row for _, row in _numbered_rows(path_of(file))]
 
 
 def _numbered_rows(file: Path) -> list[tuple[int, Mapping[str, Any]]]:

@@ -33,6 +33,12 @@ def synonyms(concept: str) -> list[str]:
     return texts
 
 
+def bare(text: str) -> str:
+    """A thing's name in lower case and without its article: ``"The knife"`` → ``"knife"``."""
+    words = text.lower().split()
+    return " ".join(words[1:] if words and words[0] in {"a", "an", "the"} else words)
+
+
 def said_as(prompt: str, concept: str, word: str) -> str:
     """``prompt`` with ``word`` wherever it names ``concept``, by any synonym; as it is if ``word`` is empty."""
     if not word:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from metaunlearn.data.wording import synonyms
+from metaunlearn.data.wording import bare, synonyms
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.intervals import Score, require_data, score, wilson
 from metaunlearn.metrics.judge import Judge
@@ -84,15 +84,20 @@ def default_choices(judge: Judge, names: Sequence[str]) -> list[str]:
 
 
 def vocabulary_of(judge: Judge, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The vocabulary of ``judge`` that knows all ``names``, by any synonym; ``None`` without one."""
-    known = [set(synonyms(name)) for name in names]
+    """The vocabulary of ``judge`` that knows all ``names``, by any synonym, article or not; ``None`` without one."""
+    known = [_called(name) for name in names]
     return next((words for words in judge.vocabularies if all(name & set(words) for name in known)), None)
 
 
 def with_rest(names: Sequence[str], vocabulary: Sequence[str]) -> list[str]:
     """``names``, and what ``vocabulary`` has beside them."""
-    taken = {word for name in names for word in synonyms(name)}
+    taken = {word for name in names for word in _called(name)}
     return [*names, *(label for label in vocabulary if label not in taken)]
+
+
+def _called(name: str) -> set[str]:
+    """What a vocabulary may call ``name``."""
+    return {word for text in synonyms(name) for word in (text, bare(text))}
 
 
 def judged_protocol(metric: str, judge: Judge, choices: Sequence[str]) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.fetching import HUB_SECONDS, fetch_command
+from metaunlearn.files import path_of
 from metaunlearn.metrics.preprocessing import PREPROCESSOR, PROCESSOR
 
 FILES = ("*.json", "*.txt", "model.safetensors", "model-*.safetensors")
@@ -50,8 +51,8 @@ class Found(NamedTuple):
 
 def judge_files(spec: str) -> Found:
     """The files of the judge ``spec``: a folder, ``ID`` or ``ID@REVISION``; UserError when they cannot be had."""
-    if Path(spec).is_dir():
-        return Found(Path(spec), spec)
+    if (folder := path_of(spec)).is_dir():
+        return Found(folder, spec)
     repository = Repository.parse(spec)
     if spec.startswith((".", "/", "~")) or repository.id.count("/") > 1:
         raise UserError(f"The judge folder {spec} (--judge) does not exist.")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaunlearn.data.wording import synonyms
+from metaunlearn.data.wording import bare, synonyms
 from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.metrics.hub import judge_files
 from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, Scaling, scaling_of
@@ -280,9 +280,9 @@ def canvas_phrase(label: str) -> str:
     """
     from metaunlearn.canvas.catalog import NAMES, STYLES, caption
 
-    if label in STYLES:
-        return f"{label} style"
-    name = re.sub("^an? ", "", label)
+    name = bare(label)
+    if name in STYLES:
+        return f"{name} style"
     if name not in NAMES:
         known = [*NAMES, *STYLES]
         raise UserError(

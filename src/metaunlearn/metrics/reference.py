@@ -21,6 +21,7 @@ from metaunlearn.data.imagefolder import (
     read_whole,
     require_modes,
 )
+from metaunlearn.files import path_of
 from metaunlearn.metrics.inception import Inception
 from metaunlearn.metrics.judge import BATCH, Judge
 
@@ -40,7 +41,7 @@ class Reference:
         """UserError when ``folder`` is no set of images, RGB or grey. They may have any sizes, as real ones do."""
         entries = list_entries(folder, default_text="")
         require_modes(entries, "the real images (reference=, --reference)", mixed=True)
-        return cls(folder=Path(folder), size=size, entries=entries)
+        return cls(folder=path_of(folder), size=size, entries=entries)
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
+from metaunlearn.files import path_of
 from metaunlearn.metrics.intervals import Score, comparable, require_same_protocol
 from metaunlearn.runs import RESULTS_FILE
 
@@ -58,7 +59,7 @@ def join(results: Mapping[str, Mapping[str, Score]]) -> Table:
 
 def read_results(folder: Path | str) -> dict[str, Score]:
     """The scores in ``folder/results.json``; UserError names what is wrong with it."""
-    file = Path(folder) / RESULTS_FILE
+    file = path_of(folder) / RESULTS_FILE
     if not file.is_file():
         raise UserError(f"{folder} (DIR) holds no {RESULTS_FILE}; give the --out of metaunlearn evaluate.")
     try:
@@ -73,7 +74,7 @@ def read_results(folder: Path | str) -> dict[str, Score]:
 def table_of(folders: Sequence[Path | str]) -> Table:
     """The scores in ``results.json`` of all ``folders`` as one table, each named by as much of its path as differs."""
     results: dict[str, dict[str, Score]] = {}
-    for folder, name in zip(folders, _names([Path(folder) for folder in folders]), strict=True):
+    for folder, name in zip(folders, _names([path_of(folder) for folder in folders]), strict=True):
         results[name] = read_results(folder)
     return join(results)
 

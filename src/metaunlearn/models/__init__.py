@@ -22,6 +22,7 @@ __all__ = [
     "StableDiffusionXL",
     "TextToImageModel",
     "adapt",
+    "device_for",
     "in_float32",
     "load",
     "load_pipeline",
@@ -35,17 +36,29 @@ ADAPTERS = {"StableDiffusionPipeline": StableDiffusion, "StableDiffusionXLPipeli
 """By the pipeline's class; a further family is a file beside these and a row here and in ``checks.FAMILIES``."""
 
 
-def load(model: Any, device: str | torch.device = "cpu") -> TextToImageModel:
+def load(model: Any, device: str | torch.device | None = None) -> TextToImageModel:
     """The adapter of ``model``: ``"canvas"``, a diffusers folder, a ``.safetensors`` file, a hub id, or a pipeline.
 
     A pipeline becomes the adapter's own: its networks are put into float32 and evaluation mode, without gradients.
+    ``device`` is as for :func:`device_for`.
     """
     return adapt(load_pipeline(model), device)
 
 
-def adapt(pipeline: Any, device: str | torch.device = "cpu") -> TextToImageModel:
+def adapt(pipeline: Any, device: str | torch.device | None = None) -> TextToImageModel:
     """The adapter of a pipeline that is loaded already; UserError says what it lacks if it cannot work."""
-    return ADAPTERS[check_pipeline(pipeline)](pipeline, device=check_device(device))
+    return ADAPTERS[check_pipeline(pipeline)](pipeline, device=check_device(device_for(pipeline, device)))
+
+
+def device_for(model: Any, device: str | torch.device | None) -> str:
+    """The ``device`` to work on; ``None``: where ``model`` is, which is the CPU if it is given by name."""
+    if device is not None:
+        return str(device)
+    if isinstance(model, str | Path):
+        return "cpu"
+    found = getattr(getattr(load_pipeline(model), "unet", None), "device", torch.device("cpu"))
+    # Of a pipeline whose networks come to a card one by one nothing is anywhere.
+    return "cpu" if found.type == "meta" else str(found)
 
 
 def own_pipeline(model: Any, *others: str, device: str | torch.device | None = None) -> Any:

@@ -15,6 +15,7 @@ from metaunlearn.fetching import CARD, HUB_SECONDS, SAMPLING_FILE, ways_to_fetch
 from metaunlearn.files import path_of, read_json
 from metaunlearn.models.checks import REFINER, check_class, is_refiner
 from metaunlearn.models.components import AGAIN, NETWORKS, networks
+from metaunlearn.models.pipeline_class import pipeline_class
 from metaunlearn.models.variants import variants_of
 from metaunlearn.records import unfinished
 
@@ -59,7 +60,8 @@ def load_folder(path: Path) -> Any:
             raise UserError(f"MODEL {path} is damaged: its model_index.json holds no JSON object. {AGAIN}")
         options = _options(named)
         parts = networks(path, named)
-        return DiffusionPipeline.from_pretrained(path, local_files_only=True, **options, **parts)
+        # Absolute, because how it is sampled is looked up there at every drawing, wherever the process is by then.
+        return DiffusionPipeline.from_pretrained(path.absolute(), local_files_only=True, **options, **parts)
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
         raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {first_line(error)}.") from error
 
@@ -71,6 +73,7 @@ def _options(index: Mapping[str, Any]) -> dict[str, Any]:
     if is_refiner(name, aesthetics=index.get("requires_aesthetics_score"), text_encoder=first):
         raise UserError(REFINER)
     check_class(name)
+    pipeline_class(name)  # Imported in peace, before diffusers does it.
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     # A component that is given, as None, is neither read nor downloaded.
     without = {"safety_checker": None, "requires_safety_checker": False}

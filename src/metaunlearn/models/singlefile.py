@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from metaunlearn.errors import UserError
 from metaunlearn.fetching import CONFIGURATION, fetch_command
+from metaunlearn.files import whole_or_absent
 from metaunlearn.models.checks import check_channels
 from metaunlearn.models.layout import (
     Family,
@@ -36,7 +36,9 @@ from metaunlearn.models.layout import (
     to_original,
     usual_names,
 )
-from metaunlearn.models.layout.markers import USUAL, marker_metadata, marker_tensors, said_by
+from metaunlearn.models.layout.markers import marker_metadata, marker_tensors, said_by
+from metaunlearn.models.pipeline_class import pipeline_class
+from metaunlearn.models.trained_schedule import lost_by, trained_with
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -89,10 +91,8 @@ def save_single_file(pipeline: Any, path: Path, *, dtype: torch.dtype = torch.fl
     if family.pipeline == XL:
         tensors |= marker_tensors(scheduler)
     metadata = {"modelspec.architecture": family.name, **marker_metadata(scheduler), "format": "pt"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata)  # Not through bytes in memory: a checkpoint of XL has ten gigabytes.
-    os.replace(partial, path)
+    with whole_or_absent(path) as partial:
+        save_file(tensors, partial, metadata)  # Not through bytes in memory: a checkpoint of XL has ten gigabytes.
     return family
 
 
@@ -189,7 +189,7 @@ def _scheduler(path: Path, family: Family, folder: Path, index: dict[str, Any], 
         raise UserError(
             f"the configuration folder {folder} (config=..., --config DIR) has no scheduler that can be read: {error}"
         ) from error
-    configured = scheduler.config.get("prediction_type", USUAL["prediction_type"])
+    configured = trained_with(scheduler.config)["prediction_type"]
     if "prediction_type" not in said and family.ambiguous:
         logger.warning(
             "%s does not say what it predicts, as files of %s may do either; taken from %s: %s",
@@ -201,8 +201,7 @@ def _scheduler(path: Path, family: Family, folder: Path, index: dict[str, Any], 
             path, said["prediction_type"], folder, configured,
         )  # fmt: skip
     found = kind.from_config(scheduler.config, **said)
-    lost = [f"{key} = {value}" for key, value in said.items() if found.config.get(key, USUAL[key]) != value]
-    if lost:
+    if lost := lost_by(found, said):
         raise UserError(
             f"MODEL {path} says {', '.join(lost)} of its schedule, but the {kind.__name__} of the configuration folder "
             f"{folder} (config=..., --config DIR) has no such setting and would draw with other noise levels than the "
@@ -223,9 +222,9 @@ def _assembled(family: Family, folder: Path, index: dict[str, Any], modules: dic
     parts: dict[str, Any] = {**modules, **tokenizers, "scheduler": scheduler}
     if family.pipeline == XL:
         zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-        return diffusers.StableDiffusionXLPipeline(
+        return pipeline_class(XL)(
             **parts, force_zeros_for_empty_prompt=zeros, add_watermarker=index.get("add_watermarker")
         )
-    return diffusers.StableDiffusionPipeline(
+    return pipeline_class(family.pipeline)(
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaunlearn.models.trained_schedule import trained_with
+
 PREDICTION = "modelspec.prediction_type"
 ENDS_IN_NOISE = "metaunlearn.rescale_betas_zero_snr"
 """Key of our metadata: ``true`` or ``false``."""
@@ -22,8 +24,6 @@ EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
 IN_WORDS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 """diffusers' names of prediction types, and ModelSpec's."""
 SAID = {word: name for name, word in IN_WORDS.items()} | {name: name for name in IN_WORDS}
-USUAL: dict[str, Any] = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
-"""What a scheduler whose configuration lacks these settings does."""
 
 
 def marker_tensors(scheduler: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -36,8 +36,10 @@ def marker_tensors(scheduler: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def marker_metadata(scheduler: Mapping[str, Any]) -> dict[str, str]:
     """The same in words, of a model of any family."""
-    prediction, zero = (scheduler.get(key, usual) for key, usual in USUAL.items())
-    return {PREDICTION: IN_WORDS.get(prediction, prediction), ENDS_IN_NOISE: "true" if zero else "false"}
+    trained = trained_with(scheduler)
+    prediction = trained["prediction_type"]
+    ends_in_noise = "true" if trained["rescale_betas_zero_snr"] else "false"
+    return {PREDICTION: IN_WORDS.get(prediction, prediction), ENDS_IN_NOISE: ends_in_noise}
 
 
 def said_by(keys: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,23 @@
+"""The part of a scheduler's configuration that the weights were trained with. How it samples is the user's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TRAINED: dict[str, Any] = {
+    "num_train_timesteps": None, "beta_start": None, "beta_end": None, "beta_schedule": None, "trained_betas": None,
+    "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
+}  # fmt: skip
+"""The settings, and what a scheduler does whose configuration does not have one."""
+
+
+def trained_with(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All of ``TRAINED`` that a scheduler of this ``config`` was trained with."""
+    return {key: config.get(key, usual) for key, usual in TRAINED.items()}
+
+
+def lost_by(scheduler: Any, wanted: Mapping[str, Any]) -> list[str]:
+    """Those settings of ``wanted``, as ``key = value``, that ``scheduler`` does not follow: it lacks them."""
+    follows = trained_with(scheduler.config)
+    return [f"{key} = {value}" for key, value in wanted.items() if key in TRAINED and follows[key] != value]
