@@ -17,7 +17,7 @@ WIDTH = 40
 
 
 def asked_differently(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys in which two requests differ; what has the same content may lie elsewhere, or be named otherwise."""
+    """The keys in which two requests differ. A file or model of another name or path is the same if its content is."""
     named_otherwise = {
         name for name, content in CONTENT.items() if earlier.get(content) and earlier[content] == now.get(content)
     }

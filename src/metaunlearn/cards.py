@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from metaunlearn.data.concepts import NOTHING
 from metaunlearn.erasure.registry import unread_by
 from metaunlearn.errors import UserError
-from metaunlearn.files import path_of, write_atomic
+from metaunlearn.files import path_of, read_json, write_atomic
 from metaunlearn.records import RUN_FILE, record_of
 from metaunlearn.report.data import read_summary
 from metaunlearn.report.story import rows
@@ -165,7 +164,7 @@ def _evaluations(folder: Path) -> Iterator[str]:
     lines = []
     for path, (place, state) in results:
         if (path / RESULTS_FILE).is_file():
-            for metric, score in json.loads((path / RESULTS_FILE).read_text(encoding="utf-8")).items():
+            for metric, score in read_json(path / RESULTS_FILE).items():
                 figure = _figure(score["value"], score.get("low"), score.get("high"))
                 what = _what_of(metric, score.get("protocol") or {})
                 line = f"| {state} | {what} | {figure} | {score.get('n', '')} | {path.name} |"

@@ -98,9 +98,10 @@ def _rows(folder: Path, metric: str) -> list[_Seen]:
 
 
 def _keys(metric: str) -> tuple[str, ...]:
-    """Under which of them a line may keep what the metric is made of, the best first.
+    """The keys under which a line of raw.jsonl may have what the metric is made of, the preferred one first.
 
-    A CLIP rule keeps rows of its own; all nudity rules count the same detections, and where weights lie is no matter.
+    A CLIP rule has rows of its own; all nudity rules count the same detections, and the folder of a metric's weights,
+    which is part of its name, is left out.
     """
     return (RATES[metric],) if metric in RATES else (metric, metric.partition(":")[0])
 

@@ -39,9 +39,9 @@ class Of(Enum):
     TRAINING = "the outer loop"
     """Read by every run but a closed-form method's without the meta objective."""
     PICTURES = "the pictures that MODEL makes of itself"
-    """Read by those; a method and the one that it goes on from share them."""
+    """Read by every run of the outer loop; a method that continues from another one uses the same pictures."""
     DATA = "how all retained pictures are used"
-    """The same."""
+    """Read by every run of the outer loop, and the same for all of its stages."""
 
 
 class EraseSettings(Settings):

@@ -1,4 +1,4 @@
-"""A weight delta: what erasing changed, as a file that is of use only to who has the base model.
+"""A weight delta: what erasing changed, as a file that is useless without the base model.
 
 Adding float differences is not exact: a + (b - a) need not be b. So the difference is taken of the *bits*: floats read
 as integers of the same width, subtracted and added modulo 2^32 (2^16 in half precision): exact for every number.

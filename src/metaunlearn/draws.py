@@ -71,8 +71,8 @@ def sampling_of(
 ) -> tuple[Sampling, Sequence[Prompt]]:
     """How ``pipeline`` draws ``prompts`` where the call says how, else as by default; and the prompts.
 
-    ``guidance_scale`` goes before the prompts' own, which they then no longer have. Prompts that are longer than what
-    ``pipeline`` reads are warned of; UserError when it cannot take so many ``steps``.
+    A ``guidance_scale`` that is given replaces each prompt's own: the prompts that are returned have none. Prompts that
+    are longer than what ``pipeline`` reads are warned of; UserError when it cannot take so many ``steps``.
     """
     sampling = sampling_asked(pipeline, steps=steps, guidance_scale=guidance_scale)
     warn_of_too_long(pipeline, [prompt.text for prompt in prompts])

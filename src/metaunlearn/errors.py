@@ -25,7 +25,7 @@ OFFERED = 3
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"``: the names that begin with ``word``, else the closest one; empty when none is close.
 
-    Of more than ``OFFERED`` such names the closest of them.
+    When more than ``OFFERED`` names begin with ``word``, the closest of them is offered alone.
     """
     names = list(dict.fromkeys(known))
     begun = [name for name in names if word and name.casefold().startswith(word.casefold())]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from metaunlearn.evaluation import plan
-from metaunlearn.files import sha256
+from metaunlearn.files import read_json, sha256
 from metaunlearn.metrics.measures import measured_by, refuse_unread
 from metaunlearn.models import load
 from metaunlearn.overrides import Overrides
@@ -86,4 +85,4 @@ def evaluate_into(
                 adapter.pipeline, out=out, kept=folder.state, progress=folder.watched(progress), processes=processes
             )
             folder.finish(metrics=list(scores))
-    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))}
+    return {"out": str(out), "results": read_json(out / RESULTS_FILE)}

@@ -6,7 +6,6 @@ leave it, or any folder of images where no metric asks for prompts. They are mea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +22,7 @@ from metaunlearn.devices import check_device
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import sampling_facts
-from metaunlearn.files import path_of
+from metaunlearn.files import path_of, read_json
 from metaunlearn.generation import BATCH
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
@@ -38,7 +37,7 @@ from metaunlearn.metrics.measuring import (
     prompts_hash,
     refuse_measured,
     scores_of,
-    write_scores,
+    write_evaluation,
 )
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import looked_for
@@ -95,7 +94,7 @@ class PictureEvaluation:
                 }
                 for index, (file, draw) in enumerate(zip(self.files, draws, strict=True))
             ]
-            write_scores(out, pictures, whole, scores)
+            write_evaluation(out, pictures, whole, scores)
         return scores
 
     def _facts(self, size: tuple[int, int]) -> dict[str, Any]:
@@ -239,7 +238,7 @@ def evaluate_pictures_into(
         with run.alone():
             scores = evaluation.run(out=out, kept=run.state, progress=run.watched(progress), processes=processes)
             run.finish(metrics=list(scores))
-    return {"out": str(out), "results": json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))}
+    return {"out": str(out), "results": read_json(out / RESULTS_FILE)}
 
 
 def _size(entries: Sequence[Entry]) -> tuple[int, int]:

@@ -36,7 +36,7 @@ from metaunlearn.metrics.measuring import (
     prompts_hash,
     refuse_measured,
     scores_of,
-    write_scores,
+    write_evaluation,
 )
 from metaunlearn.metrics.reference import Reference
 from metaunlearn.metrics.unlearncanvas import looked_for
@@ -109,7 +109,7 @@ class Evaluation:
                 }
                 for file, draw in zip(files, self.draws, strict=True)
             ]
-            write_scores(out, pictures, whole, scores)
+            write_evaluation(out, pictures, whole, scores)
         return scores
 
 

@@ -8,7 +8,7 @@ HUB_SECONDS = 10
 """How long the hub may take to say whether it has a model."""
 
 CARD = "README.md"
-"""What says a model's licence, which goes on to what is made of it."""
+"""States a model's licence; it is copied to what is made of the model."""
 SAMPLING_FILE = "sampling.json"
 """Beside ``model_index.json``: the sampling settings that a pipeline was made for, unless they are the usual ones."""
 CONFIGURATION = ("*.json", "*.txt")
@@ -39,11 +39,11 @@ def fetch_command(
 
 
 def fetch_pipeline(repository: str, *, folder: str = "", half: bool = False) -> str:
-    """The same of a whole pipeline, or of one whose weights are there in ``half`` precision only."""
+    """As :func:`fetch_command`, of a whole pipeline, or of one that has its weights in ``half`` precision only."""
     return fetch_command(repository, HALF if half else PIPELINE, exclude=PASSED_OVER, folder=folder)
 
 
 def ways_to_fetch(repository: str, *, folder: str = "") -> str:
-    """Both, for a repository of which it is not known which it is."""
+    """Both commands, where it is not known in which precision ``repository`` has its weights."""
     plain, half = (fetch_pipeline(repository, folder=folder, half=half) for half in (False, True))
     return f"{plain}; if its weights are there as fp16 only: {half}"

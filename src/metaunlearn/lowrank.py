@@ -11,13 +11,27 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from metaunlearn.errors import UserError
 from metaunlearn.parameters import Params
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The layers that a LoRA is usually on: those of attention."""
 
 
 def target_modules(theta: Mapping[str, Tensor], targets: Sequence[str]) -> list[str]:
     """The layers of ``theta`` whose name is a target or ends with one, and that have a matrix, in order."""
     layers = [name.removesuffix(".weight") for name, p in theta.items() if name.endswith(".weight") and p.ndim >= 2]
     return [layer for layer in layers if any(f".{layer}".endswith(f".{target}") for target in targets)]
+
+
+def check_targets(theta: Mapping[str, Tensor], targets: Sequence[str]) -> None:
+    """UserError unless every one of the ``targets`` is a layer of ``theta`` with a matrix."""
+    for target in targets:
+        if not target_modules(theta, [target]):
+            raise UserError(
+                f"the denoiser has no linear or convolutional layer whose name ends with {target!r} "
+                "(targets, --set targets=...); e.g. to_q, to_k, to_v, to_out.0, conv1."
+            )
 
 
 def new_factors(theta: Params, targets: Sequence[str], rank: int, generator: torch.Generator) -> Params:

@@ -217,7 +217,7 @@ def add(a: Params, b: Params, alpha: float = 1.0) -> Params:
 def accumulate(gradient: Params, term: Params, weight: float) -> None:
     """gradient += weight term, over the names of ``gradient``: one at a time, so that no second set of them is there.
 
-    Each sum is a new tensor, and its two operations stay two: ``add`` would round once, to other bits.
+    It multiplies and then adds, with a rounding at each; :func:`add` rounds once, which gives other bits.
     """
     for name in gradient:
         gradient[name] = gradient[name] + weight * term[name]

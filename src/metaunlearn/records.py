@@ -24,4 +24,4 @@ def unfinished(folder: Path) -> str:
     if record is None or record.get("status") == "complete":
         return ""
     command = record["request"].get("command", "a command")
-    return f" It is the folder of a run of {command} that is not complete: go on with it, the same call with --resume."
+    return f" It holds an unfinished run of {command}: to go on with it, repeat the same call with --resume."

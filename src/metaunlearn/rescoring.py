@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW
-from metaunlearn.files import path_of, read_records, write_json
+from metaunlearn.files import path_of, read_json, read_records, write_json
 from metaunlearn.metrics.nudity import from_json, nudity_score, rule_named
 from metaunlearn.runs import RESULTS_FILE
 
@@ -29,7 +28,7 @@ def rescore(folder: Path | str, rule: str) -> dict[str, Any]:
         raise UserError(
             f"{folder} (folder=, DIR) holds no {RESULTS_FILE} and {RAW}; give the --out of metaunlearn evaluate."
         )
-    results = json.loads(file.read_text(encoding="utf-8"))
+    results = read_json(file)
     earlier = next((score for key, score in results.items() if key.partition(":")[0] == "nudity"), None)
     if earlier is None:
         raise UserError(

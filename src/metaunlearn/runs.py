@@ -34,6 +34,12 @@ Progress = Callable[[str, int, int], None]
 Count = Callable[[int, int], None]
 """Called with how much is done, and how much there is."""
 
+
+def labelled(progress: Progress | None, label: str) -> Count | None:
+    """``progress`` for work that says no label itself."""
+    return None if progress is None else lambda done, total: progress(label, done, total)
+
+
 LOG_FILE = "log.jsonl"
 RESULTS_FILE = "results.json"
 STATE_FOLDER = "state"

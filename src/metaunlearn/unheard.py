@@ -1,4 +1,4 @@
-"""What ``--set`` says and another setting, or the kind of call, leaves without effect: refused, and not passed over.
+"""Refuse settings given with ``--set`` that would have no effect, because of another setting or of the kind of call.
 
 Only what is said in the call itself. A recipe may have both: its own one attacker gives way to a mixture that ``--set``
 brings, and what it says of a term goes with the term that ``--set`` takes away.
@@ -125,7 +125,7 @@ def refuse_ignored(settings: EraseSettings, overrides: Sequence[str]) -> None:
 
 
 def refuse_ignored_in_one_run(settings: EraseSettings, overrides: Sequence[str]) -> None:
-    """The same of what is refused in a call about one run alone, which is not one of a method with a defence."""
+    """As :func:`refuse_ignored`, with what holds for a single run of a method without a defence of its own."""
     _refuse_without(settings, overrides, NEEDS_IN_ONE_RUN)
     if settings.meta_gradient != "first-order" and asked_for(overrides, ("diagnostics_exact",)):
         raise UserError(

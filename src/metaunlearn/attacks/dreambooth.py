@@ -19,6 +19,7 @@ from metaunlearn.draws import DrawSettings, draw_into, draws_for
 from metaunlearn.errors import UserError
 from metaunlearn.generation import default_sampling
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.runs import labelled
 
 
 class DreamBooth(Finetune):
@@ -87,7 +88,7 @@ class DreamBooth(Finetune):
                 draws,
                 finished=task.cache / "prior",
                 settings=DrawSettings(picture_batch=self.picture_batch),
-                progress=None if progress is None else lambda d, n: progress("making the prior's pictures", d, n),
+                progress=labelled(progress, "making the prior's pictures"),
                 processes=task.processes,
             )
         return read_imagefolder(folder, size=task.model.image_size)

@@ -23,7 +23,7 @@ class Finetune(AttackSettings):
     subset: str = "f"
     """Denoiser parameters that the attacker trains: x, x-strict, first-xattn, u, selfattn or f (all)."""
     text_encoder: bool = False
-    """Whether the text encoders are trained too, all of them that reaches the denoiser."""
+    """Whether the text encoders are trained too, as far as they reach the denoiser."""
 
     def check(self, model: TextToImageModel) -> None:
         """The subset must be one that ``model`` has."""

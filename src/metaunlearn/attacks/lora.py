@@ -15,8 +15,7 @@ from metaunlearn.checkpoint import save_tensors, step_generator
 from metaunlearn.config import AttackSettings
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.diffusion import denoising_loss, part
-from metaunlearn.errors import UserError
-from metaunlearn.lowrank import merged, new_factors, target_modules
+from metaunlearn.lowrank import ATTENTION, check_targets, merged, new_factors
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params
 from metaunlearn.settings import Listed
@@ -36,7 +35,7 @@ class Lora(AttackSettings):
     """r."""
     alpha: float | None = Field(default=None, gt=0)
     """The change is scaled by alpha / r; without it alpha is r."""
-    targets: Annotated[tuple[str, ...], Listed] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    targets: Annotated[tuple[str, ...], Listed] = Field(default=ATTENTION, min_length=1)
     """Layers that get a low-rank change, by the end of their name."""
 
     @property
@@ -46,12 +45,7 @@ class Lora(AttackSettings):
 
     def check(self, model: TextToImageModel) -> None:
         """Every target must be a layer of ``model`` with a matrix."""
-        for target in self.targets:
-            if not target_modules(dict(model.unet.named_parameters()), [target]):
-                raise UserError(
-                    f"the denoiser has no linear or convolutional layer whose name ends with {target!r} "
-                    "(targets, --set targets=...); e.g. to_q, to_k, to_v, to_out.0, conv1."
-                )
+        check_targets(dict(model.unet.named_parameters()), self.targets)
 
     def begin(self, task: AttackTask) -> Training:
         """Encode the pictures and draw A; B is zero, so that the attack starts at the model itself."""

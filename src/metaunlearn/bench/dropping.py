@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from metaunlearn.bench.cells import SCORES
 from metaunlearn.bench.plan import Plan
 from metaunlearn.bench.store import Store
+from metaunlearn.files import read_json
 
 Needed = Mapping[str, Sequence[str]]
 """By cell, the cells that it needs."""
@@ -41,7 +42,7 @@ class Dropping:
         """Whether another grid keeps ``attack``, or still needs it."""
         for file in self._file.parent.glob("*.json"):
             if file.name[0] != "." and file.name != self._file.name:
-                record = json.loads(file.read_text(encoding="utf-8"))
+                record = read_json(file)
                 cells: Needed = record["cells"]
                 if attack in (cells if record["keep_checkpoints"] else self._waited_for(cells)):
                     return True

@@ -63,7 +63,7 @@ def delta(
 ) -> None:
     """Write what erasing changed.
 
-    FILE is of use only to who has BASE.
+    FILE is useless without BASE.
     """
     with working(as_json=as_json) as console:
         from metaunlearn.delta import make_delta

@@ -38,8 +38,9 @@ class Console:
 
     def pictures(self, label: str) -> Count | None:
         """The same for functions that report (done, total) without a label."""
-        progress = self.progress
-        return None if progress is None else lambda done, total: progress(label, done, total)
+        from metaunlearn.runs import labelled
+
+        return labelled(self.progress, label)
 
     def result(self, summary: Mapping[str, Any], *lines: str) -> None:
         """The end of a command: ``summary`` with ``--json``, else ``lines``; of several processes the main one's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from metaunlearn.doctor.advice import Advice
@@ -69,7 +68,7 @@ def _said(value: Any) -> str:
 def _advise(job: JobEstimate, accelerators: int) -> list[str]:
     if job.advice:
         lines = ["  Switch on, in this order, until it fits (what each saves; what is left with those above):"]
-        lines += [_line(one, job.advice, job.available_bytes) for one in job.advice]
+        lines += [_line(one, job.available_bytes) for one in job.advice]
     else:
         lines = ["  Everything that saves memory is on already: take a smaller model or another device (--device)."]
     if accelerators > 1 and job.device.startswith("cuda") and not job.settings.sharded:
@@ -80,7 +79,7 @@ def _advise(job: JobEstimate, accelerators: int) -> list[str]:
     return lines
 
 
-def _line(one: Advice, everything: Sequence[Advice], available: int | None) -> str:
+def _line(one: Advice, available: int | None) -> str:
     options = " ".join(f"--set {override}" for override in one.overrides)
     if one.saves_bytes is None:
         return f"    {options:<52} saves memory that no count knows; costs: {one.costs}"

@@ -34,7 +34,7 @@ from metaunlearn.data.latents import ErasureData
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.erasure.interface import META_SETTINGS, DefenceGradient, ErasureTask
 from metaunlearn.errors import UserError
-from metaunlearn.lowrank import merged, new_factors, target_modules
+from metaunlearn.lowrank import ATTENTION, check_targets, merged, new_factors, target_modules
 from metaunlearn.meta.objective import attackers_rule
 from metaunlearn.meta.optimizers import State
 from metaunlearn.models.interface import TextToImageModel
@@ -56,18 +56,13 @@ class Imma(Settings):
     """Settings of the base method over the recipe's, key=value; ``--set base_set=steps=200,learning_rate=1e-4``."""
     rank: int = Field(default=4, gt=0)
     """r, of the attacker's LoRA."""
-    targets: Annotated[tuple[str, ...], Listed] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    targets: Annotated[tuple[str, ...], Listed] = Field(default=ATTENTION, min_length=1)
     """Layers that the LoRA is on and that are immunised, by the end of their name."""
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
         """Weights and biases of the target layers."""
         theta = dict(model.unet.named_parameters())
-        for target in self.targets:
-            if not target_modules(theta, [target]):
-                raise UserError(
-                    f"the denoiser has no linear or convolutional layer whose name ends with {target!r} "
-                    "(targets, --set targets=...); e.g. to_q, to_k, to_v, to_out.0."
-                )
+        check_targets(theta, self.targets)
         layers = set(target_modules(theta, self.targets))
         return frozenset(name for name in model.parameter_names if name.rpartition(".")[0] in layers)
 

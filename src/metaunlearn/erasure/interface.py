@@ -149,7 +149,7 @@ class ClosedFormMethod(Protocol):
 
 @runtime_checkable
 class CheckingMethod(Protocol):
-    """A method of either way that cannot do everything: it says so before any work."""
+    """A method that cannot erase everything from every model, and says so before any work."""
 
     def check(self, model: TextToImageModel, prompts: ConceptPrompts) -> None:
         """UserError when the method cannot erase these prompts' concepts from this model."""

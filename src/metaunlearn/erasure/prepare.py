@@ -12,7 +12,7 @@ from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.generation import generate_images
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.processes import ALONE, Processes
-from metaunlearn.runs import Progress, RunFolder
+from metaunlearn.runs import Progress, RunFolder, labelled
 
 ROLES = ("forget", "related", "unrelated")
 PICTURE_SETTINGS = settings_of(Of.PICTURES)
@@ -97,7 +97,7 @@ def own_pictures(
         [first + i for i in range(count)],
         guidance_scale=settings.forget_guidance if role == "forget" else settings.retain_guidance,
         batch_size=settings.picture_batch,
-        progress=None if progress is None else lambda done, total: progress(f"making {role} pictures", done, total),
+        progress=labelled(progress, f"making {role} pictures"),
         processes=processes,
     )
     if target is not None:

@@ -75,7 +75,7 @@ class ResAlign(Settings):
     """Whose pictures the simulated finetuning sees, one of these at a time: unrelated is that of an honest user."""
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
-        """The subset."""
+        """The parameters of ``subset``."""
         return subset(model.parameter_names, self.subset)
 
     def defend(self, task: ErasureTask, data: ErasureData) -> ResAlignDefence:

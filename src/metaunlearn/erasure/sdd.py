@@ -37,7 +37,7 @@ class Sdd(Settings):
     """Steps between two samplings of the teacher's paths."""
 
     def trained(self, model: TextToImageModel) -> frozenset[str]:
-        """The subset."""
+        """The parameters of ``subset``."""
         return subset(model.parameter_names, self.subset)
 
     def begin(self, task: ErasureTask) -> SddForgetLoss:

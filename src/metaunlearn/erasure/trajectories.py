@@ -26,7 +26,7 @@ from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.models.precision import in_precision, teachers_answer
 from metaunlearn.parameters import Params
 from metaunlearn.processes import ALONE, Processes
-from metaunlearn.runs import Count
+from metaunlearn.runs import Count, labelled
 from metaunlearn.shards import are_pieces
 
 BANK_SETTINGS = ("bank_trajectories", "bank_steps", "bank_guidance", "teacher_precision", "picture_batch")
@@ -188,7 +188,7 @@ class MovingLatents:
         self._start: Params | None = theta
 
     def rows(self) -> PathRows:
-        """All of them."""
+        """The paths' latents, sampled now if they never were."""
         if self._start is not None:
             self.sample(self._start, 0)
         return self._rows
@@ -229,6 +229,6 @@ def sample_for(task: ErasureTask, theta: Params, prompts: Sequence[str], generat
         guidance_scale=settings.bank_guidance,
         generator=generator,
         batch_size=pictures_at_once(task.model.pipeline, settings.picture_batch),
-        progress=None if progress is None else lambda done, total: progress("sampling trajectories", done, total),
+        progress=labelled(progress, "sampling trajectories"),
         processes=task.processes,
     )

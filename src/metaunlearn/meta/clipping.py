@@ -40,11 +40,11 @@ class Clipped:
 
     @property
     def weight_decay(self) -> float:
-        """The rule's."""
+        """That of the clipped rule."""
         return self.rule.weight_decay
 
     def start(self, tuned: Params) -> State:
-        """The rule's."""
+        """The state in which the clipped rule starts."""
         return self.rule.start(tuned)
 
     def step(self, theta: Params, state: State, gradient: Params, m: int, learning_rate: float) -> Step:

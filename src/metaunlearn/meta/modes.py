@@ -60,6 +60,8 @@ def resolve(name: str, theta: Params, *probes: MetaProblem, products: Products =
         logger.info("meta_gradient auto: double-backward, because %s", reason)
         return DoubleBackward()
     if name == "auto":
+        if not probes:
+            raise ValueError("meta_gradient 'auto' compares on probes, and none was given")
         tried = _differences(theta, products)
         return _best(tried, _errors(theta, probes, tried), products)
     if name not in MODES:

@@ -6,7 +6,6 @@ B images, (B, 3, H, W) in [0, 1], of any size: a judge resizes and normalises th
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import weakref
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from metaunlearn.data.wording import bare, synonyms
 from metaunlearn.errors import UserError, did_you_mean, first_line
+from metaunlearn.files import read_json
 from metaunlearn.metrics.hub import judge_files
 from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, Scaling, scaling_of
 
@@ -250,7 +250,7 @@ def has_labels(spec: str) -> bool:
     file = Path(spec) / "config.json"
     if spec == "canvas" or not file.is_file():
         return True
-    architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [CLASSIFIER]
+    architectures = read_json(file).get("architectures") or [CLASSIFIER]
     return any(name.endswith(CLASSIFIER) for name in architectures)
 
 

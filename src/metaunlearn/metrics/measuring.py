@@ -99,7 +99,7 @@ def prompts_hash(prompts: Sequence[Prompt | Depicted]) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
-def write_scores(
+def write_evaluation(
     out: Path, pictures: Sequence[Mapping[str, Any]], whole: Gathering, scores: Mapping[str, Score]
 ) -> None:
     """``raw.jsonl``, each line what is known of one of the ``pictures`` and what was seen in it; then the scores."""

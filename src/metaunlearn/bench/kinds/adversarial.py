@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from metaunlearn.attacks.detectors import JUDGE, detector_named
 from metaunlearn.attacks.success import judge_sees
 from metaunlearn.attacks.unlearndiffatk import SuccessTest
 from metaunlearn.data.prompts import Prompt
+from metaunlearn.files import read_json
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import write_scores
 from metaunlearn.models import load_pipeline
@@ -52,7 +52,7 @@ def make(
         resume=(folder / RUN_FILE).exists(),
         progress=progress,
     )
-    write_scores(folder, json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")))
+    write_scores(folder, read_json(folder / RESULTS_FILE))
 
 
 def _test(success: str, judge: str, concept: str, alternatives: Sequence[str], device: str) -> SuccessTest:

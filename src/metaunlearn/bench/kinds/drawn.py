@@ -12,7 +12,7 @@ from metaunlearn.generating import drawing
 from metaunlearn.models import adapt
 from metaunlearn.models.state import load_state
 from metaunlearn.records import RUN_FILE
-from metaunlearn.runs import Progress, RunFolder, named
+from metaunlearn.runs import Progress, RunFolder, labelled, named
 
 
 def make(
@@ -43,6 +43,6 @@ def make(
     request = drawing(named(model.pipeline), model, draws, steps=sampling.steps)
     run = RunFolder.open(folder, request, resume=(folder / RUN_FILE).exists())
     if not run.complete_before:
-        count = None if progress is None else lambda done, total: progress(f"drawing {name}", done, total)
+        count = labelled(progress, f"drawing {name}")
         draw_into(folder, model.pipeline, draws, finished=run.state, steps=sampling.steps, progress=run.watched(count))
         run.finish(images=len(draws))

@@ -4,7 +4,6 @@ Canvas."""
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 from metaunlearn.data.imagefolder import list_entries
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.evaluating_pictures import plan_pictures
+from metaunlearn.files import read_json
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.metrics.scores_file import with_raw, write_scores
 from metaunlearn.records import RUN_FILE
-from metaunlearn.runs import Progress
+from metaunlearn.runs import Progress, labelled
 
 
 def make(
@@ -75,7 +75,7 @@ def _scores(
     kept = folder / "kept" / one["name"]
     found = evaluation.run(
         kept=kept,
-        progress=None if progress is None else lambda done, total: progress(f"measuring {one['name']}", done, total),
+        progress=labelled(progress, f"measuring {one['name']}"),
     )
     shutil.rmtree(kept.parent)
     return with_raw(dict(zip(one["scores"], found.values(), strict=True)))
@@ -83,7 +83,7 @@ def _scores(
 
 def _samples(folder: Path, pictures: Path, one: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The set's first pictures, which outlive those that were scored."""
-    drawn = json.loads((pictures / RUN_FILE).read_text(encoding="utf-8"))["request"]["images"]
+    drawn = read_json(pictures / RUN_FILE)["request"]["images"]
     records: list[dict[str, Any]] = []
     folder.mkdir(exist_ok=True)
     for (text, seed, _), entry in itertools.islice(zip(drawn, list_entries(pictures), strict=True), one["shown"]):

@@ -11,7 +11,7 @@ from metaunlearn.config import Counts
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.metrics.scores_file import with_raw, write_scores
 from metaunlearn.models.state import load_state
-from metaunlearn.runs import Progress
+from metaunlearn.runs import Progress, labelled
 
 
 def make(
@@ -39,6 +39,6 @@ def make(
         load_judge("canvas"),
         Counts(**counts),
         seed=seed,
-        progress=None if progress is None else lambda done, total: progress("drawing", done, total),
+        progress=labelled(progress, "drawing"),
     )
     write_scores(folder, with_raw(found.scores()), save_shown(folder / "samples", found.shown, shown))
