@@ -82,6 +82,21 @@ def test_a_tokenizer_without_a_vocabulary(folder: Path) -> None:
     [
         ("model_index.json", "[1]", "its model_index.json holds no JSON object"),
         ("model_index.json", "{", "model_index.json is no JSON"),
+        ("model_index.json", '{"unet": ["diffusers"]}', "damaged: its model_index.json has .'diffusers'. for its unet"),
+        (
+            "model_index.json",
+            '{"text_encoder": "CLIP"}',
+            "damaged: its model_index.json has 'CLIP' for its text_encoder",
+        ),
+        (
+            "model_index.json",
+            '{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], '
+            '"vae": ["diffusers", "AutoencoderKL"], "text_encoder": [null, null]}',
+            "has no text_encoder; load it with all of",
+        ),
+        ("unet/config.json", "{", "damaged: .*unet/config.json is no JSON: .* Copy or download it again"),
+        ("unet/config.json", '{"quantization_config": {}}', "has its unet in few bits"),
+        ("text_encoder/adapter_config.json", "{}", r"an adapter \(LoRA\) beside the weights of its text_encoder"),
         ("unet/config.json", "[]", "unet/config.json holds no JSON object"),
         ("scheduler/scheduler_config.json", "{", "scheduler_config.json is no JSON"),
         ("tokenizer/tokenizer_config.json", "{", "tokenizer_config.json is no JSON"),
@@ -171,3 +186,39 @@ def test_a_text_encoder_saved_beside_a_twin_has_its_published_names(tmp_path: Pa
     assert set(load_file(tmp_path / "three" / "text_encoder" / "model.safetensors")) == set(
         load_file(tmp_path / "one" / "text_encoder" / "model.safetensors")
     )
+
+
+def renamed(folder: Path, prefix: str) -> None:
+    (file,) = (folder / "unet").glob("*.safetensors")
+    save_file({f"{prefix}{name}": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
+def test_names_that_something_went_before_say_what_it_was(folder: Path) -> None:
+    renamed(folder, "_orig_mod.")
+    with pytest.raises(UserError, match=r"lack conv_in.bias and .* saved from a compiled model"):
+        load_pipeline(folder)
+
+
+def test_a_tensor_without_a_place_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (file,) = (folder / "unet").glob("*.safetensors")
+    save_file({**load_file(file), "conv_in.lora_A.weight": torch.zeros(1)}, file, {"format": "pt"})
+    load_pipeline(folder)
+    assert "has 1 tensors in its unet that this class has no place for, such as conv_in.lora_A.weight" in caplog.text
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
+def test_weights_that_are_no_numbers_are_refused_at_once(folder: Path, component: str) -> None:
+    (file,) = (folder / component).glob("*.safetensors")
+    tensors = load_file(file)
+    broken = sorted(tensors)[0]
+    tensors[broken] = tensors[broken] * torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"damaged: its {component}'s .* holds numbers that are not finite"):
+        load_pipeline(folder)
+
+
+def test_a_saved_tokenizer_does_not_say_how_it_was_loaded(folder: Path, tmp_path: Path) -> None:
+    before = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+    save_pipeline(adapt(load_pipeline(folder)), tmp_path / "again")
+    after = json.loads((tmp_path / "again" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert {*after} <= {*before}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DPMSolverSinglestepScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from conftest import Call
 from metaunlearn.data.latents import LatentSet
@@ -139,3 +139,30 @@ def test_numbers_of_numpy_are_seeds_and_a_file_of_prompts_is_no_prompt(tmp_path:
     (tmp_path / "prompts.txt").write_text("a dog\n")
     with pytest.raises(UserError, match=r"prompts.txt' is a file; for the prompts in it give prompts=Path\("):
         generate_images(pipeline, str(tmp_path / "prompts.txt"), 3)
+
+
+def test_a_scheduler_keeps_its_settings_whatever_was_drawn() -> None:
+    """diffusers' switches ``lower_order_final`` on while it draws."""
+    pipeline = new_sd1()
+    own = DPMSolverSinglestepScheduler.from_config(pipeline.scheduler.config, lower_order_final=False)
+    pipeline.scheduler = own
+    generate_images(pipeline, "a dog", 0, steps=5)
+    assert pipeline.scheduler is own
+    assert not own.config.lower_order_final
+
+
+def test_a_method_that_looks_back_needs_some_steps() -> None:
+    pipeline = new_sd1()
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=False)
+    with pytest.raises(UserError, match=r"cannot sample in 2 steps .*; take 4 or more"):
+        generate_images(pipeline, "a dog", 0, steps=2)
+    assert generate_images(pipeline, "a dog", 0, steps=4).isfinite().all()
+
+
+def test_few_steps_on_noise_levels_between_those_of_training() -> None:
+    """Their timesteps are logarithms of sigmas, some below 0."""
+    pipeline = new_sd1()
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(
+        pipeline.scheduler.config, timestep_type="continuous", prediction_type="v_prediction"
+    )
+    assert generate_images(pipeline, "a dog", 0, steps=3).isfinite().all()

@@ -12,8 +12,13 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderTiny,
+    DDIMInverseScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    UnCLIPScheduler,
+    UniPCMultistepScheduler,
 )
 from peft import LoraConfig
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -56,9 +61,22 @@ def with_scheduler(**options: Any) -> Any:
     return pipeline
 
 
-def with_long_prompts() -> Any:
+def drawn_by(kind: Any, **options: Any) -> Any:
     pipeline = new_sd1()
-    pipeline.tokenizer.model_max_length = 1000
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **options)
+    return pipeline
+
+
+def with_two_tables() -> Any:
+    """A denoiser of two cross-attentions a block, as diffusers itself cannot run it."""
+    pipeline = new_sd1()
+    pipeline.unet.register_to_config(dual_cross_attention=True)
+    return pipeline
+
+
+def with_long_prompts(length: int = 1000) -> Any:
+    pipeline = new_sd1()
+    pipeline.tokenizer.model_max_length = length
     return pipeline
 
 
@@ -141,6 +159,20 @@ NO_CROSS_ATTENTION = {
         ),
         (lambda: with_unet(new_sdxl, addition_embed_type=None), r"\(addition_embed_type=None\); expected text_time"),
         (lambda: with_scheduler(prediction_type="flow"), "scheduler predicts 'flow'"),
+        (lambda: with_scheduler(num_train_timesteps=20), r"20 timesteps .* and 1000 noise levels \(trained_betas\)"),
+        (
+            lambda: drawn_by(DDPMScheduler, variance_type="learned_range"),
+            r"\(variance_type=learned_range\).*fixed_small",
+        ),
+        (lambda: drawn_by(DDIMInverseScheduler), "DDIMInverseScheduler cannot draw .* no add_noise"),
+        (lambda: drawn_by(UnCLIPScheduler, prediction_type="epsilon"), "UnCLIPScheduler cannot draw .* no order"),
+        (lambda: drawn_by(UniPCMultistepScheduler, use_flow_sigmas=True), "a flow's noise levels"),
+        (lambda: drawn_by(EulerDiscreteScheduler, rescale_betas_zero_snr=True), "ends in pure noise .* but predicts"),
+        (lambda: with_unet(attention_type="gated"), "takes boxes beside its prompts"),
+        (with_two_tables, "two cross-attentions in each block"),
+        (lambda: with_unet(sample_size="16"), "latents' side is '16'"),
+        (lambda: with_unet(sample_size=0), "latents' side is 0"),
+        (lambda: with_long_prompts(10**30), "does not say where it cuts prompts"),
         (object, "MODEL is a object, which has no adapter"),
     ],
 )

@@ -23,7 +23,7 @@ from metaunlearn.evaluating import evaluate_into
 from metaunlearn.generating import generate_into
 from metaunlearn.models import StableDiffusion, StableDiffusionXL, load
 from metaunlearn.recipe import default_recipe
-from tiny_models import new_sd2, new_sdxl
+from tiny_models import new_sd1, new_sd2, new_sdxl
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 FAST = ("steps=2", "forget_images=2", "retain_images=2", "bank_trajectories=2", "bank_steps=2", "batch_size=2")
@@ -177,6 +177,25 @@ def test_latents_of_an_autoencoder_that_says_how_they_are_spread() -> None:
     )
     torch.testing.assert_close(mean * spread + centre * 0.13, plain_mean)
     torch.testing.assert_close(std * spread, plain_std)
+
+
+def test_the_pipeline_of_1_x_reads_no_spread_and_so_nobody_does() -> None:
+    model = StableDiffusion(new_sd1())
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    plain = model.encode_images(images)
+    model.pipeline.vae.register_to_config(latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0, 4.0, 5.0, 8.0])
+    assert all(torch.equal(a, b) for a, b in zip(plain, model.encode_images(images), strict=True))
+
+
+def test_tokens_are_told_as_prompts_are_where_padding_is_masked() -> None:
+    """diffusers hands a text encoder the mask when its configuration has ``use_attention_mask``."""
+    model = StableDiffusion(new_sd1())
+    prompts = ["a knife", "", "a dog and a cat"]
+    plain = model.encode_prompts(prompts).tokens
+    model.pipeline.text_encoder.config.use_attention_mask = True
+    masked = model.encode_prompts(prompts).tokens
+    assert (masked - plain).abs().max() > 1e-3
+    torch.testing.assert_close(model.encode_tokens(model.token_ids(prompts)).tokens, masked)
 
 
 def test_doctor_estimates_for_every_family(other_model: Path) -> None:

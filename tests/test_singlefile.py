@@ -25,7 +25,7 @@ from metaunlearn.models import load_pipeline
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.models.layout import FAMILIES, Family, Link, family_of_keys, to_diffusers, to_original
 from metaunlearn.models.singlefile import load_single_file, save_single_file
-from tiny_models import NEW, new_sdxl
+from tiny_models import NEW, new_sd1, new_sdxl
 
 BY_NAME: dict[str, Family] = {"sdxl": FAMILIES[0], "sd21": FAMILIES[1], "sd14": FAMILIES[2]}
 TENSORS = {"sd14": 1130, "sd21": 1214, "sdxl": 2513}
@@ -328,6 +328,13 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
         (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"], "FLUX"),
         (["model.diffusion_model.input_blocks.0.0.weight"], "without a text encoder"),
         (["weight"], "no checkpoint in the original layout"),
+        ([], "empty: a file without a tensor"),
+        (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
+        (["emb_params"], "an embedding of textual inversion"),
+        (["model_ema.decay"], "the moving average"),
+        (["first_stage_model.decoder.conv_in.weight"], "an autoencoder alone"),
+        (["decoder.conv_in.weight", "encoder.conv_in.weight"], "an autoencoder alone"),
+        (["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "the denoiser of a diffusers folder"),
         ([*XL, "edm_vpred.sigma_max", "edm_vpred.sigma_min"], "edm_vpred.sigma_max .* no DDPM-like schedule"),  # CosXL
         ([*XL, "edm_mean", "edm_std"], "edm_mean .* no DDPM-like schedule"),  # Playground 2.5
     ):
@@ -346,7 +353,7 @@ def test_command_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     NEW["sd1"]().save_pretrained(folder)
     assert call("export", folder, "--out", file, "--precision", "float16").code == 0
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "nothing"))
-    monkeypatch.setattr("metaunlearn.models.singlefile.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("metaunlearn.models.configuration.try_to_load_from_cache", lambda *_: None)
     found = call("generate", file, "--prompt", "a fox", "--out", tmp_path / "out")
     assert found.code == 2
     assert "metaunlearn import" in found.err
@@ -366,3 +373,52 @@ def test_command_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert cut.code == 2
     assert "model.diffusion_model.out.2.bias" in cut.err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint in one file, and its configuration folder."""
+    save_single_file(new_sd1(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors", _saved(new_sd1(), tmp_path / "config")
+
+
+def test_weights_that_need_a_scale_are_refused(exported: tuple[Path, Path]) -> None:
+    """Read as they are, those of "fp8 scaled" files would be another model's."""
+    file, folder = exported
+    tensors = load_file(file)
+    name = next(key for key in tensors if key.endswith("attn2.to_k.weight"))
+    eight = tensors | {name: tensors[name].to(torch.float8_e4m3fn)}
+    save_file(eight, file)
+    load_single_file(file, folder)  # Plain numbers of 8 bits.
+    save_file(eight | {name.replace(".weight", ".scale_weight"): torch.ones(1)}, file)
+    with pytest.raises(UserError, match=r"8 bits with a scale beside them .*attn2.to_k.scale_weight"):
+        load_single_file(file, folder)
+    save_file(tensors | {name: (tensors[name] * 100).to(torch.int8)}, file)
+    with pytest.raises(UserError, match=r"has integers \(torch.int8\) for its unet's .*attn2.to_k.weight"):
+        load_single_file(file, folder)
+    save_file(tensors | {name: tensors[name] * torch.nan}, file)
+    with pytest.raises(UserError, match=r"damaged: its unet's .*attn2.to_k.weight holds numbers that are not finite"):
+        load_single_file(file, folder)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "content", "says"),
+    [
+        ("tokenizer/tokenizer.json", None, "incomplete: its tokenizer has no vocabulary"),
+        ("model_index.json", "{", "damaged: .*model_index.json is no JSON"),
+        ("model_index.json", "[]", "damaged: model_index.json holds no JSON object"),
+        ("unet/config.json", "{", "damaged: .*unet/config.json is no JSON"),
+        ("text_encoder/config.json", "[]", "damaged: text_encoder/config.json holds no JSON object"),
+        ("unet/config.json", '{"down_block_types": ["NoBlock"]}', "describes no unet that can be made"),
+    ],
+)
+def test_a_damaged_configuration_folder_is_to_blame(
+    exported: tuple[Path, Path], spoilt: str, content: str | None, says: str
+) -> None:
+    file, folder = exported
+    if content is None:
+        (folder / spoilt).unlink()
+    else:
+        (folder / spoilt).write_text(content)
+    with pytest.raises(UserError, match=f"the configuration folder .* {says}"):
+        load_single_file(file, folder)

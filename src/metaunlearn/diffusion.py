@@ -58,7 +58,13 @@ class NoiseSchedule:
                 "save the pipeline with a DDIM, DPM-Solver++, PNDM, LMS or Euler scheduler."
             )
         alpha_bar = scheduler.alphas_cumprod.float().cpu().clone()
-        if kind == "epsilon" and alpha_bar.min() <= 0:
+        if len(alpha_bar) != scheduler.config.num_train_timesteps:
+            raise UserError(
+                f"MODEL's scheduler has {scheduler.config.num_train_timesteps} timesteps (num_train_timesteps) and "
+                f"{len(alpha_bar)} noise levels (trained_betas): set both to what the model was trained with."
+            )
+        # Some schedulers put a number next to nothing in place of the last level's 0.
+        if kind == "epsilon" and (alpha_bar.min() <= 0 or scheduler.config.get("rescale_betas_zero_snr")):
             raise UserError(
                 "MODEL's scheduler ends in pure noise (rescale_betas_zero_snr) but predicts 'epsilon', from which x_0 "
                 "cannot be had there; save the pipeline with a scheduler whose prediction_type is 'v_prediction'."

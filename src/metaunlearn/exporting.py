@@ -61,13 +61,14 @@ def _unusual(pipeline: Any) -> list[str]:
     return found
 
 
-def import_checkpoint(file: Path, out: Path, *, config: Path | None = None) -> dict[str, Any]:
+def import_checkpoint(file: Path | str, out: Path | str, *, config: Path | str | None = None) -> dict[str, Any]:
     """Turn a checkpoint in the original layout into the diffusers folder ``out``, in float32.
 
     ``config`` is a diffusers folder of the same family for the configuration and the tokenizer; its weights, if it has
     any, are not read. Raises UserError before any work.
     """
-    if not file.is_file() or file.suffix != ".safetensors":
+    file, out, config = path_of(file), path_of(out), path_of(config)
+    if not file.is_file() or file.suffix.lower() != ".safetensors":
         raise UserError(
             f"expected a .safetensors file, got {file}; pickled checkpoints (.ckpt, .pt, .bin) are refused."
         )

@@ -87,8 +87,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``; a file that is unreadable or no JSON is a UserError that names it and the place."""
+def read_json(path: Path, *, otherwise: str = "Delete it or run the command that wrote it again.") -> Any:
+    """The JSON in ``path``; a file that is unreadable or no JSON is a UserError that names it and the place.
+
+    ``otherwise`` says what to do about one that is no JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -96,7 +99,7 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no JSON: byte {error.start} is not UTF-8.") from None
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}. Delete it or run the command that wrote it again.") from None
+        raise UserError(f"{path} is no JSON: {error}. {otherwise}") from None
 
 
 def read_records(file: Path, *, growing: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -25,7 +25,7 @@ from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.memory_format import channels_last
 from metaunlearn.models.precision import Precision, denoising_in
 from metaunlearn.models.sampling_steps import check_sampling_steps, possible_steps
-from metaunlearn.models.unfiltered import unfiltered, without_bar
+from metaunlearn.models.unfiltered import scheduler_kept, unfiltered, without_bar
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
 from metaunlearn.settings import whole
@@ -162,6 +162,7 @@ def generate_images(
     with (
         unfiltered(pipeline),
         without_bar(pipeline),
+        scheduler_kept(pipeline),
         channels_last([pipeline.unet, pipeline.vae]),
         decoding(pipeline.vae, together, height * width),
         denoising_in(pipeline.unet, precision),

@@ -9,8 +9,8 @@ from typing import Any
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, ConsistencyDecoderVAE, UNet2DConditionModel
 from transformers import CLIPTextModelWithProjection
 
-from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.errors import UserError
+from metaunlearn.models.check_scheduler import check_scheduler
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "StableDiffusionPipeline": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
@@ -23,6 +23,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 TEXT = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 """Who reads a prompt, and who is told."""
 TOKENIZERS = tuple(tokenizer for tokenizer, _ in TEXT)
+
+LONGEST = 100_000
+"""Tokens of a prompt at most; a tokenizer that knows no length says 10^30."""
 
 DRAWN_IN = 8
 """What divides the sides of every picture that these pipelines draw."""
@@ -69,9 +72,7 @@ def check_pipeline(pipeline: Any) -> str:
     check_class(name)
     missing = [part for part in FAMILIES[name] if getattr(pipeline, part, None) is None]
     if missing:
-        raise UserError(
-            f"MODEL, a {name}, has no {' and no '.join(missing)}; load it with all of {', '.join(FAMILIES[name])}."
-        )
+        raise UserError(lacking(name, missing))
     for tokenizer, encoder in TEXT:
         _check_text(pipeline, tokenizer, encoder)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
@@ -81,8 +82,13 @@ def check_pipeline(pipeline: Any) -> str:
     if "XL" in name:
         _check_two_encoders(pipeline)
     _check_autoencoder(pipeline.vae)
-    NoiseSchedule.of(pipeline.scheduler)
+    check_scheduler(pipeline.scheduler)
     return name
+
+
+def lacking(name: str, missing: Sequence[str]) -> str:
+    """That a pipeline of the class ``name`` has no such components, in words."""
+    return f"MODEL, a {name}, has no {' and no '.join(missing)}; load it with all of {', '.join(FAMILIES[name])}."
 
 
 def check_channels(taken: int, latent_channels: int) -> None:
@@ -101,9 +107,15 @@ def _check_text(pipeline: Any, tokenizer: str, encoder: str) -> None:
     known = getattr(pipeline, encoder).get_input_embeddings().num_embeddings
     if tokens > known:
         raise UserError(
-            f"MODEL's {tokenizer} has {tokens} tokens and its {encoder} knows {known}: they are not of one model."
+            f"MODEL's {tokenizer} has {tokens} tokens and its {encoder} knows {known}: they are not of one model, or a "
+            "token was added without its row (text_encoder.resize_token_embeddings)."
         )
     length = getattr(pipeline, tokenizer).model_max_length
+    if length > LONGEST:
+        raise UserError(
+            f"MODEL's {tokenizer} does not say where it cuts prompts (model_max_length in its tokenizer_config.json): "
+            "set it to the number of tokens that the model was trained with, 77 for a CLIP."
+        )
     places = getattr(getattr(pipeline, encoder).config, "max_position_embeddings", length)
     if length > places:
         raise UserError(
@@ -178,6 +190,16 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
             "MODEL's denoiser has no cross-attention (no attn2.to_k among its parameters), so no prompt reaches it and "
             "there is no concept to erase."
         )
+    if any(".fuser." in name for name, _ in unet.named_parameters()):
+        raise UserError(
+            "MODEL's denoiser takes boxes beside its prompts (attention_type=gated, as GLIGEN's), which nothing here "
+            "gives it. Give the text-to-image model that it was made from."
+        )
+    if unet.config.get("dual_cross_attention"):
+        raise UserError(
+            "MODEL's denoiser has two cross-attentions in each block (dual_cross_attention), which diffusers' own "
+            "pipeline cannot run. Give a model of one."
+        )
     if any("lora_" in name for name, _ in unet.named_parameters()):
         raise UserError(
             "MODEL's denoiser has an adapter (LoRA) beside its weights, which would neither be erased nor saved. Fuse "
@@ -204,7 +226,12 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
 
 def _check_sides(latent: int | Sequence[int], pixels: int) -> None:
     """``latent``: height and width of the latents, or the side of square ones; ``pixels``: of a latent's, each way."""
-    sides = [latent] if isinstance(latent, int) else list(latent)
+    sides: list[Any] = [*latent] if isinstance(latent, list | tuple) else [latent]
+    if len(sides) > 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(
+            f"MODEL's denoiser says that its latents' side is {latent!r} (sample_size in unet/config.json): expected a "
+            "whole number above 0, or two of them, height and width."
+        )
     if any(side * pixels % DRAWN_IN for side in sides):
         least = DRAWN_IN // math.gcd(pixels, DRAWN_IN)
         fitting = [max(least, side - side % least) for side in sides]

@@ -7,7 +7,8 @@ would be measured, and published, as if it were the model.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,20 @@ from safetensors import SafetensorError
 
 from metaunlearn.errors import UserError, first_line
 from metaunlearn.files import read_json
-from metaunlearn.models.checks import FAMILIES, TOKENIZERS
+from metaunlearn.models.checks import FAMILIES, TOKENIZERS, lacking
 from metaunlearn.models.variants import variant_in
+
+logger = logging.getLogger(__name__)
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 LIBRARIES = ("diffusers", "transformers")
+RENAMED = {
+    "_orig_mod.": "they were saved from a compiled model, whose names begin with _orig_mod.; save the model that it "
+    "was compiled from (model._orig_mod)",
+    ".base_layer.": "an adapter (LoRA) was saved beside them; fuse it first (pipeline.fuse_lora(), then "
+    "pipeline.unload_lora_weights())",
+}
+"""What names in a file tell of the others' lack."""
 AGAIN = "Copy or download it again, whole, or give another MODEL."
 
 
@@ -38,32 +48,64 @@ def _check_folders(folder: Path, index: Mapping[str, Any]) -> None:
     for name in FAMILIES[index["_class_name"]]:
         kind = index.get(name)
         if not kind or kind[0] is None:
-            continue  # check_pipeline says so.
+            raise UserError(lacking(index["_class_name"], [name]))
         if not (folder / name).is_dir():
             raise UserError(
                 f"MODEL {folder} is incomplete: its model_index.json has a {name}, its folder has none. {AGAIN}"
             )
         for file in sorted((folder / name).glob("[!.]*.json")):  # A Mac leaves hidden ones beside.
-            if not isinstance(read_json(file), dict):
-                raise UserError(f"MODEL {folder} is damaged: {name}/{file.name} holds no JSON object. {AGAIN}")
-        if name in TOKENIZERS:
-            _check_vocabulary(folder / name, _class_of(kind))
+            _check_described(folder, name, file)
+        if name in TOKENIZERS and (lack := lacking_vocabulary(folder / name, _class_of(kind))):
+            raise UserError(f"MODEL {folder} is incomplete: its {name} {lack}. {AGAIN}")
 
 
-def _check_vocabulary(folder: Path, kind: Any) -> None:
+def _check_described(folder: Path, name: str, file: Path) -> None:
+    try:
+        described = read_json(file, otherwise=AGAIN)
+    except UserError as error:
+        raise UserError(f"MODEL {folder} is damaged: {error}") from None
+    if not isinstance(described, dict):
+        raise UserError(f"MODEL {folder} is damaged: {name}/{file.name} holds no JSON object. {AGAIN}")
+    if file.name == "adapter_config.json":
+        raise UserError(
+            f"MODEL {folder} has an adapter (LoRA) beside the weights of its {name} ({name}/{file.name}), which would "
+            "neither be erased nor saved. Fuse it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights())."
+        )
+    if "quantization_config" in described:
+        raise UserError(
+            f"MODEL {folder} has its {name} in few bits ({name}/{file.name} has a quantization_config), from which no "
+            "gradient is taken; give the model that it was made from, in float32, float16 or bfloat16."
+        )
+
+
+def lacking_vocabulary(folder: Path, kind: Any) -> str:
+    """What the folder of a tokenizer of the class ``kind`` lacks, in words; nothing if its vocabulary is there.
+
+    transformers makes a tokenizer of nothing.
+    """
     files = dict(getattr(kind, "vocab_files_names", {}))
     whole = files.pop("tokenizer_file", "tokenizer.json")
     missing = [file for file in files.values() if not (folder / file).is_file()]
-    if missing and not (folder / whole).is_file():
-        raise UserError(
-            f"MODEL {folder.parent} is incomplete: its {folder.name} has no vocabulary, neither {whole} nor "
-            f"{' and '.join(missing)}. {AGAIN}"
-        )
+    if not missing or (folder / whole).is_file():
+        return ""
+    return f"has no vocabulary, neither {whole} nor {' and '.join(missing)}"
+
+
+def check_index(index: Mapping[str, Any], where: str) -> None:
+    """UserError unless each component that the ``model_index.json`` of ``where`` names is a library and a class."""
+    for name in (*NETWORKS, *TOKENIZERS, "scheduler"):
+        kind = index.get(name)
+        pair = isinstance(kind, list) and len(kind) == 2 and all(part is None or isinstance(part, str) for part in kind)
+        if kind is not None and not pair:
+            raise UserError(
+                f"{where} is damaged: its model_index.json has {kind!r} for its {name}; expected the names of a "
+                f"library and of a class. {AGAIN}"
+            )
 
 
 def _class_of(kind: Any) -> Any:
     """What an entry of ``model_index.json`` names; None for what other libraries bring, and for no component."""
-    if not isinstance(kind, list) or kind[0] not in LIBRARIES:
+    if not kind or kind[0] not in LIBRARIES:
         return None
     return getattr(importlib.import_module(kind[0]), kind[1], None)
 
@@ -76,9 +118,35 @@ def _network(folder: Path, name: str, kind: Any) -> Any:
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise UserError(f"MODEL {folder}: its {name} cannot be loaded: {first_line(error)}. {AGAIN}") from error
-    missing = sorted(found["missing_keys"])
+        cause = error.__cause__ or error.__context__
+        why = f" ({first_line(cause)})" if cause is not None and str(cause) else ""
+        raise UserError(f"MODEL {folder}: its {name} cannot be loaded: {first_line(error)}{why}. {AGAIN}") from error
+    missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"MODEL {folder} is incomplete: the weights of its {name} lack {missing[0]}{more}. {AGAIN}")
+        raise UserError(f"MODEL {folder} is incomplete: {_lacking(name, missing, unknown)}")
+    unknown = [key for key in unknown if not key.endswith("position_ids")]  # Of older versions, and no weights.
+    if unknown:
+        logger.warning(
+            "MODEL %s has %d tensors in its %s that this class has no place for, such as %s; they are left out",
+            folder, len(unknown), name, unknown[0],
+        )  # fmt: skip
+    check_finite(network, f"MODEL {folder} is damaged: its {name}'s")
     return network
+
+
+def _lacking(name: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """That the weights of a network lack some, and what may be why."""
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    lack = f"the weights of its {name} lack {missing[0]}{more}"
+    for mark, why in RENAMED.items():
+        if any(mark in key for key in unknown):
+            return f"{lack}, because {why}."
+    return f"{lack}. {AGAIN}"
+
+
+def check_finite(network: Any, whose: str) -> None:
+    """UserError, which begins with ``whose``, when a parameter is not finite: nothing good comes of such a model."""
+    broken = [name for name, p in network.named_parameters() if not bool(p.isfinite().all())]
+    if broken:
+        more = f" and {len(broken) - 1} more of its tensors hold" if len(broken) > 1 else " holds"
+        raise UserError(f"{whose} {broken[0]}{more} numbers that are not finite. {AGAIN}")

@@ -13,13 +13,15 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from metaunlearn.errors import UserError, first_line
 from metaunlearn.fetching import CARD, HUB_SECONDS, SAMPLING_FILE, ways_to_fetch
 from metaunlearn.files import path_of, read_json
-from metaunlearn.models.checks import REFINER, check_class, is_refiner
-from metaunlearn.models.components import AGAIN, NETWORKS, networks
+from metaunlearn.models.checks import REFINER, TOKENIZERS, check_class, is_refiner
+from metaunlearn.models.components import AGAIN, NETWORKS, check_index, networks
 from metaunlearn.models.pipeline_class import pipeline_class
 from metaunlearn.models.variants import variants_of
 from metaunlearn.records import unfinished
 
 CANVAS = "canvas"
+HOW_IT_WAS_LOADED = ("local_files_only", "is_local")
+"""Of a tokenizer."""
 
 
 def load_pipeline(model: Any) -> Any:
@@ -55,21 +57,27 @@ def load_folder(path: Path) -> Any:
             f"give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'.{unfinished(path)}"
         )
     try:
-        named = read_json(index)
+        named = read_json(index, otherwise=AGAIN)
         if not isinstance(named, dict):
             raise UserError(f"MODEL {path} is damaged: its model_index.json holds no JSON object. {AGAIN}")
+        check_index(named, f"MODEL {path}")
         options = _options(named)
         parts = networks(path, named)
         # Absolute, because how it is sampled is looked up there at every drawing, wherever the process is by then.
-        return DiffusionPipeline.from_pretrained(path.absolute(), local_files_only=True, **options, **parts)
+        pipeline = DiffusionPipeline.from_pretrained(path.absolute(), local_files_only=True, **options, **parts)
     except (OSError, ValueError, ImportError, TypeError, AttributeError) as error:
         raise UserError(f"MODEL {path} cannot be loaded as a diffusers pipeline: {first_line(error)}.") from error
+    for name in TOKENIZERS:
+        if (tokenizer := getattr(pipeline, name, None)) is not None:
+            for key in HOW_IT_WAS_LOADED:  # transformers would write it into what is saved.
+                tokenizer.init_kwargs.pop(key, None)
+    return pipeline
 
 
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:
     """How to load the pipeline of this ``model_index.json``; refuses before gigabytes are read."""
     name = str(index.get("_class_name", "pipeline without a class"))
-    first = index.get("text_encoder", [1])[0]
+    first = (index.get("text_encoder", [1]) or [None])[0]
     if is_refiner(name, aesthetics=index.get("requires_aesthetics_score"), text_encoder=first):
         raise UserError(REFINER)
     check_class(name)
@@ -92,7 +100,7 @@ def _download(model: str, variants: Mapping[str, str | None], options: Mapping[s
 
 
 def _load_single_file(path: Path) -> Any:
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise UserError(f"MODEL {path} is not a .safetensors file; pickled checkpoints (.ckpt, .pt, .bin) are refused.")
     from metaunlearn.models.singlefile import load_single_file
 

@@ -7,13 +7,25 @@ from typing import Any
 
 from metaunlearn.errors import UserError
 
+MULTISTEP = 10
+"""Steps with which every method that looks back on earlier ones has enough of them."""
+
 
 def check_sampling_steps(pipeline: Any, steps: int) -> None:
     """UserError when the pipeline's scheduler cannot sample in so many ``steps``."""
     if not _can_sample(pipeline, steps):
+        fewer = possible_steps(pipeline, steps)
+        more = next((more for more in range(steps + 1, MULTISTEP + 1) if _can_sample(pipeline, more)), None)
+        take = (
+            f"; take {fewer} or fewer"
+            if fewer < steps and _can_sample(pipeline, fewer)
+            else f"; take {more} or more"
+            if more
+            else ""
+        )
         raise UserError(
             f"MODEL's noise schedule has {_timesteps(pipeline)} timesteps, and its {type(pipeline.scheduler).__name__} "
-            f"cannot sample in {steps} steps (steps=, --steps); take {possible_steps(pipeline, steps)} or fewer."
+            f"cannot sample in {steps} steps (steps=, --steps){take}."
         )
 
 
@@ -34,11 +46,14 @@ def _timesteps(pipeline: Any) -> int | None:
 
 def _can_sample(pipeline: Any, steps: int) -> bool:
     trained = _timesteps(pipeline)
-    if trained is None or 2 * steps <= trained:  # Far enough apart for any spacing and offset.
+    if trained is None:
+        return True
+    far_apart = 2 * steps <= trained  # For any spacing and offset.
+    if far_apart and steps >= MULTISTEP:
         return True
     scheduler = copy.deepcopy(pipeline.scheduler)
     try:
         scheduler.set_timesteps(steps)
     except (ValueError, IndexError, RuntimeError):
         return False
-    return bool(scheduler.timesteps.min() >= 0 and scheduler.timesteps.max() <= trained - 1)
+    return far_apart or bool(scheduler.timesteps.min() >= 0 and scheduler.timesteps.max() <= trained - 1)

@@ -45,6 +45,14 @@ class StableDiffusionXL(TokenModel):
         assert nothing.pooled is not None
         return Conditioning(torch.zeros_like(nothing.tokens), torch.zeros_like(nothing.pooled), nothing.time_ids)
 
+    def latents_spread(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What some autoencoders of the family say of it; of others, the identity."""
+        config, names = self.pipeline.vae.config, ("latents_mean", "latents_std")
+        if any(config.get(name) is None for name in names):
+            return super().latents_spread()
+        centre, spread = (torch.tensor(config[name], device=self.device).view(1, -1, 1, 1) for name in names)
+        return centre, spread
+
     def _time_ids(self, count: int) -> torch.Tensor:
         size = float(self.image_size)
         return torch.tensor([[size, size, 0.0, 0.0, size, size]], device=self.device).repeat(count, 1)

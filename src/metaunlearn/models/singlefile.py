@@ -7,7 +7,6 @@ downloaded: the folder is given, or lies in the hub's cache.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from metaunlearn.errors import UserError
-from metaunlearn.fetching import CONFIGURATION, fetch_command
 from metaunlearn.files import whole_or_absent
 from metaunlearn.models.checks import check_channels
+from metaunlearn.models.components import AGAIN, check_finite, lacking_vocabulary
+from metaunlearn.models.configuration import XL, configuration_folder, empty_component, tokenizers_of
 from metaunlearn.models.layout import (
     Family,
     Part,
@@ -42,7 +39,8 @@ from metaunlearn.models.trained_schedule import lost_by, trained_with
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Precision = Literal["float32", "float16", "bfloat16"]
-XL = "StableDiffusionXLPipeline"
+SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", "scaled_fp8")
+"""In the names of what stands beside a weight of 8 bits, which means nothing without it."""
 FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 DECODERS_FIRST_LAYER = "first_stage_model.decoder.conv_in.weight"
 """What takes latents, and nothing else."""
@@ -61,15 +59,17 @@ def load_single_file(path: Path, config: Path | None = None) -> Any:
             names = usual_names(file.keys())
             family = family_of_keys(names, str(path))
             _check_channels(file, names)
-            folder = _configuration(path, family, config)
+            _check_numbers(file, path)
+            folder, index = configuration_folder(path, family, config)
             said = said_by(names, dict(file.metadata() or {}))
             modules = {
-                part.component: _filled(_empty(folder, part.component), part, file, names, path, folder)
+                part.component: _filled(empty_component(folder, part.component), part, file, names, path, folder)
                 for part in family.parts
             }
     except (OSError, SafetensorError) as error:
         raise UserError(f"MODEL {path} cannot be read as a .safetensors file: {error}") from error
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    for component, module in modules.items():
+        check_finite(module, f"MODEL {path} is damaged: its {component}'s")
     return _assembled(family, folder, index, modules, _scheduler(path, family, folder, index, said))
 
 
@@ -103,52 +103,14 @@ def _check_channels(file: Any, names: dict[str, str]) -> None:
         check_channels(shapes[0][1], shapes[1][1])
 
 
-def _configuration(path: Path, family: Family, given: Path | None) -> Path:
-    """The configuration folder, checked."""
-    if given is not None:
-        if not (given / "model_index.json").is_file():
-            raise UserError(
-                f"the configuration folder {given} (config=..., --config DIR) has no model_index.json; give a "
-                f"diffusers folder of the same family, such as {family.repositories[0]}; its weights are not needed."
-            )
-        found = json.loads((given / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
-        if found != family.pipeline:
-            raise UserError(
-                f"the configuration folder {given} (config=..., --config DIR) is a {found}'s, but {path} is a "
-                f"checkpoint of {family.name}, a {family.pipeline}."
-            )
-        return given
-    for repository in family.repositories:
-        cached = try_to_load_from_cache(repository, "model_index.json")
-        if isinstance(cached, str) and _complete(Path(cached).parent, family):
-            return Path(cached).parent
-    where = family.repositories[0]
-    raise UserError(
-        f"MODEL {path} is a checkpoint of {family.name}, which holds weights only: its tokenizer's vocabulary and its "
-        "configuration are needed, too (a few MB, no weights). Fetch them where there is a network with\n"
-        f"  {fetch_command(where, CONFIGURATION, folder='DIR')}\n"
-        f"and turn the file into a folder that every command takes:\n"
-        f"  metaunlearn import {path} --config DIR --out FOLDER"
-    )
-
-
-def _complete(folder: Path, family: Family) -> bool:
-    parts = [part.component for part in family.parts] + ["scheduler", "tokenizer"]
-    return all((folder / part).is_dir() for part in parts)
-
-
-def _empty(folder: Path, component: str) -> nn.Module:
-    """A component of the configured shape whose parameters have no memory yet."""
-    where = folder / component
-    if not (where / "config.json").is_file():
-        raise UserError(f"the configuration folder {folder} (config=..., --config DIR) has no {component}/config.json.")
-    with init_empty_weights(include_buffers=False):
-        if component == "unet":
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, local_files_only=True))
-        if component == "vae":
-            return AutoencoderKL.from_config(AutoencoderKL.load_config(where, local_files_only=True))
-        kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
-        return kind(CLIPTextConfig.from_pretrained(where, local_files_only=True))
+def _check_numbers(file: Any, path: Path) -> None:
+    """Refuse weights that are a tensor's numbers only together with a scale beside it."""
+    scaled = next((key for key in file.keys() if any(mark in key for mark in SCALES)), None)  # noqa: SIM118  # No mapping.
+    if scaled is not None:
+        raise UserError(
+            f"MODEL {path} has weights in 8 bits with a scale beside them ({scaled}), as made for inference alone; "
+            "give the checkpoint that it was made from, in float32, float16 or bfloat16."
+        )
 
 
 def _filled(module: Any, part: Part, file: Any, names: dict[str, str], path: Path, folder: Path) -> nn.Module:
@@ -169,6 +131,11 @@ def _filled(module: Any, part: Part, file: Any, names: dict[str, str], path: Pat
             raise UserError(
                 f"MODEL {path}: {part.component}'s {name} has shape {tuple(tensor.shape)}, but the configuration "
                 f"folder {folder} (config=..., --config DIR) says {tuple(shapes[name])}; it is another model's."
+            )
+        if not tensor.is_floating_point():
+            raise UserError(
+                f"MODEL {path} has integers ({tensor.dtype}) for its {part.component}'s {name}: it is quantised. Give "
+                "the checkpoint that it was made from, in float32, float16 or bfloat16."
             )
         state[name] = tensor.float().contiguous()
     module.load_state_dict(state, assign=True, strict=False)  # Buffers are made by the module itself.
@@ -212,7 +179,13 @@ def _scheduler(path: Path, family: Family, folder: Path, index: dict[str, Any], 
 
 
 def _assembled(family: Family, folder: Path, index: dict[str, Any], modules: dict[str, Any], scheduler: Any) -> Any:
-    names = ["tokenizer", "tokenizer_2"] if "text_encoder_2" in modules else ["tokenizer"]
+    names = tokenizers_of(family)
+    for name in names:
+        if lack := lacking_vocabulary(folder / name, CLIPTokenizer):
+            raise UserError(
+                f"the configuration folder {folder} (config=..., --config DIR) is incomplete: its {name} {lack}. "
+                f"{AGAIN}"
+            )
     try:
         tokenizers = {name: CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names}
     except (OSError, ValueError, TypeError) as error:

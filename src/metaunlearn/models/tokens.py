@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaunlearn.conditioning import Conditioning
@@ -69,7 +69,8 @@ class TokenModel(UNetModel):
         for place, name in enumerate(self.text_encoders):
             own = {key.removeprefix(f"{name}."): p for key, p in (psi or {}).items() if key.startswith(f"{name}.")}
             rows = None if looked_up is None else looked_up[place]
-            encoded.append(_encoded(getattr(self.pipeline, name), ids[:, place], own, rows))
+            tokenizer = getattr(self.pipeline, self.tokenizers[place])
+            encoded.append(_encoded(getattr(self.pipeline, name), tokenizer, ids[:, place], own, rows))
         return self.conditioning(encoded)
 
 
@@ -84,13 +85,26 @@ def _ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     return ids
 
 
-def _encoded(encoder: Any, ids: Tensor, psi: Params, looked_up: Tensor | None) -> Any:
-    # A hook rather than an argument: transformers' text encoders take no embeddings in place of ids.
-    hook = None
+def _encoded(encoder: Any, tokenizer: Any, ids: Tensor, psi: Params, looked_up: Tensor | None) -> Any:
+    options: dict[str, Any] = {"output_hidden_states": True}
+    if getattr(encoder.config, "use_attention_mask", None):  # diffusers' pipelines tell the encoder then, and else not.
+        options["attention_mask"] = _mask(tokenizer, ids)
+    # Hooks rather than an argument: transformers' text encoders take no embeddings in place of ids.
+    hooks = []
     if looked_up is not None:
-        hook = encoder.get_input_embeddings().register_forward_hook(lambda *_: looked_up)
+        table = encoder.get_input_embeddings().weight
+        # Some encoders have two modules of one table, and ask the other one.
+        tables = [module for module in encoder.modules() if isinstance(module, nn.Embedding) and module.weight is table]
+        hooks = [module.register_forward_hook(lambda *_: looked_up) for module in tables]
     try:
-        return functional_call(encoder, psi, (ids,), {"output_hidden_states": True})
+        return functional_call(encoder, psi, (ids,), options)
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
+
+
+def _mask(tokenizer: Any, ids: Tensor) -> Tensor:
+    """(B, T) int64: 1 up to the end token of each prompt, 0 for the padding behind it."""
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    ends = (ids == end).long()
+    return (ends.cumsum(dim=1) - ends == 0).long()

@@ -170,15 +170,14 @@ class UNetModel:
         chunks = images.split(encoded_at_once(images.shape[2] * images.shape[3]))
         posteriors = [vae.encode(as_taken(vae, chunk.to(self.device))).latent_dist for chunk in chunks]
         mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+        centre, spread = self.latents_spread()
         scale = vae.config.scaling_factor
-        if vae.config.get("latents_mean") is None or vae.config.get("latents_std") is None:
-            return scale * mean, scale * std
-        # Some autoencoders of the XL family say how their latents are spread, channel by channel.
-        centre, spread = (
-            torch.tensor(vae.config[name], device=self.device).view(1, -1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
         return scale * (mean - centre) / spread, scale * std / spread
+
+    def latents_spread(self) -> tuple[Tensor, Tensor]:
+        """Centre and spread of the autoencoder's latents by channel, (1, C, 1, 1), that the family's pipeline reads."""
+        nothing = torch.zeros(1, 1, 1, 1, device=self.device)
+        return nothing, nothing + 1
 
     def check_concept(self, concept: str) -> None:
         """Refuse a concept of which a tokenizer leaves nothing, or cuts off the end."""
@@ -200,4 +199,4 @@ class UNetModel:
 
 def _last_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
     ids = tokenizer(list(prompts), truncation=True, max_length=tokenizer.model_max_length).input_ids
-    return [len(row) - 2 for row in ids]
+    return [max(0, len(row) - 2) for row in ids]  # Some tokenizers begin without a start token.

@@ -1,7 +1,8 @@
-"""Pictures as a pipeline draws them: no safety checker blackens any, no watermark goes over them, no bar is printed."""
+"""Drawing without a safety checker, a watermark or a bar; the pipeline is as it was afterwards."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,3 +36,17 @@ def without_bar(pipeline: Any) -> Iterator[None]:
         yield
     finally:
         pipeline.set_progress_bar_config(**(before or {}))
+
+
+@contextmanager
+def scheduler_kept(pipeline: Any) -> Iterator[None]:
+    """While this is open ``pipeline`` draws with a copy of its scheduler.
+
+    Some change their own settings while they draw (``lower_order_final``), and the pipeline is saved afterwards.
+    """
+    own = pipeline.scheduler
+    pipeline.scheduler = copy.deepcopy(own)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
