@@ -49,9 +49,9 @@ def with_tiny_autoencoder() -> Any:
     return pipeline
 
 
-def with_adapter() -> Any:
+def with_adapter(component: str, layer: str) -> Any:
     pipeline = new_sd1()
-    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))
+    getattr(pipeline, component).add_adapter(LoraConfig(r=2, target_modules=[layer]))
     return pipeline
 
 
@@ -135,7 +135,8 @@ NO_CROSS_ATTENTION = {
         (lambda: with_unet(**NO_CROSS_ATTENTION), "no cross-attention"),
         (with_rgba, "autoencoder takes pictures of 4 channels"),
         (with_tiny_autoencoder, "autoencoder is a AutoencoderTiny"),
-        (with_adapter, r"adapter \(LoRA\)"),
+        (lambda: with_adapter("unet", "to_k"), r"MODEL's unet has an adapter \(LoRA\)"),
+        (lambda: with_adapter("text_encoder", "q_proj"), r"MODEL's text_encoder has an adapter \(LoRA\)"),
         (lambda: with_unet(sample_size=None), "how large its latents are"),
         (lambda: with_unet(num_class_embeds=10), r"a class .* \(class_embed_type=None, num_class_embeds=10\)"),
         (lambda: with_unet(class_embed_type="timestep"), r"\(class_embed_type=timestep, num_class_embeds=None\)"),

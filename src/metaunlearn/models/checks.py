@@ -76,6 +76,7 @@ def check_pipeline(pipeline: Any) -> str:
     for tokenizer, encoder in TEXT:
         _check_text(pipeline, tokenizer, encoder)
     _check_denoiser(pipeline.unet, pipeline.vae.config.latent_channels)
+    _check_adapters(pipeline)
     _check_sides(pipeline.unet.config.sample_size, pipeline.vae_scale_factor)
     _check_told(pipeline.unet, xl="XL" in name)
     _check_width(pipeline)
@@ -200,11 +201,6 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
             "MODEL's denoiser has two cross-attentions in each block (dual_cross_attention), which diffusers' own "
             "pipeline cannot run. Give a model of one."
         )
-    if any("lora_" in name for name, _ in unet.named_parameters()):
-        raise UserError(
-            "MODEL's denoiser has an adapter (LoRA) beside its weights, which would neither be erased nor saved. Fuse "
-            "it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights()), or unload it."
-        )
     if unet.config.sample_size is None:
         raise UserError(
             "MODEL's denoiser does not say how large its latents are (sample_size is None in unet/config.json): give "
@@ -222,6 +218,16 @@ def _check_denoiser(unet: Any, latent_channels: int) -> None:
             "MODEL's denoiser is told the guidance scale (time_cond_proj_dim), as distilled models (LCM) are; give the "
             "model that it was distilled from."
         )
+
+
+def _check_adapters(pipeline: Any) -> None:
+    for name in ("unet", *(encoder for _, encoder in TEXT)):
+        network = getattr(pipeline, name, None)
+        if network is not None and any("lora_" in key for key, _ in network.named_parameters()):
+            raise UserError(
+                f"MODEL's {name} has an adapter (LoRA) beside its weights, which would neither be erased nor saved. "
+                "Fuse it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights()), or unload it."
+            )
 
 
 def _check_sides(latent: int | Sequence[int], pixels: int) -> None:
