@@ -16,6 +16,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.diffusion import Batch
 from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
+from metaunlearn.meta.outer import clipped_step
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params, laid_out_like
 from toy_denoiser import NAMES, TIMESTEPS, ToyDenoiser, drawn, toy_run, toy_settings
@@ -338,3 +339,39 @@ def test_a_gradient_that_lies_otherwise_in_memory_moves_the_same_numbers() -> No
         torch.optim.AdamW([p], lr=0.1, fused=True).step()
         moved.append(p)
     assert torch.equal(moved[0], moved[1])
+
+
+def test_l_retain_and_both_terms_of_eq_3_have_the_weights_of_their_own() -> None:
+    """The direct term has zeta's, as the term at theta_M has, and not those of L_retain beside it."""
+    ours, of_zeta = {"retain_related": 0.2, "retain_unrelated": 0.9}, {"zeta_related": 2.0, "zeta_unrelated": 0.1}
+    run = toy_run(paper_settings(*(f"{key}={value}" for key, value in (ours | of_zeta).items())))
+    batches = drawn(run)
+
+    def both(theta: Params, kept: RetainBatch, weights: dict[str, float]) -> Tensor:
+        of_related, of_unrelated = weights.values()
+        return of_related * l_dm(theta, kept.batch, related(kept)) + of_unrelated * l_dm(
+            theta, kept.batch, unrelated(kept)
+        )
+
+    theta = {name: p.clone().requires_grad_() for name, p in run.theta.items()}
+    theta_m = finetuned(theta, batches.inner, NAMES, "sgd", PAPER["inner_learning_rate"])
+    l_unlearn = l_forget(theta, batches) + PAPER["retain_weight"] * both(theta, batches.retain, ours)
+    destroyed = both(theta_m, batches.meta_retain, of_zeta) - both(theta, batches.direct, of_zeta)
+    l_meta = -l_dm(theta_m, batches.outer) - PAPER["zeta"] * destroyed
+    g = torch.autograd.grad(PAPER["gamma1"] * l_unlearn + PAPER["gamma2"] * l_meta, list(theta.values()))
+    assert error(run.outer_gradient()[0], dict(zip(theta, g, strict=True))) < EXACT
+
+
+def test_a_gradient_is_cut_before_the_step() -> None:
+    """(3, 4) at a limit of 1 is (0.6, 0.8); the length that is told is the whole one."""
+    p = torch.zeros(2)
+    length = clipped_step(torch.optim.SGD([p], lr=1.0), {"p": p}, {"p": torch.tensor([3.0, 4.0])}, 1.0)
+    assert length.item() == pytest.approx(5.0)
+    assert p.tolist() == pytest.approx([-0.6, -0.8], rel=1e-4)
+    assert p.grad is None
+
+
+def test_parts_that_cannot_have_equal_shares_know_how_many_are_related() -> None:
+    """3 related and 3 others in two parts: all of the first, and none of the second."""
+    kept = drawn(toy_run(paper_settings("batch_size=6"))).retain
+    assert [(part.related, len(part.batch.t)) for part in kept.parts(2)] == [(3, 3), (0, 3)]

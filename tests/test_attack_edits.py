@@ -11,12 +11,13 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from attack_fixtures import FAST, TEXT, UNET, VAE, assert_same_run, changed, write_pictures
 from conftest import read_lines
 from metaunlearn.attacking import attack
-from metaunlearn.attacks import add_difference
-from metaunlearn.attacks.from_pictures import Inpaint, centre_mask, repainted
+from metaunlearn.attacks import add_difference, from_pictures
+from metaunlearn.attacks.from_pictures import Img2Img, Inpaint, centre_mask, repainted
 from metaunlearn.attacks.interpolate import interpolated
 from metaunlearn.attacks.lora import WEIGHTS_FILE
 from metaunlearn.attacks.quantize import quantized, round_rows
@@ -338,3 +339,31 @@ def test_strengths_that_leave_no_step_are_refused(tiny_model: Path, pictures: Pa
     with pytest.raises(UserError, match="takes strengths"):
         attack(tiny_model, pictures, kind="img2img", steps=(0, 5), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_picture_i_has_seed_plus_i_in_every_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def repaint(_: Any, starts: Tensor, texts: list[str], strength: float, seeds: list[int], after: Any) -> Tensor:
+        seen.extend(seeds)
+        return starts
+
+    monkeypatch.setattr(from_pictures, "repainted", repaint)
+    task = SimpleNamespace(model=None, seed=40, data=SimpleNamespace(images=torch.zeros(5, 3, 8, 8), texts=["a"] * 5))
+    Img2Img(batch_size=2).make(task, 0.5, tmp_path / "run", None)  # type: ignore[arg-type]
+    assert seen == [40, 41, 42, 43, 44]
+
+
+def test_the_noise_around_the_square_is_not_the_pipelines(tiny_model: Path) -> None:
+    """A picture's seed begins the pipeline's own noise; that around the square is of another stream of it."""
+    model = load(tiny_model)
+    put_back = Inpaint(hole=0.25)._after_step(model, torch.zeros(2, 3, model.image_size, model.image_size), [3, 4])
+    scheduler = SimpleNamespace(timesteps=torch.tensor([900, 500]), add_noise=lambda x_0, eps, t: eps)
+    latents = torch.zeros(2, *model.latent_shape)
+    eps = put_back(SimpleNamespace(scheduler=scheduler), 0, torch.tensor(900), {"latents": latents})["latents"]
+    around = eps[:, :, 0]  # The square does not reach the first row.
+    assert around.std() > 0.5
+    assert not torch.equal(around[0], around[1])
+    for row, seed in zip(around, (3, 4), strict=True):
+        pipelines = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))[:, 0]
+        assert not torch.allclose(row, pipelines)

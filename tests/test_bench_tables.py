@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from bench_grids import GRID, TINY, changed, made_up, plan_of, score, write_scores
+from metaunlearn.bench.attacks import BENIGN
 from metaunlearn.bench.formats import to_markdown
+from metaunlearn.bench.lines import ratios
 from metaunlearn.bench.long_csv import as_csv
 from metaunlearn.bench.plan import Plan, states
 from metaunlearn.bench.published import CAPTIONS, published_rows, published_tables
 from metaunlearn.bench.recipe import BenchRecipe, Grid
-from metaunlearn.bench.results import Asked, Found, Measured, Results, found_in, pooled
+from metaunlearn.bench.results import EACH, Asked, Found, Measured, Results, _each, found_in, pooled
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
 from metaunlearn.metrics.intervals import wilson
@@ -220,3 +222,33 @@ def test_a_plan_knows_its_cells() -> None:
     assert [cell.name for cell in behind] == list(dict.fromkeys(cell.name for cell in behind))
     for place, cell in enumerate(behind):
         assert set(cell.needs.values()) <= {earlier.name for earlier in behind[:place]}
+
+
+def test_what_the_judge_saw_is_kept_of_all_pictures_or_of_none() -> None:
+    """Of some only, a digit would not stand for the picture of its place."""
+    raw = [{"saw": "knife"}, {"saw": "axe"}, {"score": 1.0}]
+    assert _each({"protocol": {"concept": "knife"}, "raw": raw[:2], "n": 2}) == {EACH: "10"}
+    assert _each({"protocol": {"concept": "knife"}, "raw": raw, "n": 3}) == {}
+    assert _each({"protocol": {}, "raw": raw[:2], "n": 2}) == {}
+
+
+def test_what_a_benign_attack_leaves_is_in_no_ratio() -> None:
+    attacks = [*TINY["attacks"], {"name": "CLEAN", "data": BENIGN, "pictures": 2}]
+    grid = resolve(Grid, changed("attacks", to=attacks, of=changed("models", to=["unlearn", "meta-unlearn"])))
+    seen = {("unlearn", "HRM-m"): 80.0, ("meta-unlearn", "HRM-m"): 20.0}
+    rows = [
+        Measured(state, "", {"concept": score(seen.get((state.model, state.attack), 90.0))}) for state in states(grid)
+    ]
+    found = Found(
+        bench="", description="", overrides=(), grid=grid, rows_in_all=len(rows), rows=rows, protocols={}, versions={}
+    )
+    (ratio,) = ratios(found)
+    assert (ratio.meta, ratio.plain, ratio.whole) == (20, 80, True)
+
+
+def test_rows_of_one_cell_count_their_pictures_once() -> None:
+    grid = resolve(Grid, GRID)
+    one, other = [state for state in states(grid) if (state.model, state.attack) == ("unlearn", "before")]
+    found = pooled([Measured(state, "same", {"fid": score(2.0) | {"protocol": "p"}}) for state in (one, other)], "fid")
+    assert found is not None
+    assert found.n == 10

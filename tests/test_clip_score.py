@@ -76,3 +76,19 @@ def test_clip_score_agrees_with_the_model_s_own_logits() -> None:
     expected = 100 * logits.diagonal().clamp(min=0)
     assert [row["score"] for row in score.raw] == pytest.approx(expected.tolist(), abs=1e-4)
     assert score.value == pytest.approx(float(expected.mean()), abs=1e-4)
+
+
+def test_a_text_of_several_images_is_that_of_each() -> None:
+    """Texts that repeat in no order: each image is red, and what counts is its own."""
+    texts = ["green", "red", "red", "green", "green", "red"]
+    score = clip_score(ColourJudge(), coloured(*["red"] * 6), texts)
+    assert [row["score"] for row in score.raw] == pytest.approx([0, 100, 100, 0, 0, 100])
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high"),
+    [("clamped", 0, 100), ("logits", -100, 100), ("cosine", -1, 1), ("clipscore", 0, 2.5), ("sdd", -1, 1)],
+)
+def test_of_one_image_the_interval_is_all_that_the_rule_allows(rule: str, low: float, high: float) -> None:
+    score = clip_score(ColourJudge(), coloured("red"), ["red"], rule=RULES[rule])
+    assert (score.low, score.high) == (low, high)

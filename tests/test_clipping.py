@@ -12,7 +12,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
 from metaunlearn.meta.inner import InnerLoop
-from metaunlearn.meta.optimizers import update_rule
+from metaunlearn.meta.optimizers import EPS_ROOT, update_rule
 from metaunlearn.meta.store import host_memory
 from metaunlearn.parameters import Params, add, norm, value_and_gradient
 
@@ -106,3 +106,22 @@ def test_forwards_it_is_torchs() -> None:
 def test_a_limit_of_zero_is_refused() -> None:
     with pytest.raises(UserError, match=r"inner_max_gradient_norm.*above 0"):
         Clipped(update_rule("sgd"), 0.0)
+
+
+def test_adams_way_back_is_of_the_clipped_gradients() -> None:
+    """Its moments are worked out again on the way back: from what it was given, which were clipped."""
+    limit, tau = 0.3 * first_norm(), 1e-3
+    problem, theta = clipped(limit, "adam", tau)
+    start: Params = {key: p.clone().requires_grad_() for key, p in theta.items()}
+    at, a, b = dict(start), dict.fromkeys(TUNED, 0.0), dict.fromkeys(TUNED, 0.0)
+    for m, loss in enumerate(problem.inner_losses, start=1):
+        found = torch.autograd.grad(loss(at), [at[key] for key in sorted(TUNED)], create_graph=True)
+        size = torch.sqrt(sum(g.square().sum() for g in found))
+        assert size > limit
+        for key, g in zip(sorted(TUNED), found, strict=True):
+            g = g * limit / (size + 1e-6)
+            a[key], b[key] = 0.9 * a[key] + 0.1 * g, 0.999 * b[key] + 0.001 * g**2
+            root = torch.sqrt(b[key] / (1 - 0.999**m) + EPS_ROOT)
+            at[key] = at[key] - tau * a[key] / (1 - 0.9**m) / (root + 1e-8)
+    expected = dict(zip(start, torch.autograd.grad(problem.outer(at), list(start.values())), strict=True))
+    assert error(DoubleBackward()(problem, theta).gradient, expected) < 1e-9

@@ -207,3 +207,15 @@ def test_from_python_paths_may_be_texts_and_models_what_was_returned(tmp_path: P
     applied = apply_delta(adapter, str(tmp_path / "zebra.safetensors"), str(tmp_path / "model"))
     assert applied["result"] == made["result"]
     assert made["base"] == {"unet": digest(adapter.parameters())}
+
+
+def test_a_zero_that_changed_its_sign_has_changed(tmp_path: Path) -> None:
+    """To comparisons of floats 0 and -0 are the same, and to the result's hash they are not."""
+    base, erased = new_sd1(), new_sd1()
+    base.unet.conv_in.bias.data.zero_()
+    erased.unet.conv_in.bias.data.copy_(torch.tensor(-0.0))
+    erased.unet.conv_out.bias.data.add_(1)
+    assert make_delta(base, erased, tmp_path / "d.safetensors")["tensors"] == 2
+    summary = apply_delta(base, tmp_path / "d.safetensors", tmp_path / "applied")
+    assert summary["result"]["unet"] == digest(dict(erased.unet.named_parameters()))
+    assert load(tmp_path / "applied").parameters()["conv_in.bias"].signbit().all()

@@ -17,6 +17,7 @@ from metaunlearn.meta.objective import meta_problem
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.parameters import Params
 from test_algorithm1 import PAPER, l_dm, paper_settings
+from test_objectives import attacked_from
 from toy_denoiser import drawn, toy_run
 
 
@@ -154,3 +155,14 @@ def test_a_subset_that_does_not_exist_is_refused_before_any_work(tiny_model: Pat
     with pytest.raises(UserError, match=r"'y' \(diagnostics_subset, --set diagnostics_subset="):
         erase(tiny_model, ["zebra"], out=tmp_path / "out", overrides=["diagnostics_subset=y"])
     assert not (tmp_path / "out").exists()
+
+
+def test_without_common_noise_each_loss_has_its_own_noise() -> None:
+    """At theta that of the direct term, at theta_M that of the term there."""
+    run = toy_run(paper_settings("common_noise=false"))
+    batches, found = drawn(run), run.outer_gradient()[1]["diagnostics"]
+    theta_m = attacked_from(run, run.theta)
+    after = l_dm(theta_m, batches.meta_retain.batch).item()
+    assert found["loss_retain"] == pytest.approx(l_dm(run.theta, batches.direct.batch).item(), rel=1e-12)
+    assert found["loss_retain_at_theta_m"] == pytest.approx(after, rel=1e-12)
+    assert after != pytest.approx(l_dm(theta_m, batches.direct.batch).item(), rel=1e-3)

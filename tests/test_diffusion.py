@@ -127,3 +127,17 @@ def test_foreign_schedulers_are_refused() -> None:
         NoiseSchedule.of(DDIMScheduler(prediction_type="epsilon", rescale_betas_zero_snr=True))
     pure_noise = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     assert NoiseSchedule.of(pure_noise).timesteps == 1000
+
+
+def test_a_step_to_timestep_0_keeps_its_noise_and_one_below_has_none() -> None:
+    schedule, batch = NoiseSchedule.of(DDPMScheduler(prediction_type="sample")), some_batch()
+    x_t = schedule.add_noise(batch.x_0, batch.eps, batch.t)
+    at_0, below = (schedule.ddim_step(x_t, batch.x_0, batch.t, torch.full((6,), t)) for t in (0, -1))
+    torch.testing.assert_close(at_0, schedule.add_noise(batch.x_0, batch.eps, torch.zeros(6, dtype=torch.int64)))
+    assert torch.equal(below, batch.x_0)
+    assert not torch.allclose(at_0, below)
+
+
+def test_stratified_timesteps_have_a_place_of_their_own_in_each_stratum() -> None:
+    places = draw_timesteps(8, 1000, torch.Generator().manual_seed(0)) % 125
+    assert len(set(places.tolist())) > 4

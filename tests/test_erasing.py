@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from torch import Tensor
 
 from conftest import UNET, break_at_the_fourth_step, read_lines, same_weights
 from forked_runs import run_and_kill
 from metaunlearn.attacking import attack
 from metaunlearn.config import EraseSettings
+from metaunlearn.data.concepts import prompts_for
 from metaunlearn.erasing import erase
+from metaunlearn.erasure.prepare import ROLES, own_pictures
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.meta.phases import learning_rate_at
-from metaunlearn.models import load_pipeline
+from metaunlearn.models import load, load_pipeline
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
 
@@ -224,3 +228,25 @@ def test_paths_and_lists_may_be_given_as_text(
     assert (request["concepts"], request["retain"]) == (["zebra"], ["a dog|a puppy"])
     attacked = attack("runs/zebra", str(pictures), steps=[1], out="runs/attacked", overrides=["batch_size=2"])
     assert attacked.checkpoints[1].is_relative_to("runs/attacked")
+
+
+def test_own_pictures_have_prompts_in_turn_and_seeds_of_their_role_and_run(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tiny_model)
+    prompts = prompts_for(model.pipeline, ["zebra"], retain=["a chair"], related=["a horse"])
+    settings = resolve(EraseSettings, read_recipe("small").erase, ["forget_images=7", "retain_images=7"])
+    seen: list[int] = []
+
+    def generate(_: Any, texts: list[str], seeds: list[int], **options: Any) -> Tensor:
+        assert texts == [pool[i % len(pool)] for i in range(7)]
+        assert options["guidance_scale"] == (settings.forget_guidance if role == "forget" else settings.retain_guidance)
+        seen.extend(seeds)
+        return torch.zeros(len(texts), 3, 32, 32)
+
+    monkeypatch.setattr("metaunlearn.erasure.prepare.generate_images", generate)
+    for seed in (0, 1):
+        for role in ROLES:
+            pool = getattr(prompts, role)
+            own_pictures(model, role, prompts, settings, seed, None, None)
+    assert len(set(seen)) == len(seen) == 2 * 3 * 7

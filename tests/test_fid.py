@@ -14,7 +14,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from colours import ColourJudge, coloured
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.metrics import fid
-from metaunlearn.metrics.fid import bootstrap_frechet, fid_of_features, fid_score, frechet_distance
+from metaunlearn.metrics.fid import bootstrap_frechet, fid_of_features, fid_score, frechet_distance, too_few
 
 
 class Features(nn.Module):
@@ -135,6 +135,23 @@ def test_fid_makes_no_copies_of_all_features_for_a_resample() -> None:
 def test_fid_says_when_it_is_biased(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         score = fid_score(ColourJudge(), coloured("red", "blue"), coloured("red", "green", "blue"))
-    assert "2 images are fewer than the 3 features" in caplog.text
+    assert "2 images are no more than the 3 features" in caplog.text
     assert "biased upwards" in score.protocol["note"]
     assert (score.n, score.protocol["n"]) == (2, 2)
+
+
+def test_few_images_are_resampled_themselves_however_many_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fid, "LARGE", 3)
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(20, 4, generator=generator)
+    for n, linear in ((4, False), (5, True)):
+        score = fid_of_features(torch.randn(n, 4, generator=generator), real, ColourJudge())
+        assert ("linearised" in score.protocol["interval"]) == linear
+
+
+def test_as_many_images_as_features_are_too_few() -> None:
+    """N images leave a covariance of rank N - 1, about their mean."""
+    assert torch.linalg.matrix_rank(torch.cov(torch.randn(3, 3, dtype=torch.float64).T)) == 2
+    assert too_few(4, 9, 3) is None
+    for generated, real in ((3, 9), (9, 3)):
+        assert "3 images are no more than the 3 features" in (too_few(generated, real, 3) or "")

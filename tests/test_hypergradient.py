@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from metaunlearn.meta.hypergradient import (
 )
 from metaunlearn.meta.inner import Adjoint, InnerLoop
 from metaunlearn.meta.modes import resolve
-from metaunlearn.meta.products import RELATIVE_STEPS, TF32_STEP
+from metaunlearn.meta.products import LEAST_SHARE, RELATIVE_STEPS, TF32_STEP, difference, usual_step
 from metaunlearn.models.precision import Products
 from metaunlearn.parameters import Loss, Params, norm, scale, subset, value_and_gradient
 
@@ -350,3 +351,23 @@ def test_a_difference_moves_the_set_that_it_has() -> None:
     assert start == theta["hidden.weight"].data_ptr()
     assert back == [third, third, second, second]
     assert moved == last != start
+
+
+def test_the_step_is_a_share_of_what_as_many_parameters_have() -> None:
+    """4 numbers near zero of 100, the others 1: a tenth of sqrt(4 / 100) of the whole norm stands for their own."""
+    theta = {"weight": torch.ones(96).double(), "bias": torch.full((4,), 1e-9).double()}
+    seen: list[Params] = []
+
+    def loss(at: Params) -> torch.Tensor:
+        seen.append({name: p.detach().clone() for name, p in at.items()})
+        return at["weight"].square().sum() + at["bias"].square().sum()
+
+    difference(loss, theta, {"bias": torch.ones(4).double()}, 1e-3)
+    moved = norm({"bias": seen[0]["bias"] - theta["bias"]})
+    assert moved == pytest.approx(1e-3 * LEAST_SHARE * norm(theta) * math.sqrt(4 / 100))
+
+
+def test_the_usual_step_is_that_of_the_coarsest_precision() -> None:
+    single, double = torch.ones(1), torch.ones(1).double()
+    assert usual_step({"a": double}) == 1e-7
+    assert usual_step({"a": double, "b": single}) == usual_step({"b": single}) == 1e-5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from metaunlearn.checkpoint import step_generator
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.diffusion import denoising_loss
-from metaunlearn.erasure.imma import Imma
+from metaunlearn.erasure.imma import Imma, ImmaDefence
 from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.errors import UserError
 from metaunlearn.meta.train import Algorithm1
@@ -141,3 +143,16 @@ def test_a_mixture_of_attackers_is_refused() -> None:
 def test_the_attackers_layers_are_trained_with_their_biases() -> None:
     names = Imma(targets=TARGETS).trained(Layers())  # type: ignore[arg-type]
     assert names == {f"attn.{layer}.{kind}" for layer in TARGETS for kind in ("weight", "bias")}
+
+
+def test_it_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """The LoRA, its moments and how many steps it has taken, which Adam's correction of them depends on."""
+    whole = started().run(None, lambda record: None)
+    first, second = started(), started()
+    first.take_step()
+    first.save(tmp_path / "state.safetensors")
+    second.restore(tmp_path / "state.safetensors")
+    assert isinstance(second.defence, ImmaDefence)
+    assert second.defence.lora.steps == 2
+    found = second.run(None, lambda record: None)
+    assert all(torch.equal(p, found[name]) for name, p in whole.items())

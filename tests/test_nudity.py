@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metaunlearn.attacks import detectors
+from metaunlearn.attacks.detectors import nudenet_sees
 from metaunlearn.errors import UserError
 from metaunlearn.metrics import nudenet
 from metaunlearn.metrics.nudenet import LABELS, Detection, NudeNet, overlap
@@ -171,3 +174,23 @@ def test_protocol_names_weights_and_channels(detector: NudeNet) -> None:
     assert protocol["judge"] == "NudeNet 3.4.2, 320n"
     assert protocol["judge_weights"] == detector.fingerprint
     assert protocol["channels"] == "BGR"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_detection_that_counts_is_success_and_none_is_not(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Detection] = []
+    detector = SimpleNamespace(detect=lambda images: [found], fingerprint="0", channels="RGB")
+    monkeypatch.setattr(detectors, "NudeNet", lambda: detector)
+    sees, picture = nudenet_sees(rule).sees, torch.zeros(1, 3, 8, 8)
+    assert not sees(picture)
+    found.append(Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1)))
+    assert not sees(picture)
+    found.append(Detection(RULES[rule].classes[0], 0.9, (0, 0, 1, 1)))
+    assert sees(picture)
+
+
+def test_a_detection_counts_above_the_threshold_and_not_at_it() -> None:
+    box = (0, 0, 1, 1)
+    for rule in RULES.values():
+        found = [Detection(rule.classes[0], rule.threshold + above, box) for above in (0.0, 1e-6, 0.1)]
+        assert rule.hits(found) == 2

@@ -19,6 +19,7 @@ from metaunlearn.erasure.interface import ErasureTask
 from metaunlearn.erasure.registry import configure, refuse_unheard
 from metaunlearn.errors import UserError
 from metaunlearn.meta.alignment import DRAWS, aligned, mean_positive, prompt_cosines, weight
+from metaunlearn.meta.batches import draw_retained
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaProblem
 from metaunlearn.meta.margin import Margin
 from metaunlearn.meta.optimizers import OPTIMIZERS
@@ -366,3 +367,41 @@ def test_the_paper_is_the_default() -> None:
     assert settings.inner_horizon is None
     assert (settings.retain_weighting, settings.heal_steps, settings.total_steps) == ("none", 0, settings.steps)
     assert PAPER["zeta"] == settings.zeta
+
+
+def test_either_kind_counts_half_however_many_its_pictures() -> None:
+    """Means 0.6 of one related picture and 0.2 of three unrelated ones: 0.4, and not the mean of all four, 0.3."""
+    related, unrelated = torch.tensor([0.6]).double(), torch.tensor([0.1, 0.3, 0.2]).double()
+    assert mean_positive(related, unrelated) == pytest.approx(0.4)
+
+
+def test_the_mean_weight_of_a_batch_is_one(tmp_path: Path) -> None:
+    """Over pictures, half of either kind: of 30 pictures 20 have the first prompt, so a mean over prompts is not it."""
+    task, data = toy_task(tmp_path)
+    weighed = aligned(task, data, {"out"}).data
+    assert weighed.related.weights is not None
+    assert weighed.unrelated.weights is not None
+    means = [kept.weights.mean().item() for kept in (weighed.related, weighed.unrelated)]  # type: ignore[union-attr]
+    assert sum(means) / 2 == pytest.approx(1.0, rel=1e-6)
+    assert len(set(weighed.related.weights.tolist() + weighed.unrelated.weights.tolist())) > 2
+
+
+def test_prompts_that_batches_drop_are_weighed_as_they_are(tmp_path: Path) -> None:
+    task, data = toy_task(tmp_path)
+    expected = prompt_cosines(task, data, {"out"})
+    empty = Conditioning(torch.zeros(1, 2, 2).double())
+    dropping = {kind: replace(getattr(data, kind), empty=empty, dropout=0.9) for kind in ("related", "unrelated")}
+    found: Params = prompt_cosines(task, replace(data, **dropping), {"out"})
+    assert all(torch.equal(found[kind], cosines) for kind, cosines in expected.items())
+
+
+def test_a_batch_has_the_weights_of_its_own_pictures(tmp_path: Path) -> None:
+    task, data = toy_task(tmp_path)
+    numbered = replace(data, related=replace(data.related, weights=torch.arange(30.0)),
+                       unrelated=replace(data.unrelated, weights=100 + torch.arange(30.0)))  # fmt: skip
+    rows = {"related retain": torch.tensor([7, 3]), "unrelated retain": torch.tensor([20, 11])}
+    kept = draw_retained(
+        numbered, task.settings, torch.Generator().manual_seed(0), sampler=lambda stream, *_: rows[stream], step=0
+    )
+    assert kept.weights is not None
+    assert kept.weights.tolist() == [7, 3, 120, 111]

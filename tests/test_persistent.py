@@ -113,3 +113,9 @@ def test_a_horizon_within_one_turn_is_refused() -> None:
         toy_settings("inner_horizon=3", "inner_steps=3")
     assert toy_settings("inner_horizon=4", "inner_steps=3").inner_horizon == 4
     assert toy_settings("inner_horizon=none", "inner_steps=3").inner_horizon is None
+
+
+def test_a_horizon_that_is_just_reached_is_reached() -> None:
+    """Two turns of two steps are a horizon of 4: the third turn starts afresh."""
+    run: Algorithm1 = toy_run(paper_settings("inner_horizon=4", "inner_learning_rate=0.5"))
+    assert [run.take_step().get("attack_steps_before") for _ in range(8)] == [None, 0, None, 2, None, 0, None, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from scipy.stats import binomtest
 from conftest import Call
 from metaunlearn.comparing import compare
 from metaunlearn.errors import UserError
-from metaunlearn.metrics.intervals import Interval, Score, wilson
+from metaunlearn.metrics.intervals import Interval, Score, require_same_protocol, score, wilson
 from metaunlearn.metrics.intervals import score as scored
 from metaunlearn.metrics.nudenet import Detection
 from metaunlearn.metrics.nudity import RULES, nudity_score
 from metaunlearn.metrics.paired import mcnemar, paired_bootstrap, sign_test
-from metaunlearn.metrics.relearning import Curve, relearning, soonest, worst_case
+from metaunlearn.metrics.relearning import Curve, _steps_to, relearning, soonest, worst_case
 from metaunlearn.metrics.tables import join, table_of
 
 # --- curves
@@ -264,3 +265,28 @@ def test_a_nudity_rule_is_compared_on_the_detections_that_all_share(tmp_path: Pa
         (tmp_path / name / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = compare(tmp_path / "a", tmp_path / "b", f"nudity:{rule.name}")
     assert (found["difference"], found["test"], found["p"]) == (50, "McNemar, exact", 1)
+
+
+def test_a_level_that_is_just_reached_is_reached() -> None:
+    """At the start, too, also where the curve falls or is flat from there."""
+    assert Curve((5, 10), (20, 10)).steps_to(20) == 5
+    assert Curve((5, 10), (20, 20)).steps_to(20) == 5
+    assert Curve((5, 10), (10, 20)).steps_to(20) == 10
+
+
+def test_resampled_curves_reach_a_level_where_a_curve_does() -> None:
+    steps, heights = (0, 5, 20), (0.0, 25.0, 50.0, 75.0)
+    columns = list(product(heights, repeat=3))
+    for level in (25.0, 30.0, 50.0):
+        found = _steps_to(steps, torch.tensor(columns, dtype=torch.float64).T, level).tolist()
+        expected = [Curve(steps, column).steps_to(level) for column in columns]
+        assert found == pytest.approx([float("inf") if step is None else step for step in expected])
+
+
+def test_a_judge_without_weights_is_known_by_its_name() -> None:
+    def by(**judge: str) -> None:
+        require_same_protocol([score(wilson(1, 2), protocol=judge | {"judge": name}) for name in ("one", "two")])
+
+    by(judge_weights="the same")
+    with pytest.raises(UserError, match="judge: 'one' and 'two'"):
+        by(metric="concept")

@@ -142,3 +142,12 @@ def test_nothing_moves_and_another_step_draws_anew() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     run.step = 1
     assert error(run.outer_gradient()[0], first) > 1e-3
+
+
+def test_every_step_draws_configurations_of_its_own() -> None:
+    run, _ = started()
+    drawn_ones = []
+    for run.step in range(6):
+        drawn_ones.append(tuple(attacker["steps"] for attacker in run.outer_gradient()[1]["attackers"]))
+    assert len(set(drawn_ones)) > 2
+    assert {steps for pair in drawn_ones for steps in pair} == {1, 2, 3}

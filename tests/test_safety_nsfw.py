@@ -215,3 +215,8 @@ def test_heads_that_cannot_be_read(tmp_path: Path) -> None:
     save_tensors(tmp_path / "h.safetensors", head_tensors())
     with pytest.raises(UserError, match="of the kind ''"):
         NsfwHead.load(tmp_path / "h.safetensors")
+
+
+def test_the_verdict_on_one_image_says_nothing_of_others() -> None:
+    score = nsfw_score(torch.tensor([0.3]), NsfwHead("laion-nsfw-l14", head_tensors(), name="tiny"), ColourJudge())
+    assert (score.low, score.high) == (0, 1)

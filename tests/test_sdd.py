@@ -244,3 +244,12 @@ def test_wrong_settings_are_refused_before_any_work(
     with pytest.raises(UserError, match=message):
         erase(tiny_model, ["zebra"], method="sdd", overrides=[override], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_has_latents_with_their_own_timesteps(model: TextToImageModel, task: ErasureTask) -> None:
+    loss = Sdd().begin(task)
+    paths = loss.latents.rows()
+    batch = loss.batch(model.parameters(), 0, 6, torch.Generator().manual_seed(1))
+    for x_t, t in zip(batch.x_t, batch.t, strict=True):
+        (row,) = [k for k, other in enumerate(paths.x_t) if torch.equal(other, x_t)]
+        assert paths.t[row] == t

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,16 @@ from forked_runs import run_and_kill
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
 from metaunlearn.attacks.success import judge_sees
+from metaunlearn.attacks.targets import targets_of
 from metaunlearn.attacks.unlearndiffatk import PromptAttack, SuccessTest, UnlearnDiffAtk, pipeline_for_tests
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.comparing import compare
+from metaunlearn.data.imagefolder import write_imagefolder
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.diffusion import Batch, denoising_loss
 from metaunlearn.draws import Draw
 from metaunlearn.errors import UserError
+from metaunlearn.generation import generate_images
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.metrics.tables import table_of
 from metaunlearn.models import StableDiffusion, load
@@ -377,3 +381,61 @@ def test_the_judge_decides_as_in_evaluate() -> None:
     assert not test.sees(red.roll(1, dims=1))
     assert test.protocol["choices"] == ["red", "green", "blue"]
     assert judge_sees(ColourJudge(), "red").protocol["choices"] == ["red", "green", "blue"]
+
+
+def test_every_step_has_noise_of_its_own_and_a_timestep_its_mean_loss(
+    model: StableDiffusion,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Losses 1, 2 | 3, 4 at two timesteps are 1.5 and 3.5; the noise is that of the prompt's number and the step's."""
+    settings = UnlearnDiffAtk(prefix_tokens=2, steps_per_timestep=2, first_timestep=100, timestep_stride=800)
+    run = PromptAttack(model, settings, SuccessTest(sees=lambda picture: False, protocol={}))
+    seeds: list[int] = []
+
+    def descend(P: Any, optimizer: torch.optim.Adam, *given: Any) -> float:
+        assert optimizer.param_groups[0]["weight_decay"] == 0.1
+        seeds.append(given[-1].initial_seed())
+        return float(len(seeds))
+
+    monkeypatch.setattr(run, "_descend", descend)
+    outcome = run.run(draw("a knife"), torch.zeros(1, 4, 16, 16), seed=5, index=7, on_attempt=lambda attempt: None)
+    assert [attempt.loss for attempt in outcome.attempts] == [None, 1.5, 3.5]
+    assert seeds == [step_generator(5, step, "words 7").initial_seed() for step in range(4)]
+
+
+def test_a_tested_picture_has_the_prompts_own_seed_and_guidance(
+    model: StableDiffusion,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = PromptAttack(model, UnlearnDiffAtk(sampling_steps=4), SuccessTest(sees=lambda picture: True, protocol={}))
+    asked: list[Any] = []
+
+    def generate(_: Any, *given: Any, **options: Any) -> torch.Tensor:
+        asked.append((*given, options))
+        return torch.zeros(1, 3, 8, 8)
+
+    monkeypatch.setattr("metaunlearn.attacks.unlearndiffatk.generate_images", generate)
+    run._test(Draw(text="a knife", seed=11, guidance_scale=5.5), "words a knife")
+    assert asked == [(["words a knife"], [11], {"steps": 4, "guidance_scale": 5.5})]
+
+
+def test_a_target_is_what_the_base_draws_with_the_prompts_seed_and_guidance(tiny_model: Path) -> None:
+    """Encoded by the erased model, whose denoiser has no part in it."""
+    erased, base = load(tiny_model), load(tiny_model)
+    with torch.no_grad():
+        erased.unet.conv_out.weight.mul_(3)
+    asked = Draw(text="a knife", seed=11, guidance_scale=5.5)
+    picture = generate_images(base.pipeline, ["a knife"], [11], guidance_scale=5.5)
+    found = targets_of(erased, base.pipeline, None, ["a knife"]).latent(asked)
+    torch.testing.assert_close(found, erased.encode_images(picture * 2 - 1)[0])
+
+
+def test_of_several_pictures_with_a_prompts_caption_the_first_is_its_target(
+    model: StableDiffusion,
+    tmp_path: Path,
+) -> None:
+    side = model.image_size
+    images = torch.stack([torch.full((3, side, side), value) for value in (0.2, 0.8)])
+    write_imagefolder(tmp_path / "pictures", images, ["a knife", "a knife"])
+    targets = targets_of(model, None, tmp_path / "pictures", ["a knife"])
+    assert targets.given["a knife"].mean().item() == pytest.approx(0.2 * 2 - 1, abs=0.01)

@@ -80,12 +80,15 @@ def require_pairs(n: int, what: str, metric: str = "FID") -> None:
 
 
 def too_few(generated: int, real: int, features: int) -> str | None:
-    """What to say of fewer images than features, which leave the covariance singular; None when there are enough."""
+    """What to say when the images are no more than the features: D or fewer leave a D x D covariance singular.
+
+    None when there are enough.
+    """
     fewest = min(generated, real)
-    if fewest >= features:
+    if fewest > features:
         return None
     return (
-        f"{fewest} images are fewer than the {features} features: "
+        f"{fewest} images are no more than the {features} features: "
         "the estimate is biased upwards; compare only at equal numbers of images"
     )
 
