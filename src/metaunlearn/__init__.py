@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metaunlearn.attacking_prompts import attack_prompts
     from metaunlearn.attacking_search import search_attacks
     from metaunlearn.attacks.success import judge_sees
+    from metaunlearn.bars import ProgressBars
     from metaunlearn.comparing import compare
     from metaunlearn.data.prompts import Prompt
     from metaunlearn.delta import apply_delta, make_delta
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttackResult",
     "EraseResult",
+    "ProgressBars",
     "Prompt",
     "RunError",
     "UserError",
@@ -61,6 +63,7 @@ __all__ = [
 _HOMES = {
     "AttackResult": "metaunlearn.attacking",
     "EraseResult": "metaunlearn.erasing",
+    "ProgressBars": "metaunlearn.bars",
     "Prompt": "metaunlearn.data.prompts",
     "RunError": "metaunlearn.errors",
     "UserError": "metaunlearn.errors",

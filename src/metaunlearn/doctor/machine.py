@@ -14,7 +14,7 @@ from metaunlearn.runs import package_version
 
 REQUIRED = (
     "torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "pydantic",
-    "jinja2", "vl-convert-python", "typer", "rich",
+    "jinja2", "vl-convert-python", "typer", "rich", "tqdm",
 )  # fmt: skip
 OPTIONAL = {
     "peft": ("lora-merge", "lora"),
