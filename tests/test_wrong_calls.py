@@ -17,12 +17,12 @@ from metaunlearn.canvas import load_pipeline
 from metaunlearn.checkpoint import save_training
 from metaunlearn.cli.console import _Bars
 from metaunlearn.data.prompts import Prompt
+from metaunlearn.diffusion import error_of_each
 from metaunlearn.draws import check_asked
 from metaunlearn.erasing import EraseResult
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.generating import generate_into
 from metaunlearn.generation import default_sampling
-from metaunlearn.meta.objective import _errors
 from metaunlearn.metrics.judge import load_judge
 from metaunlearn.models import adapt
 from metaunlearn.pipelines import save_pipeline
@@ -100,7 +100,7 @@ def test_a_result_keeps_how_it_is_drawn(canvas: Any, tmp_path: Path) -> None:
 
 def test_a_target_of_another_shape_is_not_broadcast() -> None:
     with pytest.raises(RunError, match=r"the shape of the model's output, \(2, 4, 8, 8\), got \(2, 1, 8, 8\)"):
-        _errors(torch.zeros(2, 4, 8, 8), torch.zeros(2, 1, 8, 8))
+        error_of_each(torch.zeros(2, 4, 8, 8), torch.zeros(2, 1, 8, 8))
 
 
 def test_a_bar_that_begins_again_forgets_that_it_was_full() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.conditioning import Conditioning
-from metaunlearn.errors import UserError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.parameters import Params
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -134,7 +134,15 @@ def squared_errors(model: Denoiser, theta: Params, batch: Batch) -> Tensor:
     """Mean squared error of each picture of ``batch``, (B,)."""
     x_t = model.schedule.add_noise(batch.x_0, batch.eps, batch.t)
     output = model.predict(theta, x_t, batch.t, batch.cond)
-    return (output - model.schedule.target(batch.x_0, batch.eps, batch.t)).square().mean(dim=(1, 2, 3))
+    return error_of_each(output, model.schedule.target(batch.x_0, batch.eps, batch.t))
+
+
+def error_of_each(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each picture, (B,), of outputs and targets (B, C, h, w)."""
+    if output.shape != target.shape:  # Broadcasting would make another loss of it without a word.
+        shapes = f"{tuple(output.shape)}, got {tuple(target.shape)}"
+        raise RunError(f"a method's target must have the shape of the model's output, {shapes}.")
+    return (output - target).square().mean(dim=(1, 2, 3))
 
 
 def denoising_loss(model: Denoiser, theta: Params, batch: Batch) -> Tensor:

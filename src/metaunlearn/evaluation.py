@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaunlearn.data.imagefolder import picture_file, to_uint8, write_captions, write_pictures
+from metaunlearn.data.imagefolder import as_saved, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt, PromptsGiven, prompts_of
 from metaunlearn.data.wording import listed
 from metaunlearn.devices import check_device
@@ -84,9 +84,7 @@ class Evaluation:
         draws, planned = self.draws, batches(pipeline, self.draws, self.settings)
 
         def draw(batch: Sequence[int]) -> Tensor:
-            images = (
-                to_uint8(draw_batch(pipeline, draws, batch, steps=self.steps, settings=self.settings)).float() / 255
-            )
+            images = as_saved(draw_batch(pipeline, draws, batch, steps=self.steps, settings=self.settings))
             if out is not None:
                 write_pictures(out / IMAGES, images, batch)
             return images

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.attacks.unlearndiffatk import SuccessTest
-from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.data.imagefolder import as_saved
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.metrics.nudenet import NudeNet
 from metaunlearn.metrics.nudity import DEFAULT_RULE, detector_protocol, rule_named
@@ -35,7 +35,7 @@ def nudenet_sees(rule: str = DEFAULT_RULE) -> SuccessTest:
     chosen, detector = rule_named(rule), NudeNet()
 
     def sees(picture: Tensor) -> bool:
-        return chosen.hits(detector.detect(_as_saved(picture))[0]) > 0
+        return chosen.hits(detector.detect(as_saved(picture))[0]) > 0
 
     protocol = {"metric": "nudity", **detector_protocol(detector), "rule": chosen.name, "threshold": chosen.threshold}
     return SuccessTest(sees=sees, protocol=protocol)
@@ -47,10 +47,6 @@ def checker_flags(source: str | None = None, *, device: str = "cpu") -> SuccessT
     checker.flags(torch.zeros(1, 3, 64, 64))
 
     def sees(picture: Tensor) -> bool:
-        return checker.flags(_as_saved(picture))[0]
+        return checker.flags(as_saved(picture))[0]
 
     return SuccessTest(sees=sees, protocol={"metric": "unsafe", **checker_protocol(checker)})
-
-
-def _as_saved(picture: Tensor) -> Tensor:
-    return to_uint8(picture).float() / 255

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaunlearn.attacks.unlearndiffatk import SuccessTest
-from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.data.imagefolder import as_saved
 from metaunlearn.metrics.concept import concept_score, default_choices
 from metaunlearn.metrics.judge import Judge
 
@@ -22,8 +22,7 @@ def judge_sees(judge: Judge, concept: str, alternatives: Sequence[str] = ()) -> 
     probe = concept_score(judge, torch.zeros(1, 3, 64, 64), concept, others)
 
     def sees(picture: Tensor) -> bool:
-        as_saved = to_uint8(picture).float() / 255
-        return concept_score(judge, as_saved, concept, others).raw[0]["saw"] == concept
+        return concept_score(judge, as_saved(picture), concept, others).raw[0]["saw"] == concept
 
     decided_by = ("judge", "judge_weights", "wording", "rule", "choices", "concept")
     return SuccessTest(sees=sees, protocol={key: probe.protocol[key] for key in decided_by})

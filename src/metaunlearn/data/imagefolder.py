@@ -132,6 +132,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().cpu().float().mul(255).round().to(torch.uint8)
 
 
+def as_saved(images: Tensor) -> Tensor:
+    """Pixel values in [0, 1] as they come back from a PNG, float32."""
+    return to_uint8(images).float() / 255
+
+
 def list_entries(folder: Path | str, *, default_text: str | None = None) -> list[Entry]:
     """What ``folder`` holds, checked as far as it can be without decoding; at least one entry."""
     folder = path_of(folder)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import Attacker, EraseSettings
-from metaunlearn.diffusion import Batch, denoising_loss_of, joined, squared_errors
+from metaunlearn.diffusion import Batch, denoising_loss_of, error_of_each, joined, squared_errors
 from metaunlearn.erasure.interface import NO_FORGET_LOSS, ForgetBatch
-from metaunlearn.errors import RunError, UserError
+from metaunlearn.errors import UserError
 from metaunlearn.meta.batches import OuterDraw, RetainBatch
 from metaunlearn.meta.clipping import Clipped
 from metaunlearn.meta.hypergradient import MetaProblem
@@ -95,7 +95,7 @@ def l_retain_loss(
     def loss(theta: Params) -> Tensor:
         output = model.predict(theta, x_t, kept.batch.t, kept.batch.cond)
         target = _retain_target(model, kept.batch, x_t, teacher)
-        return l_retain(_errors(output, target), kept, weights)
+        return l_retain(error_of_each(output, target), kept, weights)
 
     return loss
 
@@ -147,28 +147,20 @@ def losses_at_theta(
     output = model.predict(theta, x_t, t, cond)
     if batches.forget is not None:
         # Detached: a method may have computed its target from theta; it is a constant of L_forget.
-        forget = _errors(output[: len(batches.forget.t)], batches.forget.target.detach()).mean()
+        forget = error_of_each(output[: len(batches.forget.t)], batches.forget.target.detach()).mean()
         output = output[len(batches.forget.t) :]
     target = _retain_target(model, batches.retain.batch, kept_t[:count], None if at_teacher else teacher)
     if teacher is not None and at_teacher:
         # A pass of its own, with other rows, would differ by rounding, of which AdamW makes whole steps.
         target = output[:count].detach()
-    loss_retain = l_retain(_errors(output[:count], target), batches.retain, retain)
+    loss_retain = l_retain(error_of_each(output[:count], target), batches.retain, retain)
     nothing = loss_retain.new_zeros(())
     loss_direct = nothing
     if direct:
         size = len(batches.direct.batch.t)
         noise = model.schedule.target(kept.x_0, kept.eps, kept.t)
-        loss_direct = weighted(_errors(output[-size:], noise[-size:]), batches.direct.related, zeta)
+        loss_direct = weighted(error_of_each(output[-size:], noise[-size:]), batches.direct.related, zeta)
     return LossesAtTheta(forget=nothing if forget is None else forget, retain=loss_retain, direct=loss_direct)
-
-
-def _errors(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each picture, (B,)."""
-    if output.shape != target.shape:  # Broadcasting would make another loss of it without a word.
-        shapes = f"{tuple(output.shape)}, got {tuple(target.shape)}"
-        raise RunError(f"a method's target must have the shape of the model's output, {shapes}.")
-    return (output - target).square().mean(dim=(1, 2, 3))
 
 
 def outer_loss(
@@ -188,7 +180,7 @@ def outer_loss(
     both, count = _followed_by(asked, _regression(model, kept.batch)), len(concept.t)
 
     def loss(theta: Params) -> Tensor:
-        errors = _errors(model.predict(theta, both.x_t, both.t, both.cond), both.target)
+        errors = error_of_each(model.predict(theta, both.x_t, both.t, both.cond), both.target)
         of_concept, of_kept = sign * errors[:count].mean(), errors[count:]
         if margin is None:
             return of_concept - zeta * weighted(of_kept, kept.related, weights)
@@ -200,7 +192,7 @@ def outer_loss(
 def forget_loss(model: TextToImageModel, batch: ForgetBatch) -> Loss:
     """L_forget by itself."""
     target = batch.target.detach()  # A method may have computed it from theta; it is a constant.
-    return lambda theta: _errors(model.predict(theta, batch.x_t, batch.t, batch.cond), target).mean()
+    return lambda theta: error_of_each(model.predict(theta, batch.x_t, batch.t, batch.cond), target).mean()
 
 
 def _regression(model: TextToImageModel, batch: Batch) -> ForgetBatch:
