@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ import torch
 from metaunlearn.asked import asked_differently, in_words
 from metaunlearn.errors import UserError
 from metaunlearn.files import partials_of, read_json, write_atomic, write_json
+from metaunlearn.folder_lock import locked
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.records import RUN_FILE
 from metaunlearn.tracking import Trackers, tracking
@@ -136,7 +136,7 @@ class RunFolder:
         self._made = not path.exists()
         if alone:  # Before anything is read: who ends just now must have said so.
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            self._lock = locked(path)
         try:
             return self._claimed(resume)
         except BaseException:
@@ -349,22 +349,6 @@ class _OthersRunFolder(RunFolder):
     def finish(self, **results: Any) -> None:
         """Until the main process has."""
         self.processes.wait()
-
-
-def _locked(folder: Path) -> int | None:
-    """A descriptor of ``folder`` that no other process has locked; None where folders cannot be locked."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):  # Some shared disks cannot.
-            return None
-        raise UserError(
-            f"another process is at work on the run in {folder}; wait for it, or choose another folder "
-            "(out=..., --out DIR)."
-        ) from None
-    return descriptor
 
 
 def _step_of(line: str) -> float:
