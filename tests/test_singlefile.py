@@ -406,9 +406,9 @@ def test_weights_that_need_a_scale_are_refused(exported: tuple[Path, Path]) -> N
     [
         ("tokenizer/tokenizer.json", None, "incomplete: its tokenizer has no vocabulary"),
         ("model_index.json", "{", "damaged: .*model_index.json is no JSON"),
-        ("model_index.json", "[]", "damaged: model_index.json holds no JSON object"),
+        ("model_index.json", "[]", "damaged: its model_index.json holds no JSON object"),
         ("unet/config.json", "{", "damaged: .*unet/config.json is no JSON"),
-        ("text_encoder/config.json", "[]", "damaged: text_encoder/config.json holds no JSON object"),
+        ("text_encoder/config.json", "[]", "damaged: its text_encoder/config.json holds no JSON object"),
         ("unet/config.json", '{"down_block_types": ["NoBlock"]}', "describes no unet that can be made"),
     ],
 )

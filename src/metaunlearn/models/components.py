@@ -60,22 +60,28 @@ def _check_folders(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def _check_described(folder: Path, name: str, file: Path) -> None:
-    try:
-        described = read_json(file, otherwise=AGAIN)
-    except UserError as error:
-        raise UserError(f"MODEL {folder} is damaged: {error}") from None
-    if not isinstance(described, dict):
-        raise UserError(f"MODEL {folder} is damaged: {name}/{file.name} holds no JSON object. {AGAIN}")
+    found = described(file, folder, f"MODEL {folder}")
     if file.name == "adapter_config.json":
         raise UserError(
             f"MODEL {folder} has an adapter (LoRA) beside the weights of its {name} ({name}/{file.name}), which would "
             "neither be erased nor saved. Fuse it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights())."
         )
-    if "quantization_config" in described:
+    if "quantization_config" in found:
         raise UserError(
             f"MODEL {folder} has its {name} in few bits ({name}/{file.name} has a quantization_config), from which no "
             "gradient is taken; give the model that it was made from, in float32, float16 or bfloat16."
         )
+
+
+def described(file: Path, folder: Path, where: str) -> dict[str, Any]:
+    """The object in a JSON ``file`` of ``folder``, which a message calls ``where``; UserError when there is none."""
+    try:
+        found = read_json(file, otherwise=AGAIN)
+    except UserError as error:
+        raise UserError(f"{where} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{where} is damaged: its {file.relative_to(folder)} holds no JSON object. {AGAIN}")
+    return found
 
 
 def lacking_vocabulary(folder: Path, kind: Any) -> str:

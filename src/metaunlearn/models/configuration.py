@@ -18,10 +18,15 @@ from metaunlearn.errors import UserError, first_line
 from metaunlearn.fetching import CONFIGURATION, fetch_command
 from metaunlearn.files import read_json
 from metaunlearn.models.checks import TOKENIZERS
-from metaunlearn.models.components import AGAIN, check_index, lacking_vocabulary
+from metaunlearn.models.components import check_index, described, lacking_vocabulary
 from metaunlearn.models.layout import Family
 
 XL = "StableDiffusionXLPipeline"
+
+
+def called(folder: Path) -> str:
+    """The configuration ``folder`` in a message."""
+    return f"the configuration folder {folder} (config=..., --config DIR)"
 
 
 def configuration_folder(path: Path, family: Family, given: Path | None) -> tuple[Path, dict[str, Any]]:
@@ -29,16 +34,15 @@ def configuration_folder(path: Path, family: Family, given: Path | None) -> tupl
     if given is not None:
         if not (given / "model_index.json").is_file():
             raise UserError(
-                f"the configuration folder {given} (config=..., --config DIR) has no model_index.json; give a "
+                f"{called(given)} has no model_index.json; give a "
                 f"diffusers folder of the same family, such as {family.repositories[0]}; its weights are not needed."
             )
-        index = _described(given / "model_index.json", given)
-        check_index(index, f"the configuration folder {given} (config=..., --config DIR)")
+        index = described(given / "model_index.json", given, called(given))
+        check_index(index, called(given))
         found = index.get("_class_name")
         if found != family.pipeline:
             raise UserError(
-                f"the configuration folder {given} (config=..., --config DIR) is a {found}'s, but {path} is a "
-                f"checkpoint of {family.name}, a {family.pipeline}."
+                f"{called(given)} is a {found}'s, but {path} is a checkpoint of {family.name}, a {family.pipeline}."
             )
         return given, index
     for repository in family.repositories:
@@ -62,27 +66,16 @@ def _complete(folder: Path, family: Family) -> bool:
 
 
 def tokenizers_of(family: Family) -> tuple[str, ...]:
+    """The names of its pipeline's tokenizers."""
     return TOKENIZERS if family.pipeline == XL else TOKENIZERS[:1]
-
-
-def _described(file: Path, folder: Path) -> dict[str, Any]:
-    """The object in a JSON file of the configuration folder."""
-    where = f"the configuration folder {folder} (config=..., --config DIR)"
-    try:
-        found = read_json(file, otherwise=AGAIN)
-    except UserError as error:
-        raise UserError(f"{where} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where} is damaged: {file.relative_to(folder)} holds no JSON object. {AGAIN}")
-    return found
 
 
 def empty_component(folder: Path, component: str) -> nn.Module:
     """A component of the configured shape whose parameters have no memory yet."""
     where = folder / component
     if not (where / "config.json").is_file():
-        raise UserError(f"the configuration folder {folder} (config=..., --config DIR) has no {component}/config.json.")
-    _described(where / "config.json", folder)
+        raise UserError(f"{called(folder)} has no {component}/config.json.")
+    described(where / "config.json", folder, called(folder))
     try:
         with init_empty_weights(include_buffers=False):
             if component == "unet":
@@ -92,7 +85,4 @@ def empty_component(folder: Path, component: str) -> nn.Module:
             kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
             return kind(CLIPTextConfig.from_pretrained(where, local_files_only=True))
     except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(
-            f"the configuration folder {folder} (config=..., --config DIR) describes no {component} that can be made: "
-            f"{first_line(error)}."
-        ) from error
+        raise UserError(f"{called(folder)} describes no {component} that can be made: {first_line(error)}.") from error

@@ -14,7 +14,7 @@ from metaunlearn.errors import UserError, first_line
 from metaunlearn.fetching import CARD, HUB_SECONDS, SAMPLING_FILE, ways_to_fetch
 from metaunlearn.files import path_of, read_json
 from metaunlearn.models.checks import REFINER, TOKENIZERS, check_class, is_refiner
-from metaunlearn.models.components import AGAIN, NETWORKS, check_index, networks
+from metaunlearn.models.components import NETWORKS, check_index, described, networks
 from metaunlearn.models.pipeline_class import pipeline_class
 from metaunlearn.models.variants import variants_of
 from metaunlearn.records import unfinished
@@ -57,9 +57,7 @@ def load_folder(path: Path) -> Any:
             f"give the folder that save_pretrained wrote, a .safetensors file, a hub id, or 'canvas'.{unfinished(path)}"
         )
     try:
-        named = read_json(index, otherwise=AGAIN)
-        if not isinstance(named, dict):
-            raise UserError(f"MODEL {path} is damaged: its model_index.json holds no JSON object. {AGAIN}")
+        named = described(index, path, f"MODEL {path}")
         check_index(named, f"MODEL {path}")
         options = _options(named)
         parts = networks(path, named)

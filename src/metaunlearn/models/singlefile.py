@@ -23,7 +23,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.files import whole_or_absent
 from metaunlearn.models.checks import check_channels
 from metaunlearn.models.components import AGAIN, check_finite, lacking_vocabulary
-from metaunlearn.models.configuration import XL, configuration_folder, empty_component, tokenizers_of
+from metaunlearn.models.configuration import XL, called, configuration_folder, empty_component, tokenizers_of
 from metaunlearn.models.layout import (
     Family,
     Part,
@@ -153,9 +153,7 @@ def _scheduler(path: Path, family: Family, folder: Path, index: dict[str, Any], 
         kind = getattr(diffusers, index["scheduler"][1])
         scheduler = kind.from_pretrained(folder / "scheduler", local_files_only=True)
     except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
-        raise UserError(
-            f"the configuration folder {folder} (config=..., --config DIR) has no scheduler that can be read: {error}"
-        ) from error
+        raise UserError(f"{called(folder)} has no scheduler that can be read: {error}") from error
     configured = trained_with(scheduler.config)["prediction_type"]
     if "prediction_type" not in said and family.ambiguous:
         logger.warning(
@@ -182,16 +180,11 @@ def _assembled(family: Family, folder: Path, index: dict[str, Any], modules: dic
     names = tokenizers_of(family)
     for name in names:
         if lack := lacking_vocabulary(folder / name, CLIPTokenizer):
-            raise UserError(
-                f"the configuration folder {folder} (config=..., --config DIR) is incomplete: its {name} {lack}. "
-                f"{AGAIN}"
-            )
+            raise UserError(f"{called(folder)} is incomplete: its {name} {lack}. {AGAIN}")
     try:
         tokenizers = {name: CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in names}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"the configuration folder {folder} (config=..., --config DIR) has no tokenizer that can be read: {error}"
-        ) from error
+        raise UserError(f"{called(folder)} has no tokenizer that can be read: {error}") from error
     parts: dict[str, Any] = {**modules, **tokenizers, "scheduler": scheduler}
     if family.pipeline == XL:
         zeros = bool(index.get("force_zeros_for_empty_prompt", True))
