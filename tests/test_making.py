@@ -258,7 +258,7 @@ def test_a_checkpoint_of_one_file_draws_what_its_folder_draws(tmp_path: Path, mo
     pipeline.save_pretrained(tmp_path / "folder")
     save_single_file(pipeline, tmp_path / "model.safetensors")
     index = str(tmp_path / "folder" / "model_index.json")
-    monkeypatch.setattr("metaunlearn.models.singlefile.try_to_load_from_cache", lambda *_: index)
+    monkeypatch.setattr("metaunlearn.models.configuration.try_to_load_from_cache", lambda *_: index)
     for name in ("folder", "model.safetensors"):
         make_set("snoopy", tmp_path / f"of-{name}", generator=str(tmp_path / name), overrides=[*FEW, "images=2"])
     assert contents(tmp_path / "of-folder") == contents(tmp_path / "of-model.safetensors")
