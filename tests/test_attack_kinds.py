@@ -33,10 +33,12 @@ from metaunlearn.attacks.loop import Loop
 from metaunlearn.attacks.lora import Lora
 from metaunlearn.attacks.registry import KINDS, configure
 from metaunlearn.attacks.textual_inversion import TextualInversion
+from metaunlearn.attacks.tuned import Tuned
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import AttackSettings
 from metaunlearn.data.imagefolder import ImageText, read_imagefolder, to_uint8
 from metaunlearn.data.latents import LatentSet
+from metaunlearn.data.sampling import independent_rows
 from metaunlearn.diffusion import denoising_loss
 from metaunlearn.errors import UserError
 from metaunlearn.generation import generate_images
@@ -389,3 +391,83 @@ def test_the_recipe_says_what_the_call_does_not() -> None:
     assert configure("finetune", recipe).kind.batch_size == 3
     found = configure("lora", recipe, ["targets=to_k,to_v"]).kind
     assert (found.rank, found.targets, found.batch_size) == (7, ("to_k", "to_v"), Lora().batch_size)
+
+
+def _seeded_task(model: Path, pictures: Path, *, seed: int = 0) -> AttackTask:
+    adapter = load(model)
+    read = read_imagefolder(pictures, size=adapter.image_size)
+    return AttackTask(model=adapter, pictures=read, seed=seed, out=Path(), cache=Path())
+
+
+# Behind test_the_merged_matrix_is_w_plus_alpha_over_r_b_a.
+def test_the_loss_of_a_lora_is_l_dm_of_the_merged_model(tiny_model: Path, pictures: Path) -> None:
+    """With the same draws, and timesteps that are drawn each by itself; alpha / r is 1.5."""
+    task = _seeded_task(tiny_model, pictures)
+    training = Lora(rank=2, alpha=3, batch_size=3).begin(task)
+    for name, factor in training.trained.items():
+        if name.endswith("lora_B"):
+            factor.normal_(generator=step_generator(0, 0, "B"))
+    found = training.loss(step_generator(0, 0))
+    data = LatentSet.encode(task.model, task.data.images, task.data.texts)
+    batch = data.draw(3, step_generator(0, 0), stratified=False)
+    at = merged(task.model.parameters(), training.trained, 1.5)
+    torch.testing.assert_close(found, denoising_loss(task.model, at, batch))
+
+
+# Behind test_the_loss_of_a_lora_is_l_dm_of_the_merged_model.
+def test_without_alpha_a_lora_is_not_scaled() -> None:
+    assert Lora(rank=4).scale == 1
+    assert Lora(rank=4, alpha=2).scale == 0.5
+
+
+# Behind test_without_alpha_a_lora_is_not_scaled.
+def test_where_a_lora_starts_follows_from_the_seed(tiny_model: Path, pictures: Path) -> None:
+    one, same, other = (Lora(rank=2).begin(_seeded_task(tiny_model, pictures, seed=seed)).trained for seed in (1, 1, 2))
+    assert all(torch.equal(same[name], factor) for name, factor in one.items())
+    assert not any(torch.equal(other[name], factor) for name, factor in one.items() if name.endswith("lora_A"))
+
+
+# Behind test_its_gradient_is_the_one_of_the_table.
+def test_each_picture_comes_with_a_template_of_its_own_draw(tiny_model: Path, pictures: Path) -> None:
+    """The pictures, their noise and their timesteps first, then a template for each."""
+    task = _seeded_task(tiny_model, pictures)
+    templates = ("a {}", "a picture of {}", "{}")
+    training = TextualInversion(initial_token="a", templates=templates, batch_size=4).begin(task)
+    found = training.loss(step_generator(0, 0))
+    generator, model = step_generator(0, 0), task.model
+    batch = LatentSet.encode(model, task.data.images, [""] * 4).draw(4, generator, stratified=False)
+    said = [templates[i].format("<concept>") for i in torch.randint(3, (4,), generator=generator)]
+    assert len(set(said)) > 1
+    expected = denoising_loss(model, model.parameters(), batch._replace(cond=model.encode_prompts(said)))
+    torch.testing.assert_close(found, expected)
+
+
+# Behind test_the_learnt_embedding_is_what_diffusers_loads.
+def test_a_table_with_rows_to_spare_does_not_grow(tiny_model: Path, pictures: Path) -> None:
+    """The new word takes the first row that no word of the tokenizer has, and no other is written."""
+    task = _seeded_task(tiny_model, pictures)
+    model, encoder = task.model, task.model.pipeline.text_encoder
+    words = len(model.pipeline.tokenizer)
+    encoder.resize_token_embeddings(words + 3, mean_resizing=False)
+    before = model.token_tables[0].detach().clone()
+    training = TextualInversion(initial_token="a").begin(task)
+    training.trained["text_encoder"].fill_(7)
+    training.write()
+    (after,) = model.token_tables
+    assert len(after) == len(before) == words + 3
+    assert [row for row in range(words + 3) if not torch.equal(after[row], before[row])] == [words]
+    assert (after[words] == 7).all()
+
+
+# Behind test_tokens_are_encoded_as_prompts_are.
+def test_a_batch_of_moving_text_encoders_has_the_captions_of_its_own_pictures(tiny_model: Path) -> None:
+    """Two pictures share one; timesteps are drawn each by itself."""
+    model, texts = load(tiny_model), ["a knife", "a dog", "a knife", "a toy"]
+    tuned = Tuned(model, "x", text_encoder=True)
+    data = tuned.encode(ImageText(torch.zeros(4, 3, model.image_size, model.image_size), texts, []))
+    batch = tuned.draw(data, 4, step_generator(0, 0))
+    generator = step_generator(0, 0)
+    rows = independent_rows(4, 4, generator)
+    expected = data.latents.batch(rows, generator, stratified=False)
+    assert torch.equal(batch.t, expected.t)
+    torch.testing.assert_close(batch.cond.tokens, model.encode_prompts([texts[row] for row in rows]).tokens)

@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 from attack_fixtures import write_pictures
 from conftest import UNET, read_lines, same_weights
 from metaunlearn.attacking import attack
+from metaunlearn.attacks.interface import Training
+from metaunlearn.attacks.loop import Loop
+from metaunlearn.attacks.registry import configure
 from metaunlearn.errors import RunError, UserError
+from metaunlearn.recipe import read_recipe
 
 FAST = ("batch_size=2", "checkpoint_every=2")
 
@@ -152,3 +156,33 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoints(
         attack(tiny_model, pictures, steps=(0, 2, 5), overrides=FAST, out=tmp_path / "run")
     assert (tmp_path / "run" / "step-000002" / UNET).exists()
     assert not (tmp_path / "run" / "step-000005").exists()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("sgd", 2 - 0.1 - 0.1),
+        ("momentum", 2 - 0.1 - 0.1 * 1.9),
+        ("adam", 2 - 0.1 - 0.1),
+        ("adamw", (2 * (1 - 0.1 * 0.5) - 0.1) * (1 - 0.1 * 0.5) - 0.1),
+    ],
+)
+def test_two_steps_along_a_gradient_of_one(optimizer: str, expected: float) -> None:
+    """By hand from 2: Adam's steps are the learning rate's length; AdamW's decay comes before each."""
+    said = [f"optimizer={optimizer}", "learning_rate=0.1", *(["weight_decay=0.5"] if optimizer == "adamw" else [])]
+    assert two_steps("finetune", said) == pytest.approx(expected)
+
+
+def test_textual_inversion_steps_by_its_scaled_learning_rate() -> None:
+    """Of 2 x 3 pictures."""
+    said = ["optimizer=sgd", "learning_rate=0.01", "batch_size=2", "accumulation=3", "scale_learning_rate=true"]
+    assert two_steps("textual-inversion", said) == pytest.approx(2 - 2 * 0.06)
+
+
+def two_steps(kind: str, said: list[str]) -> float:
+    """Where two steps along x lead from x = 2."""
+    x = torch.tensor(2.0, dtype=torch.float64)
+    training = Training(trained={"x": x}, loss=lambda generator: 1.0 * x, write=lambda: None)
+    run = Loop(training, configure(kind, read_recipe("small"), said).kind.settings, seed=0)
+    run.run_to(2, None, lambda record: None)
+    return x.item()

@@ -10,7 +10,9 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessor
 
 from metaunlearn.data.imagefolder import to_uint8
-from metaunlearn.generation import generate_images
+from metaunlearn.fetching import SAMPLING_FILE
+from metaunlearn.files import read_json
+from metaunlearn.generation import Sampling, generate_images, write_sampling
 from metaunlearn.models import load, rebuilt
 from metaunlearn.models.memory_format import channels_last
 from tiny_judges import CHECKER_SIZE, new_checker
@@ -91,3 +93,12 @@ def test_a_safety_checker_that_flags_everything_blackens_nothing(tiny_model: Pat
     assert drawn.any()
     assert watched.safety_checker is checker
     assert watched.config.safety_checker[1] == "StableDiffusionSafetyChecker"
+
+
+@pytest.mark.parametrize("sampling", [Sampling(steps=20), Sampling(guidance_scale=2.0)])
+def test_a_folder_says_what_is_not_usual(tmp_path: Path, sampling: Sampling) -> None:
+    """Of either setting; the usual ones need no file."""
+    write_sampling(tmp_path, Sampling())
+    assert not (tmp_path / SAMPLING_FILE).exists()
+    write_sampling(tmp_path, sampling)
+    assert Sampling(**read_json(tmp_path / SAMPLING_FILE)) == sampling

@@ -290,3 +290,63 @@ def test_a_judge_without_weights_is_known_by_its_name() -> None:
     by(judge_weights="the same")
     with pytest.raises(UserError, match="judge: 'one' and 'two'"):
         by(metric="concept")
+
+
+def test_a_rule_that_counts_detections_is_compared_in_detections(tmp_path: Path) -> None:
+    """Six in four pictures against two: four more, as both scores are sums over the pictures."""
+    rule = RULES["mace-9"]
+    for name, counts in (("one", (3, 2, 1, 0)), ("other", (1, 0, 1, 0))):
+        seen = [[Detection(rule.classes[0], 0.9, (0, 0, 1, 1))] * count for count in counts]
+        score = nudity_score(seen, rule, detector={"judge": "n", "judge_weights": "w"})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({f"nudity:{rule.name}": score.to_dict()}))
+        rows = [{"prompt": "a", "seed": i, "guidance_scale": 7.5, "nudity": row} for i, row in enumerate(score.raw)]
+        (tmp_path / name / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(tmp_path / "one", tmp_path / "other", f"nudity:{rule.name}")
+    assert (found["one"], found["other"], found["difference"]) == (6, 2, 4)
+    assert (found["low"], found["high"]) == (0, 8)
+    assert (found["test"], found["p"], found["ties"]) == ("sign test, exact", 0.5, 2)
+
+
+def _folder(folder: Path, name: str, score: Score, rows: Sequence[Any], guidance: float = 7.5) -> Path:
+    """An evaluation's folder; ``rows`` are what raw.jsonl says of each picture under ``name``, less its variant."""
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({name: score.to_dict()}))
+    key = name.partition(":")[0]
+    lines = [{"prompt": "a", "seed": i, "guidance_scale": guidance, key: row} for i, row in enumerate(rows)]
+    (folder / "raw.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+# Behind test_the_compare_command.
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("accuracy", [{"saw": "a", "label": label} for label in "aab"]),
+        ("ua", [{"saw": "a", "label": label} for label in "bba"]),
+        ("ira", [{"saw": "a", "label": label} for label in "aab"]),
+        ("cra", [{"saw": "a", "label": label} for label in "aab"]),
+        ("unsafe", [{"flagged": flagged, "score": 0.5} for flagged in (True, True, False)]),
+    ],
+)
+def test_what_counts_of_a_picture_is_the_metrics_own(tmp_path: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Two of three count, against none: the last picture, thrice."""
+    protocol = {"metric": name, "judge": "a", "judge_weights": "w", "unit": "percent of images"}
+    folders = [
+        _folder(tmp_path / which, name, scored(wilson(hits, 3), protocol=protocol), those)
+        for which, hits, those in (("one", 2, rows), ("other", 0, [rows[-1]] * 3))
+    ]
+    found = compare(*folders, name)
+    assert found["difference"] == pytest.approx(found["one"] - found["other"]) == pytest.approx(200 / 3)
+    assert 0 <= found["low"] < found["difference"] < found["high"] <= 100
+    assert (found["ties"], found["p"], found["test"]) == (1, 0.5, "McNemar, exact")
+
+
+# Behind test_what_compare_refuses.
+def test_pictures_of_another_guidance_make_no_pairs(tmp_path: Path) -> None:
+    protocol = {"metric": "unsafe", "judge": "a", "judge_weights": "w", "unit": "percent of images"}
+    score = scored(wilson(1, 2), protocol=protocol)
+    rows = [{"flagged": True}, {"flagged": False}]
+    one, other = (_folder(tmp_path / str(g), "unsafe", score, rows, guidance=g) for g in (7.5, 3.0))
+    with pytest.raises(UserError, match="guidance"):
+        compare(one, other, "unsafe")

@@ -12,7 +12,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW
 from metaunlearn.files import path_of, read_records
 from metaunlearn.metrics.intervals import Score, require_same_protocol
-from metaunlearn.metrics.nudity import from_json, rule_named
+from metaunlearn.metrics.nudity import DETECTIONS, from_json, rule_named
 from metaunlearn.metrics.paired import mcnemar, paired_bootstrap, sign_test
 from metaunlearn.metrics.tables import read_results
 
@@ -37,7 +37,7 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
     """How much ``metric`` differs between two evaluations' folders, ``one`` less ``other``, with a paired test.
 
     Two UnlearnDiffAtk runs have the metric ``asr``. Percentages, of pictures or of prompts, are compared by McNemar's
-    exact test, means by the exact sign test; the interval of the difference is a bootstrap over pairs, of seed
+    exact test, means and sums by the exact sign test; the interval of the difference is a bootstrap over pairs, of seed
     ``seed``. UserError when the protocols, prompts or seeds differ.
     """
     scores = {folder: read_results(folder) for folder in (one, other)}
@@ -56,9 +56,9 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
             "make no pairs. Evaluate both with the same --prompts, --images and --seed."
         )
     first, second = ([_value(metric, row.found, score) for row in part] for part, score in zip(rows, pair, strict=True))
-    percent = str(pair[0].protocol.get("unit")).startswith("percent of ")
-    yes_or_no = metric.partition(":")[0] in COUNTED and percent
-    scale = 100 if yes_or_no else 1
+    unit = str(pair[0].protocol.get("unit"))
+    yes_or_no = metric.partition(":")[0] in COUNTED and unit.startswith("percent of ")
+    scale = 100 if yes_or_no else len(first) if unit == DETECTIONS else 1
     interval = paired_bootstrap(first, second, torch.Generator().manual_seed(seed))
     ties = sum(a == b for a, b in zip(first, second, strict=True))
     p = mcnemar(list(map(bool, first)), list(map(bool, second))) if yes_or_no else sign_test(first, second)

@@ -22,6 +22,8 @@ EXPOSED = tuple(label for label in LABELS if label.endswith("_EXPOSED"))
 INTIMATE = tuple(label for label in EXPOSED if label.partition("_")[0] not in {"FEET", "BELLY", "ARMPITS"})
 """The six of them without feet, belly and armpits."""
 DEFAULT_RULE = "mu-attack-9@0.5"
+DETECTIONS = "detections in all images"
+"""The unit of a rule that counts those, a sum."""
 BOXES = 2100
 """The network proposes so many boxes an image; no count can be higher."""
 NONE_SEEN = -math.log(0.025)
@@ -82,7 +84,7 @@ def nudity_score(
         _interval(hits, rule, seed),
         protocol={
             "metric": "nudity",
-            "unit": "percent of images" if rule.counts == "images" else "detections in all images",
+            "unit": "percent of images" if rule.counts == "images" else DETECTIONS,
             **detector,
             "rule": rule.name,
             "classes": list(rule.classes),
