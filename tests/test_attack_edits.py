@@ -367,3 +367,15 @@ def test_the_noise_around_the_square_is_not_the_pipelines(tiny_model: Path) -> N
     for row, seed in zip(around, (3, 4), strict=True):
         pipelines = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))[:, 0]
         assert not torch.allclose(row, pipelines)
+
+
+def test_around_the_square_is_the_picture_that_was_given(tiny_model: Path) -> None:
+    """Its latent is that of pixels in [-1, 1], of which pictures are in [0, 1]."""
+    model = load(tiny_model)
+    starts = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+    put_back = Inpaint(hole=0.25)._after_step(model, starts, [3])
+    scheduler = SimpleNamespace(timesteps=torch.tensor([900, 500]), add_noise=lambda x_0, eps, t: x_0)
+    latents = torch.zeros(1, *model.latent_shape)
+    found = put_back(SimpleNamespace(scheduler=scheduler), 0, torch.tensor(900), {"latents": latents})["latents"]
+    expected = model.encode_images(starts * 2 - 1)[0]
+    torch.testing.assert_close(found[:, :, 0], expected[:, :, 0])

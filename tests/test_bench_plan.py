@@ -325,3 +325,19 @@ def test_what_a_concept_says_of_finetuning_is_not_for_words() -> None:
     attack = {"name": "words", "kind": "unlearndiffatk", "prompts": {"texts": ["a knife"]}}
     (row,) = [row for row in plan_of(changed("attacks", to=[attack])).rows if row.attack == "words"]
     assert row.cell.spec["settings"]["learning_rate"] == 0.01
+
+
+def test_the_closer_a_setting_is_said_the_more_it_counts() -> None:
+    """Of a grid, of its concept, of a method for it, of a variant; of a concept's attack and of the attack itself."""
+    grid = changed("concepts", 0, "set", to={"steps": 5, "batch_size": 4})
+    grid = changed("concepts", 0, "by_method", to={"esd-x-1": {"steps": 7, "learning_rate": 2e-5}}, of=grid)
+    grid = changed("variants", to=[{"name": "v", "set": {"learning_rate": 3e-5}}], of=grid)
+    grid = changed("attacks", 0, "set", to={"learning_rate": 9e-4}, of=grid)
+    cells = plan_of(grid).cells.values()
+    (erased,) = [cell for cell in cells if cell.kind == "erase"]
+    (attacked,) = [cell for cell in cells if cell.kind == "attack"]
+    said = parse_overrides(erased.call["overrides"])
+    assert {key: float(said[key]) for key in ("steps", "batch_size", "learning_rate")} == {
+        "steps": 7, "batch_size": 4, "learning_rate": 3e-5,
+    }  # fmt: skip
+    assert float(parse_overrides(attacked.call["overrides"])["learning_rate"]) == 9e-4

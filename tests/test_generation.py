@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessor
 
 from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.data.prompts import Prompt
+from metaunlearn.draws import DrawSettings, draw_batch, draws_for
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import read_json
 from metaunlearn.generation import Sampling, generate_images, write_sampling
@@ -102,3 +105,21 @@ def test_a_folder_says_what_is_not_usual(tmp_path: Path, sampling: Sampling) -> 
     assert not (tmp_path / SAMPLING_FILE).exists()
     write_sampling(tmp_path, sampling)
     assert Sampling(**read_json(tmp_path / SAMPLING_FILE)) == sampling
+
+
+def test_guidance_alone_is_written_down_too(tmp_path: Path) -> None:
+    write_sampling(tmp_path, Sampling(guidance_scale=3.0))
+    assert read_json(tmp_path / SAMPLING_FILE) == {"steps": 50, "guidance_scale": 3.0}
+
+
+def test_a_batch_is_drawn_in_the_precision_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def generate(_: Any, texts: list[str], seeds: list[int], **options: Any) -> torch.Tensor:
+        asked.append((options["precision"], options["batch_size"], seeds))
+        return torch.zeros(len(texts), 3, 8, 8)
+
+    monkeypatch.setattr("metaunlearn.draws.generate_images", generate)
+    draws = draws_for([Prompt("a dog")], images=3, seed=5, guidance_scale=2.0)
+    draw_batch(None, draws, [1, 2], settings=DrawSettings(precision="bf16"))
+    assert asked == [("bf16", 2, [6, 7])]

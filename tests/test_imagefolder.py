@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metaunlearn.data.imagefolder import fingerprint, read_imagefolder, write_imagefolder
+from metaunlearn.data.imagefolder import as_saved, fingerprint, read_imagefolder, to_uint8, write_imagefolder
 from metaunlearn.errors import UserError
 
 
@@ -226,3 +226,9 @@ def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
         prints.append(fingerprint(tmp_path / name))
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
+
+
+def test_a_png_holds_the_nearest_level() -> None:
+    values = torch.tensor([0.0, 0.4, 0.6, 127.5, 254.4, 254.6, 255.0]) / 255
+    assert to_uint8(values).tolist() == [0, 0, 1, 128, 254, 255, 255]
+    assert torch.equal(as_saved(values), to_uint8(values).float() / 255)

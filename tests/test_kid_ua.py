@@ -51,8 +51,10 @@ def test_kid_agrees_with_torchmetrics_and_with_a_loop(monkeypatch: pytest.Monkey
     assert kernel_distance(one, more) == pytest.approx(slow, rel=1e-12)
 
 
-def test_kid_s_interval_is_that_of_resampled_sets() -> None:
+@pytest.mark.parametrize("block", [3, 1000])
+def test_kid_s_interval_is_that_of_resampled_sets(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weighted sums must be what the plain distance gives on images that are really repeated."""
+    monkeypatch.setattr(kid, "BLOCK", block)
     one, other = features(7, 0.5, 0), features(6, 0.0, 1)
     interval = bootstrap_kernel_distance(one, other, torch.Generator().manual_seed(4), resamples=30)
     generator = torch.Generator().manual_seed(4)

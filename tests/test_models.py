@@ -16,6 +16,7 @@ from metaunlearn import doctor
 from metaunlearn.attacking import attack
 from metaunlearn.checkpoint import load_tensors, save_tensors
 from metaunlearn.conditioning import Conditioning
+from metaunlearn.data.latents import LatentSet
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.trajectories import TrajectoryBank, sample_trajectories
 from metaunlearn.errors import UserError
@@ -231,3 +232,20 @@ def test_two_tokenizers_that_disagree_are_refused_by_closed_forms() -> None:
 def test_run_record_names_the_recipe(other_model: Path, tmp_path: Path) -> None:
     erase(other_model, ["zebra"], method="uce-2025", meta=False, out=tmp_path / "out")
     assert json.loads((tmp_path / "out" / "run.json").read_text())["request"]["recipe"] == "small"
+
+
+def test_equal_prompts_are_encoded_once_and_each_has_its_own() -> None:
+    model = StableDiffusion(new_sd1())
+    prompts = ["a fox", "a dog", "a fox", "a fox", "a cat", "a dog"]
+    each = torch.cat([model.encode_prompts([prompt]).tokens for prompt in prompts])
+    torch.testing.assert_close(model.encode_prompts(prompts).tokens, each)
+
+
+def test_a_picture_of_a_set_has_its_own_prompt() -> None:
+    """Two pictures share the first text, so that neither row nor number of a prompt is that of its picture."""
+    model = StableDiffusion(new_sd1())
+    texts = ["a fox", "a fox", "a dog", "a cat"]
+    data = LatentSet.encode(model, torch.zeros(4, 3, 32, 32), texts)
+    rows = torch.tensor([3, 1, 2, 0])
+    drawn = data.batch(rows, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.cond.tokens, model.encode_prompts([texts[row] for row in rows]).tokens)

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from conftest import UNET, Call
+from metaunlearn.conditioning import Conditioning
 from metaunlearn.generation import generate_images
 from metaunlearn.models import TextToImageModel, load
-from metaunlearn.models.precision import denoising_in
+from metaunlearn.models.precision import GRADIENT_SCALE, autocast_predict, denoising_in, teachers_answer
+from metaunlearn.parameters import Params
 
 
 @pytest.fixture
@@ -96,3 +99,41 @@ def test_attacks_train_in_a_precision(tiny_model: Path, pictures: Path, tmp_path
     }
     assert apart["tf32"] == 0  # A CPU knows none.
     assert 0 < apart["bf16"] < 1e-2
+
+
+def test_gradients_scaled_for_half_precision_come_out_as_they_are() -> None:
+    """Element-wise arithmetic is not reduced, so what is left is the scale, with respect to all that is asked of."""
+    g = torch.Generator().manual_seed(0)
+    theta = {"w": torch.randn(2, 4, generator=g)}
+    x_t, tokens, pooled = (torch.randn(2, 4, generator=g) for _ in range(3))
+
+    def predict(theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        assert cond.pooled is not None
+        return theta["w"] * x_t * cond.tokens + cond.pooled**2
+
+    def gradients(*, reduced: bool) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (theta["w"], x_t, tokens, pooled)]
+        w, x, of_tokens, of_pooled = leaves
+        asked = ({"w": w}, x, torch.zeros(2), Conditioning(of_tokens, of_pooled))
+        output = autocast_predict(predict, torch.float16, *asked) if reduced else predict(*asked)
+        return list(torch.autograd.grad(output.square().sum(), leaves))
+
+    for found, expected in zip(gradients(reduced=True), gradients(reduced=False), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert GRADIENT_SCALE[torch.float16] > 1
+
+
+def test_a_teacher_in_half_precision_is_told_sizes_exactly() -> None:
+    seen: list[Conditioning] = []
+
+    def predict(theta: Params, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        seen.append(cond)
+        return x_t
+
+    cond = Conditioning(torch.zeros(1, 2, 3), torch.zeros(1, 4), torch.full((1, 6), 1025.0))
+    answer = teachers_answer(predict, {"w": torch.zeros(1).bfloat16()}, torch.zeros(1, 4, 2, 2), torch.zeros(1), cond)
+    (told,) = seen
+    assert told.pooled is not None
+    assert told.time_ids is not None
+    assert (told.tokens.dtype, told.pooled.dtype, answer.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    assert told.time_ids.tolist() == [[1025.0] * 6]
