@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -233,6 +234,14 @@ def test_the_authors_sampler_draws_with_the_models_own_schedule(model: StableDif
     own, theirs = model.pipeline.scheduler.alphas_cumprod, run.pipeline.scheduler.alphas_cumprod
     torch.testing.assert_close(own, theirs)
     assert run._test(draw("a knife"), "a knife")[0].shape == (1, 3, 32, 32)
+
+
+def test_the_authors_sampler_has_betas_of_the_models_own() -> None:
+    pipeline = new_sd1()
+    betas = np.linspace(1e-4, 2e-2, 1000)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, trained_betas=betas)
+    own, theirs = (one.scheduler.alphas_cumprod for one in (pipeline, pipeline_for_tests(pipeline, "lms")))
+    torch.testing.assert_close(own, theirs)
 
 
 def test_a_schedule_that_ends_in_pure_noise_is_not_drawn_with_another() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 TRAINED: dict[str, Any] = {
     "num_train_timesteps": None, "beta_start": None, "beta_end": None, "beta_schedule": None, "trained_betas": None,
     "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
@@ -20,4 +22,6 @@ def trained_with(config: Mapping[str, Any]) -> dict[str, Any]:
 def lost_by(scheduler: Any, wanted: Mapping[str, Any]) -> list[str]:
     """Those settings of ``wanted``, as ``key = value``, that ``scheduler`` does not follow: it lacks them."""
     follows = trained_with(scheduler.config)
-    return [f"{key} = {value}" for key, value in wanted.items() if key in TRAINED and follows[key] != value]
+    # A pipeline that is not from a folder may have its betas as an array.
+    lost = [key for key in wanted if key in TRAINED and not np.array_equal(follows[key], wanted[key])]
+    return [f"{key} = {wanted[key]}" for key in lost]
