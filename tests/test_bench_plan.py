@@ -9,7 +9,7 @@ import pytest
 
 from bench_grids import CELLS, TINY, changed, counted, plan_of, write_recipe
 from metaunlearn.bench import cells, sources
-from metaunlearn.bench.plan import Plan, make_plan
+from metaunlearn.bench.plan import Plan, make_plan, place_of, states
 from metaunlearn.bench.recipe import Grid, check_grid, read_bench
 from metaunlearn.bench.select import select
 from metaunlearn.config import EraseSettings
@@ -341,3 +341,30 @@ def test_the_closer_a_setting_is_said_the_more_it_counts() -> None:
         "steps": 7, "batch_size": 4, "learning_rate": 3e-5,
     }  # fmt: skip
     assert float(parse_overrides(attacked.call["overrides"])["learning_rate"]) == 9e-4
+
+
+def test_every_cell_runs_with_the_seed_of_its_row() -> None:
+    """Not only the keys, which differ anyway where the erased model does."""
+    plan = plan_of(changed("concepts", 0, "seeds", to=[3, 4]))
+    seeded = {kind: set[int]() for kind in ("pictures", "data", "erase", "attack")}
+    for cell in plan.cells.values():
+        if cell.kind in seeded:
+            assert cell.call["seed"] == cell.spec["seed"] == cell.labels["seed"], cell.kind
+            seeded[cell.kind].add(cell.call["seed"])
+    assert all(seeds == {3, 4} for seeds in seeded.values())
+
+
+# Behind test_every_cell_runs_with_the_seed_of_its_row.
+def test_a_cell_of_pictures_is_as_large_as_its_three_sets() -> None:
+    """Of the concept, of what is related and of what is not."""
+    sizes = changed("set", "retain_images", to=7, of=changed("set", "forget_images", to=5))
+    [cell] = [cell for cell in plan_of(sizes).cells.values() if cell.kind == "pictures"]
+    assert cell.size == 5 + 7 + 7
+
+
+# Behind test_only_of_nothing_is_refused.
+def test_the_last_checkpoint_is_the_last_place() -> None:
+    grid = resolve(Grid, changed("concepts", 0, "steps", to=[1, 2, 5], of=TINY))
+    assert [(state.step, place_of(grid, state)) for state in states(grid)] == [
+        (0, "before"), (1, "between"), (2, "between"), (5, "last"),
+    ]  # fmt: skip

@@ -16,8 +16,8 @@ from metaunlearn.canvas.catalog import NAMES
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.config import EraseSettings
 from metaunlearn.doctor.advice import advise
-from metaunlearn.doctor.counting import CPU_ATTENTION, counted_memory, facts_of
-from metaunlearn.doctor.passes import outer_step
+from metaunlearn.doctor.counting import CPU_ATTENTION, counted_memory, facts_of, operations
+from metaunlearn.doctor.passes import Pass, outer_step
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import configure
 from metaunlearn.errors import UserError
@@ -387,3 +387,41 @@ def test_passes_are_those_of_a_real_step(
     for one, count in outer_step(chosen.method, chosen.settings, meta=meta, paths=32).items():
         expected[one.pictures, one.kind not in ("forward", "teacher")] += count  # type: ignore[assignment]
     assert found == expected
+
+
+# Behind test_healing_and_weighing_take_their_time.
+def test_accumulation_and_paths_take_their_time(tiny_model: Path) -> None:
+    """Healing goes through as many pictures as its steps do; a step of a path is two passes."""
+    forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e9
+    overrides = ["batch_size=8", "bank_trajectories=4", "bank_steps=5", "retain_loss=denoising", "accumulation=2"]
+
+    def seconds(*more: str) -> float:
+        return doctor.estimate(tiny_model, meta=False, overrides=[*overrides, *more], speed=1e9).seconds
+
+    plain = seconds()
+    assert seconds("heal_steps=5") - plain == pytest.approx(2 * 5 * 8 * 3 * forward)
+    assert seconds("bank_steps=7") - plain == pytest.approx(2 * 4 * 2 * forward)
+
+
+# Behind test_operations_of_attention.
+def test_a_gradient_is_three_passes_and_a_checkpointed_one_four(model: TextToImageModel) -> None:
+    facts = facts_of(model, 0, settings())
+    for kind, checkpointed, passes in (("trained", False, 3), ("trained", True, 4), ("forward", True, 1)):
+        found = operations(Pass(kind, 5), facts, gradient_checkpointing=checkpointed)  # type: ignore[arg-type]
+        assert found == passes * 5 * facts.forward
+
+
+# Behind test_memory_grows_by_one_copy_an_inner_step.
+def test_memory_of_other_attackers_and_of_sets_elsewhere(tiny_model: Path) -> None:
+    """The way back of Adam wants every gradient beside every theta; elsewhere, one of them at a time. Momentum has two
+    adjoints and a direction more; of a single step theta itself is moved where its bits lie elsewhere, else a copy."""
+
+    def memory(optimizer: str, m: int, *more: str) -> int:
+        said = [f"inner_optimizer={optimizer}", "meta_gradient=gradient-difference", "inner_horizon=none"]
+        return doctor.estimate(tiny_model, overrides=[*said, *more, f"inner_steps={m}"], speed=1e9).memory_bytes
+
+    a_set = 4 * sum(p.numel() for p in load(tiny_model).unet.parameters())
+    assert memory("adam", 5) - memory("adam", 3) == 2 * 2 * a_set
+    assert memory("adam", 5, "inner_store=disk") == memory("adam", 3, "inner_store=disk")
+    assert memory("momentum", 3) - memory("sgd", 3) == 3 * a_set
+    assert memory("sgd", 1) - memory("sgd", 1, "inner_store=disk") == a_set

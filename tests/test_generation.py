@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessor
 
-from metaunlearn.data.imagefolder import to_uint8
+from metaunlearn.data.imagefolder import read_imagefolder, to_uint8
 from metaunlearn.data.prompts import Prompt
-from metaunlearn.draws import DrawSettings, draw_batch, draws_for
+from metaunlearn.draws import DrawSettings, draw_batch, draw_into, draws_for
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import read_json
 from metaunlearn.generation import Sampling, generate_images, write_sampling
@@ -123,3 +124,25 @@ def test_a_batch_is_drawn_in_the_precision_that_was_asked_for(monkeypatch: pytes
     draws = draws_for([Prompt("a dog")], images=3, seed=5, guidance_scale=2.0)
     draw_batch(None, draws, [1, 2], settings=DrawSettings(precision="bf16"))
     assert asked == [("bf16", 2, [6, 7])]
+
+
+def test_a_set_is_drawn_in_the_steps_and_settings_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch has one guidance; the pictures lie in the order of their draws all the same."""
+    asked: list[Any] = []
+
+    def generate(_: Any, texts: list[str], seeds: list[int], **options: Any) -> torch.Tensor:
+        asked.append((texts, seeds, options["guidance_scale"], options["steps"], options["precision"]))
+        return torch.stack([torch.full((3, 8, 8), seed / 255) for seed in seeds])
+
+    monkeypatch.setattr("metaunlearn.draws.generate_images", generate)
+    prompts = [Prompt("a", seed=7), Prompt("b", guidance_scale=1.0), Prompt("c", seed=9)]
+    draws = draws_for(prompts, images=1, seed=20, guidance_scale=2.0)
+    pipeline = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(sample_size=2)), vae_scale_factor=4)
+    settings = DrawSettings(picture_batch=2, precision="bf16")
+    draw_into(tmp_path / "set", pipeline, draws, finished=tmp_path / "done", steps=5, settings=settings)
+    assert asked == [(["a", "c"], [7, 9], 2.0, 5, "bf16"), (["b"], [21], 1.0, 5, "bf16")]
+    found = read_imagefolder(tmp_path / "set", size=8)
+    assert found.texts == ["a", "b", "c"]
+    assert ((found.images[:, 0, 0, 0] + 1) * 127.5).round().tolist() == [7, 21, 9]

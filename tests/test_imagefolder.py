@@ -11,7 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from metaunlearn.data.imagefolder import as_saved, fingerprint, read_imagefolder, to_uint8, write_imagefolder
+from metaunlearn.data.imagefolder import (
+    as_saved,
+    fingerprint,
+    list_entries,
+    read_imagefolder,
+    to_uint8,
+    write_imagefolder,
+)
 from metaunlearn.errors import UserError
 
 
@@ -232,3 +239,17 @@ def test_a_png_holds_the_nearest_level() -> None:
     values = torch.tensor([0.0, 0.4, 0.6, 127.5, 254.4, 254.6, 255.0]) / 255
     assert to_uint8(values).tolist() == [0, 0, 1, 128, 254, 255, 255]
     assert torch.equal(as_saved(values), to_uint8(values).float() / 255)
+
+
+def test_pictures_without_metadata_are_in_the_order_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file system lists first."""
+    for name in ("b.png", "a.png", "c.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    before, rglob = fingerprint(tmp_path), Path.rglob
+    for reverse in (False, True):
+        monkeypatch.setattr(Path, "rglob", lambda self, of, r=reverse: sorted(rglob(self, of), reverse=r))
+        found = list_entries(tmp_path, default_text="")
+        assert [entry.file.name for entry in found] == ["a.png", "b.png", "c.png"]
+        assert fingerprint(tmp_path) == before

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -398,3 +399,35 @@ def test_a_set_read_as_data_says_nothing_of_its_sheet_as_an_error(
     with caplog.at_level(logging.WARNING):
         assert len(read_imagefolder(tmp_path / "a", size=8).texts) == 7
     assert "sheet.png" not in caplog.text
+
+
+def _save(folder: Path, name: str, columns: list[int], *, spot: int = 0) -> Path:
+    """A picture of 90 x 80 in nine columns of grey, one of whose pixels is a little brighter by ``spot``."""
+    pixels = np.repeat(np.array(columns, dtype=np.uint8), 10)[None].repeat(80, axis=0)
+    pixels[0, 0] += spot
+    Image.fromarray(pixels).save(folder / name)
+    return folder / name
+
+
+# Behind test_the_hash_sees_the_layout_not_the_noise.
+def test_what_a_duplicate_is_a_duplicate_of(tmp_path: Path) -> None:
+    """Always of a picture that is kept, even where it is identical to one that was left out."""
+    up, down = list(range(10, 100, 10)), list(range(90, 0, -10))
+    files = [
+        _save(tmp_path, "0.png", up),
+        _save(tmp_path, "1.png", up),
+        _save(tmp_path, "2.png", down),
+        _save(tmp_path, "3.png", down, spot=5),
+        _save(tmp_path, "4.png", down, spot=5),
+    ]
+    identical = [Duplicate(1, 0, -1), Duplicate(4, 3, -1)]
+    assert find_duplicates(files, nearest=-1) == identical
+    near = [Duplicate(1, 0, -1), Duplicate(3, 2, 0), Duplicate(4, 2, -1)]
+    assert find_duplicates(files, nearest=0) == find_duplicates(files, nearest=63) == near
+
+
+# Behind test_what_a_duplicate_is_a_duplicate_of.
+def test_the_same_bytes_in_another_shape_are_another_picture(tmp_path: Path) -> None:
+    for name, size in (("wide.png", (8, 4)), ("high.png", (4, 8))):
+        Image.new("RGB", size, (9, 9, 9)).save(tmp_path / name)
+    assert find_duplicates([tmp_path / "wide.png", tmp_path / "high.png"], nearest=-1) == []

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.parameters import Params, add, dot, norm, scale, subset, value_and_gradient
+from metaunlearn.parameters import Params, add, digest, dot, norm, same, scale, subset, value_and_gradient
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +149,11 @@ def test_a_loss_that_ignores_a_parameter(a: Params) -> None:
         value_and_gradient(lambda theta: theta["p"].sum(), a)
     with pytest.raises(RunError, match="any parameter"):
         value_and_gradient(lambda theta: torch.zeros(()), a)
+
+
+def test_parameters_are_the_same_in_any_order_and_one_precision() -> None:
+    x, y = torch.arange(3.0), torch.ones(2, 2)
+    assert digest({"x": x, "y": y}) == digest({"y": y, "x": x}) != digest({"x": y, "y": x})
+    assert same({"x": x, "y": y}, {"y": y.clone(), "x": x.clone()})
+    assert not same({"x": x}, {"x": x.bfloat16()})
+    assert not same({"x": x, "y": y}, {"x": x, "y": 2 * y})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metaunlearn.data.prompts import Prompt, read_prompts
+from metaunlearn.data.prompts import Prompt, prompt_of, read_prompts
 from metaunlearn.errors import UserError
 
 
@@ -68,3 +68,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match="UTF-8"):
         read_prompts(tmp_path / "bytes.txt")
+
+
+def test_the_largest_seed() -> None:
+    assert prompt_of({"prompt": "a", "seed": 2**63 - 1}, "here").seed == 2**63 - 1
+    with pytest.raises(UserError, match="a seed is a whole number"):
+        prompt_of({"prompt": "a", "seed": 2**63}, "here")

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import break_at_the_fourth_step
+from metaunlearn.conditioning import Conditioning
+from metaunlearn.data.latents import LatentSet
 from metaunlearn.data.sampling import Epochs, Independent, independent_rows
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError
@@ -116,3 +118,16 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_would(
     erase(tiny_model, ["zebra"], out=tmp_path / "broken", overrides=overrides, resume=True)
     one, two = load_file(tmp_path / "whole" / UNET), load_file(tmp_path / "broken" / UNET)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_latent_is_drawn_around_its_pictures_own_mean_as_widely_as_it_says() -> None:
+    """2000 of each of two pictures, of means 1 and -3 and standard deviations 0.5 and 2; noise and latent are apart."""
+    mean, std = (torch.tensor(two)[:, None, None, None] for two in ((1.0, -3.0), (0.5, 2.0)))
+    cond = Conditioning(torch.zeros(1, 1, 1))
+    data = LatentSet(mean=mean, std=std, cond=cond, prompt_of=torch.zeros(2, dtype=torch.int64), timesteps=10)
+    batch = data.batch(torch.tensor([1, 0]).repeat(2000), torch.Generator().manual_seed(0))
+    second, first = batch.x_0[0::2], batch.x_0[1::2]
+    assert (first.mean().item(), first.std().item()) == pytest.approx((1, 0.5), abs=0.05)
+    assert (second.mean().item(), second.std().item()) == pytest.approx((-3, 2), abs=0.15)
+    of_noise = torch.corrcoef(torch.stack([first.flatten(), batch.eps[1::2].flatten()]))[0, 1]
+    assert abs(of_noise.item()) < 0.1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch import distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -172,3 +174,37 @@ def test_a_launcher_of_one_process_is_said(monkeypatch: pytest.MonkeyPatch, capl
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
         assert join("cpu") is ALONE
     assert "accelerate started one process" in caplog.text
+
+
+def test_what_does_not_divide_cannot_be_shared_evenly() -> None:
+    two = Processes(number=1, count=2, local=1)
+    two.check_divides(4, "batches")
+    for rows in (1, 3):
+        with pytest.raises(UserError, match=f"2 processes cannot share batches of {rows} evenly"):
+            two.check_divides(rows, "batches")
+
+
+# Behind test_rows_and_turns_are_shared_out.
+@pytest.mark.parametrize(("together", "made"), [(False, [[0, 2, 4], [1, 3]]), (True, [[0, 2, 4], [1, 3, 4]])])
+def test_each_piece_comes_from_the_process_whose_turn_it_was(
+    monkeypatch: pytest.MonkeyPatch, together: bool, made: list[list[int]]
+) -> None:
+    """Of a sharded model all processes make as many, the last piece once more where one would have fewer."""
+    sent: list[tuple[int | None, int]] = []
+
+    def broadcast(self: Processes, tensors: dict[str, Tensor] | None, source: int = 0) -> dict[str, Any]:
+        sent.append((None if tensors is None else int(tensors["x"]), source))
+        return tensors or {}
+
+    monkeypatch.setattr(Processes, "broadcast", broadcast)
+    for number in range(2):
+        asked: list[int] = []
+
+        def make(index: int, asked: list[int] = asked) -> dict[str, Tensor]:
+            asked.append(index)
+            return {"x": torch.tensor(index)}
+
+        sent.clear()
+        Processes(number=number, count=2, local=number).each(5, make, together=together)
+        assert asked == made[number]
+        assert sent == [(index if index % 2 == number else None, index % 2) for index in range(5)]

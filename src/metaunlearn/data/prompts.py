@@ -150,12 +150,12 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 def _seed(value: Any, where: str) -> int | None:
     if value is None:
         return None
-    number = number_in(value)
+    number, text = number_in(value), str(value).strip()
     # Through the text where it is an integer already: a float has only 53 bits of a seed.
-    if number is None or number != int(number) or not 0 <= number < 2**63:
+    seed = int(text) if text.isdecimal() else number
+    if number is None or seed is None or seed != int(seed) or not 0 <= seed < 2**63:
         raise UserError(f"{where}: a seed is a whole number from 0 to 2^63 - 1, got {value!r}.")
-    text = str(value).strip()
-    return int(text) if text.isdecimal() else int(number)
+    return int(seed)
 
 
 def _guidance(value: Any, where: str) -> float | None:
