@@ -209,7 +209,7 @@ def test_the_words_feel_the_gradient_of_both_encoders(xl: Path) -> None:
 def _weighed(cond: Conditioning) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     parts = [cond.tokens, cond.pooled]
-    return sum((part * torch.randn(part.shape, generator=generator, dtype=part.dtype)).sum() for part in parts)  # type: ignore
+    return sum((part * torch.randn(part.shape, generator=generator, dtype=part.dtype)).sum() for part in parts)  # type: ignore[misc, return-value]
 
 
 def test_words_need_one_vocabulary(xl: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaunlearn.errors import RunError, UserError, did_you_mean
 from metaunlearn.shards import are_pieces, as_pieces, own, summed
@@ -204,6 +204,11 @@ def same(a: Params, b: Params) -> bool:
     pairs = zip(a.values(), _aligned(a, b), strict=True)
     differ = torch.tensor(float(any(x.dtype != y.dtype or not torch.equal(own(x), own(y)) for x, y in pairs)))
     return not summed(differ.to(own(next(iter(a.values()))).device), a.values())
+
+
+def not_finite(module: nn.Module) -> list[str]:
+    """The names of a network's parameters that hold numbers which are not finite."""
+    return [name for name, p in module.named_parameters() if not bool(p.isfinite().all())]
 
 
 # --- Arithmetic ------------------------------------------------------------------------------------------------------

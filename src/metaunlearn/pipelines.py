@@ -20,6 +20,7 @@ from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import whole_or_absent, write_json
 from metaunlearn.generation import default_sampling, write_sampling
 from metaunlearn.models.interface import TextToImageModel
+from metaunlearn.parameters import not_finite
 
 WHOLE = "100GB"
 """Least size of a component that comes in several files: diffusers' 10 GB would cut XL's denoiser in float32 in two,
@@ -29,8 +30,7 @@ TEXT_MODEL = "text_model."
 
 
 def _check_finite(pipeline: Any) -> None:
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    broken = [name for name, part in modules.items() if not all(p.isfinite().all() for p in part.parameters())]
+    broken = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module) and not_finite(part)]
     if broken:
         raise RunError(
             f"the weights of {' and '.join(broken)} are not finite numbers, so nothing was written. Lower "

@@ -20,7 +20,6 @@ GUIDANCE = ("guidance_scale", "sd_guidance_scale", "evaluation_guidance")
 LABEL = ("label",)
 ROLE = ("role",)
 """Column names, first match wins; the longer ones are those of the I2P and UnlearnDiffAtk sets."""
-ENDINGS = (".txt", ".csv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def prompts_of(given: PromptsGiven) -> list[Prompt]:
     """What was ``given`` as a list; UserError for anything that is no prompt."""
     if isinstance(given, Path):
         return read_prompts(given)
-    if isinstance(given, str) and given.endswith(ENDINGS) and path_of(given).is_file():
+    if isinstance(given, str) and given.endswith(tuple(READERS)) and path_of(given).is_file():
         raise UserError(f"{given!r} is a file; for the prompts in it give prompts=Path({given!r}).")
     prompts = [given] if isinstance(given, Prompt | str) else list(given)
     for prompt in prompts:
@@ -66,16 +65,15 @@ def read_rows(file: Path | str) -> list[Mapping[str, Any]]:
 
 
 def _numbered_rows(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    readers = {".txt": _rows_of_txt, ".csv": _rows_of_csv, ".json": _rows_of_json, ".jsonl": _rows_of_jsonl}
-    if file.suffix.lower() not in readers:
-        raise UserError(f"The prompts file {file} (--prompts) must end in {', '.join(readers)}.")
+    if file.suffix.lower() not in READERS:
+        raise UserError(f"The prompts file {file} (--prompts) must end in {', '.join(READERS)}.")
     if not file.is_file():
         raise UserError(f"The prompts file {file} (--prompts) does not exist.")
     try:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"The prompts file {file} (--prompts) is not UTF-8 text: {error}.") from error
-    rows = list(readers[file.suffix.lower()](content, file))
+    rows = list(READERS[file.suffix.lower()](content, file))
     if not rows:
         raise UserError(f"The prompts file {file} (--prompts) holds no prompts.")
     return rows
@@ -126,6 +124,10 @@ def _rows_of_csv(content: str, file: Path) -> Rows:
             yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
+
+
+READERS = {".txt": _rows_of_txt, ".csv": _rows_of_csv, ".json": _rows_of_json, ".jsonl": _rows_of_jsonl}
+"""By the ending of a file's name."""
 
 
 def prompt_of(row: Mapping[str, Any], where: str) -> Prompt:

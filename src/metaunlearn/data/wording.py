@@ -33,10 +33,19 @@ def synonyms(concept: str) -> list[str]:
     return texts
 
 
+ARTICLES = frozenset({"a", "an", "the"})
+
+
+def has_article(text: str) -> bool:
+    """Whether ``text`` begins with one, and goes on."""
+    first, _, rest = text.lower().partition(" ")
+    return bool(rest) and first in ARTICLES
+
+
 def bare(text: str) -> str:
     """A thing's name in lower case and without its article: ``"The knife"`` → ``"knife"``."""
     words = text.lower().split()
-    return " ".join(words[1:] if words and words[0] in {"a", "an", "the"} else words)
+    return " ".join(words[1:] if words and words[0] in ARTICLES else words)
 
 
 def said_as(prompt: str, concept: str, word: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaunlearn.data.wording import bare, synonyms
+from metaunlearn.data.wording import bare, has_article, synonyms
 from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.files import read_json
 from metaunlearn.metrics.hub import judge_files
@@ -26,7 +25,6 @@ from metaunlearn.metrics.preprocessing import PREPROCESSOR, Preprocessing, Scali
 
 BATCH = 64
 PHOTO = "a photo of a {}"
-ARTICLE = re.compile("(an?|the) ", re.IGNORECASE)
 DETECTORS = ("nudity", "unsafe")
 """What brings its own model and asks no judge."""
 
@@ -295,7 +293,7 @@ def canvas_phrase(label: str) -> str:
 
 def photo_of(label: str) -> str:
     """A label in the words of CLIP's authors; one that brings its article keeps it."""
-    return f"a photo of {label}" if ARTICLE.match(label) else PHOTO.format(label)
+    return f"a photo of {label}" if has_article(label) else PHOTO.format(label)
 
 
 def vision_size(model: Any) -> int:

@@ -44,6 +44,10 @@ REFINER = (
 )
 
 
+FUSE = "fuse it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights())"
+"""What to do about an adapter, which nothing here erases or saves."""
+
+
 def is_refiner(name: str, *, aesthetics: Any, text_encoder: Any) -> bool:
     """Whether a pipeline of the class ``name`` refines what another drew.
 
@@ -225,8 +229,8 @@ def _check_adapters(pipeline: Any) -> None:
         network = getattr(pipeline, name, None)
         if network is not None and any("lora_" in key for key, _ in network.named_parameters()):
             raise UserError(
-                f"MODEL's {name} has an adapter (LoRA) beside its weights, which would neither be erased nor saved. "
-                "Fuse it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights()), or unload it."
+                f"MODEL's {name} has an adapter (LoRA) beside its weights, which would neither be erased nor saved: "
+                f"{FUSE}, or unload it."
             )
 
 

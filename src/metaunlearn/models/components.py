@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 
 from metaunlearn.errors import UserError, first_line
 from metaunlearn.files import read_json
-from metaunlearn.models.checks import FAMILIES, TOKENIZERS, lacking
+from metaunlearn.models.checks import FAMILIES, FUSE, TOKENIZERS, lacking
 from metaunlearn.models.variants import variant_in
+from metaunlearn.parameters import not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,7 @@ LIBRARIES = ("diffusers", "transformers")
 RENAMED = {
     "_orig_mod.": "they were saved from a compiled model, whose names begin with _orig_mod.; save the model that it "
     "was compiled from (model._orig_mod)",
-    ".base_layer.": "an adapter (LoRA) was saved beside them; fuse it first (pipeline.fuse_lora(), then "
-    "pipeline.unload_lora_weights())",
+    ".base_layer.": f"an adapter (LoRA) was saved beside them; {FUSE}",
 }
 """What names in a file tell of the others' lack."""
 AGAIN = "Copy or download it again, whole, or give another MODEL."
@@ -64,7 +64,7 @@ def _check_described(folder: Path, name: str, file: Path) -> None:
     if file.name == "adapter_config.json":
         raise UserError(
             f"MODEL {folder} has an adapter (LoRA) beside the weights of its {name} ({name}/{file.name}), which would "
-            "neither be erased nor saved. Fuse it first (pipeline.fuse_lora(), then pipeline.unload_lora_weights())."
+            f"neither be erased nor saved: {FUSE}."
         )
     if "quantization_config" in found:
         raise UserError(
@@ -152,7 +152,6 @@ def _lacking(name: str, missing: Sequence[str], unknown: Sequence[str]) -> str:
 
 def check_finite(network: Any, whose: str) -> None:
     """UserError, which begins with ``whose``, when a parameter is not finite: nothing good comes of such a model."""
-    broken = [name for name, p in network.named_parameters() if not bool(p.isfinite().all())]
-    if broken:
+    if broken := not_finite(network):
         more = f" and {len(broken) - 1} more of its tensors hold" if len(broken) > 1 else " holds"
         raise UserError(f"{whose} {broken[0]}{more} numbers that are not finite. {AGAIN}")

@@ -34,8 +34,8 @@ def configuration_folder(path: Path, family: Family, given: Path | None) -> tupl
     if given is not None:
         if not (given / "model_index.json").is_file():
             raise UserError(
-                f"{called(given)} has no model_index.json; give a "
-                f"diffusers folder of the same family, such as {family.repositories[0]}; its weights are not needed."
+                f"{called(given)} has no model_index.json; give a diffusers folder of the same family, such as "
+                f"{family.repositories[0]}; its weights are not needed."
             )
         index = described(given / "model_index.json", given, called(given))
         check_index(index, called(given))

@@ -141,7 +141,9 @@ def family_of_keys(keys: Collection[str], where: str) -> Family:
         return found
     if "conditioner.embedders.0.model.ln_final.weight" in keys:
         raise UserError(f"{where}: {REFINER}")
-    if any(key.startswith(("lora_", "lora.")) or ".lora_" in key for key in keys):
+    if not keys:
+        what = "empty: a file without a tensor"
+    elif any(key.startswith(("lora_", "lora.")) or ".lora_" in key for key in keys):
         what = "a LoRA, which changes a checkpoint but is none; merge it first"
     elif any("double_blocks." in key or "joint_blocks." in key for key in keys):
         what = "a transformer (FLUX, Stable Diffusion 3), which has no adapter yet"
@@ -149,14 +151,12 @@ def family_of_keys(keys: Collection[str], where: str) -> Family:
         what = "a ControlNet, which goes beside a checkpoint but is none"
     elif {"emb_params", "clip_l", "clip_g"} & {*keys} or any(key.startswith("string_to_param") for key in keys):
         what = "an embedding of textual inversion, which goes beside a checkpoint but is none"
-    elif found is None and keys and all(key.startswith("model_ema.") for key in keys):
+    elif found is None and all(key.startswith("model_ema.") for key in keys):
         what = "the moving average of a checkpoint's weights alone; give a complete checkpoint"
-    elif "decoder.conv_in.weight" in keys or (keys and all(key.startswith("first_stage_model.") for key in keys)):
+    elif "decoder.conv_in.weight" in keys or all(key.startswith("first_stage_model.") for key in keys):
         what = "an autoencoder alone; give a complete checkpoint"
     elif "conv_in.weight" in keys and any(key.startswith("down_blocks.") for key in keys):
         what = "the denoiser of a diffusers folder; give the folder that has model_index.json in it"
-    elif not keys:
-        what = "empty: a file without a tensor"
     elif found is None and "model.diffusion_model.input_blocks.0.0.weight" in keys:
         what = "a denoiser without a text encoder; give a complete checkpoint"
     else:
