@@ -29,7 +29,7 @@ from metaunlearn.erasure.registry import configure
 from metaunlearn.files import write_atomic
 from metaunlearn.meta.batches import draw, draw_attacker
 from metaunlearn.meta.hypergradient import MetaGradientMode
-from metaunlearn.meta.objective import meta_problem, retain_loss, zeta_weights
+from metaunlearn.meta.objective import loss_on_retained, meta_problem, zeta_weights
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import TextToImageModel, adapt, own_pipeline
 from metaunlearn.parameters import Params, value_and_gradient
@@ -58,13 +58,14 @@ def main() -> None:
     overrides = ["forget_images=48", "retain_images=48", "bank_trajectories=16", *options.set]
     run = erased(options.concept, options.method, options.steps, overrides)
     print(f"erased for {options.steps} steps, {time.monotonic() - began:.0f} s", flush=True)
-    assert run.mode is not None
+    mode = run.mode()
+    assert mode is not None
     products, together = {}, torch.zeros(())
     for way, keys in WAYS.items():
         settings = run.settings.model_copy(update=keys)
         draws = torch.stack(
             [
-                meta_gradient(run.model, run.data, settings, run.mode, run.theta, run.trained, number)
+                meta_gradient(run.model, run.data, settings, mode, run.theta, run.trained, number)
                 for number in range(options.draws)
             ]
         )
@@ -112,7 +113,9 @@ def meta_gradient(
     attacker = draw_attacker(settings.simulated, generator)
     batches = draw(data, settings, attacker, generator, None, sampler=Independent(), step=number, inner_before=0)
     found = mode(meta_problem(model, [batches], attacker, settings, theta=theta), theta).gradient
-    direct = value_and_gradient(retain_loss(model, batches.direct, zeta_weights(settings)), theta, trained).gradient
+    direct = value_and_gradient(
+        loss_on_retained(model, batches.direct, zeta_weights(settings)), theta, trained
+    ).gradient
     return torch.cat([(found[name] + settings.zeta * direct[name]).flatten() for name in trained])
 
 

@@ -185,7 +185,7 @@ def test_a_cell_that_another_process_made_meanwhile_is_not_counted(bench: Path) 
     assert make(store, cell).state == "there"
     store.remove(cell.name)
     store.remove(cell.name)
-    assert not store.whole(cell.name)
+    assert not store.complete(cell.name)
     assert make(store, cell).state == "made"
 
 

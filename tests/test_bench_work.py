@@ -98,7 +98,7 @@ def test_a_cell_whose_lock_was_broken_is_another_hosts(
     maker("data", silent_for_too_long)
     assert make(store, cell).state == "busy"
     assert list(store.partial(cell.name).iterdir()) == []
-    assert not store.whole(cell.name)
+    assert not store.complete(cell.name)
     assert json.loads(lock.read_text()) == others
     assert not (store.out / "errors").exists()
 
@@ -109,7 +109,7 @@ def test_a_loser_does_not_finish_the_winners_folder(store: Store, maker: Callabl
     lock = store.out / "locks" / f"{cell.name}.lock"
     maker("data", lambda folder, **_: lock.write_text(json.dumps({"host": "elsewhere", "token": "another's"})))
     assert make(store, cell).state == "busy"
-    assert not store.whole(cell.name)
+    assert not store.complete(cell.name)
 
 
 def test_a_cell_waits_for_what_was_dropped_meanwhile(store: Store, maker: Callable[[str, Maker], None]) -> None:
@@ -133,9 +133,9 @@ def test_what_a_cell_at_work_needs_stays(store: Store, maker: Callable[[str, Mak
     attack = cell.needs["attack"]
     maker("measure", lambda folder, **_: Store(store.out).remove(attack))
     assert make(store, cell).state == "made"
-    assert store.whole(attack)
+    assert store.complete(attack)
     store.remove(attack)
-    assert not store.whole(attack)
+    assert not store.complete(attack)
 
 
 def test_a_cell_is_made_on_the_device_that_its_key_has(store: Store) -> None:
@@ -248,7 +248,7 @@ def test_records_are_those_of_cells_and_not_of_their_halves(store: Store, maker:
         (half / CELL_FILE).write_text(json.dumps(record))
     assert store.records() == [record]
     store.remove(cell.name)
-    assert not store.whole(cell.name)
+    assert not store.complete(cell.name)
     assert (record["kind"], store.record(cell.name), store.records()) == ("data", record, [record])
     assert make(store, cell).state == "made"
     assert len(store.records()) == 1

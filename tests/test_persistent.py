@@ -102,7 +102,7 @@ def test_a_diagnosis_compares_both_gradients_where_the_attack_started() -> None:
         one.take_step()
     other = going_on("diagnostics_every=1")
     other.theta, other.attack, other.step = one.theta, one.attack, one.step
-    assert (type(one.mode), type(other.mode)) == (FirstOrder, DoubleBackward)
+    assert (type(one.mode()), type(other.mode())) == (FirstOrder, DoubleBackward)
     found, expected = (run.outer_gradient()[1]["diagnostics"]["first_order"] for run in (one, other))
     assert found == pytest.approx(expected, rel=1e-9)
     assert found["relative_error"] > 0.01

@@ -71,7 +71,7 @@ def mostly(self, problem, theta):
 DoubleBackward.__call__ = mostly
 run = toy_run(toy_settings("batch_size=16", "meta_gradient=auto"), processes=Processes(number=rank, count=4))
 run.take_step()
-(folder / f"took {rank}").write_text(f"{len(tries)} tries: {run.mode}")
+(folder / f"took {rank}").write_text(f"{len(tries)} tries: {run.mode()}")
 """
 
 

@@ -28,7 +28,7 @@ from metaunlearn.processes import ALONE, Processes
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.records import RUN_FILE
 from metaunlearn.runs import Progress, RunFolder, named
-from metaunlearn.settings import whole
+from metaunlearn.settings import whole_number
 from metaunlearn.tracking import check_trackers
 
 STEPS = (0, 50, 100)
@@ -77,7 +77,7 @@ def attack(
     ``device`` is as for :func:`~metaunlearn.erasing.erase`.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    data, out, seed = path_of(data), path_of(out), whole(seed, "seed=, --seed")
+    data, out, seed = path_of(data), path_of(out), whole_number(seed, "seed=, --seed")
     overrides, trackers = as_overrides(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)

@@ -41,7 +41,7 @@ from metaunlearn.pipelines import save_image
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.records import RUN_FILE
 from metaunlearn.runs import RESULTS_FILE, Progress, RunFolder, named
-from metaunlearn.settings import whole
+from metaunlearn.settings import whole_number
 from metaunlearn.sharing import Shard
 
 ROWS = "attacks.jsonl"
@@ -76,7 +76,7 @@ def attack_prompts(
     """
     data, out = path_of(data), path_of(out)
     part, device = Shard.parse(shard), check_device(device_for(model, device))
-    prompts, seed = prompts_of(prompts), whole(seed, "seed=, --seed")
+    prompts, seed = prompts_of(prompts), whole_number(seed, "seed=, --seed")
     adapter = adapt(read_only(model, device=device), device)
     check_one_vocabulary(adapter)
     recipe = str(recipe or recipe_for(adapter))

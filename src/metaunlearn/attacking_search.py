@@ -37,7 +37,7 @@ from metaunlearn.overrides import Overrides, as_overrides, parse_overrides
 from metaunlearn.parameters import subset
 from metaunlearn.recipe import RecipeFile, read_recipe, recipe_for
 from metaunlearn.runs import RESULTS_FILE, Progress, RunFolder, named
-from metaunlearn.settings import Listed, Settings, resolve, whole
+from metaunlearn.settings import Listed, Settings, resolve, whole_number
 
 TRIALS = "search.json"
 
@@ -104,7 +104,7 @@ def search_attacks(
     data, out, device = path_of(data), path_of(out), check_device(device_for(model, device))
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
-    prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole(seed, "seed=, --seed")
+    prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole_number(seed, "seed=, --seed")
     judge = judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device)
     recipe = str(recipe or recipe_for(adapter))
     grid, rest, finetune = _settings(read_recipe(recipe), as_overrides(overrides))

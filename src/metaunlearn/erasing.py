@@ -49,7 +49,7 @@ from metaunlearn.publishing import Hub, sign_in
 from metaunlearn.publishing import push as upload
 from metaunlearn.recipe import read_recipe, recipe_for
 from metaunlearn.runs import Progress, RunFolder, named, short_name
-from metaunlearn.settings import whole
+from metaunlearn.settings import whole_number
 from metaunlearn.shards import piece
 from metaunlearn.tracking import check_trackers
 
@@ -126,7 +126,7 @@ def erase(
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
     concepts, retain, related = map(texts_of, (concepts, retain, related))
-    seed = whole(seed, "seed=, --seed")
+    seed = whole_number(seed, "seed=, --seed")
     overrides, trackers = as_overrides(overrides), listed(trackers)
     out, forget_data, retain_data, shared = map(path_of, (out, forget_data, retain_data, shared))
     if out is None and (delta or push is not None):
@@ -254,7 +254,8 @@ def _erase(
     with set_aside(model.unet, model.device):
         theta = _train(run, task, folder, results | report)
     model.load_parameters(theta)
-    return results | ({} if run.mode is None else {"meta_gradient": mode_name(run.mode)})
+    mode = run.mode()
+    return results | ({} if mode is None else {"meta_gradient": mode_name(mode)})
 
 
 def _begin(

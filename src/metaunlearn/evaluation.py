@@ -45,7 +45,7 @@ from metaunlearn.models.precision import Precision
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
-from metaunlearn.settings import resolve, whole
+from metaunlearn.settings import resolve, whole_number
 
 __all__ = ["IMAGES", "METRICS", "RAW", "Evaluation", "Request", "evaluate", "plan"]
 
@@ -131,8 +131,11 @@ def plan(
     alternatives = listed(alternatives)
     named, prompts = metrics_named(listed(metrics)), prompts_of(prompts)
     device = check_device(device_for(pipeline, device))
-    seed, images_per_prompt = whole(seed, "seed=, --seed"), whole(images_per_prompt, "images_per_prompt=, --images")
-    steps = None if steps is None else whole(steps, "steps=, --steps")
+    seed, images_per_prompt = (
+        whole_number(seed, "seed=, --seed"),
+        whole_number(images_per_prompt, "images_per_prompt=, --images"),
+    )
+    steps = None if steps is None else whole_number(steps, "steps=, --steps")
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")
     check_asked(images=images_per_prompt, steps=steps, guidance_scale=guidance_scale)

@@ -28,7 +28,7 @@ from metaunlearn.models.sampling_steps import check_sampling_steps, possible_ste
 from metaunlearn.models.unfiltered import scheduler_kept, unfiltered, without_bar
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
-from metaunlearn.settings import whole
+from metaunlearn.settings import whole_number
 
 BATCH = 32
 """Pictures that go through a pipeline together, if they have at most ``SIDE`` x ``SIDE`` pixels."""
@@ -46,7 +46,7 @@ class Sampling:
     """Classifier-free guidance; 1 is none."""
 
     def __post_init__(self) -> None:
-        if whole(self.steps, "steps=") < 1:
+        if whole_number(self.steps, "steps=") < 1:
             raise UserError(f"expected at least 1 step (steps=, --steps), got {self.steps}.")
         object.__setattr__(self, "guidance_scale", drawn_guidance(self.guidance_scale))
 
@@ -85,7 +85,7 @@ def sampling_asked(pipeline: Any, *, steps: int | None, guidance_scale: float | 
     """The default of ``pipeline`` but for what is given; UserError when it cannot sample so."""
     usual = default_sampling(pipeline)
     found = Sampling(
-        steps=usual.steps if steps is None else whole(steps, "steps="),
+        steps=usual.steps if steps is None else whole_number(steps, "steps="),
         guidance_scale=usual.guidance_scale if guidance_scale is None else guidance_scale,
     )
     check_sampling_steps(pipeline, found.steps)
@@ -133,7 +133,7 @@ def generate_images(
     """
     pipeline = load_pipeline(pipeline)
     texts = [prompt.text for prompt in prompts_of(prompts)]
-    seeds = [whole(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int | Integral) else seeds)]
+    seeds = [whole_number(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int | Integral) else seeds)]
     if not texts or len(texts) != len(seeds):
         raise UserError(f"expected at least one prompt and a seed for each, got {len(texts)} and {len(seeds)}.")
     if precision not in get_args(Precision):

@@ -35,7 +35,7 @@ class Settings(BaseModel):
         return frozenset(name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation))
 
 
-def whole(number: Any, option: str) -> int:
+def whole_number(number: Any, option: str) -> int:
     """``number`` as an int, whatever library's it is; UserError names the ``option`` when it is not whole."""
     try:
         return operator.index(number)

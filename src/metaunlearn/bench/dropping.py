@@ -51,9 +51,9 @@ class Dropping:
     def _waited_for(self, cells: Needed) -> set[str]:
         """What has to be there for the states that are not measured yet."""
         found: set[str] = set()
-        waiting = [name for name in cells if name.startswith(STATES) and not self._store.whole(name)]
+        waiting = [name for name in cells if name.startswith(STATES) and not self._store.complete(name)]
         while waiting:
             needs = set(cells[waiting.pop()]) - found
             found |= needs
-            waiting += [name for name in needs if not self._store.whole(name)]
+            waiting += [name for name in needs if not self._store.complete(name)]
         return found

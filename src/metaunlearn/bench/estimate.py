@@ -67,7 +67,7 @@ def outlook(plan: Plan, store: Store, asked: Sequence[Cell], device: str = "cpu"
     """Look at what is there of the cells ``asked`` for and what they need; run nothing, write nothing. Times are one
     process's on ``device``."""
     cells = plan.with_needs(asked)
-    todo = plan.with_needs(asked, skip=store.whole)
+    todo = plan.with_needs(asked, skip=store.complete)
     rates, needs = _rates(store.records()), Needs(plan, device)
     guesses = {cell.name: _guess(cell, rates, needs) for cell in todo}
     kinds = []
@@ -91,7 +91,7 @@ def outlook(plan: Plan, store: Store, asked: Sequence[Cell], device: str = "cpu"
     return Outlook(
         kinds=kinds,
         todo=[{"cell": cell.name, **cell.labels, **_said(guesses[cell.name])} for cell in todo],
-        there=[{"cell": cell.name, **cell.labels} for cell in cells if store.whole(cell.name)],
+        there=[{"cell": cell.name, **cell.labels} for cell in cells if store.complete(cell.name)],
         memory_bytes=_most(list(guesses.values())) or None,  # 0: of what needs no model alone.
         missing=missing_of(todo),
     )

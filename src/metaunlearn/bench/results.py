@@ -178,7 +178,9 @@ class Results:
     def found(self) -> Found:
         """What is whole now."""
         rows = [
-            Measured(row, row.cell.name, self._scores(row)) for row in self.plan.rows if self.store.whole(row.cell.name)
+            Measured(row, row.cell.name, self._scores(row))
+            for row in self.plan.rows
+            if self.store.complete(row.cell.name)
         ]
         return Found(
             bench=self.recipe.name,

@@ -59,7 +59,7 @@ class Job:
 
     def todo(self) -> list[Cell]:
         """What has to be made now, in order."""
-        return self.plan.with_needs(self.part.cells, skip=self.store.whole)
+        return self.plan.with_needs(self.part.cells, skip=self.store.complete)
 
 
 def prepare(recipe: str, out: Path | str, asked: Asked, overrides: Overrides = ()) -> Job:
@@ -176,7 +176,7 @@ class _Loop:
             for cell in todo:
                 if not self.executor.free():
                     break
-                ready = all(store.whole(name) for name in cell.needs.values())
+                ready = all(store.complete(name) for name in cell.needs.values())
                 if ready and cell.name not in submitted | elsewhere:
                     self.executor.submit(cell)
                     submitted.add(cell.name)
@@ -196,7 +196,7 @@ class _Loop:
     def _drop_what_is_left(self) -> None:
         """By a process that ended before it could, or held for a grid that was given up since."""
         attacks = {cell.needs["attack"] for cell in self.job.plan.cells.values() if "attack" in cell.needs}
-        for attack in sorted(filter(self.job.store.whole, attacks)):
+        for attack in sorted(filter(self.job.store.complete, attacks)):
             self.dropping.drop(attack)
 
     def write(self) -> None:
@@ -238,4 +238,4 @@ class _Loop:
             self.dropping.drop(cell.needs["attack"])
         rows = self.job.part.rows
         if self.progress is not None and rows:
-            self.progress("states measured", sum(self.job.store.whole(row.cell.name) for row in rows), len(rows))
+            self.progress("states measured", sum(self.job.store.complete(row.cell.name) for row in rows), len(rows))

@@ -69,7 +69,7 @@ class Store:
         """Where it lies while it is made."""
         return self.cells / f".{name}.partial"
 
-    def whole(self, name: str) -> bool:
+    def complete(self, name: str) -> bool:
         """Whether the cell is there. Its folder got its name when everything was in it."""
         return self.folder(name).is_dir()
 
@@ -89,7 +89,7 @@ class Store:
         name first, so that no half of it is taken for the whole."""
         waste = self.cells / f".{name}.removed"
         with self.locks.guard():
-            if not self.whole(name) or name in self.locks.needed():
+            if not self.complete(name) or name in self.locks.needed():
                 return
             shutil.rmtree(waste, ignore_errors=True)  # Of a process that was killed here.
             if (self.folder(name) / CELL_FILE).exists():

@@ -44,14 +44,14 @@ def make(store: Store, cell: Cell, *, device: str = "cpu", progress: Progress | 
     with store.locks.held(cell.name, task, cell.needs.values()) as mine:
         if not mine:
             return Outcome(cell, "busy")
-        if store.whole(cell.name):
+        if store.complete(cell.name):
             return Outcome(cell, "there")
         # What is whole now stays: nobody drops what a living lock needs.
         return _try(store, cell, device, progress) if _can_be_made(store, cell) else Outcome(cell, "gone")
 
 
 def _can_be_made(store: Store, cell: Cell) -> bool:
-    return all(store.whole(name) for name in cell.needs.values())
+    return all(store.complete(name) for name in cell.needs.values())
 
 
 def _try(store: Store, cell: Cell, device: str, progress: Progress | None) -> Outcome:

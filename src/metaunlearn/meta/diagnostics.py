@@ -25,7 +25,7 @@ from metaunlearn.meta.hypergradient import (
     MetaGradientMode,
     MetaProblem,
 )
-from metaunlearn.meta.objective import retain_loss, zeta_weights
+from metaunlearn.meta.objective import loss_on_retained, zeta_weights
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import Params, add, dot, mean_of, norm, scale, subset, value_and_gradient
 from metaunlearn.processes import ALONE, Processes
@@ -60,8 +60,8 @@ def diagnose(
     watched = subset(theta, settings.diagnostics_subset, setting="diagnostics_subset")
     weights = zeta_weights(settings)
     ft = processes.shared(mean_of([denoising_loss_of(model, part.outer) for part in parts]))
-    retain = processes.shared(mean_of([retain_loss(model, part.direct, weights) for part in parts]))
-    after = processes.shared(mean_of([retain_loss(model, part.meta_retain, weights) for part in parts]))
+    retain = processes.shared(mean_of([loss_on_retained(model, part.direct, weights) for part in parts]))
+    after = processes.shared(mean_of([loss_on_retained(model, part.meta_retain, weights) for part in parts]))
     loss_ft, a = value_and_gradient(ft, theta, watched)
     loss_retain, b = value_and_gradient(retain, theta, watched | set(trained))
     record: dict[str, Any] = {

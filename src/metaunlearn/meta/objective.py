@@ -62,12 +62,12 @@ def weighted(errors: Tensor, related: int, weights: KindWeights | None) -> Tenso
     return weights.related * errors[:related].mean() + weights.unrelated * errors[related:].mean()
 
 
-def l_retain(errors: Tensor, kept: RetainBatch, weights: KindWeights | None) -> Tensor:
+def _l_retain_of(errors: Tensor, kept: RetainBatch, weights: KindWeights | None) -> Tensor:
     """L_retain of the pictures' ``errors`` (B,): each counts with its own weight, then with its kind's."""
     return weighted(errors if kept.weights is None else kept.weights * errors, kept.related, weights)
 
 
-def retain_loss(
+def loss_on_retained(
     model: TextToImageModel, kept: RetainBatch, weights: KindWeights | None, active: Tensor | None = None
 ) -> Loss:
     """L_DM(theta; D_retain), its two kinds weighted; with ``active`` (B,) each picture counts as far as it says."""
@@ -83,19 +83,19 @@ def direct_loss(
     model: TextToImageModel, parts: Sequence[OuterDraw], weights: KindWeights | None, active: Tensor
 ) -> Loss:
     """The direct term of Eq. 3, L_DM(theta; D_retain), of the pictures that are ``active``, (K, B)."""
-    return mean_of([retain_loss(model, part.direct, weights, mask) for part, mask in zip(parts, active, strict=True)])
+    return mean_of(
+        [loss_on_retained(model, part.direct, weights, mask) for part, mask in zip(parts, active, strict=True)]
+    )
 
 
-def l_retain_loss(
-    model: TextToImageModel, kept: RetainBatch, weights: KindWeights | None, teacher: Params | None
-) -> Loss:
+def l_retain(model: TextToImageModel, kept: RetainBatch, weights: KindWeights | None, teacher: Params | None) -> Loss:
     """L_retain of Eq. 1 by itself; with a ``teacher``, the distance to its answer."""
     x_t = model.schedule.add_noise(kept.batch.x_0, kept.batch.eps, kept.batch.t)
 
     def loss(theta: Params) -> Tensor:
         output = model.predict(theta, x_t, kept.batch.t, kept.batch.cond)
         target = _retain_target(model, kept.batch, x_t, teacher)
-        return l_retain(error_of_each(output, target), kept, weights)
+        return _l_retain_of(error_of_each(output, target), kept, weights)
 
     return loss
 
@@ -153,7 +153,7 @@ def losses_at_theta(
     if teacher is not None and at_teacher:
         # A pass of its own, with other rows, would differ by rounding, of which AdamW makes whole steps.
         target = output[:count].detach()
-    loss_retain = l_retain(error_of_each(output[:count], target), batches.retain, retain)
+    loss_retain = _l_retain_of(error_of_each(output[:count], target), batches.retain, retain)
     nothing = loss_retain.new_zeros(())
     loss_direct = nothing
     if direct:

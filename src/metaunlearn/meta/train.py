@@ -27,7 +27,7 @@ from metaunlearn.meta.modes import chosen_step, difference_products, resolve_in_
 from metaunlearn.meta.objective import (
     direct_loss,
     forget_loss,
-    l_retain_loss,
+    l_retain,
     losses_at_theta,
     meta_problem,
     retain_weights,
@@ -118,9 +118,8 @@ class Algorithm1:
         """What a gradient difference computes in."""
         self._mode: MetaGradientMode | None = None
 
-    @property
     def mode(self) -> MetaGradientMode | None:
-        """How the meta-gradient is taken, None without one; ``auto`` chooses when a new run first asks."""
+        """How the meta-gradient is taken, None without one; ``auto`` compares and chooses when first asked."""
         if self.meta and self._mode is None:
             s = self.settings
             with float32_products("ieee"):
@@ -212,15 +211,16 @@ class Algorithm1:
         problem = meta = direct = None
         start = self.theta
         of_meta: Record = {}
-        if self.mode is not None:
-            model = self.first_order_model if isinstance(self.mode, FirstOrder) else self.model
+        mode = self.mode()
+        if mode is not None:
+            model = self.first_order_model if isinstance(mode, FirstOrder) else self.model
             problem = self._problem(model, parts, attacker, self.settings)
             turn = self.attack if has_a_turn(self.step) else None
             if turn is not None:
                 start = turn.start(self.theta)
                 of_meta["attack_steps_before"] = turn.steps
             keep_final = diagnosed or turn is not None
-            meta = self.mode(replace(problem, with_first_order=diagnosed, keep_final=keep_final), start)
+            meta = mode(replace(problem, with_first_order=diagnosed, keep_final=keep_final), start)
             if turn is not None:
                 self._attack_next = turn.after(self.theta, meta.theta_final, problem.inner, attacker.steps)
             of_meta |= {"loss_meta_at_theta_m": meta.outer_value, "loss_finetuning": meta.inner_losses}
@@ -252,7 +252,7 @@ class Algorithm1:
                     self.theta,
                     parts,
                     self.trained,
-                    mode=self.mode,
+                    mode=mode,
                     problem=problem,
                     found=meta,
                     direct=direct,
@@ -268,7 +268,7 @@ class Algorithm1:
         kept = draw_retained(self.data, s, generator, sampler=self.sampler, step=self.step)
         loss = mean_of(
             [
-                l_retain_loss(self.first_order_model, part, retain_weights(s), self.teacher)
+                l_retain(self.first_order_model, part, retain_weights(s), self.teacher)
                 for part in kept.own(self.processes, s.accumulation)
             ]
         )

@@ -270,7 +270,7 @@ def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = 
         pictures=_size([cell for cell in cells if cell not in shared], "measure"),
         seconds_erasing=_seconds_erasing(plan, device),
         seconds=sum(ours) / len(ours) if ours else None,
-        once=sum(not store.whole(cell.name) for cell in shared),
+        once=sum(not store.complete(cell.name) for cell in shared),
         trials=max(0, limit + len(BASELINES) - len(records)),
     )
 

@@ -48,10 +48,10 @@ def propose(tune: Tune, ask: Ask) -> Proposal:
 
 def rounded(vary: Vary, value: float) -> float | int:
     """A drawn number as it is used: whole where the setting is."""
-    return int(value) if whole(vary) else float(f"{value:.{DIGITS}g}")
+    return int(value) if in_whole_numbers(vary) else float(f"{value:.{DIGITS}g}")
 
 
-def whole(vary: Vary) -> bool:
+def in_whole_numbers(vary: Vary) -> bool:
     """Whether the setting takes whole numbers only; of a method's own key the ends of the range say so."""
     field = EraseSettings.model_fields.get(vary.key)
     return field.annotation is int if field is not None else isinstance(vary.low, int) and isinstance(vary.high, int)
@@ -94,7 +94,7 @@ def given_value(vary: Vary, value: Any) -> Any:
         raise UserError(f"{vary.key} = {text} is none of its choices ({', '.join(texts)}).")
     low, high = float(vary.low or 0), float(vary.high or 0)
     if isinstance(value, int | float) and low <= value <= high:
-        return int(value) if whole(vary) else float(value)
+        return int(value) if in_whole_numbers(vary) else float(value)
     raise UserError(f"{vary.key} = {value} is outside of its range, {low:g} to {high:g}.")
 
 

@@ -21,10 +21,10 @@ from metaunlearn.tuning.space import (
     Proposal,
     default_of,
     default_values,
+    in_whole_numbers,
     propose,
     rounded,
     start_values,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _suggest(trial: optuna.Trial, vary: Vary) -> Any:
         by_text = {as_text(choice): choice for choice in vary.choices}
         return by_text[str(trial.suggest_categorical(vary.name, list(by_text)))]
     low, high = vary.low or 0, vary.high or 0
-    if whole(vary):
+    if in_whole_numbers(vary):
         return trial.suggest_int(vary.name, int(low), int(high), log=vary.log)
     return rounded(vary, trial.suggest_float(vary.name, float(low), float(high), log=vary.log))
 

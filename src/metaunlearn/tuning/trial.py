@@ -146,7 +146,7 @@ def run_trial(
 
 
 def _make(store: Store, plan: Plan, rows: Sequence[Row], device: str, progress: Progress | None) -> None:
-    while todo := plan.with_needs((row.cell for row in rows), skip=store.whole):
+    while todo := plan.with_needs((row.cell for row in rows), skip=store.complete):
         _make_one(store, todo[0], device, progress)
 
 
@@ -160,7 +160,7 @@ def _make_one(store: Store, cell: Cell, device: str, progress: Progress | None) 
 
 def _drop_attacks(store: Store, plan: Plan, rows: Sequence[Row]) -> None:
     for cell in plan.with_needs(row.cell for row in rows):
-        if cell.kind == "attack" and store.whole(cell.name):
+        if cell.kind == "attack" and store.complete(cell.name):
             store.remove(cell.name)
 
 
