@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from metaunlearn.guidance import as_drawn
 from metaunlearn.overrides import as_list
+from metaunlearn.precision_names import ShortName
 from metaunlearn.settings import Settings
 
 InnerOptimizer = Literal["sgd", "momentum", "adam", "adamw"]
@@ -177,12 +178,12 @@ class EraseSettings(Settings):
     """How a first-order run finds its error at a diagnosis; it takes an exact meta-gradient. An exact run knows it."""
     gradient_checkpointing: bool = False
     """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
-    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    precision: Annotated[Literal["float32", "tf32", "bf16", "fp16"], ShortName] = "float32"
     """Of the products in first-order passes: those at theta, and with first-order the simulated attacker's and those at
     theta_M, too."""
-    difference_precision: Annotated[Literal["float32", "tf32"], Of.META] = "float32"
+    difference_precision: Annotated[Literal["float32", "tf32"], ShortName, Of.META] = "float32"
     """Of the products in an exact meta-gradient by gradient-difference; tf32 takes a longer step, and is the faster."""
-    teacher_precision: Literal["float32", "bf16", "fp16"] = "float32"
+    teacher_precision: Annotated[Literal["float32", "bf16", "fp16"], ShortName] = "float32"
     """Of the parameters that sampling paths and ESD's targets come from."""
     outer_optimizer: Annotated[Literal["adamw", "adamw-8bit"], Of.TRAINING] = "adamw"
     """adamw-8bit (bitsandbytes, on a GPU) keeps AdamW's moments in a quarter of the memory."""
@@ -265,7 +266,7 @@ class AttackSettings(Settings):
     """Steps between two resumable states."""
     gradient_checkpointing: bool = False
     """Keep no activations inside the denoiser's blocks: a third more time, much less memory, the same gradients."""
-    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    precision: Annotated[Literal["float32", "tf32", "bf16", "fp16"], ShortName] = "float32"
     """Of the products in the training's passes."""
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -20,6 +20,7 @@ from metaunlearn.files import write_atomic
 from metaunlearn.generation import Sampling, drawn_guidance, generate_images, pictures_at_once, sampling_asked
 from metaunlearn.models.precision import Precision
 from metaunlearn.models.prompt_length import warn_of_too_long
+from metaunlearn.precision_names import ShortName
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import Count
 from metaunlearn.settings import Settings
@@ -30,7 +31,7 @@ class DrawSettings(Settings):
 
     picture_batch: int | None = Field(default=None, gt=0)
     """Pictures that go through the model together; None: 32, fewer of more than 256 x 256 pixels."""
-    precision: Precision = "float32"
+    precision: Annotated[Precision, ShortName] = "float32"
     """Of the products inside the denoiser; the autoencoder and the text encoders stay as they are."""
 
 

@@ -10,8 +10,9 @@ from metaunlearn.errors import UserError
 from metaunlearn.files import check_new_file, path_of
 from metaunlearn.models import adapt, load_pipeline
 from metaunlearn.models.checks import check_pipeline
-from metaunlearn.models.singlefile import DTYPES, Precision, load_single_file, save_single_file
+from metaunlearn.models.singlefile import DTYPES, load_single_file, save_single_file
 from metaunlearn.pipelines import save_pipeline
+from metaunlearn.precision_names import long
 
 CLIP_VOCABULARY = 49408
 CHANNELS, RGB = 4, 3
@@ -20,12 +21,13 @@ CHANNELS, RGB = 4, 3
 logger = logging.getLogger(__name__)
 
 
-def export(model: Any, out: Path | str, *, precision: Precision = "float32") -> dict[str, Any]:
+def export(model: Any, out: Path | str, *, precision: str = "float32") -> dict[str, Any]:
     """Write ``model``, a MODEL or a pipeline, as one ``.safetensors`` file that ComfyUI and A1111 load.
 
-    ``precision`` is float32 (the very weights), float16 or bfloat16. Returns what the command line prints with
-    ``--json``. Raises UserError before any work.
+    ``precision`` is float32 (the very weights), float16 or bfloat16; fp16 and bf16 will do. Returns what the command
+    line prints with ``--json``. Raises UserError before any work.
     """
+    precision = long(precision)
     if precision not in DTYPES:
         raise UserError(f"expected a precision of {', '.join(DTYPES)} (precision=..., --precision), got {precision!r}.")
     out = path_of(out)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from metaunlearn.guidance import as_drawn
 from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.loading import load_pipeline
 from metaunlearn.models.memory_format import channels_last
-from metaunlearn.models.precision import Precision, denoising_in
+from metaunlearn.models.precision import denoising_in, precision_named
 from metaunlearn.models.sampling_steps import check_sampling_steps, possible_steps
 from metaunlearn.models.unfiltered import scheduler_kept, unfiltered, without_bar
 from metaunlearn.processes import ALONE, Processes
@@ -120,7 +120,7 @@ def generate_images(
     steps: int | None = None,
     guidance_scale: float | None = None,
     batch_size: int | None = None,
-    precision: Precision = "float32",
+    precision: str = "float32",
     progress: Count | None = None,
     processes: Processes = ALONE,
 ) -> Tensor:
@@ -136,8 +136,7 @@ def generate_images(
     seeds = [whole_number(seed, "seeds=") for seed in ([seeds] if isinstance(seeds, int | Integral) else seeds)]
     if not texts or len(texts) != len(seeds):
         raise UserError(f"expected at least one prompt and a seed for each, got {len(texts)} and {len(seeds)}.")
-    if precision not in get_args(Precision):
-        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
+    products = precision_named(precision)
     sampling = sampling_asked(pipeline, steps=steps, guidance_scale=guidance_scale)
     at_once, (height, width) = pictures_at_once(pipeline, batch_size), picture_size(pipeline)
 
@@ -165,7 +164,7 @@ def generate_images(
         scheduler_kept(pipeline),
         channels_last([pipeline.unet, pipeline.vae]),
         decoding(pipeline.vae, together, height * width),
-        denoising_in(pipeline.unet, precision),
+        denoising_in(pipeline.unet, products),
     ):
         batches = processes.each(-(-len(texts) // at_once), batch)
     return torch.cat([made["images"] for made in batches])

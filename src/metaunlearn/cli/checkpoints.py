@@ -37,7 +37,7 @@ def export(
     model: o.Model,
     out: File,
     precision: Annotated[
-        str, typer.Option("--precision", metavar="NAME", help="float32, float16 or bfloat16.")
+        str, typer.Option("--precision", metavar="NAME", help="float32, fp16 or bf16 (float16, bfloat16).")
     ] = "float32",
     as_json: o.Json = False,
 ) -> None:
@@ -48,7 +48,7 @@ def export(
     with working(as_json=as_json) as console:
         from metaunlearn.exporting import export as run
 
-        summary = run(model, out, precision=precision)  # type: ignore[arg-type]  # run() refuses what it does not know
+        summary = run(model, out, precision=precision)
     console.result(summary, f"{summary['architecture']}, {summary['bytes'] / 2**20:.1f} MiB: {out}")
 
 

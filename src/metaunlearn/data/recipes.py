@@ -7,12 +7,13 @@ pictures, which seeds or which guidance: 30 a set are the official demo's, guida
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from metaunlearn.data.concepts import EVERYDAY
 from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.precision_names import LongName
 from metaunlearn.settings import Settings
 
 
@@ -96,7 +97,7 @@ class MakeSettings(Settings):
     """Pixels a side; unset: the generator's own default."""
     batch_size: int = Field(default=8, gt=0)
     """Pictures that go through the generator together."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], LongName] = "float32"
     """In which the generator runs; FLUX.1 wants bfloat16."""
     near_duplicates: int = Field(default=2, ge=-1, le=64)
     """A picture that differs from an earlier one in at most so many of 64 bits is left out; -1: only identical ones."""

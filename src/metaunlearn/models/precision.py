@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from metaunlearn.conditioning import Conditioning
+from metaunlearn.errors import UserError
 from metaunlearn.parameters import Params
+from metaunlearn.precision_names import short
 from metaunlearn.shards import are_pieces
 
 Precision = Literal["float32", "tf32", "bf16", "fp16"]
@@ -66,6 +68,14 @@ def autocast_predict(
 
 Products = Literal["ieee", "tf32"]
 """How float32 numbers are multiplied where there is a choice: with 24 bits, or by tensor cores with 11."""
+
+
+def precision_named(name: str) -> Precision:
+    """The precision that is called ``name``; UserError when none is."""
+    found = short(name)
+    if found not in get_args(Precision):
+        raise UserError(f"precision is one of {', '.join(get_args(Precision))}, not {name!r}.")
+    return cast(Precision, found)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
@@ -38,7 +38,6 @@ from metaunlearn.models.pipeline_class import pipeline_class
 from metaunlearn.models.trained_schedule import lost_by, trained_with
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-Precision = Literal["float32", "float16", "bfloat16"]
 SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", "scaled_fp8")
 """In the names of what stands beside a weight of 8 bits, which means nothing without it."""
 FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
