@@ -97,6 +97,12 @@ def test_intervals_are_those_of_the_pictures_themselves() -> None:
     assert line["slow: half back"] == f"3 [{expected.half_low:.0f}, {expected.half_high:.0f}]"
 
 
+def test_what_only_one_seed_says_of_its_pictures_is_not_taken_for_all() -> None:
+    found, silent = made_up(), made_up(each=False)
+    rows = [one if one.row.seed == 0 else other for one, other in zip(found.rows, silent.rows, strict=True)]
+    assert line_of(replace(found, rows=rows)) == line_of(silent)
+
+
 def test_what_is_not_reached_says_so() -> None:
     table = table_of(made_up())
     (row,) = [row for row in table.rows if row[table.named - 1].text == "unlearn"]

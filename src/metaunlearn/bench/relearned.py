@@ -90,9 +90,10 @@ def _numbers(mine: list[Measured], attack: str, curve: Curve | None, original: f
 
 
 def _each(rows: Sequence[Measured]) -> str:
-    """0 or 1 for every picture, seed after seed."""
+    """0 or 1 for every picture, seed after seed; empty where a cell does not say it."""
     ordered = sorted(rows, key=lambda measured: measured.row.seed)
-    return "".join(measured.scores["concept"].get(EACH, "") for measured in ordered)
+    found = [measured.scores["concept"].get(EACH, "") for measured in ordered]
+    return "".join(found) if all(found) else ""
 
 
 @functools.lru_cache(maxsize=4096)  # The tables are written again after every cell of a grid.
