@@ -5,8 +5,9 @@
 Each job is predicted, run for a few steps and predicted again, in one process, round after round, because machines are
 noisy; a figure is the median over rounds. Pictures and sampling paths are few, in the prediction and in the run. Memory
 is above the process before any model was loaded, resident on a CPU and allocated on a GPU, and includes the pipeline.
-``--clock process`` counts processor time, for a CPU that others use, too. With CUDA, Stable Diffusion 1.4 at its true
-size with random weights is the last job.
+``--clock process`` counts processor time, for a CPU that others use, too. With CUDA the last jobs are Stable Diffusion
+1.4's, at its true size with random weights; ``--pixels 128 --only "SD 1.4, esd-x-1"`` runs some of them on a CPU with
+20 GB to spare, on smaller pictures.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.data.concepts import prompts_for
+from metaunlearn.data.imagefolder import ImageText
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.doctor import JobEstimate, estimate
 from metaunlearn.doctor.meter import Meter
 from metaunlearn.erasure.interface import ErasureTask, OptimisedMethod
-from metaunlearn.erasure.prepare import prepare
+from metaunlearn.erasure.prepare import ROLES, prepare
 from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.meta.train import Algorithm1
 from metaunlearn.models import adapt, load_pipeline
@@ -41,9 +43,12 @@ from metaunlearn.recipe import read_recipe
 
 FEW = ("forget_images=16", "retain_images=16", "bank_trajectories=16", "diagnostics_every=3")
 """The fourth step is diagnosed while a persistent attacker goes on: the most that a long run needs at once."""
+SHORT_PATHS = ("bank_steps=2",)
+"""Enough of them where nobody looks at what is erased."""
 TOLERANCE = 0.15
 DROPPED, TIMED = 2, 3
 """Steps of a run before any is timed, and those that are."""
+FULL, PIXELS_PER_LATENT = 512, 8
 SGD = ("inner_optimizer=sgd", "meta_gradient=gradient-difference")
 
 
@@ -73,6 +78,9 @@ JOBS = (
     Job("uce, second stage, M = 3, AdamW", "uce", True),
 )  # fmt: skip
 TRUE_SIZE = (
+    Job("SD 1.4, esd-x-1, plain", "esd-x-1", False),
+    Job("SD 1.4, esd-x-1, first order, M = 1", "esd-x-1", True, ("meta_gradient=first-order",)),
+    Job("SD 1.4, esd-x-1, gradient difference, M = 1", "esd-x-1", True, ("meta_gradient=gradient-difference",)),
     Job("SD 1.4, esd-u-1, plain", "esd-u-1", False),
     Job("SD 1.4, esd-u-1, first order, M = 1", "esd-u-1", True, ("meta_gradient=first-order",)),
     Job("SD 1.4, esd-u-1, gradient difference, M = 1", "esd-u-1", True, ("meta_gradient=gradient-difference",)),
@@ -85,6 +93,8 @@ class Workplace:
 
     pipeline: Any
     recipe: str
+    overrides: tuple[str, ...]
+    """Of every job."""
     device: str
     clock: Callable[[], float]
     loaded: int
@@ -93,13 +103,13 @@ class Workplace:
     def predict(self, job: Job) -> JobEstimate:
         """What the doctor says."""
         return estimate(
-            self.pipeline, method=job.method, meta=job.meta, recipe=self.recipe, overrides=(*FEW, *job.overrides),
-            device=self.device, measured=True, clock=self.clock,
+            self.pipeline, method=job.method, meta=job.meta, recipe=self.recipe,
+            overrides=(*self.overrides, *job.overrides), device=self.device, measured=True, clock=self.clock,
         )  # fmt: skip
 
     def configured(self, job: Job) -> Configured:
         """Its settings."""
-        return configure(job.method, read_recipe(self.recipe), [*FEW, *job.overrides])
+        return configure(job.method, read_recipe(self.recipe), [*self.overrides, *job.overrides])
 
     def run(self, job: Job, model: TextToImageModel, data: ErasureData, concept: str) -> tuple[float, int]:
         """Median seconds of a step, and the peak in bytes above the idle process, of the job itself."""
@@ -123,6 +133,14 @@ class Workplace:
         with checkpointing(model.unet, chosen.settings.gradient_checkpointing):
             peak = self.loaded + meter.peak(steps)
         return statistics.median(times[DROPPED:]), peak
+
+
+class Place(NamedTuple):
+    """What a job needs."""
+
+    workplace: Workplace
+    model: TextToImageModel
+    data: ErasureData
 
 
 def rows(
@@ -158,34 +176,43 @@ def idle_bytes(device: str) -> int:
     return Meter(device).held()
 
 
-def canvas(device: str, clock: Callable[[], float]) -> tuple[Workplace, TextToImageModel, ErasureData]:
+def canvas(device: str, clock: Callable[[], float]) -> Place:
     """Canvas, and some pictures that it makes."""
     idle = idle_bytes(device)
-    pipeline = load_pipeline("canvas")
-    return _workplace(pipeline, "small", device, clock, idle)
+    return _workplace(load_pipeline("canvas"), "small", FEW, {}, device, clock, idle)
 
 
-def true_size(device: str, clock: Callable[[], float]) -> tuple[Workplace, TextToImageModel, ErasureData]:
-    """Stable Diffusion 1.4 with random weights; its pictures are noise, its tokenizer Canvas's."""
+def true_size(device: str, clock: Callable[[], float], pixels: int) -> Place:
+    """Stable Diffusion 1.4 with random weights and random pictures; its tokenizer is Canvas's."""
     idle = idle_bytes(device)
     shape = ARCHITECTURES["sd14"]
     pipeline = StableDiffusionPipeline(
-        vae=shape.build_vae(device), unet=shape.build_unet(device), text_encoder=shape.build_text_encoders(device)[0],
-        tokenizer=build_tokenizer(), scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        vae=shape.build_vae(device), unet=shape.build_unet(device, sample_size=pixels // PIXELS_PER_LATENT),
+        text_encoder=shape.build_text_encoders(device)[0], tokenizer=build_tokenizer(),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    return _workplace(pipeline, "sd14", device, clock, idle)
+    noise = torch.rand(4, 3, pixels, pixels, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pictures = ImageText(noise, ["a knife"] * len(noise), [])
+    return _workplace(pipeline, "sd14", (*FEW, *SHORT_PATHS), dict.fromkeys(ROLES, pictures), device, clock, idle)
 
 
 def _workplace(
-    pipeline: Any, recipe: str, device: str, clock: Callable[[], float], idle: int
-) -> tuple[Workplace, TextToImageModel, ErasureData]:
+    pipeline: Any,
+    recipe: str,
+    overrides: tuple[str, ...],
+    given: dict[str, ImageText],
+    device: str,
+    clock: Callable[[], float],
+    idle: int,
+) -> Place:
     model = adapt(pipeline, device)
-    settings = configure("esd-u-1", read_recipe(recipe), FEW).settings
-    data = prepare(model, prompts_for(pipeline, ["knife"]), {}, settings, 0, None, None)
+    settings = configure("esd-u-1", read_recipe(recipe), overrides).settings
+    data = prepare(model, prompts_for(pipeline, ["knife"]), given, settings, 0, None, None)
     gc.collect()
-    return Workplace(pipeline, recipe, device, clock, Meter(device).held() - idle), model, data
+    place = Workplace(pipeline, recipe, overrides, device, clock, Meter(device).held() - idle)
+    return Place(place, model, data)
 
 
 def main() -> None:
@@ -195,6 +222,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="of the jobs on Canvas")
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
+    parser.add_argument("--pixels", type=int, help=f"a side of Stable Diffusion's pictures; with CUDA {FULL}")
     parser.add_argument("--only", default="", help="jobs whose name contains this")
     given = parser.parse_args()
     clock = time.perf_counter if given.clock == "wall" else time.process_time
@@ -206,14 +234,16 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
-    places = [(canvas, given.device, JOBS)]
+    places: list[tuple[Callable[[], Place], Sequence[Job]]] = [(lambda: canvas(given.device, clock), JOBS)]
     if torch.cuda.is_available():
-        places.append((true_size, "cuda", TRUE_SIZE))
-    for build, device, all_jobs in places:
+        places.append((lambda: true_size("cuda", clock, given.pixels or FULL), TRUE_SIZE))
+    elif given.pixels is not None:
+        places.append((lambda: true_size(given.device, clock, given.pixels), TRUE_SIZE))
+    for build, all_jobs in places:
         jobs = [job for job in all_jobs if given.only in job.name]
         if not jobs:
             continue
-        place, model, data = build(device, clock)
+        place, model, data = build()
         for line in rows(place, jobs, model, data, "knife", given.rounds):
             lines.append(line)
             print(line, flush=True)
