@@ -48,22 +48,24 @@ class Seen(TorchDispatchMode):
 
 
 class _Weightless(torch.autograd.Function):
-    """A loss that keeps no activations, and whose gradient, of theta's values, is a set of its own."""
+    """A layer that keeps no activations, and whose parameter's gradient, of its values, is a tensor of its own."""
 
     @staticmethod
-    def forward(ctx: Any, *theta: Tensor) -> Tensor:
-        ctx.theta = theta
-        return theta[0].new_ones(())
+    def forward(ctx: Any, below: Tensor, p: Tensor) -> Tensor:
+        ctx.parameter = p
+        return below.clone()
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(
-            p.detach().clone() if want else None for p, want in zip(ctx.theta, ctx.needs_input_grad, strict=True)
-        )
+        below, here = ctx.needs_input_grad
+        return (torch.zeros(()) if below else None), (ctx.parameter.detach().clone() if here else None)
 
 
 def weightless(theta: Params) -> Tensor:
-    value: Tensor = _Weightless.apply(*theta.values())
+    """Its layers one after the other, as a network has them."""
+    value = torch.ones(())
+    for p in theta.values():
+        value = _Weightless.apply(value, p)
     return value
 
 

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
+from meta_problems import unet
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.parameters import Params, add, digest, dot, norm, same, scale, subset, value_and_gradient
+from metaunlearn.parameters import (
+    Loss,
+    MeanLoss,
+    Params,
+    SharedLoss,
+    absorb,
+    add,
+    digest,
+    dot,
+    hand_gradient,
+    norm,
+    same,
+    scale,
+    subset,
+    value_and_gradient,
+)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +168,67 @@ def test_a_loss_that_ignores_a_parameter(a: Params) -> None:
         value_and_gradient(lambda theta: theta["p"].sum(), a)
     with pytest.raises(RunError, match="any parameter"):
         value_and_gradient(lambda theta: torch.zeros(()), a)
+
+
+def handed(loss: Loss, theta: Params, *, unused: frozenset[str] = frozenset()) -> Params:
+    """What ``hand_gradient`` hands over, by name."""
+    found: Params = {}
+    hand_gradient(loss, theta, found.__setitem__, unused=unused)
+    return found
+
+
+def test_a_gradient_that_is_handed_over_is_the_gradient() -> None:
+    """Of a network, and of losses in several parts or processes: bit for bit."""
+    problem, theta = unet(1, torch.float32)
+    loss = problem.inner_losses[0]
+    halves = MeanLoss((loss, lambda theta: 3 * loss(theta)))
+    for one in (loss, halves, SharedLoss(loss, lambda found: {name: 2 * p for name, p in found.items()})):
+        expected = value_and_gradient(one, theta).gradient
+        assert same(handed(one, theta), expected)
+    assert not any(p.requires_grad or p.grad is not None for p in theta.values())
+
+
+def test_only_one_parameters_gradient_is_there_at_a_time() -> None:
+    theta = {str(number): torch.full((1000,), float(number)) for number in range(5)}
+    alive: list[weakref.ref[torch.UntypedStorage]] = []
+    most = 0
+
+    def take(name: str, gradient: Tensor) -> None:
+        nonlocal most
+        alive.append(weakref.ref(gradient.untyped_storage()))
+        most = max(most, len({id(found()) for found in alive if found() is not None}))
+
+    def loss(theta: Params) -> Tensor:
+        value = torch.ones(1000)
+        for p in theta.values():
+            value = (value * p).tanh()
+        return value.sum()
+
+    hand_gradient(loss, theta, take)
+    assert len(alive) == 5
+    assert most == 1
+
+
+def test_what_a_loss_leaves_out_is_handed_over_as_zero(a: Params) -> None:
+    def loss(theta: Params) -> Tensor:
+        return theta["p"].square().sum()
+
+    found = handed(loss, a, unused=frozenset({"q"}))
+    assert found["q"].tolist() == [[0.0]]
+    assert found["p"].tolist() == [2.0, 4.0]
+    with pytest.raises(RunError, match="1 of 2 parameters: q"):
+        handed(loss, a)
+    with pytest.raises(RunError, match="any parameter"):
+        handed(lambda theta: torch.zeros(()), a)
+
+
+def test_what_is_absorbed_is_added_and_gone(a: Params, b: Params) -> None:
+    expected, before = add(a, b, -0.3), {name: p.clone() for name, p in a.items()}
+    assert same(absorb(a, b, -0.3), expected)
+    assert b == {}
+    assert same(a, before)
+    with pytest.raises(KeyError, match="q"):
+        absorb(a, {"p": a["p"]})
 
 
 def test_parameters_are_the_same_in_any_order_and_one_precision() -> None:

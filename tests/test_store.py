@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from meta_problems import mlp, unet
 from metaunlearn.meta.hypergradient import DoubleBackward, FirstOrder, GradientDifference, MetaGradientMode
 from metaunlearn.meta.inner import InnerLoop
 from metaunlearn.meta.optimizers import OPTIMIZERS, update_rule
-from metaunlearn.meta.store import Elsewhere, Store, ToDisk, host_memory, on_device, on_disk
+from metaunlearn.meta.store import Back, Elsewhere, Store, ToDisk, host_memory, on_device, on_disk
 from metaunlearn.parameters import Params, subset
 
 WATCHED = "hidden.weight"
@@ -44,15 +44,15 @@ class Watched:
                     machine.arrives(params[WATCHED])
                 super().append(params)
 
-        def move(params: Params) -> Callable[[], Params]:
+        def move(params: Params) -> Back:
             machine.moved_out += len(params)
             away = {name: p.clone() for name, p in params.items()}
 
-            def back() -> Params:
+            def back() -> Iterator[tuple[str, Tensor]]:
                 found = {name: p.clone() for name, p in away.items()}
                 if WATCHED in found:
                     machine.arrives(found[WATCHED])
-                return found
+                yield from found.items()
 
             return back
 
@@ -162,6 +162,6 @@ def test_files_go_when_nobody_needs_them(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     back = ToDisk()({"p": torch.ones(2, dtype=torch.bfloat16)})
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    assert torch.equal(back()["p"], torch.ones(2, dtype=torch.bfloat16))
+    assert torch.equal(dict(back())["p"], torch.ones(2, dtype=torch.bfloat16))
     del back
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -146,15 +147,57 @@ def value_and_gradient(
     return ValueAndGradient(value.detach(), gradient_of(value, at, unused=unused))
 
 
+def hand_gradient(
+    loss: Loss,
+    theta: Params,
+    take: Callable[[str, Tensor], None],
+    names: Collection[str] | None = None,
+    *,
+    unused: Collection[str] = (),
+) -> Tensor:
+    """L(theta); its gradient is handed to ``take`` name by name, as the backward pass comes to each.
+
+    The same numbers as :func:`value_and_gradient` gives, without a set of them, but for losses in parts or processes.
+    """
+    if isinstance(loss, MeanLoss | SharedLoss) or are_pieces(theta.values()):
+        value, gradient = value_and_gradient(loss, theta, names, unused=unused)
+        for name in list(gradient):
+            take(name, gradient.pop(name))
+        return value
+    at = leaves(theta, names)
+    wanted, taken = [name for name, p in at.items() if p.requires_grad], set[str]()
+
+    def hand(name: str, p: Tensor) -> None:
+        gradient, p.grad = p.grad, None
+        if gradient is not None:
+            taken.add(name)
+            take(name, gradient)
+
+    for name in wanted:
+        at[name].register_post_accumulate_grad_hook(partial(hand, name))
+    value = loss(at)
+    _check_reaches(value)
+    value.backward()
+    missing = [name for name in wanted if name not in taken]
+    _check_all_reached(missing, len(wanted), unused)
+    for name in missing:
+        take(name, torch.zeros_like(theta[name]))
+    return value.detach()
+
+
 def _mean_over_parts(
     loss: MeanLoss, theta: Params, names: Collection[str] | None, unused: Collection[str]
 ) -> ValueAndGradient:
     count = len(loss.parts)
     value, gradient = value_and_gradient(loss.parts[0], theta, names, unused=unused)
+
+    def add_to(name: str, one: Tensor) -> None:
+        gradient[name] = gradient[name] + one
+
     for part in loss.parts[1:]:
-        one = value_and_gradient(part, theta, names, unused=unused)
-        value, gradient = value + one.value, add(gradient, one.gradient)
-    return ValueAndGradient(value / count, scale(gradient, 1 / count))
+        value = value + hand_gradient(part, theta, add_to, names, unused=unused)
+    scale_in_place(gradient, 1 / count)
+    return ValueAndGradient(value / count, gradient)
 
 
 def _mean_over_processes(
@@ -176,16 +219,25 @@ def gradient_of(value: Tensor, at: Params, *, create_graph: bool = False, unused
     One that ``value`` does not reach is an error, or zero when ``unused`` has its name.
     """
     inputs = {name: p for name, p in at.items() if p.requires_grad}
-    if not value.requires_grad:
-        raise RunError("The loss does not depend on any parameter: it must use the dictionary it is given.")
+    _check_reaches(value)
     # allow_unused serves to learn the names of the unused, which torch's own error does not give.
     found = torch.autograd.grad(value, list(inputs.values()), create_graph=create_graph, allow_unused=True)
     gradient = dict(zip(inputs, found, strict=True))
-    apart = [name for name, g in gradient.items() if g is None and name not in unused]
+    _check_all_reached([name for name, g in gradient.items() if g is None], len(inputs), unused)
+    return {name: torch.zeros_like(inputs[name]) if g is None else g for name, g in gradient.items()}
+
+
+def _check_reaches(value: Tensor) -> None:
+    if not value.requires_grad:
+        raise RunError("The loss does not depend on any parameter: it must use the dictionary it is given.")
+
+
+def _check_all_reached(missing: Sequence[str], count: int, unused: Collection[str]) -> None:
+    """RunError unless those of ``count`` parameters that a loss does not reach are all ``unused``."""
+    apart = [name for name in missing if name not in unused]
     if apart:
         shown = ", ".join(apart[:8]) + (f" and {len(apart) - 8} more" if len(apart) > 8 else "")
-        raise RunError(f"The loss does not depend on {len(apart)} of {len(inputs)} parameters: {shown}.")
-    return {name: torch.zeros_like(inputs[name]) if g is None else g for name, g in gradient.items()}
+        raise RunError(f"The loss does not depend on {len(apart)} of {count} parameters: {shown}.")
 
 
 # --- Identity --------------------------------------------------------------------------------------------------------
@@ -219,6 +271,12 @@ def add(a: Params, b: Params, alpha: float = 1.0) -> Params:
     return named(a, torch._foreach_add(own_of(a), tuple(map(own, _aligned(a, b))), alpha=alpha))
 
 
+def absorb(a: Params, b: Params, alpha: float = 1.0) -> Params:
+    """a + alpha b, one name after the other out of ``b``, which is empty in the end: no third set is there."""
+    _aligned(a, b)
+    return named(a, [torch.add(own(a[name]), own(b.pop(name)), alpha=alpha) for name in a])
+
+
 def accumulate(gradient: Params, term: Params, weight: float) -> None:
     """gradient += weight term, over the names of ``gradient``: one at a time, so that no second set of them is there.
 
@@ -231,6 +289,12 @@ def accumulate(gradient: Params, term: Params, weight: float) -> None:
 def scale(a: Params, s: float) -> Params:
     """s a."""
     return named(a, torch._foreach_mul(own_of(a), s))
+
+
+def scale_in_place(a: Params, s: float) -> None:
+    """a = s a, one name after the other, so that no second set of them is there."""
+    for name in a:
+        a[name] = a[name] * s
 
 
 def own_of(a: Params, names: Iterable[str] | None = None) -> tuple[Tensor, ...]:

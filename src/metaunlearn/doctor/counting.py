@@ -200,12 +200,13 @@ def _there_and_back(attacker: Attacker, settings: EraseSettings, *, device: str)
 
 
 def _of_product(m: int, *, path: bool, elsewhere: bool) -> int:
-    """v, the gradients on both sides of the set that is moved, and theta_1 .. theta_{m-1}, of which that is the last.
+    """v, the gradient ahead of the set that is moved (the one behind is never there as a set), and theta_1 ..
+    theta_{m-1}, of which that is the last.
 
     In place of theta itself, unless its bits lie elsewhere meanwhile, and of what the path still needs, a copy moves.
     """
     stored, copied = m - 1, path or (m == 1 and not elsewhere)
-    return 3 + copied + (min(stored, 1) if elsewhere else stored)
+    return 2 + copied + (min(stored, 1) if elsewhere else stored)
 
 
 def _of_adam(m: int, *, path: bool, elsewhere: bool) -> int:

@@ -46,7 +46,7 @@ from metaunlearn.meta.products import ProductBefore, difference, double_backward
 from metaunlearn.meta.store import Borrow, Stack, copied, taken
 from metaunlearn.meta.terms import OuterTerms
 from metaunlearn.models.precision import Products, float32_products
-from metaunlearn.parameters import Loss, Params, add
+from metaunlearn.parameters import Loss, Params, absorb, add
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,12 +181,12 @@ def _adjoint(problem: MetaProblem, theta: Params, hessian_product: ProductBefore
         path = problem.inner.run(theta, problem.inner_losses, keep_path=False, visit=visit)
         theta_final, first_order = path.thetas.pop(), None
         v = terms.without_hessians(len(problem.inner_losses), theta_final)
+        theta_final = theta_final if problem.keep_final else {}
     else:
         path = problem.inner.run(theta, problem.inner_losses)
         theta_final = path.thetas.pop()
         v = terms.gradient(theta_final)
-        if not problem.keep_final:
-            theta_final = {}
+        theta_final = theta_final if problem.keep_final else {}
         first_order = v if problem.with_first_order else None
         w = problem.inner.optimizer.start(problem.inner.project(v))
         for m, loss in reversed(list(enumerate(problem.inner_losses))):  # From theta_{m+1} to theta_m.
@@ -197,9 +197,8 @@ def _adjoint(problem: MetaProblem, theta: Params, hessian_product: ProductBefore
             first_order = None if first_order is None else problem.inner.decay(first_order)
             if problem.along_path and m > 0:
                 own = terms.gradient(path.thetas.pop())
-                v = add(v, own)
                 first_order = None if first_order is None else add(first_order, own)
-                del own
+                v = absorb(v, own)
     # One transfer for all values, at the end: the device is not made to wait in between.
     *inner_losses, outer = torch.stack([*path.losses, terms.value()]).tolist()
     return MetaGradient(

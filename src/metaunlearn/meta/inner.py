@@ -18,7 +18,7 @@ from torch import Tensor
 from metaunlearn.errors import UserError
 from metaunlearn.meta.optimizers import SGD, State, UpdateRule
 from metaunlearn.meta.store import Sets, Stack, Store, on_device
-from metaunlearn.parameters import Loss, Params, add, own_of, scale, subset, value_and_gradient
+from metaunlearn.parameters import Loss, Params, absorb, add, own_of, scale, subset, value_and_gradient
 
 AS_METHOD = "method"
 """The ``inner_subset`` of an attacker who tunes what the method trains."""
@@ -121,7 +121,7 @@ class InnerLoop:
         if self.learning_rate == 0:
             return Adjoint(v, w)
         direction, w = self.optimizer.pull_back(self.project(v), w, gradients)
-        return Adjoint(add(self.decay(v), hessian_product(direction), -self.learning_rate), w)
+        return Adjoint(absorb(self.decay(v), hessian_product(direction), -self.learning_rate), w)
 
     def decay(self, v: Params) -> Params:
         """(1 - tau delta P) v."""

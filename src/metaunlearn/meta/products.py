@@ -17,13 +17,23 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaunlearn.errors import RunError
 from metaunlearn.meta.inner import move
 from metaunlearn.meta.store import Borrow, copied
 from metaunlearn.models.precision import Products
-from metaunlearn.parameters import Loss, Params, SharedLoss, gradient_of, leaves, norm, value_and_gradient
+from metaunlearn.parameters import (
+    Loss,
+    Params,
+    SharedLoss,
+    gradient_of,
+    hand_gradient,
+    leaves,
+    norm,
+    value_and_gradient,
+)
 
 HessianProduct = Callable[[Loss, Params, Params], Params]
 """(L, theta, d) -> H d over all of theta."""
@@ -46,11 +56,15 @@ def difference(loss: Loss, theta: Params, direction: Params, relative_step: floa
     constant = theta.keys() - direction.keys()  # The attacker's loss may leave out what he does not tune.
     with borrow(theta, direction) as at:
         move(at, direction, eps)
-        ahead = value_and_gradient(loss, at, unused=constant).gradient
+        found = value_and_gradient(loss, at, unused=constant).gradient
         move(at, direction, -2 * eps)  # What it is rounded to stands in the difference once.
-        behind = value_and_gradient(loss, at, unused=constant).gradient
-        # One parameter at a time, so that there are never more than these two sets.
-        return {name: (ahead.pop(name) - behind.pop(name)) / (2 * eps) for name in list(ahead)}
+
+        def meet(name: str, behind: Tensor) -> None:
+            found[name] = (found[name] - behind) / (2 * eps)
+
+        # One parameter at a time, so that the second gradient is never there as a set.
+        hand_gradient(loss, at, meet, unused=constant)
+        return found
 
 
 def _scale(theta: Params, direction: Params) -> float:

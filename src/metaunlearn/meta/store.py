@@ -53,8 +53,11 @@ def on_device(_: Params) -> Stack:
     return []
 
 
-Move = Callable[[Params], Callable[[], Params]]
-"""Takes a set off the device. What it returns brings the same bits back to where they were, as often as wanted."""
+Back = Callable[[], Iterator[tuple[str, Tensor]]]
+"""Brings a set's bits back to where they were, tensor by tensor, as often as wanted."""
+
+Move = Callable[[Params], Back]
+"""Takes a set off the device."""
 
 
 class Elsewhere:
@@ -68,7 +71,7 @@ class Elsewhere:
     def __init__(self, alive: Params, move: Move) -> None:
         self._alive, self._move = alive, move
         self._newest: Params | None = None
-        self._below: list[Callable[[], Params]] = []
+        self._below: list[Back] = []
         """What brings back each set's own tensors; the others are those of ``alive``."""
 
     def append(self, params: Params) -> None:
@@ -92,7 +95,7 @@ class Elsewhere:
         position = range(len(self))[index]
         if self._newest is not None and position == len(self._below):
             return self._newest
-        return self._alive | self._below[position]()
+        return self._alive | dict(self._below[position]())
 
     def __len__(self) -> int:
         return len(self._below) + (self._newest is not None)
@@ -104,15 +107,15 @@ class Elsewhere:
         try:
             yield params
         finally:
-            for name, p in back().items():
+            for name, p in back():
                 params[name].detach().copy_(p)
 
 
-def to_host(params: Params) -> Callable[[], Params]:
+def to_host(params: Params) -> Back:
     """Into host memory, pinned where there is CUDA, so that copies run at full speed and in the stream's order."""
     moved = {name: (_on_host(p), p.device) for name, p in params.items()}
     # Ordered behind the copy out: both are on the device's current stream.
-    return lambda: {name: p.to(device, non_blocking=True) for name, (p, device) in moved.items()}
+    return lambda: ((name, p.to(device, non_blocking=True)) for name, (p, device) in moved.items())
 
 
 def _on_host(p: Tensor) -> Tensor:
@@ -131,16 +134,17 @@ class ToDisk:
         self._count = 0
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
-    def __call__(self, params: Params) -> Callable[[], Params]:
+    def __call__(self, params: Params) -> Back:
         """Into one file."""
         file, self._count = self._folder / f"{self._count}.safetensors", self._count + 1
         save_file({name: p.detach().contiguous() for name, p in params.items()}, file)
         devices = {name: p.device for name, p in params.items()}
 
-        def back() -> Params:
+        def back() -> Iterator[tuple[str, Tensor]]:
             # The folder stays as long as this function does.
             with safe_open(self._folder / file.name, framework="pt") as handle:
-                return {name: handle.get_tensor(name).to(device) for name, device in devices.items()}
+                for name, device in devices.items():
+                    yield name, handle.get_tensor(name).to(device)
 
         return back
 

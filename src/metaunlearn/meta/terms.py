@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metaunlearn.parameters import Loss, Params, add, scale, value_and_gradient
+from metaunlearn.parameters import Loss, Params, add, scale_in_place, value_and_gradient
 
 
 class OuterTerms:
@@ -31,7 +31,9 @@ class OuterTerms:
         self._values.append(value)
         if self._active is not None:
             self._shares.append(self._active(theta_m))
-        return gradient if self._count == 1 else scale(gradient, 1 / self._count)
+        if self._count > 1:
+            scale_in_place(gradient, 1 / self._count)
+        return gradient
 
     def without_hessians(self, m: int, theta_m: Params) -> Params:
         """v_0 of all calls so far when every H_m is zero, so that only weight decay is left on the way back."""

@@ -321,7 +321,9 @@ class Algorithm1:
             if has_direct:
                 total = total + s.gamma2 * s.zeta * losses.direct
             one = torch.autograd.grad(total / len(parts), list(leaves.values()))
-            gradient = {name: gradient[name] + g if gradient else g for name, g in zip(leaves, one, strict=True)}
+            for name, g in zip(leaves, one, strict=True):
+                gradient[name] = gradient[name] + g if name in gradient else g
+            del one
             terms.append(torch.stack([losses.forget, losses.retain]).detach())
         averaged = self.processes.average(gradient | {TERMS: torch.stack(terms).mean(dim=0)})
         forget, retain = averaged.pop(TERMS).tolist()
