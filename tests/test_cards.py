@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import Call
-from metaunlearn.cards import write_card
+from metaunlearn.cards import _licence_of, write_card
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.publishing import push, sign_in
@@ -233,6 +233,22 @@ def test_the_licence_is_that_of_the_base_models_own_card(tiny_model: Path, tmp_p
     finally:
         (tiny_model / "README.md").unlink()
     assert "license: openrail++" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        ('---\ntags: [x]\nlicense: "mit"\n---\n', "mit"),
+        ("---\nlicense: mit # as theirs\n---\n", "mit"),
+        ("---\nlicense:\ntags:\n- x\n---\n", None),
+        ("---\ntags: [x]\n---\nlicense: unknown\n", None),
+        ("# about\nlicense: unknown\n", None),
+    ],
+)
+def test_only_what_a_card_begins_with_says_its_licence(tmp_path: Path, card: str, licence: str | None) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert _licence_of(str(tmp_path)) == licence
 
 
 def test_only_a_complete_erasing_run_has_a_card(tiny_model: Path) -> None:

@@ -280,6 +280,39 @@ def test_a_defence_of_another_package(tiny_model: Path, packages: Path, tmp_path
         configure("ascent", SMALL, ["zeta=1"])
 
 
+MOVES_ALL = """
+from my_method import *
+
+class Mover(MyMethod):
+    def begin(self, task):
+        loss = super().begin(task)
+        take = loss.batch
+        def batch(theta, step, size, generator):
+            for p in theta.values():
+                p.add_(0.01)
+            return take(theta, step, size, generator)
+        loss.batch = batch
+        return loss
+"""
+
+
+def test_a_method_that_moves_what_it_does_not_train_is_stopped_at_its_first_step(
+    tiny_model: Path, packages: Path, tmp_path: Path
+) -> None:
+    [(_, target)] = re.findall(r"(\w+) = \"(.+)\"", TEMPLATE["toml"])
+    install(packages, "my_method", {}, TEMPLATE["python"])
+    source = MOVES_ALL.replace("MyMethod", target.partition(":")[2])
+    install(packages, "mover", {"mover": "mover:Mover"}, source)
+    steps: list[int] = []
+    with pytest.raises(UserError, match=r"Mover has changed parameters that its trained\(\) does not name"):
+        erase(
+            tiny_model, ["zebra"], method="mover", meta=False, overrides=FAST, out=tmp_path / "run",
+            progress=lambda what, done, total: steps.append(done) if what == "erasing" else None,
+        )  # fmt: skip
+    assert steps == []
+    assert not (tmp_path / "run" / UNET).exists()
+
+
 def test_half_of_what_moving_takes_is_refused() -> None:
     """A teacher that is saved must come back in a resumed run; one that nobody asks after would never move."""
 

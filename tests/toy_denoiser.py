@@ -31,6 +31,8 @@ NAMES = ("attn2_hidden", "out", "time")
 class ToyDenoiser:
     """tanh network: (x_t, t, cond) -> eps, as an adapter of ``models/`` would be."""
 
+    latent_shape = SHAPE
+
     def __init__(self) -> None:
         g = torch.Generator().manual_seed(0)
         self.unet = nn.Module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from metaunlearn.records import RUN_FILE
 from metaunlearn.runs import Progress, RunFolder, named
 from metaunlearn.settings import whole_number
 from metaunlearn.tracking import check_trackers
+
+logger = logging.getLogger(__name__)
 
 STEPS = (0, 50, 100)
 """Checkpoints of an attack that trains, unless the call or the recipe names others."""
@@ -132,14 +135,19 @@ def attack(
             with folder.tracked(trackers):
                 changed = _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
         summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
-        folder.finish(**summary, checkpoints=[path.name for path in checkpoints.values()], changed=list(changed))
+        there = [path.name for path in checkpoints.values() if (path / RUN_FILE).is_file()]
+        folder.finish(**summary, checkpoints=there, changed=list(changed))
     return _result(folder, checkpoints)
 
 
 def _result(folder: RunFolder, checkpoints: Mapping[float, Path]) -> AttackResult:
     """Of a run that is complete, now or from before."""
-    paths = {f"{level:g}": str(path) for level, path in checkpoints.items()}
-    return AttackResult(checkpoints, {**folder.summary(), "out": str(folder.path), "checkpoints": paths})
+    there = {level: path for level, path in checkpoints.items() if (path / RUN_FILE).is_file()}
+    for path in checkpoints.values():
+        if path not in there.values():
+            logger.warning("%s is gone, and is not made again: the attack is past it", path)
+    paths = {f"{level:g}": str(path) for level, path in there.items()}
+    return AttackResult(there, {**folder.summary(), "out": str(folder.path), "checkpoints": paths})
 
 
 def _train(
@@ -228,12 +236,14 @@ def _levels(
     strengths = chosen.strengths if strengths is None else strengths
     try:
         given = [*strengths]
-        sound = given and len(set(given)) == len(given) and all(0 <= strength < math.inf for strength in given)
-    except TypeError:
+        sound = given and all(0 <= strength < math.inf for strength in given)
+        sound = sound and len({f"{strength:g}" for strength in given}) == len(given)  # As folders are named.
+    except (TypeError, ValueError):
         sound = False
     if not sound:
         raise UserError(
-            f"strengths (strengths=, --strengths) must be finite numbers of at least 0, each once; got {strengths}."
+            "strengths (strengths=, --strengths) must be finite numbers of at least 0, each once, and apart in their "
+            f"first six digits; got {strengths}."
         )
     return tuple(strength if isinstance(strength, int) else float(strength) for strength in given)
 

@@ -22,6 +22,9 @@ from metaunlearn.report.story import rows
 from metaunlearn.runs import RESULTS_FILE, short_name
 
 CARD_FILE = "README.md"
+FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+"""What a card begins with, for programs."""
+LICENCE = re.compile(r"""^license:[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
 UNKNOWN_LICENCE = "other"
 SETTINGS = (
     "steps", "learning_rate", "batch_size", "gamma1", "gamma2", "zeta", "post_attack_loss", "zeta_margin",
@@ -68,9 +71,8 @@ def _licence_of(model: str) -> str | None:
     if not path_of(model).exists() and model.count("/") == 1:
         cached = try_to_load_from_cache(model, CARD_FILE)
         card = Path(cached) if isinstance(cached, str) else card
-    found = (
-        re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
-    )
+    matter = FRONT_MATTER.match(card.read_text(encoding="utf-8")) if card.is_file() else None
+    found = LICENCE.search(matter[1]) if matter else None
     return found[1] if found else None
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metaunlearn.errors import RunError
+from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import whole_or_absent
 from metaunlearn.parameters import norm
 from metaunlearn.shards import are_pieces, piece, whole
@@ -46,6 +46,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what :func:`save_tensors` wrote: the tensors and the metadata."""
     with safe_open(path, framework="pt") as handle:
         return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
+
+
+def load_kept(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same of what a run keeps for itself; UserError says what to do about a damaged file."""
+    try:
+        return load_tensors(path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is damaged, or was cut off ({error}). Delete it and make the same call again: what it held is "
+            "made anew, and what lies beside it is kept."
+        ) from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -124,7 +135,7 @@ def restore_training(
     file: Path, theta: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Tensor]]:
     """Put back, in place, what :func:`save_training` kept; return the steps done, and ``more``."""
-    tensors, metadata = load_tensors(file)
+    tensors, metadata = load_kept(file)
     with torch.no_grad():
         for name, p in theta.items():
             p.copy_(piece(tensors[f"theta.{name}"], p))

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from metaunlearn.data.imagefolder import picture_file, write_captions, write_pictures
+from metaunlearn.data.imagefolder import is_intact, picture_file, write_captions, write_pictures
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.files import write_atomic
@@ -147,15 +147,16 @@ def draw_into(
 ) -> list[Path]:
     """Make ``folder`` an imagefolder of ``draws``, batch by batch; returns its pictures' files.
 
-    The folder ``finished`` keeps which batches are written, so that a run that was killed goes on. It must not be
-    shared by other draws. Of several ``processes`` each draws and writes its share of the batches.
+    The folder ``finished`` keeps which batches are written, so that a run that was killed goes on; a batch of which a
+    picture has gone since is drawn again. It must not be shared by other draws. Of several ``processes`` each draws and
+    writes its share of the batches.
     """
     planned = batches(pipeline, draws, settings)
     mine = {number: planned[number] for number in processes.turns(len(planned))}
     done, total = 0, sum(map(len, mine.values()))
     for number, batch in mine.items():
         written = finished / f"{number:05d}"
-        if not written.exists():
+        if not (written.exists() and all(is_intact(picture_file(folder, index)) for index in batch)):
             write_pictures(folder, draw_batch(pipeline, draws, batch, steps=steps, settings=settings), batch)
             write_atomic(written, "")
         done += len(batch)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from metaunlearn.cards import write_card
-from metaunlearn.checkpoint import load_tensors, save_tensors
+from metaunlearn.checkpoint import load_kept, save_tensors
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import ConceptPrompts, prompts_for
 from metaunlearn.data.imagefolder import ImageText, fingerprint
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.wording import listed, texts_of
 from metaunlearn.delta import DELTA_FILE, make_delta
+from metaunlearn.erasure.given import Untouched, checked_edit, checked_loss, trained_by
 from metaunlearn.erasure.interface import (
     CheckingMethod,
     ClosedFormMethod,
@@ -133,6 +134,8 @@ def erase(
         raise UserError("delta=True and push=... are about the run's folder; give one (out=..., --out DIR).")
     if out is None and trackers:
         raise UserError("trackers=... follow what a run logs in its folder; give one (out=..., --out DIR).")
+    if out is None and resume:
+        raise UserError("resume=True goes on with a run's folder; give it (out=..., --out DIR).")
     check_trackers(trackers)
     hub = sign_in(push) if push is not None and processes.main else None
     where = processes.device(device_for(model, device))
@@ -244,7 +247,7 @@ def _erase(
     if data is not None and task.settings.retain_weighting == "alignment":
         data, report = aligned(task, data, chosen.method.trained(model))
     first = {} if chosen.base is None else {"base": _erase_first(task, chosen.base, data, teacher)}
-    run, found = _begin(task, chosen, data, teacher, meta=meta, sharded=sharded)
+    run, found, untouched = _begin(task, chosen, data, teacher, meta=meta, sharded=sharded)
     results: dict[str, Any] = {**first, **found}
     if run is None:
         if folder is not None:
@@ -252,7 +255,7 @@ def _erase(
             folder.log({"step": 0, **results})
         return results
     with set_aside(model.unet, model.device):
-        theta = _train(run, task, folder, results | report)
+        theta = _train(run, task, folder, results | report, untouched)
     model.load_parameters(theta)
     mode = run.mode()
     return results | ({} if mode is None else {"meta_gradient": mode_name(mode)})
@@ -266,28 +269,25 @@ def _begin(
     *,
     meta: bool,
     sharded: bool = False,
-) -> tuple[Algorithm1 | None, dict[str, Any]]:
-    """The outer loop at its start, if the method has one, and what it did before: a closed-form edit."""
+) -> tuple[Algorithm1 | None, dict[str, Any], Untouched]:
+    """The outer loop at its start, if the method has one; what it did before, a closed-form edit; and what it does not
+    train, as it was before it began."""
     method, found = chosen.method, {}
-    trained = method.trained(task.model)
+    trained = trained_by(method, task.model)
     forget: ForgetLoss | None = None
     defence: Defence | None = None
     if isinstance(method, ClosedFormMethod):
-        edit = method.edit(task)
+        edit = checked_edit(method, method.edit(task), task.model)
         task.model.load_parameters(dict(task.processes.broadcast(edit.theta)))
         found["edit"] = edit.report
+    untouched = Untouched(method, task.model, trained)
     if data is None or not takes_steps(method, meta=meta):
-        return None, found
+        return None, found, untouched
     if sharded:
         # Pictures were made, and matrices edited, with the whole model, while nothing else of its size was there.
         task, teacher = _shared_out(task, teacher)
     if isinstance(method, OptimisedMethod):
-        forget = method.begin(task)
-        if forget is None:
-            raise UserError(
-                f"the method {chosen.name!r} begins with no forget loss, so it would erase nothing: begin() must "
-                "return one."
-            )
+        forget = checked_loss(chosen.name, method.begin(task))
     elif isinstance(method, DefendedMethod):
         defence = method.defend(task, data)
     run = Algorithm1(
@@ -295,7 +295,8 @@ def _begin(
         trained=trained, meta=meta, seed=task.seed, teacher=teacher, defence=defence,
         processes=task.processes,
     )  # fmt: skip
-    return run, found
+    untouched.check(run.theta)
+    return run, found, untouched
 
 
 def _shared_out(task: ErasureTask, teacher: Params | None) -> tuple[ErasureTask, Params | None]:
@@ -314,9 +315,9 @@ def _erase_first(
     cache, model, steps = task.cache, task.model, base.settings.total_steps
     done = None if cache is None else cache / "base.safetensors"
     if done is not None and task.processes.on_main(done.exists):
-        model.load_parameters(load_tensors(done)[0])
+        model.load_parameters(load_kept(done)[0])
     else:
-        run, _ = _begin(replace(task, settings=base.settings), base, data, teacher, meta=False)
+        run, _, _ = _begin(replace(task, settings=base.settings), base, data, teacher, meta=False)
         if run is not None:
             state = None if cache is None else cache / "base-training.safetensors"
             _restore(run, state)
@@ -328,7 +329,9 @@ def _erase_first(
     return {"method": base.name, "steps": steps if takes_steps(base.method, meta=False) else 0}
 
 
-def _train(run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before: dict[str, Any]) -> Params:
+def _train(
+    run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before: dict[str, Any], untouched: Untouched
+) -> Params:
     """Algorithm 1 from where an earlier run was cut off, or from the start; ``before`` is logged as step 0."""
     state = folder.state / "training.safetensors" if folder else None
     resumed = _restore(run, state)
@@ -340,6 +343,8 @@ def _train(run: Algorithm1, task: ErasureTask, folder: RunFolder | None, before:
     def on_step(record: dict[str, Any]) -> None:
         if folder is not None:
             folder.log(record)
+        if record["step"] in (1, task.settings.total_steps):
+            untouched.check(run.theta)
         label = "healing" if record.get("phase") == "heal" else "erasing"
         _tell(task, label, record["step"], task.settings.total_steps)
 

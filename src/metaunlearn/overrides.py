@@ -7,6 +7,7 @@ is written as TOML has it.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -45,12 +46,18 @@ def as_text(value: Any) -> str:
 def as_toml(value: Any) -> str:
     """A value of a recipe as TOML says it on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {as_toml(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {as_toml(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(as_toml, value)) + "]"
     if hasattr(value, "item"):  # A number of NumPy's or torch's.
         value = value.item()
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
+    if not isinstance(value, str | bool):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON allows it inside a text, TOML not.
+
+
+def _key(name: Any) -> str:
+    return str(name) if re.fullmatch(r"[A-Za-z0-9_-]+", str(name)) else as_toml(str(name))
 
 
 def as_list(value: Any, separator: str = ",") -> Any:

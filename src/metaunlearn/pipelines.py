@@ -44,12 +44,13 @@ def save_pipeline(
     """Write the pipeline to ``folder``, entry by entry through a hidden folder beside it.
 
     ``twin`` is a folder that holds the same pipeline but for the components ``changed``: everything else is
-    hard-linked from there where the file system can. RunError when weights are no finite numbers: nobody can use them.
+    hard-linked from there where the file system can. One that has lost a part of it is no twin. RunError when weights
+    are no finite numbers: nobody can use them.
     """
     _check_finite(model.pipeline)
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    if twin is None:
+    if twin is None or not _holds(twin, model.pipeline, changed):
         model.pipeline.save_pretrained(staging, safe_serialization=True, max_shard_size=WHOLE)
         _name_processors_for_all(staging / "model_index.json")
         write_sampling(staging, default_sampling(model.pipeline))
@@ -71,6 +72,12 @@ def save_pipeline(
             target.unlink(missing_ok=True)
         entry.replace(target)
     staging.rmdir()
+
+
+def _holds(folder: Path, pipeline: Any, changed: Sequence[str]) -> bool:
+    """Whether all of ``pipeline`` but ``changed`` has its entry in ``folder``."""
+    wanted = [name for name, part in pipeline.components.items() if part is not None and name not in changed]
+    return all((folder / name).exists() for name in ("model_index.json", SAMPLING_FILE, *wanted))
 
 
 def _name_processors_for_all(index: Path) -> None:

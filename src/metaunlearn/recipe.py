@@ -121,7 +121,11 @@ def named_in(file: str, other: str) -> str:
 
 def _over(own: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """``own`` and, where it has no such key, ``base``; tables that both have, key by key."""
-    both = {key: _over(own[key], base[key]) for key in own if isinstance(own[key], dict) and key in base}
+    both = {
+        key: _over(part, base[key])
+        for key, part in own.items()
+        if isinstance(part, dict) and isinstance(base.get(key), dict)
+    }
     return {**base, **own, **both}
 
 

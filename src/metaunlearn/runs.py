@@ -164,7 +164,7 @@ class RunFolder:
                 f"the output folder {self.path} is not empty and holds no run of metaunlearn; "
                 "choose another (out=..., --out DIR)."
             )
-        earlier = read_json(file)
+        earlier = read_json(file, otherwise=f"Choose another folder (out=..., --out DIR), or delete {self.path}.")
         if not (isinstance(earlier, dict) and isinstance(earlier.get("request", {}), dict)):
             raise UserError(
                 f"{file} is no record of a run: expected an object with a request. Choose another folder "

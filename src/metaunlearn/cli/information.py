@@ -58,9 +58,9 @@ def copy(
 ) -> None:
     """Copy a recipe to a file of your own, for --recipe FILE."""
     with working(as_json=as_json) as console:
-        from metaunlearn.files import write_atomic
+        from metaunlearn.files import path_of, write_atomic
 
-        text, target = _shipped(name), out or Path(f"{name}.toml")
+        text, target = _shipped(name), path_of(out or f"{name}.toml")
         check_new_file(target)
         write_atomic(target, text)
     console.result({"name": name, "file": str(target)}, f"copied to {target}")

@@ -43,6 +43,7 @@ def table(
     Refused where their protocols differ.
     """
     if out is not None:
+        out = out.expanduser()
         check_new_file(out)
     with working(as_json=as_json) as console:
         from metaunlearn.files import write_atomic

@@ -105,6 +105,16 @@ def write_pictures(folder: Path, images: Tensor, indices: Iterable[int]) -> list
     return files
 
 
+def is_intact(file: Path) -> bool:
+    """Whether the picture is there, all of it."""
+    try:
+        with Image.open(file) as opened:
+            opened.verify()
+    except (OSError, SyntaxError, ValueError):  # PIL says SyntaxError of a broken PNG.
+        return False
+    return True
+
+
 def write_captions(folder: Path, files: Sequence[Path], texts: Sequence[str]) -> None:
     """Write ``metadata.jsonl``, which makes the set a finished one."""
     rows = ({"file_name": file.name, "text": text} for file, text in zip(files, texts, strict=True))

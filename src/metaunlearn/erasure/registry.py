@@ -176,6 +176,8 @@ class Configured:
 
     def with_meta(self, meta: bool | None) -> bool:
         """Whether the meta objective is on when ``meta`` is asked for; None: where it can be."""
+        if not isinstance(meta, bool | None):
+            raise UserError(f"the meta objective is on or off (meta=True, meta=False), or None; got {meta!r}.")
         if meta and self.defended:
             raise UserError(
                 f"the method {self.name!r} brings a defence of its own, which the meta objective (meta=True, --meta) "

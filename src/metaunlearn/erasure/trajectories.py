@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
+from metaunlearn.checkpoint import load_kept, save_tensors, step_generator
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.diffusion import guided
 from metaunlearn.erasure.interface import ErasureTask
@@ -142,7 +142,7 @@ def frozen_teachers_bank(task: ErasureTask) -> TrajectoryBank:
     """Paths of theta* for every prompt to forget, sampled once and kept in the task's shared folder, or its cache."""
     file = _bank_file(task)
     if file is not None and task.processes.on_main(file.exists):
-        return TrajectoryBank.of_tensors(load_tensors(file)[0], task.model.device)
+        return TrajectoryBank.of_tensors(load_kept(file)[0], task.model.device)
     bank = sample_for(task, task.model.parameters(), task.prompts.forget, step_generator(task.seed, 0, "bank"))
     if file is not None and task.processes.main:
         save_tensors(file, bank.tensors())  # Whole at once: another run may be writing the same file.

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaunlearn.checkpoint import load_tensors, save_tensors, step_generator
+from metaunlearn.checkpoint import load_kept, save_tensors, step_generator
 from metaunlearn.data.latents import ErasureData, LatentSet
 from metaunlearn.diffusion import denoising_loss_of, part
 from metaunlearn.erasure.interface import ErasureTask
@@ -76,7 +76,7 @@ def weight(cosines: Tensor, scale: float) -> Tensor:
 def _cached(task: ErasureTask, data: ErasureData, trained: Collection[str]) -> dict[str, Tensor]:
     file = None if task.cache is None else task.cache / "alignment.safetensors"
     if file is not None and task.processes.on_main(file.exists):
-        return load_tensors(file)[0]
+        return load_kept(file)[0]
     cosines = prompt_cosines(task, data, trained)
     if file is not None and task.processes.main:
         save_tensors(file, cosines)

@@ -17,6 +17,7 @@ from metaunlearn.config import Attacker, EraseSettings
 from metaunlearn.data.latents import ErasureData
 from metaunlearn.data.sampling import Epochs, Independent
 from metaunlearn.diffusion import denoising_loss_of
+from metaunlearn.erasure.given import checked_batch
 from metaunlearn.erasure.interface import Defence, ForgetLoss, Moving, moving_part
 from metaunlearn.errors import RunError
 from metaunlearn.meta.batches import OuterDraw, draw, draw_attacker, draw_retained, inner_batches_before
@@ -186,6 +187,7 @@ class Algorithm1:
         if self.forget is not None:
             size = settings.batch_size * settings.accumulation
             forget = self.forget.batch(self.theta, step, size, generator)
+            checked_batch(self.forget, forget, self.model, size, first=step == 0)
         return draw(
             self.data,
             settings,

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metaunlearn.checkpoint import load_tensors, save_tensors
+from metaunlearn.checkpoint import load_kept, save_tensors
 from metaunlearn.files import write_json
 
 Rows = list[Mapping[str, Any] | None]
@@ -42,12 +42,14 @@ def write_kept(folder: Path, number: int, part: Kept) -> None:
 
 
 def read_kept(folder: Path, number: int) -> Kept | None:
-    """Batch ``number``, if it was finished."""
-    file = folder / f"{number:05d}.json"
+    """Batch ``number``, if it was finished, and nothing of it is gone."""
+    file, tensors = folder / f"{number:05d}.json", folder / f"{number:05d}.safetensors"
     if not file.exists():
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
-    features = load_tensors(file.with_suffix(".safetensors"))[0] if record["features"] else {}
+    if record["features"] and not tensors.exists():
+        return None
+    features = load_kept(tensors)[0] if record["features"] else {}
     height, width = record["size"]
     return Kept(indices=record["indices"], size=(height, width), rows=record["rows"], features=features)
 

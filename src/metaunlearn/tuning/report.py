@@ -11,6 +11,7 @@ from typing import Any
 from metaunlearn.bench.store import Store
 from metaunlearn.devices import check_device
 from metaunlearn.errors import UserError
+from metaunlearn.files import path_of
 from metaunlearn.runs import Progress
 from metaunlearn.tuning.records import BASELINES, Record, frontier, read_records
 from metaunlearn.tuning.run import claim_folder, read_checked
@@ -21,8 +22,8 @@ REPORT_FILE, REPORT_JSON = "report.md", "report.json"
 
 
 def report(
-    recipe: str,
-    out: Path,
+    recipe: Path | str,
+    out: Path | str,
     *,
     trials: Sequence[int] = (),
     device: str = "cpu",
@@ -34,7 +35,7 @@ def report(
     measured afresh for these. Leaves ``report.md`` and ``report.json``; returns the summary. Raises UserError when the
     call is wrong, RunError when a training breaks down.
     """
-    read, device = read_checked(recipe), check_device(device)
+    out, read, device = path_of(out), read_checked(str(recipe)), check_device(device)
     tune = read.tune
     if not tune.unseen:
         raise UserError(f"recipe {recipe}, [tune]: unseen is empty; a report needs attacks that the search never saw.")

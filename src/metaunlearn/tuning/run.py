@@ -56,7 +56,7 @@ class TuneResult:
 
 
 def tune(
-    recipe: str,
+    recipe: Path | str,
     out: Path | str,
     *,
     trials: int | None = None,
@@ -75,7 +75,7 @@ def tune(
     device = check_device(device)
     if workers < 1:
         raise UserError(f"a search needs at least 1 worker (workers=, --workers); got {workers}.")
-    out, read = path_of(out), read_checked(recipe)
+    out, read = path_of(out), read_checked(str(recipe))
     limit = read.tune.trials if trials is None else trials
     if limit < 0:
         raise UserError(f"the number of trials (trials=, --trials) cannot be negative; got {limit}.")
@@ -254,7 +254,7 @@ class TrialCost:
 
 def dry_run(recipe: str, out: Path, *, trials: int | None = None, device: str = "cpu") -> TrialCost:
     """What a trial at the recipe's own settings costs on ``device``; nothing is run or written."""
-    read = read_checked(recipe)
+    out, read = path_of(out), read_checked(recipe)
     tune = read.tune
     proposal = default_of(tune)
     plan = plan_of(tune, proposal, tune.attacks, tune.seeds, device=device)

@@ -76,8 +76,10 @@ def _figure(value: float | None) -> Entry:
 
 
 def _short(value: object) -> str:
-    if isinstance(value, list):  # A mixture of attackers.
-        return "; ".join("/".join(_short(part) for part in one.values()) for one in value) or "none"
+    if isinstance(value, Mapping):  # One attacker of a mixture.
+        return "/".join(map(_short, value.values()))
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_short, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
