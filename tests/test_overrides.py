@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.doctor.estimating import estimate
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
-from metaunlearn.overrides import as_overrides
+from metaunlearn.overrides import as_overrides, as_toml
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
 
@@ -95,3 +96,8 @@ def test_python_takes_either(tiny_model: Path, tmp_path: Path) -> None:
         erase(tiny_model, ["zebra"], out=tmp_path / "one", meta=False, overrides=overrides, resume=True)
     assert len(read_lines(tmp_path / "one" / "log.jsonl")) == 1
     assert estimate(tiny_model, overrides={"batch_size": 2}).settings.batch_size == 2
+
+
+@pytest.mark.parametrize("value", ["a\x7fb", 'tab\t "quoted" ü', {"a b": 1, "plain": {"x.y": [True, "z"]}}])
+def test_a_value_is_said_as_toml_reads_it(value: Any) -> None:
+    assert tomllib.loads(f"key = {as_toml(value)}") == {"key": value}

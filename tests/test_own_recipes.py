@@ -37,6 +37,15 @@ def test_a_recipe_names_others_from_where_it_lies(elsewhere: Path) -> None:
     assert read_bench(str(grid)).grid.recipe == str(elsewhere / "mine.toml")
 
 
+def test_a_table_over_what_is_none_is_named(elsewhere: Path) -> None:
+    (elsewhere / "base.toml").write_text("[attacks]\nlora = 3\n")
+    (elsewhere / "over.toml").write_text('extends = "base.toml"\n[attacks.lora]\nrank = 4\n')
+    assert read_recipe(str(elsewhere / "over.toml")).attacks == {"lora": {"rank": 4}}
+    (elsewhere / "under.toml").write_text('extends = "over.toml"\n[attacks]\nlora = 3\n')
+    with pytest.raises(UserError, match=r"attacks\.lora = 3"):
+        read_recipe(str(elsewhere / "under.toml"))
+
+
 def test_what_is_not_there_is_named_with_the_file_that_names_it(elsewhere: Path) -> None:
     (elsewhere / "more.toml").write_text('extends = "yours.toml"\n')
     with pytest.raises(UserError, match=r"recipe .*more.toml, extends: there is no recipe 'yours.toml'"):

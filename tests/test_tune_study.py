@@ -16,6 +16,7 @@ from metaunlearn.tuning.records import read_records
 from metaunlearn.tuning.run import PAGE_FILE, tune
 from metaunlearn.tuning.space import Proposal
 from metaunlearn.tuning.study import Search
+from metaunlearn.tuning.tables import _short
 from metaunlearn.tuning.trial import Outcome
 from tiny_searches import SEARCH, made_up, write_search
 
@@ -123,3 +124,16 @@ def test_a_living_trial_is_not_taken_up(tmp_path: Path) -> None:
     with other.next(0) as again:  # Nobody told the study how the first one ended.
         assert again is not None
         assert (again.trial, again.role, again.proposal) == (0, "plain", first.proposal)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ([{"optimizer": "sgd", "learning_rate": 0.01, "steps": 3}, {"optimizer": "adam"}], "sgd/0.01/3; adam"),
+        (["a dog", "a cat"], "a dog; a cat"),
+        ([], "none"),
+        (0.25, "0.25"),
+    ],
+)
+def test_a_setting_of_any_kind_has_a_cell(value: object, shown: str) -> None:
+    assert _short(value) == shown

@@ -42,6 +42,23 @@ def test_strengths_are_finite_and_not_negative(canvas: Any, tmp_path: Path, stre
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("strengths", [(0.1234567, 0.12345671), (0.5, 0.50000001), (1, 1.0)])
+def test_strengths_have_folders_of_their_own(canvas: Any, tmp_path: Path, strengths: Any) -> None:
+    with pytest.raises(UserError, match="apart in their first six digits"):
+        metaunlearn.attack(canvas, base="canvas", kind="interpolate", strengths=strengths, out=tmp_path / "o")
+
+
+@pytest.mark.parametrize("meta", ["no", "false", 0, 1.0])
+def test_the_meta_objective_is_on_or_off(canvas: Any, meta: Any) -> None:
+    with pytest.raises(UserError, match=r"on or off \(meta=True, meta=False\)"):
+        metaunlearn.erase(canvas, ["knife"], meta=meta)
+
+
+def test_what_is_resumed_has_a_folder(canvas: Any) -> None:
+    with pytest.raises(UserError, match="resume=True goes on with a run's folder"):
+        metaunlearn.erase(canvas, ["knife"], resume=True)
+
+
 @pytest.mark.parametrize("steps", [[0.5, 1.5], ["1"], [2, 1], []])
 def test_steps_are_whole_and_ascend(canvas: Any, tmp_path: Path, steps: Any) -> None:
     with pytest.raises(UserError, match="must be whole numbers from 0 on"):
