@@ -16,9 +16,12 @@ import safetensors.torch
 import torch
 
 from metaunlearn import checkpoint, files
+from metaunlearn.checkpoint import save_tensors
 from metaunlearn.diffusion import NoiseSchedule
 from metaunlearn.erasure import trajectories
 from metaunlearn.files import STALE, sha256, write_atomic
+from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.pipelines import save_pipeline
 from metaunlearn.processes import ALONE
 
 
@@ -143,3 +146,15 @@ def test_tensors_that_cannot_be_written_leave_nothing(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="no space left"):
         checkpoint.save_tensors(tmp_path / "state.safetensors", {"a": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_may_read_a_runs_record_may_read_its_weights(tiny_model: Path, tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        save_pipeline(adapt(load_pipeline(tiny_model)), tmp_path / "saved")
+        save_tensors(tmp_path / "state.safetensors", {"p": torch.ones(2)})
+    finally:
+        os.umask(mask)
+    files = [tmp_path / "state.safetensors", *(file for file in (tmp_path / "saved").rglob("*") if file.is_file())]
+    assert len(files) > 5
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in files} == {file.name: "0o640" for file in files}

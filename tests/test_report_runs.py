@@ -46,7 +46,7 @@ def test_benches_are_linked_and_not_walked_into(tmp_path: Path) -> None:
     assert re.findall('<article class="run">\n<h3>(.*?) <small>', page) == ["erase"]
     assert "cell_loss" not in page
     assert "my bench/tiny grid <small>no page yet: <code>metaunlearn report DIR/my bench/tiny grid</code>" in page
-    assert "1 run, 2 tables of scores, 1 grid of a bench. A folder" in page
+    assert "1 run, 2 tables of scores, 1 grid of a bench.</p>" in page
     build_report(tmp_path / "my bench" / "tiny grid")
     page = build_report(tmp_path).read_text()
     assert '<a href="my%20bench/tiny%20grid/report.html">my bench/tiny grid</a></th><td>12 of 12</td>' in page
@@ -60,7 +60,7 @@ def test_a_folder_of_benches_alone_lists_them(tmp_path: Path, call: Call) -> Non
     (tmp_path / "empty" / "cells" / "erase-0" / "run.json").write_text("{}")
     assert call("report", str(tmp_path)).code == 0
     page = (tmp_path / "report.html").read_text()
-    assert "2 grids of benches. A folder" in page
+    assert "2 grids of benches.</p>" in page
     assert 'id="runs"' not in page
     assert page.count("<td>12 of 12</td>") == 2
 
@@ -76,12 +76,29 @@ def test_a_demo_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> No
     page = build_report(tmp_path).read_text()
     assert "the demo <small>no page yet: <code>metaunlearn report DIR/the demo</code>" in page
     assert "</th><td>knife</td>" in page
-    assert "1 demo. A folder" in page
+    assert "1 demo.</p>" in page
     assert '<article class="run">' not in page
     assert '<h2 id="scores">' not in page
     build_report(tmp_path / "the demo")
     page = build_report(tmp_path).read_text()
     assert '<a href="the%20demo/report.html">the demo</a></th><td>knife</td>' in page
+
+
+def test_a_search_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> None:
+    search = tmp_path / "the search"
+    for name in ("cells/erase-0", "locks", "trials"):
+        (search / name).mkdir(parents=True)
+    (search / "cells" / "erase-0" / "run.json").write_text("{}")
+    (search / "tune.json").write_text("{}")
+    page = build_report(tmp_path).read_text()
+    assert "1 search.</p>" in page
+    assert '<th scope="row">the search</th><td>0</td>' in page
+    for number in range(2):
+        (search / "trials" / f"trial-{number:04d}.json").write_text("{}")
+    (search / "frontier.md").write_text("# found")
+    page = build_report(tmp_path).read_text()
+    assert '<a href="the%20search/frontier.md">the search</a></th><td>2</td>' in page
+    assert '<article class="run">' not in page
 
 
 def test_percentages_have_one_decimal_whatever_they_are(tmp_path: Path) -> None:

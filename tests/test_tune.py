@@ -16,12 +16,13 @@ from conftest import Call
 from forked_runs import start
 from metaunlearn.config import Counts
 from metaunlearn.errors import UserError
+from metaunlearn.records import FRONTIER_FILE, TUNE_FILE
 from metaunlearn.settings import resolve
 from metaunlearn.tuning.figure import figure
 from metaunlearn.tuning.recipe import Tune, Weights, read_tune
 from metaunlearn.tuning.records import FOLDER, Record, frontier, read_records
 from metaunlearn.tuning.report import report
-from metaunlearn.tuning.run import PAGE_FILE, TUNE_FILE, read_checked, tune
+from metaunlearn.tuning.run import read_checked, tune
 from metaunlearn.tuning.space import default_values, propose
 from metaunlearn.tuning.trial import Lost, Outcome, Regained
 from tiny_searches import SEARCH, made_up, write_search
@@ -79,7 +80,7 @@ def test_every_trial_is_kept_with_all_of_its_settings(tiny_search: Path) -> None
 
 
 def test_what_a_search_writes(tiny_search: Path) -> None:
-    page = (tiny_search / "out" / PAGE_FILE).read_text()
+    page = (tiny_search / "out" / FRONTIER_FILE).read_text()
     assert "| plain |" in page
     assert "| default |" in page
     assert "4 trials have ended" in page

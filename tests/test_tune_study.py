@@ -10,10 +10,11 @@ import pytest
 
 from bench_grids import changed
 from metaunlearn.overrides import as_text
+from metaunlearn.records import FRONTIER_FILE
 from metaunlearn.settings import resolve
 from metaunlearn.tuning.recipe import Tune
 from metaunlearn.tuning.records import read_records
-from metaunlearn.tuning.run import PAGE_FILE, tune
+from metaunlearn.tuning.run import tune
 from metaunlearn.tuning.space import Proposal
 from metaunlearn.tuning.study import Search
 from metaunlearn.tuning.tables import _short
@@ -100,7 +101,7 @@ def test_a_trial_that_breaks_down_is_kept_as_failed(tmp_path: Path, monkeypatch:
     ]
     assert result.records[2].message == "the loss is not finite"
     assert result.to_dict()["failed"] == [2]
-    page = (tmp_path / "out" / PAGE_FILE).read_text()
+    page = (tmp_path / "out" / FRONTIER_FILE).read_text()
     assert "2 (start) (failed)" in page
     assert "*start*: settings that the recipe gives" in page
 

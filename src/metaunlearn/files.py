@@ -53,8 +53,11 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial.touch()
+    mode = partial.stat().st_mode
     try:
         yield partial
+        partial.chmod(mode)  # safetensors lets nobody else read what it writes.
         with partial.open("rb+") as handle:
             os.fsync(handle.fileno())
         partial.replace(path)

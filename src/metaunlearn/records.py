@@ -1,4 +1,5 @@
-"""What the ``run.json`` of a folder says to whoever meets it: which run it is of, and whether that is complete."""
+"""What a folder says to whoever meets it: by its ``run.json``, which run it is of, and whether that is complete; or
+that a search lies in it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 RUN_FILE = "run.json"
+TUNE_FILE, TRIALS_FOLDER, FRONTIER_FILE = "tune.json", "trials", "frontier.md"
+"""What a search of ``metaunlearn tune`` keeps in its folder: itself, its trials, and its page."""
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

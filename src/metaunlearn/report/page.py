@@ -17,6 +17,7 @@ from metaunlearn.report.runs import (
     GridLink,
     RunCard,
     ScoreTable,
+    SearchLink,
     StoryLink,
     grids_in,
     has_grid,
@@ -24,6 +25,7 @@ from metaunlearn.report.runs import (
     read_grids,
     read_runs,
     read_scores,
+    read_searches,
     read_stories,
 )
 from metaunlearn.report.sections import Metric, loss_panels, panels, self_destruction
@@ -38,6 +40,7 @@ class _Below(NamedTuple):
     tables: list[ScoreTable]
     benches: list[GridLink]
     stories: list[StoryLink]
+    searches: list[SearchLink]
 
 
 def build_report(folder: Path | str) -> Path:
@@ -73,7 +76,7 @@ def _only_grid(folder: Path) -> Path:
 
 def _page(folder: Path) -> str:
     summary, samples = read_summary(folder), read_samples(folder)
-    below = _Below([], [], [], []) if summary else _below(folder)
+    below = _Below([], [], [], [], []) if summary else _below(folder)
     if summary is None and not (samples or any(below)):
         raise UserError(
             f"{folder} holds no results: looked for {SUMMARY_FILE} and {SAMPLES_FILE} in it, and for {RUN_FILE}, "
@@ -84,7 +87,9 @@ def _page(folder: Path) -> str:
 
 
 def _below(folder: Path) -> _Below:
-    return _Below(read_runs(folder), read_scores(folder), read_grids(folder), read_stories(folder))
+    return _Below(
+        read_runs(folder), read_scores(folder), read_grids(folder), read_stories(folder), read_searches(folder)
+    )
 
 
 def _story(folder: Path, summary: Summary | None, samples: list[Sample], below: _Below) -> str:
@@ -100,6 +105,7 @@ def _story(folder: Path, summary: Summary | None, samples: list[Sample], below: 
         "tables": below.tables,
         "benches": below.benches,
         "stories": below.stories,
+        "searches": below.searches,
         "counts": [f"{number} {words[number != 1]}" for number, words in zip(numbers, _WORDS, strict=True) if number],
     }
     if summary is not None:
@@ -124,6 +130,7 @@ _WORDS = (
     ("table of scores", "tables of scores"),
     ("grid of a bench", "grids of benches"),
     ("demo", "demos"),
+    ("search", "searches"),
 )
 """One and several of each part of :class:`_Below`."""
 _COLLATERAL: tuple[tuple[str, Metric], ...] = (("Related concepts", "related"), ("Unrelated concepts", "unrelated"))

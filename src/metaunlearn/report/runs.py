@@ -1,6 +1,6 @@
 """Run folders below a folder: ``run.json``, ``log.jsonl`` and ``results.json`` as cards, loss curves, score tables.
 
-Folders of a bench, and those of a demo, have pages of their own: they are named, and nothing below them is looked at.
+Folders of a bench, of a search and of a demo have pages of their own: they are named, and nothing below them is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from metaunlearn.files import read_json, read_records
 from metaunlearn.metrics.intervals import comparable
-from metaunlearn.records import RUN_FILE, record_of
+from metaunlearn.records import FRONTIER_FILE, RUN_FILE, TRIALS_FOLDER, TUNE_FILE, record_of
 from metaunlearn.report.data import SUMMARY_FILE, Score, parse, read_summary
 from metaunlearn.runs import LOG_FILE, RESULTS_FILE
 
@@ -101,6 +101,17 @@ class StoryLink:
     concept: str
     page: str
     """As a grid's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchLink:
+    """A search of ``metaunlearn tune`` below the reported folder."""
+
+    name: str
+    """Path of its folder below the reported one."""
+    trials: int
+    page: str
+    """``frontier.md`` below the reported folder, quoted for a link; empty where no trial is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +267,21 @@ def read_stories(top: Path) -> list[StoryLink]:
     ]
 
 
-def _page_of(folder: Path, top: Path) -> str:
-    page = folder / REPORT_FILE
+def read_searches(top: Path) -> list[SearchLink]:
+    """A link for every search below ``top``."""
+    return [
+        SearchLink(
+            name=_name(folder, top),
+            trials=sum(1 for _ in (folder / TRIALS_FOLDER).glob("*.json")),
+            page=_page_of(folder, top, FRONTIER_FILE),
+        )
+        for folder in _folders(top)
+        if (folder / TUNE_FILE).is_file()
+    ]
+
+
+def _page_of(folder: Path, top: Path, name: str = REPORT_FILE) -> str:
+    page = folder / name
     return quote(page.relative_to(top).as_posix()) if page.is_file() else ""
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metaunlearn.files import read_json, write_json
+from metaunlearn.records import TRIALS_FOLDER
 from metaunlearn.tuning.space import Proposal
 
-FOLDER = "trials"
 Role = Literal["plain", "default", "start", "search"]
 """The plainly unlearned model, the recipe's own settings, settings that the recipe wants tried, and all others."""
 BASELINES: tuple[Role, ...] = ("plain", "default")
@@ -49,12 +49,12 @@ class Record:
 
     def write(self, out: Path) -> None:
         """Keep it, whole or not at all."""
-        write_json(out / FOLDER / f"trial-{self.trial:04d}.json", asdict(self))
+        write_json(out / TRIALS_FOLDER / f"trial-{self.trial:04d}.json", asdict(self))
 
 
 def read_records(out: Path) -> list[Record]:
     """All that are there, by number."""
-    return [Record(**read_json(file)) for file in sorted((out / FOLDER).glob("trial-*.json"))]
+    return [Record(**read_json(file)) for file in sorted((out / TRIALS_FOLDER).glob("trial-*.json"))]
 
 
 def frontier(records: Sequence[Record]) -> list[Record]:

@@ -19,16 +19,17 @@ from metaunlearn.bench.store import Store
 from metaunlearn.devices import check_device
 from metaunlearn.errors import MetaunlearnError, RunError, UserError
 from metaunlearn.files import path_of, read_json, write_json
+from metaunlearn.records import FRONTIER_FILE, TRIALS_FOLDER, TUNE_FILE
 from metaunlearn.runs import Progress, versions
 from metaunlearn.tuning.figure import figure
 from metaunlearn.tuning.recipe import Tune, TuneRecipe, read_tune
-from metaunlearn.tuning.records import BASELINES, FOLDER, Record, frontier, read_records
+from metaunlearn.tuning.records import BASELINES, Record, frontier, read_records
 from metaunlearn.tuning.space import check_space, configured, default_of
 from metaunlearn.tuning.study import Claim, Search, optuna_module
 from metaunlearn.tuning.tables import frontier_page
 from metaunlearn.tuning.trial import plan_of, run_trial
 
-TUNE_FILE, PAGE_FILE, FIGURE_FILE = "tune.json", "frontier.md", "frontier.svg"
+FIGURE_FILE = "frontier.svg"
 LOOK = 1.0
 """Seconds between two looks at what the workers have finished."""
 
@@ -51,7 +52,7 @@ class TuneResult:
             "out": str(self.out), "trials": len(self.records),
             "failed": [record.trial for record in self.records if record.status == "failed"],
             "frontier": [asdict(record) for record in self.frontier],
-            "page": str(self.out / PAGE_FILE), "figure": str(self.out / FIGURE_FILE),
+            "page": str(self.out / FRONTIER_FILE), "figure": str(self.out / FIGURE_FILE),
         }  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def searched(tune: Tune) -> dict[str, Any]:
 def write_frontier(read: TuneRecipe, out: Path) -> TuneResult:
     """``frontier.md`` and ``frontier.svg`` of all trials that are there."""
     records = read_records(out)
-    Store(out).write({PAGE_FILE: frontier_page(read, records, FIGURE_FILE), FIGURE_FILE: figure(records)})
+    Store(out).write({FRONTIER_FILE: frontier_page(read, records, FIGURE_FILE), FIGURE_FILE: figure(records)})
     return TuneResult(out=out, records=records, frontier=frontier(records))
 
 
@@ -187,7 +188,7 @@ def _in_words(record: Record) -> str:
 
 
 def _finished(out: Path) -> int:
-    return len(list((out / FOLDER).glob("trial-*.json")))
+    return len(list((out / TRIALS_FOLDER).glob("trial-*.json")))
 
 
 def _work_together(
