@@ -84,6 +84,14 @@ def test_a_demo_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> No
     assert '<a href="the%20demo/report.html">the demo</a></th><td>knife</td>' in page
 
 
+def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
+    record = {"status": "failed", "request": {"command": "erase"}, "error": "a loss is not finite <at> step 3"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    page = build_report(tmp_path).read_text()
+    assert '<h3>run <small>failed</small></h3>\n<p class="hint">a loss is not finite &lt;at&gt; step 3</p>' in page
+
+
 def test_a_search_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> None:
     search = tmp_path / "the search"
     for name in ("cells/erase-0", "locks", "trials"):
