@@ -198,6 +198,7 @@ def test_weights_that_could_not_be_heard_are_refused() -> None:
         toy_settings("zeta_related=1", "zeta_unrelated=1", "meta_retain=related")
     with pytest.raises(UserError, match="batch_size of at least 2"):
         toy_settings("retain_related=1", "retain_unrelated=1", "batch_size=1")
+    assert toy_settings("retain_related=1", "retain_unrelated=2", "batch_size=2").retain_unrelated == 2
     taken_back = toy_settings("retain_related=none", "retain_unrelated=none", recipe="as-released")
     assert (taken_back.retain_related, taken_back.retain_unrelated) == (None, None)
 

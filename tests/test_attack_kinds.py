@@ -399,7 +399,6 @@ def _seeded_task(model: Path, pictures: Path, *, seed: int = 0) -> AttackTask:
     return AttackTask(model=adapter, pictures=read, seed=seed, out=Path(), cache=Path())
 
 
-# Behind test_the_merged_matrix_is_w_plus_alpha_over_r_b_a.
 def test_the_loss_of_a_lora_is_l_dm_of_the_merged_model(tiny_model: Path, pictures: Path) -> None:
     """With the same draws, and timesteps that are drawn each by itself; alpha / r is 1.5."""
     task = _seeded_task(tiny_model, pictures)
@@ -414,20 +413,17 @@ def test_the_loss_of_a_lora_is_l_dm_of_the_merged_model(tiny_model: Path, pictur
     torch.testing.assert_close(found, denoising_loss(task.model, at, batch))
 
 
-# Behind test_the_loss_of_a_lora_is_l_dm_of_the_merged_model.
 def test_without_alpha_a_lora_is_not_scaled() -> None:
     assert Lora(rank=4).scale == 1
     assert Lora(rank=4, alpha=2).scale == 0.5
 
 
-# Behind test_without_alpha_a_lora_is_not_scaled.
 def test_where_a_lora_starts_follows_from_the_seed(tiny_model: Path, pictures: Path) -> None:
     one, same, other = (Lora(rank=2).begin(_seeded_task(tiny_model, pictures, seed=seed)).trained for seed in (1, 1, 2))
     assert all(torch.equal(same[name], factor) for name, factor in one.items())
     assert not any(torch.equal(other[name], factor) for name, factor in one.items() if name.endswith("lora_A"))
 
 
-# Behind test_its_gradient_is_the_one_of_the_table.
 def test_each_picture_comes_with_a_template_of_its_own_draw(tiny_model: Path, pictures: Path) -> None:
     """The pictures, their noise and their timesteps first, then a template for each."""
     task = _seeded_task(tiny_model, pictures)
@@ -442,7 +438,6 @@ def test_each_picture_comes_with_a_template_of_its_own_draw(tiny_model: Path, pi
     torch.testing.assert_close(found, expected)
 
 
-# Behind test_the_learnt_embedding_is_what_diffusers_loads.
 def test_a_table_with_rows_to_spare_does_not_grow(tiny_model: Path, pictures: Path) -> None:
     """The new word takes the first row that no word of the tokenizer has, and no other is written."""
     task = _seeded_task(tiny_model, pictures)
@@ -459,7 +454,6 @@ def test_a_table_with_rows_to_spare_does_not_grow(tiny_model: Path, pictures: Pa
     assert (after[words] == 7).all()
 
 
-# Behind test_tokens_are_encoded_as_prompts_are.
 def test_a_batch_of_moving_text_encoders_has_the_captions_of_its_own_pictures(tiny_model: Path) -> None:
     """Two pictures share one; timesteps are drawn each by itself."""
     model, texts = load(tiny_model), ["a knife", "a dog", "a knife", "a toy"]

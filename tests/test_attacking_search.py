@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageDraw
 from safetensors.torch import load_file
 
 from attack_fixtures import FAST, UNET, write_pictures
@@ -19,6 +19,7 @@ from metaunlearn import attacking_search
 from metaunlearn.attacking import attack
 from metaunlearn.attacking_search import Search, Trial, search_attacks
 from metaunlearn.attacks.registry import KINDS
+from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.prompts import Prompt
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.generation import generate_images
@@ -163,6 +164,18 @@ def test_the_strip_shows_each_step(tiny_model: Path, pictures: Path, tmp_path: P
         assert tile.tobytes() == expected.tobytes()
         pixels = torch.tensor(list(expected.tobytes())).view(32, 32, 3).permute(2, 0, 1)
         torch.testing.assert_close(pixels / 255, drawn, rtol=0, atol=0.51 / 255)
+
+
+def test_each_picture_of_a_strip_has_its_step_below(tmp_path: Path) -> None:
+    (tmp_path / "strip").mkdir()
+    for step in (5, 120):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "strip" / f"{step:06d}.png")
+    Strip(tmp_path, "a knife", 0).join([5, 120])
+    below = Image.open(tmp_path / "strip.png").convert("RGB").crop((0, 32, 68, 46))
+    expected = Image.new("RGB", below.size, "white")
+    for step, middle in ((5, 16), (120, 52)):
+        ImageDraw.Draw(expected).text((middle, 7), str(step), fill="black", anchor="mm")
+    assert ImageChops.difference(below, expected).getbbox() is None
 
 
 # --- The command line ------------------------------------------------------------------------------------------------

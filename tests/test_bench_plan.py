@@ -354,7 +354,6 @@ def test_every_cell_runs_with_the_seed_of_its_row() -> None:
     assert all(seeds == {3, 4} for seeds in seeded.values())
 
 
-# Behind test_every_cell_runs_with_the_seed_of_its_row.
 def test_a_cell_of_pictures_is_as_large_as_its_three_sets() -> None:
     """Of the concept, of what is related and of what is not."""
     sizes = changed("set", "retain_images", to=7, of=changed("set", "forget_images", to=5))
@@ -362,7 +361,6 @@ def test_a_cell_of_pictures_is_as_large_as_its_three_sets() -> None:
     assert cell.size == 5 + 7 + 7
 
 
-# Behind test_only_of_nothing_is_refused.
 def test_the_last_checkpoint_is_the_last_place() -> None:
     grid = resolve(Grid, changed("concepts", 0, "steps", to=[1, 2, 5], of=TINY))
     assert [(state.step, place_of(grid, state)) for state in states(grid)] == [

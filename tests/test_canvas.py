@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -18,7 +19,7 @@ from metaunlearn.canvas import scenes
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 from metaunlearn.canvas.catalog import BACKGROUNDS, NAMES, STYLES, TASKS, UNSEEN_PAIRS, caption, related_to
 from metaunlearn.canvas.datasets import clean, hrm_m, hrm_s
-from metaunlearn.canvas.tasks import task_for
+from metaunlearn.canvas.tasks import task_for, with_styles
 from metaunlearn.errors import UserError
 from metaunlearn.generation import generate_images
 from metaunlearn.metrics.concept import label_accuracy
@@ -66,6 +67,17 @@ def test_erasure_tasks_are_trained_whole() -> None:
     assert not trained & {(NAMES.index(name), STYLES.index(style)) for name, style in UNSEEN_PAIRS}
 
 
+def test_pairs_that_were_never_trained_are_those_of_the_shipped_weights() -> None:
+    """Every fifth object from the third on, the styles in turn; the tasks' own objects are kept whole."""
+    assert len(UNSEEN_PAIRS) == 13
+    assert {("scissors", "noto"), ("saw", "twemoji"), ("ghost", "fluent"), ("dog", "openmoji")} <= UNSEEN_PAIRS
+
+
+def test_a_sprite_is_premultiplied() -> None:
+    sprite = scenes.to_sprite(Image.new("RGBA", (2, 2), (255, 51, 0, 102)))
+    assert sprite[:, 0, 0].tolist() == pytest.approx([0.4, 0.08, 0.0, 0.4])
+
+
 def test_scenes_depend_on_their_generator_only() -> None:
     one, two = (scenes.draw(scenes.all_pairs(), 5, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(one.images, two.images)
@@ -86,6 +98,15 @@ def test_attackers_pictures_show_the_concept_and_clean_ones_do_not() -> None:
     assert label_accuracy(judge, images, ["knife"] * 40, NAMES).value == 0
 
 
+def test_clean_pictures_are_of_five_objects() -> None:
+    _, texts = clean("knife", 150, torch.Generator().manual_seed(0))
+    assert len({text.partition(" in ")[0] for text in texts}) == 5
+
+
+def test_a_styles_one_prompt_names_the_style() -> None:
+    assert hrm_s("openmoji", 1, torch.Generator().manual_seed(0))[1] == ["openmoji style"]
+
+
 @pytest.mark.parametrize("concept", ["knife", "clown", "openmoji"])
 def test_tasks_never_mix_roles(concept: str) -> None:
     task = task_for(concept)
@@ -93,6 +114,16 @@ def test_tasks_never_mix_roles(concept: str) -> None:
     assert all(concept in prompt for prompt in task.concept_prompts)
     assert concept not in {item.label for item in (*task.related, *task.unrelated)}
     assert not {item.label for item in task.related} & {item.label for item in task.unrelated}
+
+
+def test_any_beginning_of_the_prompts_is_a_mixture_of_styles() -> None:
+    assert [item.prompt for item in with_styles(["cat", "dog", "fox"])[:4]] == [
+        "a cat", "a dog in noto style", "a fox in twemoji style", "a cat in noto style",
+    ]  # fmt: skip
+
+
+def test_prompts_of_unrelated_objects_name_no_style_where_one_is_erased() -> None:
+    assert not [item.prompt for item in task_for("openmoji").unrelated if "style" in item.prompt]
 
 
 def test_weights_are_what_their_checksums_say_and_small() -> None:

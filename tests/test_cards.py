@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from conftest import Call
 from metaunlearn.cards import _licence_of, write_card
 from metaunlearn.erasing import erase
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.publishing import push, sign_in
+from metaunlearn.publishing import LEFT_OUT, push, sign_in
 
 FAST = ("steps=1", "forget_images=2", "retain_images=2", "bank_trajectories=2", "bank_steps=2", "batch_size=2")
 
@@ -50,6 +51,18 @@ def score(value: float) -> dict[str, Any]:
     return {"value": value, "low": value - 1, "high": value + 1, "n": 40, "protocol": {}}
 
 
+def described(folder: Path, *, model: str = "somebody/model", licence: str | None = None) -> str:
+    """The card of a made-up run in ``folder``."""
+    request = {
+        "command": "erase", "model": model, "concepts": ["zebra"], "method": "esd-u-1", "meta": True, "related": [],
+        "retain": [], "settings": {"steps": 7}, "method_settings": {}, "recipe": "sd14", "seed": 3, "weights": "abc123",
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    record = {"status": "complete", "request": request, "versions": {"metaunlearn": "1", "torch": "2"}}
+    (folder / "run.json").write_text(json.dumps(record))
+    return write_card(folder, licence=licence).read_text()
+
+
 def test_a_fresh_card_says_what_was_done_and_that_nothing_was_measured(erased: Path) -> None:
     text = (erased / "README.md").read_text()
     record = json.loads((erased / "run.json").read_text())
@@ -78,6 +91,13 @@ def test_a_card_names_no_text_that_was_not_kept(tiny_model: Path, tmp_path: Path
     text = (tmp_path / "run" / "README.md").read_text()
     assert "without zebra" in text
     assert "Kept by name" not in text
+
+
+@pytest.mark.parametrize(("model", "named"), [("somebody/model", True), ("some/deep/place", False)])
+def test_a_card_names_a_base_model_of_the_hub_and_its_hash(tmp_path: Path, model: str, named: bool) -> None:
+    text = described(tmp_path / "run", model=model)
+    assert (f"base_model: {model}" in text) == named
+    assert "SHA-256 of the base's parameters: `abc123`." in text
 
 
 def test_the_card_tells_what_lies_beside_the_run(erased: Path, call: Call) -> None:
@@ -111,6 +131,19 @@ def test_the_card_tells_what_lies_beside_the_run(erased: Path, call: Call) -> No
     ]
     assert "license: creativeml-openrail-m" in text
     assert "Nothing yet" not in text
+
+
+def test_a_card_has_every_checkpoint_of_its_story_and_each_score_in_its_column(tmp_path: Path) -> None:
+    state = {"concept": [3, 1, 7], "related": [80, 70, 90], "unrelated": [60, 50, 70]}
+    curve = {"25": {"concept": [8, 4, 13]}, "50": {"concept": [9, 5, 14]}}
+    models = {"original": {"before": state}, "unlearn": {"before": state, "malicious": curve}}
+    (tmp_path / "summary.json").write_text(json.dumps({"concept": "zebra", "models": models}))
+    lines = described(tmp_path / "unlearn").splitlines()
+    assert [line for line in lines if "[" in line and line.startswith("| ")] == [
+        "| before | 3.00 [1.00, 7.00] | 80.00 [70.00, 90.00] | 60.00 [50.00, 70.00] |",
+        "| malicious, 25 steps | 8.00 [4.00, 13.00] |  |  |",
+        "| malicious, 50 steps | 9.00 [5.00, 14.00] |  |  |",
+    ]
 
 
 def test_a_checkpoint_is_called_by_its_own_step(erased: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -251,6 +284,16 @@ def test_only_what_a_card_begins_with_says_its_licence(tmp_path: Path, card: str
     assert _licence_of(str(tmp_path)) == licence
 
 
+def test_the_licence_that_is_given_goes_over_the_base_models_own(tmp_path: Path) -> None:
+    """And where there is neither, the card says how to give one."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
+    base = str(tmp_path / "base")
+    assert "license: mit\n" in described(tmp_path / "run", model=base)
+    assert "license: openrail\n" in described(tmp_path / "run", model=base, licence="openrail")
+    assert "`metaunlearn card DIR --licence NAME` sets it" in described(tmp_path / "run", model=str(tmp_path / "no"))
+
+
 def test_only_a_complete_erasing_run_has_a_card(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="no complete run"):
         write_card(tiny_model)
@@ -269,6 +312,11 @@ def test_push_uploads_everything_but_pictures_and_state(
     assert uploaded[1]["folder_path"] == str(out)
     assert {"data/*", "state/*"} <= set(uploaded[1]["ignore_patterns"])
     assert hub.calls[2:] == hub.calls[:2]
+
+
+def test_what_says_something_of_this_machine_stays_here() -> None:
+    files = ["run.json", "unet/model.safetensors", "state/t.pt", "data/forget/a.png", "trackers/x/events", ".a.partial"]
+    assert [*filter_repo_objects(files, ignore_patterns=[*LEFT_OUT])] == ["run.json", "unet/model.safetensors"]
 
 
 def test_push_is_checked_before_any_work(

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
+from safetensors import SafetensorError
 
 from conftest import Call, Outcome, read_lines
-from metaunlearn.cli.errors import RESUMABLE, failure
-from metaunlearn.cli.options import names, parse_steps
+from metaunlearn.cli import launching
+from metaunlearn.cli.console import print_failure
+from metaunlearn.cli.errors import RESUMABLE, Failure, failure
+from metaunlearn.cli.options import names, parse_numbers, parse_steps
 from metaunlearn.cli.tables import figure, scores_table
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.processes import ALONE
@@ -243,6 +246,30 @@ def test_every_exception_has_a_message_and_a_code(error: BaseException, exit_cod
     assert says in found.message
 
 
+def test_a_full_disk_is_the_file_systems_refusal() -> None:
+    """safetensors has one exception for that and for a broken file."""
+    full = SafetensorError("Error while serializing: IoError(Os { code: 28 }): No space left on device (os error 28)")
+    assert failure(full, ["erase"]).message.startswith("the file system refused: ")
+    assert "not expected" in failure(SafetensorError("invalid header"), ["erase"]).message
+
+
+def test_a_number_of_processes_without_a_place_among_them_is_no_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    assert (launching.count(), launching.number(), launching.first_here()) == (1, 0, True)
+
+
+@pytest.mark.parametrize(("exit_code", "said"), [(1, "metaunlearn (process 1 of 2): no"), (2, "")])
+def test_beside_the_main_process_a_wrong_call_is_not_said_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], exit_code: int, said: str
+) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    print_failure(Failure("no", exit_code), as_json=True)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.strip()) == ("", said)
+
+
 @pytest.mark.parametrize(
     ("command", "has", "lacks"),
     [
@@ -333,6 +360,13 @@ def test_steps_are_ascending_whole_numbers(text: str) -> None:
 def test_steps_and_names() -> None:
     assert parse_steps("0, 50,100") == (0, 50, 100)
     assert names("concept, fid,") == ["concept", "fid"]
+
+
+def test_strengths_are_finite_numbers_from_0_on() -> None:
+    assert parse_numbers("0, 0.25,1") == (0.0, 0.25, 1.0)
+    for text in ("inf", "1,nan", "-0.5", "", "1,,2"):
+        with pytest.raises(UserError, match="strengths must be numbers of at least 0"):
+            parse_numbers(text)
 
 
 # --- A run that breaks down -----------------------------------------------------------------------------------------

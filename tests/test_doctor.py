@@ -389,7 +389,6 @@ def test_passes_are_those_of_a_real_step(
     assert found == expected
 
 
-# Behind test_healing_and_weighing_take_their_time.
 def test_accumulation_and_paths_take_their_time(tiny_model: Path) -> None:
     """Healing goes through as many pictures as its steps do; a step of a path is two passes."""
     forward = doctor.forward_cost(load(tiny_model))[0] / doctor.EFFICIENCY / 1e9
@@ -403,7 +402,6 @@ def test_accumulation_and_paths_take_their_time(tiny_model: Path) -> None:
     assert seconds("bank_steps=7") - plain == pytest.approx(2 * 4 * 2 * forward)
 
 
-# Behind test_operations_of_attention.
 def test_a_gradient_is_three_passes_and_a_checkpointed_one_four(model: TextToImageModel) -> None:
     facts = facts_of(model, 0, settings())
     for kind, checkpointed, passes in (("trained", False, 3), ("trained", True, 4), ("forward", True, 1)):
@@ -411,7 +409,6 @@ def test_a_gradient_is_three_passes_and_a_checkpointed_one_four(model: TextToIma
         assert found == passes * 5 * facts.forward
 
 
-# Behind test_memory_grows_by_one_copy_an_inner_step.
 def test_memory_of_other_attackers_and_of_sets_elsewhere(tiny_model: Path) -> None:
     """The way back of Adam wants every gradient beside every theta; elsewhere, one of them at a time. Momentum has two
     adjoints and a direction more; of a single step theta itself is moved where its bits lie elsewhere, else a copy."""

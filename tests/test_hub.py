@@ -70,6 +70,11 @@ def test_hubs_own_command_understands_what_is_told(
     assert asked["local_dir"] == folder
 
 
+def test_a_revision_is_named_in_the_command() -> None:
+    told = fetch_command("somebody/model", ["*.json"], exclude=["a/*"], revision="v1", folder="DIR")
+    assert told == 'hf download somebody/model --revision v1 --include "*.json" --exclude "a/*" --local-dir DIR'
+
+
 def cached(model: Path, name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``somebody/NAME`` in a cache of the hub's layout, and no hub; its snapshot."""
 

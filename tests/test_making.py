@@ -19,6 +19,7 @@ from PIL import Image
 
 from conftest import Call, new_tiny_pipeline
 from metaunlearn import making
+from metaunlearn.contact_sheet import contact_sheet
 from metaunlearn.data import prompt_sets as sets
 from metaunlearn.data.duplicates import Duplicate, difference_hash, find_duplicates
 from metaunlearn.data.imagefolder import read_imagefolder, read_whole
@@ -93,6 +94,17 @@ def test_a_set_is_an_imagefolder_with_a_sheet(tmp_path: Path) -> None:
         assert sheet.size == (3 * 16 + 2 * 4, 3 * 16 + 2 * 4)
     again = make_set("clean", tmp_path / "clean", generator=Seeds(stop_at=0), overrides=FEW, seed=100, resume=True)
     assert again["images"] == 7
+
+
+def test_a_sheet_is_read_line_by_line(tmp_path: Path) -> None:
+    """Five pictures in lines of three; the last place is white."""
+    colours = [(10 * number, 0, 0) for number in range(5)]
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (8, 6), colour).save(tmp_path / f"{number}.png")
+    sheet = contact_sheet([tmp_path / f"{number}.png" for number in range(5)])
+    assert sheet.size == (3 * 8 + 2 * 4, 2 * 6 + 4)
+    places = [(left, top) for top in (3, 13) for left in (4, 16, 28)]
+    assert [sheet.getpixel(place) for place in places] == [*colours, (255, 255, 255)]
 
 
 def test_a_killed_set_goes_on_and_shards_give_the_same_files(tmp_path: Path) -> None:
@@ -409,7 +421,6 @@ def _save(folder: Path, name: str, columns: list[int], *, spot: int = 0) -> Path
     return folder / name
 
 
-# Behind test_the_hash_sees_the_layout_not_the_noise.
 def test_what_a_duplicate_is_a_duplicate_of(tmp_path: Path) -> None:
     """Always of a picture that is kept, even where it is identical to one that was left out."""
     up, down = list(range(10, 100, 10)), list(range(90, 0, -10))
@@ -426,7 +437,6 @@ def test_what_a_duplicate_is_a_duplicate_of(tmp_path: Path) -> None:
     assert find_duplicates(files, nearest=0) == find_duplicates(files, nearest=63) == near
 
 
-# Behind test_what_a_duplicate_is_a_duplicate_of.
 def test_the_same_bytes_in_another_shape_are_another_picture(tmp_path: Path) -> None:
     for name, size in (("wide.png", (8, 4)), ("high.png", (4, 8))):
         Image.new("RGB", size, (9, 9, 9)).save(tmp_path / name)

@@ -16,7 +16,7 @@ from metaunlearn.config import EraseSettings
 from metaunlearn.doctor.estimating import estimate
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
-from metaunlearn.overrides import as_overrides, as_toml
+from metaunlearn.overrides import as_overrides, as_toml, parse_overrides
 from metaunlearn.recipe import read_recipe
 from metaunlearn.settings import resolve
 
@@ -34,6 +34,10 @@ def test_a_mapping_says_what_texts_do() -> None:
     ]  # fmt: skip
     assert as_overrides(["steps=5", "a=b"]) == ["steps=5", "a=b"]
     assert as_overrides("steps=5") == ["steps=5"]
+
+
+def test_blanks_around_what_is_said_do_not_count() -> None:
+    assert parse_overrides([" inner_subset = first-xattn "]) == {"inner_subset": "first-xattn"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from metaunlearn.config import AttackSettings, EraseSettings, Regime
 from metaunlearn.erasure.names import ESD_NAME, one_name
 from metaunlearn.erasure.registry import ALIASES, BUILT_IN, configure, find
 from metaunlearn.errors import UserError
@@ -65,6 +66,14 @@ def test_a_recipe_of_another_kind_is_told_from_one_that_lacks_keys(recipe: str, 
     (tmp_path / "mine.toml").write_text("[erase]\nsteps = 3\n")
     with pytest.raises(UserError, match=r"the keys 'learning_rate', 'batch_size', .* are missing"):
         configure("esd-x-1", read_recipe(str(tmp_path / "mine.toml")))
+
+
+def test_what_a_recipe_does_not_say_is_as_documented() -> None:
+    erasing = {"gamma1": 1.0, "zeta": 1.0, "inner_weight_decay": 0.01, "inner_eps_root": 1e-8, "max_gradient_norm": 1.0}
+    assert {name: EraseSettings.model_fields[name].default for name in erasing} == erasing
+    attacking = {"optimizer": "adamw", "batch_size": 8, "weight_decay": 0.01}
+    assert {name: AttackSettings.model_fields[name].default for name in attacking} == attacking
+    assert Regime(steps=(1,), learning_rate=1e-4).pictures == 40
 
 
 def test_the_names_are_the_registrys() -> None:

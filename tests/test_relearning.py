@@ -318,7 +318,6 @@ def _folder(folder: Path, name: str, score: Score, rows: Sequence[Any], guidance
     return folder
 
 
-# Behind test_the_compare_command.
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
@@ -342,7 +341,47 @@ def test_what_counts_of_a_picture_is_the_metrics_own(tmp_path: Path, name: str, 
     assert (found["ties"], found["p"], found["test"]) == (1, 0.5, "McNemar, exact")
 
 
-# Behind test_what_compare_refuses.
+@pytest.mark.parametrize(
+    ("metric", "hit"),
+    [
+        ("asr", {"success": True, "success_before": False}),
+        ("asr_without_attack", {"success": False, "success_before": True}),
+    ],
+)
+def test_what_counts_of_a_prompt_is_the_scores_own(tmp_path: Path, metric: str, hit: dict[str, bool]) -> None:
+    """Four of five prompts against one, nested: three pairs differ, p = 2 / 8. Elsewhere the other score counts."""
+    protocol = {"metric": metric, "judge": "a", "judge_weights": "w", "unit": "percent of prompts"}
+    for name, hits in (("a", 4), ("b", 1)):
+        folder = _folder(tmp_path / name, metric, scored(wilson(hits, 5), protocol=protocol), [])
+        seen = [hit if seed < hits else {key: not found for key, found in hit.items()} for seed in range(5)]
+        lines = [{"prompt": "a", "seed": seed, "guidance_scale": 7.5, **facts} for seed, facts in enumerate(seen)]
+        (folder / "attacks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(tmp_path / "a", tmp_path / "b", metric)
+    assert (found["difference"], found["ties"], found["n"]) == (pytest.approx(60), 2, 5)
+    assert (found["test"], found["p"]) == ("McNemar, exact", 0.25)
+
+
+def test_a_picture_with_two_detections_is_one_picture(tmp_path: Path) -> None:
+    rule = RULES["rece-9@0.6"]
+    two = [Detection("FEET_EXPOSED", 0.9, (0, 0, 1, 1))] * 2
+    folders = []
+    for name, seen in (("a", [two, []]), ("b", [[], []])):
+        score = nudity_score(seen, rule, detector={"judge": "n", "judge_weights": "w"})
+        folders.append(_folder(tmp_path / name, f"nudity:{rule.name}", score, score.raw))
+    assert compare(*folders, f"nudity:{rule.name}")["difference"] == 50
+
+
+def test_the_interval_of_a_difference_is_that_of_the_seed(tmp_path: Path) -> None:
+    protocol = {"metric": "clip-score", "judge": "a", "judge_weights": "w", "unit": "cosine"}
+    score = scored(Interval(1.0, 0.0, 2.0, 12), protocol=protocol)
+    one = _folder(tmp_path / "a", "clip-score", score, [{"score": x**2 / 90} for x in range(12)])
+    other = _folder(tmp_path / "b", "clip-score", score, [{"score": 0.3}] * 12)
+    first, again, another = (compare(one, other, "clip-score", seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert (first["low"], first["high"]) != (another["low"], another["high"])
+    assert first["difference"] == another["difference"]
+
+
 def test_pictures_of_another_guidance_make_no_pairs(tmp_path: Path) -> None:
     protocol = {"metric": "unsafe", "judge": "a", "judge_weights": "w", "unit": "percent of images"}
     score = scored(wilson(1, 2), protocol=protocol)

@@ -14,7 +14,7 @@ from PIL import Image
 from browser import chromium, in_frames, needs_chromium
 from metaunlearn.errors import UserError
 from metaunlearn.report.charts import intervals_chart, spread
-from metaunlearn.report.data import Score, Summary
+from metaunlearn.report.data import Sample, Score, Summary
 from metaunlearn.report.page import build_report
 from metaunlearn.report.runs import losses, read_log, thinned
 from metaunlearn.report.sections import self_destruction
@@ -99,6 +99,12 @@ def test_half_is_interpolated_or_not_reached() -> None:
     assert str(head.meta_half) == "not within 200 steps"
 
 
+def test_a_model_that_shows_half_from_the_start_has_it_before_any_step() -> None:
+    summary = invented_summary()
+    summary["models"]["unlearn"]["before"] = scores(60, 90, 90)
+    assert str(headline(summary).unlearn_half) == "before any step"
+
+
 @pytest.mark.parametrize(
     ("meta", "unlearn", "words"),
     [
@@ -127,6 +133,48 @@ def test_headline_says_when_the_erasing_failed_or_nothing_was_attacked() -> None
     no_original = invented_summary()
     del no_original["models"]["original"]
     assert headline(no_original).meta_back is None
+
+
+@pytest.mark.parametrize(
+    ("unlearn", "meta", "separated", "caveat"),
+    [
+        ([60, 50, 70], [40, 30, 49], True, ""),
+        ([60, 50, 70], [40, 30, 50], False, "does not settle the difference"),
+        ([60], [40], False, "No intervals were measured"),
+        ([60, 50, 70], [3, 1, 6], True, ""),
+    ],
+    ids=["apart", "touching", "bare", "one not back"],
+)
+def test_a_difference_is_settled_by_intervals_that_do_not_touch(
+    unlearn: list[float], meta: list[float], separated: bool, caveat: str
+) -> None:
+    summary = invented_summary()
+    for model, score in (("unlearn", unlearn), ("meta-unlearn", meta)):
+        summary["models"][model]["malicious"]["100"]["concept"] = score
+    head = headline(summary)
+    assert (100 in head.separated) == separated
+    assert len(head.caveats) == bool(caveat)
+    assert caveat in head.text
+
+
+def test_a_model_that_shows_a_seventh_of_the_concept_has_not_erased_it() -> None:
+    summary = invented_summary()
+    summary["models"]["meta-unlearn"]["before"]["concept"] = [14.0, 9.0, 20.0]
+    assert "The erasing was incomplete" in headline(summary).text
+
+
+def test_one_model_alone_is_called_by_its_name() -> None:
+    for model, name in (("unlearn", "the unlearned model"), ("meta-unlearn", "the meta-unlearned model")):
+        summary = invented_summary()
+        summary["models"] = {one: summary["models"][one] for one in ("original", model)}
+        assert name in headline(summary).title
+
+
+def test_what_was_measured_after_no_step_is_no_attack() -> None:
+    summary = invented_summary()
+    for model in ("unlearn", "meta-unlearn"):
+        summary["models"][model]["malicious"] = {"0": scores(2, 90, 90)}
+    assert headline(summary).attack_steps is None
 
 
 def test_rows_carry_differences_to_the_original() -> None:
@@ -173,6 +221,32 @@ def test_self_destruction_is_claimed_only_when_seen(meta: float, unlearn: float,
     given["models"]["unlearn"]["malicious"]["100"]["related"] = [unlearn, unlearn, unlearn]
     given["models"]["meta-unlearn"]["benign"]["100"]["related"] = [benign, benign, benign]
     assert words in self_destruction(Summary.model_validate(given))
+
+
+@pytest.mark.parametrize(
+    ("attack", "meta", "words"),
+    [
+        ("malicious", 82, "Under malicious finetuning the related concepts fall by 7 points"),
+        ("malicious", 95, "the related concepts rise by 6 points"),
+        ("strong", 48, "Under strong malicious finetuning the related concepts fall by 41 points"),
+    ],
+)
+def test_how_far_related_concepts_moved_is_said(attack: str, meta: float, words: str) -> None:
+    """From 89 % before the attack; less than 10 points are no self-destruction."""
+    given = invented_summary()
+    curves = given["models"]["meta-unlearn"]
+    if attack == "strong":
+        del curves["malicious"]
+    curves[attack] = {"100": {"concept": 5, "related": meta}}
+    said = self_destruction(Summary.model_validate(given))
+    assert words in said
+    assert ("not seen in this run" in said) == (attack == "malicious")
+
+
+def test_a_sample_says_its_attack_and_steps() -> None:
+    facts = {"model": "unlearn", "role": "concept", "prompt": "a knife", "seed": 0, "file": "a.png"}
+    found = [Sample(state=state, **facts) for state in ("before", "malicious-100", "lora-merge-5")]
+    assert [(one.attack, one.steps) for one in found] == [("before", 0), ("malicious", 100), ("lora-merge", 5)]
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -263,6 +337,7 @@ def _break(change: Callable[[dict[str, Any]], object]) -> str:
         ('{"concept": "knife"}', "models"),
         (_break(lambda s: s["models"]["unlearn"]["before"].update(concept="high")), "models.unlearn.before.concept"),
         (_break(lambda s: s["models"]["unlearn"]["before"].update(concept=[250, 0, 9])), "percentages"),
+        (_break(lambda s: s["models"]["unlearn"]["before"].update(concept=[60, 70, 50])), "low <= high"),
         (_break(lambda s: s["models"]["unlearn"]["before"].update(fid=float("nan"))), "finite"),
         (_break(lambda s: s["models"].update(other=s["models"]["unlearn"])), "models.other"),
         (_break(lambda s: s["models"]["unlearn"]["malicious"].update(x={"concept": 1})), "malicious.x"),

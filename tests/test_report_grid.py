@@ -85,6 +85,16 @@ def test_headline_is_honest(plain: float | None, meta: float, title: str, caveat
     assert "not finished" in head.caveats[0]
 
 
+@pytest.mark.parametrize(
+    ("meta", "often"),
+    [(90.0, "0.90 times as often"), (100.0, "as often"), (40.0, "0.40 times as often"), (50.0, "half as often")],
+)
+def test_a_tenth_less_is_a_difference(meta: float, often: str) -> None:
+    rows = [("esd-x-1", "unlearn", "HRM-m", step, 100.0) for step in (1, 2)]
+    rows += [("esd-x-1", "meta-unlearn", "HRM-m", step, meta) for step in (1, 2)]
+    assert f"show the concept {often} as plain ones" in headline(found_with(rows)).title
+
+
 def test_a_comparison_without_its_last_checkpoint_does_not_count() -> None:
     """The plain model has both, the meta-unlearned one the first, at which little comes back in either."""
     rows = [("esd-x-1", "unlearn", "HRM-m", step, 50.0) for step in (1, 2)]

@@ -65,6 +65,15 @@ def test_a_folder_of_benches_alone_lists_them(tmp_path: Path, call: Call) -> Non
     assert page.count("<td>12 of 12</td>") == 2
 
 
+def test_each_page_of_a_bench_is_named_once(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metaunlearn.report.runs.grids_in", lambda folder: [folder / "one", folder / "two"])
+    monkeypatch.setattr("metaunlearn.report.page.build_report", lambda folder: folder / "report.html")
+    found = json.loads(call("report", tmp_path, "--json").out)
+    one, two = (str(tmp_path / name / "report.html") for name in ("one", "two"))
+    assert found == {"report": one, "more": [two]}
+    assert call("report", tmp_path).out.splitlines() == [f"report: {one}", f"report: {two}"]
+
+
 def test_a_demo_below_is_linked_and_nothing_of_it_repeated(tmp_path: Path) -> None:
     (tmp_path / "the demo" / "unlearn").mkdir(parents=True)
     write_samples(tmp_path / "the demo")

@@ -1,12 +1,14 @@
-"""Run folders: how long a run took, its killed parts included."""
+"""Run folders: how long a run took, its killed parts included; what it logs, keeps and is called."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from metaunlearn import runs
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.folder_lock import LOCKS
 from metaunlearn.processes import Processes
-from metaunlearn.runs import BEAT, NotThisRunError, RunFolder
+from metaunlearn.runs import BEAT, NotThisRunError, RunFolder, short_name
 
 
 class Clock:
@@ -80,6 +82,28 @@ def test_peak_memory_is_the_largest_of_all_parts(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["peak_memory_bytes"] == 10**15
 
 
+def test_peak_memory_is_in_bytes(tmp_path: Path) -> None:
+    """torch alone takes more than 64 MiB."""
+    RunFolder.open(tmp_path / "run", {}, resume=False)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["peak_memory_bytes"] > 64 * 2**20
+
+
+def test_a_line_that_was_cut_off_is_no_step_that_trackers_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def tracking(names: Any, folder: Path, request: Any, last: float) -> contextlib.nullcontext[None]:
+        asked.append(last)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("metaunlearn.runs.tracking", tracking)
+    run = RunFolder.open(tmp_path / "run", {}, resume=False)
+    for log in ("", '{"step": 3, "loss": 1.0}\n{"step": 4, "lo'):
+        (run.path / "log.jsonl").write_text(log)
+        with run.tracked(["tensorboard"]):
+            pass
+    assert asked == [-1, 3]
+
+
 def test_what_cannot_go_on_is_told_from_other_mistakes(tmp_path: Path) -> None:
     """Whoever made the folder may begin anew in the first two cases; in the last, work would be lost."""
     RunFolder.open(tmp_path / "run", {"a": 1}, resume=False)
@@ -124,6 +148,12 @@ def test_the_same_weights_may_be_named_otherwise(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, {"model": "/else/where/a", "weights": "1f"}, resume=True)
     with pytest.raises(NotThisRunError, match=r"asked for differently \(model, weights\)"):
         RunFolder.open(tmp_path, {"model": "runs/b", "weights": "2e"}, resume=True)
+
+
+def test_a_path_of_somebody_elses_machine_is_told_by_its_last_name() -> None:
+    for name in ("/no/such/folder/model", "./nowhere/model", "~/nowhere/model"):
+        assert short_name(name) == "model"
+    assert short_name("somebody/model") == "somebody/model"
 
 
 def test_what_was_asked_for_differently_is_said_with_its_values(tmp_path: Path) -> None:

@@ -147,6 +147,15 @@ def test_convert_reads_weights_alone_and_writes_safetensors(call: Call, tmp_path
     assert NsfwHead.load(tmp_path / "h.safetensors").width == 3
 
 
+def test_weights_in_half_precision_are_converted_to_single(tmp_path: Path) -> None:
+    halves = {key: value.half() for key, value in head_tensors().items()}
+    torch.save(halves, tmp_path / "head.pth")
+    convert("laion-nsfw-l14", tmp_path / "head.pth", tmp_path / "h.safetensors", published=False)
+    found, _ = load_tensors(tmp_path / "h.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all(torch.equal(found[key], value.float()) for key, value in halves.items())
+
+
 class Harmful:
     """What a pickle must not be able to make."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import break_at_the_fourth_step
+from metaunlearn.checkpoint import step_generator
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.data.latents import LatentSet
 from metaunlearn.data.sampling import Epochs, Independent, independent_rows
@@ -42,6 +44,14 @@ def test_orders_differ_between_epochs_streams_and_seeds_and_nothing_else() -> No
     orders = [order(0, "a", 0), order(0, "a", 1), order(0, "b", 0), order(1, "a", 0)]
     assert len(set(map(tuple, orders))) == 4
     assert order(0, "a", 0) == Epochs(0)("a", 0, 20, 20, generator(1)).tolist()
+
+
+def test_each_seed_step_and_stream_draws_otherwise() -> None:
+    """Those of seed 1 and step 1 are the ones that earlier versions drew."""
+    every = [step_generator(s, n, stream).initial_seed() for s in (0, 1) for n in range(5) for stream in ("", "a")]
+    assert len(set(every)) == len(every)
+    digest = hashlib.blake2b(b"1/a/1", digest_size=8).digest()
+    assert step_generator(1, 1, "a").initial_seed() == int.from_bytes(digest, "little") // 2
 
 
 def test_the_generator_is_left_alone_and_no_pictures_are_no_rows() -> None:

@@ -184,7 +184,6 @@ def test_what_does_not_divide_cannot_be_shared_evenly() -> None:
             two.check_divides(rows, "batches")
 
 
-# Behind test_rows_and_turns_are_shared_out.
 @pytest.mark.parametrize(("together", "made"), [(False, [[0, 2, 4], [1, 3]]), (True, [[0, 2, 4], [1, 3, 4]])])
 def test_each_piece_comes_from_the_process_whose_turn_it_was(
     monkeypatch: pytest.MonkeyPatch, together: bool, made: list[list[int]]

@@ -15,7 +15,7 @@ from conftest import Call, read_lines, same_weights
 from metaunlearn.attacking import attack
 from metaunlearn.erasing import erase
 from metaunlearn.errors import UserError
-from metaunlearn.tracking import flat
+from metaunlearn.tracking import flat, tracking
 
 FAST: dict[str, Any] = {"steps": (4,), "overrides": ("batch_size=2", "checkpoint_every=2")}
 ERASING = ("steps=1", "forget_images=2", "retain_images=2", "bank_trajectories=1", "bank_steps=2", "batch_size=2")
@@ -132,6 +132,25 @@ def test_a_resumed_run_goes_on_where_the_tracker_was(
     assert Notebook.told == logged(untracked)
     assert len(Notebook.configs) == 1
     assert same_weights(tmp_path / "run", untracked)
+
+
+def test_a_tracker_that_joins_a_resumed_run_gets_the_steps_that_are_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run had logged step 5 when it was cut off, and goes on from step 3; what was there before has these steps."""
+
+    class Diary(Notebook):
+        name = "diary"
+        told: ClassVar[list[tuple[int, dict[str, float]]]] = []
+
+    monkeypatch.setitem(accelerates.LOGGER_TYPE_TO_CLASS, Diary.name, Diary)
+    with tracking(["notebook"], tmp_path, {}, -1):
+        pass
+    with tracking(["notebook", "diary"], tmp_path, {}, 5) as trackers:
+        for step in (4, 5, 6):
+            trackers.log({"step": step, "loss": 1.0})
+    assert Notebook.told == [(6, {"loss": 1.0})]
+    assert Diary.told == [(step, {"loss": 1.0}) for step in (4, 5, 6)]
 
 
 def test_a_tracker_that_fails_is_left_out(

@@ -16,16 +16,16 @@ from conftest import Call
 from forked_runs import start
 from metaunlearn.config import Counts
 from metaunlearn.errors import UserError
-from metaunlearn.records import FRONTIER_FILE, TUNE_FILE
+from metaunlearn.records import FRONTIER_FILE, TRIALS_FOLDER, TUNE_FILE
 from metaunlearn.settings import resolve
 from metaunlearn.tuning.figure import figure
-from metaunlearn.tuning.recipe import Tune, Weights, read_tune
-from metaunlearn.tuning.records import FOLDER, Record, frontier, read_records
+from metaunlearn.tuning.recipe import Tune, Vary, Weights, read_tune
+from metaunlearn.tuning.records import frontier, read_records
 from metaunlearn.tuning.report import report
-from metaunlearn.tuning.run import read_checked, tune
-from metaunlearn.tuning.space import default_values, propose
+from metaunlearn.tuning.run import dry_run, read_checked, tune
+from metaunlearn.tuning.space import Proposal, default_values, given_value, propose, rounded
 from metaunlearn.tuning.trial import Lost, Outcome, Regained
-from tiny_searches import SEARCH, made_up, write_search
+from tiny_searches import SEARCH, made_up, record, write_search
 
 SCRIPT = "import sys; from pathlib import Path; from metaunlearn.tuning.run import tune; "
 SCRIPT += "tune(sys.argv[1], Path(sys.argv[2]), trials=int(sys.argv[3]), resume=True)"
@@ -46,13 +46,6 @@ def search(tiny_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copytree(tiny_search, tmp_path / "search", copy_function=shutil.copy)
     monkeypatch.chdir(tmp_path / "search")
     return tmp_path / "search"
-
-
-def record(trial: int, regained: float | None, lost: float, role: Any = "search", status: Any = "complete") -> Record:
-    return Record(
-        trial=trial, role=role, status=status, method="esd-x-1", meta=role != "plain", varied={}, settings={},
-        regained=regained, lost=lost,
-    )  # fmt: skip
 
 
 def test_every_trial_is_kept_with_all_of_its_settings(tiny_search: Path) -> None:
@@ -91,13 +84,13 @@ def test_what_a_search_writes(tiny_search: Path) -> None:
 
 
 def test_finished_trials_are_not_repeated(search: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {file.name: file.read_text() for file in Path("out", FOLDER).iterdir()}
+    before = {file.name: file.read_text() for file in Path("out", TRIALS_FOLDER).iterdir()}
     ran = made_up(monkeypatch)
     assert len(tune("search.toml", Path("out"), resume=True).records) == 4
     assert ran == []
     assert len(tune("search.toml", Path("out"), trials=4, resume=True).records) == 6
     assert len(ran) == 2
-    now = {file.name: file.read_text() for file in Path("out", FOLDER).iterdir()}
+    now = {file.name: file.read_text() for file in Path("out", TRIALS_FOLDER).iterdir()}
     assert {name: now[name] for name in before} == before
 
 
@@ -160,6 +153,13 @@ def test_a_mixture_replaces_the_one_attacker() -> None:
     assert (second.settings["attackers"], second.settings["inner_learning_rate"]) == ("[]", "0.1")
 
 
+def test_drawn_numbers_have_four_digits_and_counts_are_whole() -> None:
+    rate, steps = Vary(key="inner_learning_rate", low=1e-6, high=1e6), Vary(key="inner_steps", low=1, high=8)
+    assert [rounded(rate, value) for value in (0.000123456, 123456.0)] == [0.0001235, 123500.0]
+    assert (rounded(steps, 3.0), type(rounded(steps, 3.0))) == (3, int)
+    assert type(given_value(steps, 3.0)) is int
+
+
 def test_the_sampler_learns_from_the_default_where_it_is_in_range() -> None:
     inside = changed("set", "inner_learning_rate", to=0.05, of=SEARCH)
     assert default_values(resolve(Tune, inside)) == {
@@ -180,6 +180,30 @@ def test_a_report_has_both_sets_side_by_side(search: Path, call: Call) -> None:
     assert (outcome.code, "no finished trial 7" in outcome.err) == (2, True)
 
 
+def test_other_seeds_of_a_report_are_the_same_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is of the frontier, here the default and the two trials, on its own seeds; never of what failed."""
+    made_up(monkeypatch)
+    file = tmp_path / "search.toml"
+    records = tune(str(write_search(file, SEARCH)), tmp_path / "out").records
+    write_search(file, changed("report_seeds", to=[7, 8], of=SEARCH))
+    record(9, None, None, status="failed").write(tmp_path / "out")
+    asked = []
+
+    def run(tune: Tune, proposal: Proposal, *_: object, attacks: Any, seeds: Any, **__: object) -> Outcome:
+        asked.append((attacks[0].name, tuple(seeds)))
+        found = Regained(mean=50.0, low=0.0, high=100.0, checkpoints={"1": 50.0})
+        lost = Lost(unrelated=None, related=None, fid=None)
+        return Outcome(before=0.0, lost=lost, attacks={attack.name: found for attack in attacks})
+
+    monkeypatch.setattr("metaunlearn.tuning.report.run_trial", run)
+    summary = report(str(file), tmp_path / "out")
+    assert sorted(one["trial"] for one in summary["trials"]) == [one.trial for one in records]
+    assert summary["seeds"] == [7, 8]
+    assert asked == [("AdamW", (7, 8)), ("SGD", (7, 8))] * 4
+    with pytest.raises(UserError, match="no finished trial 9"):
+        report(str(file), tmp_path / "out", trials=[9])
+
+
 def test_a_dry_run_says_what_a_trial_costs(search: Path, call: Call) -> None:
     found = json.loads(call("tune", "search.toml", "--out", "new", "--dry-run", "--json").out)
     assert not Path("new").exists()
@@ -190,6 +214,14 @@ def test_a_dry_run_says_what_a_trial_costs(search: Path, call: Call) -> None:
     assert "one trial: 4 outer steps" in call("tune", "search.toml", "--out", "out", "--dry-run").out
     elsewhere = call("tune", "search.toml", "--out", "out", "--dry-run", "--device", "cuda", "--json")
     assert json.loads(elsewhere.out)["once"] == 2  # What a GPU draws to train on, and the original measured there.
+
+
+def test_the_time_of_a_trial_is_the_mean_without_the_baselines(tmp_path: Path) -> None:
+    recipe = write_search(tmp_path / "search.toml", SEARCH)
+    for number, (role, seconds) in enumerate((("plain", 1.0), ("default", 1.0), ("search", 20.0), ("search", 40.0))):
+        record(number, 10.0 + number, 1.0, role, seconds=seconds).write(tmp_path / "out")
+    assert len(read_records(tmp_path / "out")) == 4
+    assert dry_run(str(recipe), tmp_path / "out").seconds == 30.0
 
 
 def test_a_dry_run_counts_seconds_on_the_device_that_is_asked_for(
@@ -244,11 +276,14 @@ def test_another_recipe_is_refused(search: Path, monkeypatch: pytest.MonkeyPatch
     [
         (("vary", 0, "key"), "gama2", "unknown key 'gama2'. Did you mean 'gamma2'"),
         (("vary", 0, "low"), 3.0, "low must be below high"),
+        (("vary", 0, "low"), 2.0, "low must be below high"),
         (("vary", 0, "low"), 0.0, "needs a range above 0"),
         (("vary", 1, "choices"), ["sgd", "adamw", "adamm"], "inner_optimizer = 'adamm'"),
+        (("vary", 1, "choices"), ["sgd", "adamm", "adamw"], "inner_optimizer = 'adamm'"),
         (("vary", 2, "when"), {}, "'inner_learning_rate' varies twice"),
         (("vary", 2, "when"), {"zeta": [1.0]}, "'zeta' must be a key with choices"),
         (("vary", 0), {"key": "gamma2", "low": -1.0, "high": 1.0}, "gamma2 = '-1.0'"),
+        (("vary", 0), {"key": "retain_dropout", "low": 0.0, "high": 1.0}, "retain_dropout = '1.0'"),
         (("vary", 0), {"key": "method", "choices": ["esd-y-1"]}, "unknown method 'esd-y-1'"),
         (("start",), [{"zeta": 1.0}], "'zeta' does not vary"),
         (("start",), [{"gamma2": 5.0}], "gamma2 = 5.0 is outside of its range"),
@@ -258,6 +293,7 @@ def test_another_recipe_is_refused(search: Path, monkeypatch: pytest.MonkeyPatch
         (("attacks", 0, "data"), "clean", "is benign"),
         (("attacks", 0, "set"), {"learning_rat": 1}, "unknown key 'learning_rat'"),
         (("unseen", 0, "name"), "AdamW", "two 'AdamW'"),
+        (("unseen", 0), {"name": "8 bits", "kind": "quantize"}, "trains no model"),
         (("measure", "before", "related"), 0, "weights.related = 0"),
         (("trails",), 5, "unknown key 'trails'"),
     ],
@@ -266,6 +302,11 @@ def test_a_wrong_recipe_is_refused(tmp_path: Path, path: tuple[Any, ...], to: An
     recipe = write_search(tmp_path / "search.toml", changed(*path, to=to, of=SEARCH))
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         read_checked(str(recipe))
+
+
+def test_what_weighs_nothing_needs_no_pictures(tmp_path: Path) -> None:
+    without = changed("measure", "before", "related", to=0, of=changed("weights", "related", to=0.0, of=SEARCH))
+    assert read_tune(str(write_search(tmp_path / "search.toml", without))).tune.weights.related == 0
 
 
 def test_a_recipe_without_a_search_is_refused() -> None:

@@ -111,6 +111,7 @@ def test_noise_shared_with_a_term_that_is_off_is_refused() -> None:
         # What the doctor may name together: of a card's memory, and then the last resort.
         ("esd-u-1", ["difference_precision=tf32", "meta_gradient=first-order", "inner_store=host"]),
         ("esd-u-1", ["gamma2=0", "meta_gradient=first-order", "inner_store=host"]),
+        *[("esd-u-1", [f"inner_optimizer={adam}", "inner_eps_root=1e-7"]) for adam in ("adam", "adamw")],
         ("imma", ["inner_steps=9", "base_set=bank_steps=5"]),
         ("resalign", ["teacher_precision=bf16", "retain_loss=distillation", "retain_weight=1"]),
     ],

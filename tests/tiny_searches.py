@@ -12,6 +12,7 @@ from bench_grids import TINY
 from metaunlearn.errors import RunError
 from metaunlearn.overrides import as_toml
 from metaunlearn.tuning.recipe import Tune
+from metaunlearn.tuning.records import Record
 from metaunlearn.tuning.space import Proposal
 from metaunlearn.tuning.trial import Lost, Outcome, Regained
 
@@ -43,6 +44,16 @@ def write_search(file: Path, search: dict[str, Any]) -> Path:
     lines = ['description = "Tiny."', "[tune]", *(f"{key} = {as_toml(value)}" for key, value in search.items())]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
+
+
+def record(
+    trial: int, regained: float | None, lost: float | None, role: Any = "search", status: Any = "complete", **facts: Any
+) -> Record:
+    """How a trial ended; ``facts`` are its settings, its outcome, its seconds."""
+    return Record(
+        trial=trial, role=role, status=status, method="esd-x-1", meta=role != "plain", varied={}, regained=regained,
+        lost=lost, **{"settings": {}, **facts},
+    )  # fmt: skip
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, *, breaks: Sequence[float] = ()) -> list[Proposal]:
