@@ -11,12 +11,15 @@ import torch
 from diffusers import DiffusionPipeline
 
 from attack_fixtures import write_pictures
-from conftest import same_weights
+from conftest import new_tiny_pipeline, same_weights
 from metaunlearn import attack, erase
 from metaunlearn.data.imagefolder import is_intact
 from metaunlearn.errors import UserError
 from metaunlearn.generating import generate_into
+from metaunlearn.generation import Sampling, write_sampling
 from metaunlearn.metrics.kept import Kept, read_kept, write_kept
+from metaunlearn.models import adapt, load_pipeline
+from metaunlearn.pipelines import save_pipeline
 from metaunlearn.runs import Progress
 
 FAST = ("batch_size=2", "checkpoint_every=1")
@@ -73,6 +76,22 @@ def test_a_checkpoint_that_was_deleted_takes_nothing_along(
     assert list(result.checkpoints) == [step for step in STEPS if step not in gone]
     assert list(result.summary["checkpoints"]) == [str(step) for step in STEPS if step not in gone]
     assert ("step-000002 is gone, and is not made again" in caplog.text) == bool(gone)
+
+
+@pytest.mark.parametrize("steps", [50, 3])
+def test_what_does_not_change_is_on_disk_once(tmp_path: Path, steps: int) -> None:
+    """However the model is drawn: the usual way, of which no file speaks, or another."""
+    pipeline = new_tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    write_sampling(tmp_path / "model", Sampling(steps=steps))
+    model = adapt(load_pipeline(tmp_path / "model"))
+    one, two = tmp_path / "one", tmp_path / "two"
+    save_pipeline(model, one)
+    save_pipeline(model, two, twin=one, changed=("unet",))
+    weights = "diffusion_pytorch_model.safetensors"
+    assert (two / "vae" / weights).samefile(one / "vae" / weights)
+    assert not (two / "unet" / weights).samefile(one / "unet" / weights)
+    assert sorted(file.name for file in two.iterdir()) == sorted(file.name for file in one.iterdir())
 
 
 def test_a_complete_run_lists_no_checkpoint_that_was_deleted(

@@ -18,7 +18,7 @@ from metaunlearn.data.imagefolder import to_uint8
 from metaunlearn.errors import RunError
 from metaunlearn.fetching import SAMPLING_FILE
 from metaunlearn.files import whole_or_absent, write_json
-from metaunlearn.generation import default_sampling, write_sampling
+from metaunlearn.generation import Sampling, default_sampling, write_sampling
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import not_finite
 
@@ -79,7 +79,8 @@ def save_pipeline(
 def _holds(folder: Path, pipeline: Any, changed: Sequence[str]) -> bool:
     """Whether all of ``pipeline`` but ``changed`` has its entry in ``folder``."""
     wanted = [name for name, part in pipeline.components.items() if part is not None and name not in changed]
-    return all((folder / name).exists() for name in ("model_index.json", SAMPLING_FILE, *wanted))
+    wanted += ["model_index.json", *([SAMPLING_FILE] if default_sampling(pipeline) != Sampling() else [])]
+    return all((folder / name).exists() for name in wanted)
 
 
 def _name_processors_for_all(index: Path) -> None:
