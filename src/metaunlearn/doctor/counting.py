@@ -192,21 +192,23 @@ def _there_and_back(attacker: Attacker, settings: EraseSettings, *, device: str)
     elsewhere = settings.inner_store == "disk" or (settings.inner_store == "host" and device != "cpu")
     path, diagnosed = settings.meta_loss == "path", settings.diagnostics_every > 0
     steps = range(1, attacker.steps + 1)
-    of_step = _of_adam if attacker.optimizer in ("adam", "adamw") else _of_product
+    gradients = 1 if settings.meta_gradient == "gradient-difference" else 2
+    of_product = partial(_of_product, gradients=gradients)
+    of_step = _of_adam if attacker.optimizer in ("adam", "adamw") else of_product
     backwards = max(of_step(m, path=path, elsewhere=elsewhere) + (diagnosed and m < attacker.steps) for m in steps)
     # v, w before and after, d: momentum's d is not v itself.
     of_momentum = 3 if attacker.optimizer == "momentum" else 0
     return backwards + of_momentum + (diagnosed or settings.inner_horizon is not None)
 
 
-def _of_product(m: int, *, path: bool, elsewhere: bool) -> int:
-    """v, the gradient ahead of the set that is moved (the one behind is never there as a set), and theta_1 ..
-    theta_{m-1}, of which that is the last.
+def _of_product(m: int, *, path: bool, elsewhere: bool, gradients: int) -> int:
+    """v, the ``gradients`` of a product, and theta_1 .. theta_{m-1}. Of a difference: one gradient, ahead of the set
+    that is moved, which is the last of those (the one behind is never a set); of a double backward the slope and H d.
 
     In place of theta itself, unless its bits lie elsewhere meanwhile, and of what the path still needs, a copy moves.
     """
     stored, copied = m - 1, path or (m == 1 and not elsewhere)
-    return 2 + copied + (min(stored, 1) if elsewhere else stored)
+    return 1 + gradients + copied + (min(stored, 1) if elsewhere else stored)
 
 
 def _of_adam(m: int, *, path: bool, elsewhere: bool) -> int:
