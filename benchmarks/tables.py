@@ -20,7 +20,11 @@ from metaunlearn.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
-    "ablation-gradient.md": ("ablation-gradient-h200.json", "ablation-gradient-cpu-2.json"),
+    "ablation-gradient.md": (
+        "ablation-gradient-h200.json",
+        "ablation-gradient-cpu-2.json",
+        "ablation-gradient-cpu-3.json",
+    ),
     "adversarial-canvas.md": ("adversarial-cpu.json",),
     "attack-optimizers-canvas.md": ("attack-optimizers-cpu.json",),
     "compute-canvas.md": ("compute-cpu.json",),
