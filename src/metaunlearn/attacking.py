@@ -135,19 +135,24 @@ def attack(
             with folder.tracked(trackers):
                 changed = _train(chosen, task, folder, checkpoints, None if strip is None else Strip(out, strip, seed))
         summary: dict[str, Any] = {"kind": kind, "recipe": recipe, "steps" if trains else "strengths": list(levels)}
-        there = [path.name for path in checkpoints.values() if (path / RUN_FILE).is_file()]
-        folder.finish(**summary, checkpoints=there, changed=list(changed))
+        there = _there(checkpoints).values()
+        folder.finish(**summary, checkpoints=[path.name for path in there], changed=list(changed))
     return _result(folder, checkpoints)
 
 
 def _result(folder: RunFolder, checkpoints: Mapping[float, Path]) -> AttackResult:
     """Of a run that is complete, now or from before."""
-    there = {level: path for level, path in checkpoints.items() if (path / RUN_FILE).is_file()}
+    there = _there(checkpoints)
     for path in checkpoints.values():
         if path not in there.values():
             logger.warning("%s is gone, and is not made again: the attack is past it", path)
     paths = {f"{level:g}": str(path) for level, path in there.items()}
     return AttackResult(there, {**folder.summary(), "out": str(folder.path), "checkpoints": paths})
+
+
+def _there(checkpoints: Mapping[float, Path]) -> dict[float, Path]:
+    """Those that are whole: a record is the last of what is written."""
+    return {level: path for level, path in checkpoints.items() if (path / RUN_FILE).is_file()}
 
 
 def _train(
@@ -193,7 +198,7 @@ def _train(
 
 
 def _edit(kind: EditKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path]) -> None:
-    done = [path for path in checkpoints.values() if (path / RUN_FILE).exists()]
+    done = list(_there(checkpoints).values())
     folder.truncate_log(len(done))
     twin = done[-1] if done else None
     for number, (strength, path) in enumerate(checkpoints.items(), start=1):

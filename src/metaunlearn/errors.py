@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MetaunlearnError(Exception):
@@ -38,6 +38,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def shortened(text: str, letters: int) -> str:
     """``text``, or as much of its beginning as ``letters`` have room for."""
     return text if len(text) <= letters else f"{text[: letters - 1].rstrip(', ')}…"
+
+
+def some_of(names: Sequence[str], shown: int) -> str:
+    """The first ``shown`` of ``names``, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def first_line(error: BaseException) -> str:

@@ -131,10 +131,8 @@ def plan(
     alternatives = listed(alternatives)
     named, prompts = metrics_named(listed(metrics)), prompts_of(prompts)
     device = check_device(device_for(pipeline, device))
-    seed, images_per_prompt = (
-        whole_number(seed, "seed=, --seed"),
-        whole_number(images_per_prompt, "images_per_prompt=, --images"),
-    )
+    seed = whole_number(seed, "seed=, --seed")
+    images_per_prompt = whole_number(images_per_prompt, "images_per_prompt=, --images")
     steps = None if steps is None else whole_number(steps, "steps=, --steps")
     if not prompts:
         raise UserError("No score from no data: expected at least one prompt (prompts=, --prompts), got none.")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metaunlearn.errors import RunError, UserError, did_you_mean
+from metaunlearn.errors import RunError, UserError, did_you_mean, some_of
 from metaunlearn.shards import are_pieces, as_pieces, own, summed
 
 Params = dict[str, Tensor]
@@ -236,8 +236,7 @@ def _check_all_reached(missing: Sequence[str], count: int, unused: Collection[st
     """RunError unless those of ``count`` parameters that a loss does not reach are all ``unused``."""
     apart = [name for name in missing if name not in unused]
     if apart:
-        shown = ", ".join(apart[:8]) + (f" and {len(apart) - 8} more" if len(apart) > 8 else "")
-        raise RunError(f"The loss does not depend on {len(apart)} of {count} parameters: {shown}.")
+        raise RunError(f"The loss does not depend on {len(apart)} of {count} parameters: {some_of(apart, 8)}.")
 
 
 # --- Identity --------------------------------------------------------------------------------------------------------

@@ -63,8 +63,9 @@ def save_pipeline(
             part.save_pretrained(staging / name, safe_serialization=True, max_shard_size=WHOLE)
     for name in written:
         _let_all_read(getattr(model.pipeline, name), staging / name)
+    mode = (staging / "model_index.json").stat().st_mode
     for file in staging.rglob("*.safetensors"):  # Nobody else may read what safetensors creates.
-        file.chmod((staging / "model_index.json").stat().st_mode)
+        file.chmod(mode)
     folder.mkdir(parents=True, exist_ok=True)
     for entry in sorted(staging.iterdir()):
         target = folder / entry.name

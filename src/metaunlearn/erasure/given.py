@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaunlearn.conditioning import Conditioning
 from metaunlearn.erasure.interface import Edit, ForgetBatch, ForgetLoss
-from metaunlearn.errors import UserError
+from metaunlearn.errors import UserError, some_of
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import digest
 from metaunlearn.shards import are_pieces
@@ -31,7 +31,7 @@ def trained_by(method: Any, model: TextToImageModel) -> frozenset[str]:
     if isinstance(names, str) or not isinstance(names, Collection) or not names:
         raise UserError(f"{who} must give the names of parameters, at least one, as a set; got {names!r}.")
     if unknown := sorted(map(str, set(names) - set(model.parameter_names))):
-        raise UserError(f"{who} names what the model does not have: {_some(unknown)}.")
+        raise UserError(f"{who} names what the model does not have: {some_of(unknown, SHOWN)}.")
     return frozenset(names)
 
 
@@ -44,7 +44,7 @@ def checked_edit(method: Any, edit: Any, model: TextToImageModel) -> Edit:
     if apart := sorted(shapes.keys() ^ edit.theta.keys()):
         raise UserError(
             f"{who} must return all {len(shapes)} parameters of the model and no other; these are in one of them only: "
-            f"{_some(apart)}."
+            f"{some_of(apart, SHOWN)}."
         )
     for name, shape in shapes.items():
         if edit.theta[name].shape != shape:
@@ -115,8 +115,3 @@ class Untouched:
 
     def _digest(self, theta: dict[str, Tensor]) -> str:
         return digest({name: p for name, p in theta.items() if name not in self._trained})
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

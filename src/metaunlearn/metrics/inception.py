@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from metaunlearn.checkpoint import load_tensors
 from metaunlearn.data.imagefolder import to_uint8
-from metaunlearn.errors import UserError, did_you_mean
+from metaunlearn.errors import UserError, did_you_mean, some_of
 from metaunlearn.metrics.inception_network import FEATURES, SIZE, FidInception
 from metaunlearn.metrics.judge import weights_hash
 from metaunlearn.pickles import PUBLISHED, making
@@ -176,4 +176,4 @@ def _empty() -> FidInception:
 
 def _some(names: list[str]) -> str:
     """The first few of them."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "nothing"
+    return some_of(names, 3) or "nothing"
