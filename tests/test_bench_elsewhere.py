@@ -1,21 +1,29 @@
-"""Keys hold what other packages do in a cell: a method of theirs, also below IMMA, and an optimiser's arithmetic."""
+"""Keys hold what other packages do in a cell: a method of theirs, also below IMMA, an attack, a metric, and an
+optimiser's arithmetic."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench_grids import changed, plan_of
+from installing import install, template
 from metaunlearn.bench import cells, elsewhere
 from metaunlearn.bench.cells import Cell
 
 PLAIN = changed("models", to=["unlearn"])
 THEIRS = changed("methods", to=["mine"], of=PLAIN)
 BELOW = {**PLAIN, "methods": ["imma"], "set": {"base": "mine"}}
+ATTACKED = changed("attacks", to=[{"name": "theirs", "kind": "shaken", "data": "hrm-m"}], of=PLAIN)
+MEASURED = {
+    **PLAIN,
+    "measure": None,
+    "prompts": [{"name": "concept", "texts": ["a knife"], "scores": {"colour": "colourfulness"}}],
+}
 METHOD = """
 from metaunlearn.settings import Settings
 
@@ -80,6 +88,34 @@ def test_a_module_by_itself_is_a_package(site: Path) -> None:
     elsewhere.package_hash.cache_clear()
     assert erased(THEIRS).name != before.name
     del sys.modules["alone"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "of", "kind", "read"),
+    [
+        (ATTACKED, "An attack", "attack", lambda spec: spec["attack_code"]),
+        (MEASURED, "A metric", "evaluate", lambda spec: spec["sets"][0]["metric_code"]["colourfulness"]),
+    ],
+)
+def test_another_packages_attack_and_metric_are_their_packages(
+    grid: dict[str, Any], of: str, kind: str, read: Callable[[Mapping[str, Any]], list[str]], packages: Path
+) -> None:
+    """The cells that they make or measure, and no other."""
+    entries, source = template(of)
+    [(_, target)] = entries.items()
+    package = target.partition(":")[0]
+    install(packages, package, entries, source, group=f"metaunlearn.{of.split()[1]}s")
+    elsewhere.package_hash.cache_clear()
+    before = plan_of(grid).cells
+    (packages / f"{package}.py").write_text(source + "x = 1\n")
+    elsewhere.package_hash.cache_clear()
+    after = plan_of(grid).cells
+    elsewhere.package_hash.cache_clear()
+    told = [read(cell.spec) for cell in after.values() if cell.kind == kind and cell.labels.get("attack") != "before"]
+    assert told
+    assert all(code[1:] == [f"{package} 1.0"] for code in told)
+    changed_kinds = {after[name].kind for name in after.keys() - before.keys()}
+    assert changed_kinds == {kind} | ({"measure"} if kind == "attack" else set())
 
 
 def test_of_our_own_methods_the_code_is_in_the_key_already() -> None:

@@ -39,7 +39,7 @@ from metaunlearn.metrics.inception_network import (
 from metaunlearn.metrics.intervals import require_same_protocol
 from metaunlearn.metrics.kept import read_kept
 from metaunlearn.metrics.kid import kernel_distance
-from metaunlearn.metrics.measures import metrics_named
+from metaunlearn.metrics.registry import metrics_named
 from tiny_judges import head_tensors
 
 WEIGHTS, PARAMETERS = 470, 21_785_568

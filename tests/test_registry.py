@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Call
+from installing import install, template
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.esd import Esd, Esd2025
 from metaunlearn.erasure.interface import ClosedFormMethod, DefendedMethod, OptimisedMethod, moving_part
@@ -23,30 +23,8 @@ from metaunlearn.errors import UserError
 from metaunlearn.parameters import Params
 from metaunlearn.recipe import RecipeFile, read_recipe
 
-CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 SMALL = read_recipe("small")
-TEMPLATE = {
-    language: re.findall(rf"```{language}\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)[0]
-    for language in ("python", "toml")
-}
-
-
-def install(folder: Path, package: str, entries: dict[str, str], source: str = "") -> None:
-    """A package as pip leaves it: a module and what importlib.metadata reads."""
-    info = folder / f"{package}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    lines = "".join(f"{name} = {target}\n" for name, target in entries.items())
-    (info / "entry_points.txt").write_text(f"[metaunlearn.methods]\n{lines}")
-    (folder / f"{package}.py").write_text(source)
-
-
-@pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path for packages."""
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    return tmp_path / "site"
 
 
 def test_names() -> None:
@@ -184,8 +162,9 @@ def test_a_recipes_table_for_no_method_is_refused() -> None:
 
 
 def test_the_template_of_contributing_is_a_method(tiny_model: Path, packages: Path, tmp_path: Path) -> None:
-    name, target = re.findall(r"(\w+) = \"(.+)\"", TEMPLATE["toml"])[0]
-    install(packages, "my_method", {name: target}, TEMPLATE["python"])
+    entries, source = template("An erasing method")
+    install(packages, "my_method", entries, source)
+    [name] = entries
     fast = ("steps=2", "forget_images=4", "retain_images=4", "bank_trajectories=2", "bank_steps=3", "batch_size=2")
     overrides = [*fast, "meta_gradient=first-order", "share=0.5"]
     result = erase(tiny_model, ["zebra"], method=name, overrides=overrides, out=tmp_path / "run")
@@ -299,10 +278,10 @@ class Mover(MyMethod):
 def test_a_method_that_moves_what_it_does_not_train_is_stopped_at_its_first_step(
     tiny_model: Path, packages: Path, tmp_path: Path
 ) -> None:
-    [(_, target)] = re.findall(r"(\w+) = \"(.+)\"", TEMPLATE["toml"])
-    install(packages, "my_method", {}, TEMPLATE["python"])
-    source = MOVES_ALL.replace("MyMethod", target.partition(":")[2])
-    install(packages, "mover", {"mover": "mover:Mover"}, source)
+    entries, source = template("An erasing method")
+    install(packages, "my_method", {}, source)
+    [target] = entries.values()
+    install(packages, "mover", {"mover": "mover:Mover"}, MOVES_ALL.replace("MyMethod", target.partition(":")[2]))
     steps: list[int] = []
     with pytest.raises(UserError, match=r"Mover has changed parameters that its trained\(\) does not name"):
         erase(

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from metaunlearn.attacks.given import checked_made, checked_training
 from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
 from metaunlearn.attacks.loop import Loop
-from metaunlearn.attacks.registry import KINDS, configure, folder_name, known, needs, refuse_ignored
+from metaunlearn.attacks.registry import GROUP, configure, folder_name, kind_of, known, needs, refuse_ignored
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.wording import listed
@@ -84,7 +85,7 @@ def attack(
     overrides, trackers = as_overrides(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)
-    where, copies = processes.device(device_for(model, device)), getattr(KINDS[kind], "copies", ())
+    where, copies = processes.device(device_for(model, device)), getattr(kind_of(kind), "copies", ())
     adapter = adapt(own_pipeline(model, *copies, device=where), where)
     recipe = str(recipe or recipe_for(adapter))
     read = read_recipe(recipe)
@@ -118,7 +119,7 @@ def attack(
         "steps" if trains else "strengths": list(levels), "recipe": recipe,
         "settings": configured.kind.model_dump(mode="json"), "files": _hashes(chosen), "strip": strip, "seed": seed,
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True, packages=GROUP.givers(kind))
     checkpoints = {level: out / folder_name(kind, level) for level in levels}
     if folder.complete_before:
         return _result(folder, checkpoints)
@@ -159,7 +160,8 @@ def _train(
     kind: TrainingKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path], strip: Strip | None
 ) -> Sequence[str]:
     """Run the training to each of the ``checkpoints``; return the components that it changed."""
-    training = kind.begin(replace(task, model=task.model.in_precision(kind.settings.precision)))
+    begun = kind.begin(replace(task, model=task.model.in_precision(kind.settings.precision)))
+    training = checked_training(kind, begun)
     run = Loop(training, kind.settings, seed=task.seed, processes=task.processes)
     state = folder.state / "training.safetensors"
     if task.processes.on_main(state.exists):
@@ -203,7 +205,7 @@ def _edit(kind: EditKind, task: AttackTask, folder: RunFolder, checkpoints: Mapp
     twin = done[-1] if done else None
     for number, (strength, path) in enumerate(checkpoints.items(), start=1):
         if path not in done:
-            figures = kind.make(task, strength, path, twin)
+            figures = checked_made(kind, kind.make(task, strength, path, twin), path)
             folder.log({"step": number, kind.level: strength, **figures})
             folder.describe(path, step=number)
         twin = path

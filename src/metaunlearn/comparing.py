@@ -123,4 +123,10 @@ def _value(metric: str, found: Any, score: Score) -> float:
         rule = rule_named(score.protocol["rule"])
         hits = rule.hits([from_json(item, RAW) for item in found["detections"]])
         return float(hits > 0) if rule.counts == "images" else float(hits)
-    return float(found["score"])
+    try:
+        return float(found["score"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{metric!r} (metric=, --metric) has no number 'score' on each picture, got {found}: it makes no pairs. "
+            "Set such scores side by side: metaunlearn table."
+        ) from None

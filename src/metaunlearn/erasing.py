@@ -161,7 +161,9 @@ def erase(
         "retain_data": {role: fingerprint(path) for role, path in retain_folders(retain_data).items()},
         "recipe": recipe, "seed": seed, **chosen.record(),
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True) if out is not None else None
+    folder = None if out is None else RunFolder.open(
+        out, request, resume=resume, processes=processes, alone=True, packages=chosen.packages
+    )  # fmt: skip
     if folder is not None and folder.complete_before:
         publish(folder, model, delta=delta, push=push, hub=hub)
         return EraseResult(

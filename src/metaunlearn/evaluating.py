@@ -8,7 +8,7 @@ from typing import Any
 
 from metaunlearn.evaluation import plan
 from metaunlearn.files import read_json, sha256
-from metaunlearn.metrics.measures import measured_by, refuse_unread
+from metaunlearn.metrics.registry import measured_by, packages_behind, refuse_unread
 from metaunlearn.models import load
 from metaunlearn.overrides import Overrides
 from metaunlearn.processes import ALONE, Processes
@@ -78,7 +78,9 @@ def evaluate_into(
         "settings": evaluation.settings.model_dump(),
         "seed": seed,
     }
-    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
+    folder = RunFolder.open(
+        out, request, resume=resume, processes=processes, alone=True, packages=packages_behind(metrics)
+    )
     if not folder.complete_before:
         with folder.alone():
             scores = evaluation.run(

@@ -31,7 +31,6 @@ from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import AnyMetric, measured_by, metrics_named, refuse_unread
 from metaunlearn.metrics.measuring import (
     gather,
     prompts_hash,
@@ -40,13 +39,11 @@ from metaunlearn.metrics.measuring import (
     write_evaluation,
 )
 from metaunlearn.metrics.reference import Reference
+from metaunlearn.metrics.registry import AnyMetric, measured_by, metrics_named, packages_behind, reads, refuse_unread
 from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RESULTS_FILE, Count, RunFolder
 from metaunlearn.sampled import Sampled, sampled_in
-
-OF_PROMPTS = frozenset({"accuracy", "clip-score", "cra", "ira", "ua"})
-"""Metrics that ask what a picture should show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +122,7 @@ def plan_pictures(
     """Check the call; the arguments are those of :func:`evaluate_pictures`. Every picture is decoded once."""
     named, folder, prompts = metrics_named(listed(metrics)), path_of(pictures), prompts_of(prompts)
     alternatives, device = listed(alternatives), check_device(device)
-    texts_matter = bool(prompts) or any(metric.key.partition(":")[0] in OF_PROMPTS for metric in named.values())
+    texts_matter = bool(prompts) or any(reads(metric.key.partition(":")[0], "--prompts") for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")
     require_modes(entries, "the pictures (pictures=, --pictures)")
     height, width = _size(entries)
@@ -233,7 +230,9 @@ def evaluate_pictures_into(
         **measured_by(evaluation.metrics, evaluation.request),
         "seed": seed,
     }
-    run = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
+    run = RunFolder.open(
+        out, request, resume=resume, processes=processes, alone=True, packages=packages_behind(metrics)
+    )
     if not run.complete_before:
         with run.alone():
             scores = evaluation.run(out=out, kept=run.state, progress=run.watched(progress), processes=processes)

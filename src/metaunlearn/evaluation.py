@@ -29,7 +29,6 @@ from metaunlearn.metrics.interface import Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
 from metaunlearn.metrics.kept import Gathering
-from metaunlearn.metrics.measures import METRICS, AnyMetric, metrics_named
 from metaunlearn.metrics.measuring import (
     RAW,
     gather,
@@ -39,6 +38,7 @@ from metaunlearn.metrics.measuring import (
     write_evaluation,
 )
 from metaunlearn.metrics.reference import Reference
+from metaunlearn.metrics.registry import METRICS, AnyMetric, metrics_named
 from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.models import device_for, load, load_pipeline
 from metaunlearn.models.precision import Precision

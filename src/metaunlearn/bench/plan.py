@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
-from metaunlearn.attacks.registry import KINDS, folder_name, leaves_pictures
+from metaunlearn.attacks.registry import folder_name, kind_of, leaves_pictures
 from metaunlearn.attacks.registry import needs as needs_of
 from metaunlearn.bench import sources
 from metaunlearn.bench.attacks import DONORS, GridAttack
 from metaunlearn.bench.cells import KEY_DIGITS, Cell, kind_of_device, make_cell
-from metaunlearn.bench.elsewhere import code_elsewhere
+from metaunlearn.bench.elsewhere import code_of_attack, code_of_methods
 from metaunlearn.bench.identity import art_hash
 from metaunlearn.bench.inputs import Inputs, recipe_file
 from metaunlearn.bench.recipe import (
@@ -216,7 +216,8 @@ class _Planner:
         check_objective(chosen, meta=meta)
         trains = takes_steps(chosen.method, meta=meta)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
-        code, resolved = code_elsewhere(chosen), of_erasing(chosen, meta=meta, diagnosed=self.grid.diagnosed and trains)
+        code = code_of_methods(chosen)
+        resolved = of_erasing(chosen, meta=meta, diagnosed=self.grid.diagnosed and trains)
         spec = {
             "base": self.base.identity, "concept": concept.erased, "method": chosen.name,
             "meta": meta, "seed": seed, **_kept(concept), **({"method_code": code} if code else {}), **resolved,
@@ -255,8 +256,8 @@ class _Planner:
             needs["data"] = self._data(concept, seed, attack, labels)
         chosen = self._settings_of(attack, concept)
         levels = list(levels_of(attack, concept))
-        facts = {"kind": attack.kind, "levels": levels, "seed": seed}
-        spec = {**facts, "settings": without(chosen.settings, NO_INFLUENCE)}
+        facts, code = {"kind": attack.kind, "levels": levels, "seed": seed}, code_of_attack(attack.kind)
+        spec = {**facts, "settings": without(chosen.settings, NO_INFLUENCE), **({"attack_code": code} if code else {})}
         call = {**facts, "recipe": self.recipe_name, "overrides": chosen.said}
         missing: tuple[str, ...] = ()
         if attack.warm_up is not None:
@@ -296,7 +297,7 @@ class _Planner:
         kind = DONORS[attack.kind].kind if attack.kind in DONORS else attack.kind
         # What a concept says is of finetuning weights: its learning rate would be none for words.
         of_weights = {} if attack.on_prompts else concept.attack
-        theirs = {key: value for key, value in of_weights.items() if key in KINDS[kind].model_fields}
+        theirs = {key: value for key, value in of_weights.items() if key in kind_of(kind).model_fields}
         said = as_overrides({**theirs, **attack.set})
         return _AttackSettings(of_attack(kind, self.recipe, said), said)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from metaunlearn.attacks.registry import KINDS, strengths_of
+from metaunlearn.attacks.registry import KINDS, kind_of, strengths_of
 from metaunlearn.bench.attacks import GridAttack, PromptSource, Steps, check_attack
 from metaunlearn.bench.published import CAPTIONS
 from metaunlearn.bench.scores_asked import check_scores
@@ -266,7 +266,8 @@ def _check_attack(grid: Grid, attack: GridAttack, concept: GridConcept) -> None:
 
 def _check_keys(grid: Grid, concept: GridConcept) -> None:
     """What a concept says of all attacks and data sets, each of which takes its part of it."""
-    settings = sorted({key for kind in KINDS.values() for key in kind.model_fields})
+    kinds = {*KINDS, *(attack.kind for attack in grid.attacks)}
+    settings = sorted({key for kind in kinds for key in kind_of(kind).model_fields})
     _known(concept.attack, settings, f"{concept.name!r}, attack: no attack has the setting")
     attacks = [attack for attack in grid.attacks if attack.takes_data]
     data = dict.fromkeys(name for attack in attacks for name in attack.data_sets)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.metrics.measures import METRICS, READS
 from metaunlearn.metrics.nudity import DEFAULT_RULE, rule_named
+from metaunlearn.metrics.registry import known, reads
 
 if TYPE_CHECKING:
     from metaunlearn.bench.recipe import GridPrompts
@@ -19,6 +19,7 @@ LABELLED = frozenset({"accuracy"})
 def check_scores(sets: Sequence[GridPrompts]) -> None:
     """UserError for scores of one name, of which one would take the other's place, and for metrics that cannot be."""
     of: dict[str, str] = {}
+    there = known()
     for one in sets:
         where = f"[[grid.prompts]] {one.name!r}"
         for score in one.scores:
@@ -31,14 +32,14 @@ def check_scores(sets: Sequence[GridPrompts]) -> None:
         metrics = list(one.scores.values())
         for metric in metrics:
             name, _, variant = metric.partition(":")
-            if name not in METRICS:
-                meant = did_you_mean(name, METRICS)
-                raise UserError(f"{where}: there is no metric {metric!r}.{meant} There are: {', '.join(METRICS)}.")
+            if name not in there:
+                meant = did_you_mean(name, there)
+                raise UserError(f"{where}: there is no metric {metric!r}.{meant} There are: {', '.join(there)}.")
             if name == "nudity":
                 rule_named(variant or DEFAULT_RULE)
         if len({*metrics}) < len(metrics):
             raise UserError(f"{where}: scores hold each metric once; got {', '.join(metrics)}.")
-        wanting = [metric for metric in metrics if metric.partition(":")[0] in READS["--reference"]]
+        wanting = [metric for metric in metrics if reads(metric.partition(":")[0], "--reference")]
         if wanting and not one.reference:
             raise UserError(
                 f'{where}: {wanting[0]} compares with real pictures. Name them, reference = "NAME", and give them with '

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from metaunlearn.errors import UserError
-from metaunlearn.metrics.judge import DETECTORS
+from metaunlearn.metrics.registry import reads
 
 INCEPTION = "inception"
 DISTANCES = ("fid", "kid")
@@ -58,4 +58,4 @@ def packages_of(metrics: Iterable[str]) -> tuple[str, ...]:
 
 def asks_judge(metric: str) -> bool:
     """Whether ``metric`` is seen by the grid's judge, and not by a network of its own."""
-    return metric.partition(":")[0] not in DETECTORS and weights_of(metric) != INCEPTION
+    return reads(metric.partition(":")[0], "--judge") and weights_of(metric) != INCEPTION

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, cast
 
 from metaunlearn.config import EraseSettings
@@ -27,9 +27,10 @@ from metaunlearn.erasure.rece import Rece
 from metaunlearn.erasure.resalign import ResAlign
 from metaunlearn.erasure.sdd import Sdd
 from metaunlearn.erasure.uce import Uce
-from metaunlearn.errors import UserError, did_you_mean, first_line
+from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.overrides import parse_overrides
 from metaunlearn.parameters import SUBSETS
+from metaunlearn.plugins import Group
 from metaunlearn.recipe import RecipeFile, no_settings
 from metaunlearn.settings import Settings, resolve
 from metaunlearn.unheard import (
@@ -46,8 +47,8 @@ from metaunlearn.unheard import (
     refuse_without_meta,
 )
 
-GROUP = "metaunlearn.methods"
-"""The entry points' group: name = the method's name, object = its class."""
+GROUP = Group("metaunlearn.methods", "method", "method=..., --method NAME")
+"""Where other packages bring theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +81,13 @@ EXAMPLES = ("esd-x-1", "esd-u-1", "esd-u-3", "esd-f-3")
 
 def find(name: str) -> Entry:
     """The method called ``name``; UserError when there is none, or more than one."""
-    found, theirs = _built_in(name), list(entry_points(group=GROUP, name=name))
-    if len(theirs) + (found is not None) > 1:
-        givers = [_package(point) for point in theirs] + (["metaunlearn"] if found else [])
-        raise UserError(
-            f"the method {name!r} (method=..., --method NAME) is brought by {' and by '.join(givers)}; "
-            f"rename the entry point of the group {GROUP} in one of them, or uninstall it."
-        )
+    found = _built_in(name)
+    theirs = GROUP.find(name, ours=found is not None)
     if found is not None:
         return found
-    if theirs:
-        return Entry(name=name, kind=_loaded(theirs[0]), preset={})
-    known = [*BUILT_IN, *ALIASES, *sorted({point.name for point in entry_points(group=GROUP)})]
+    if theirs is not None:
+        return Entry(name=name, kind=_loaded(theirs), preset={})
+    known = [*BUILT_IN, *ALIASES, *GROUP.names()]
     raise UserError(
         f"unknown method {name!r} (method=..., --method NAME).{did_you_mean(name, [*EXAMPLES, *known])} "
         f"Known: {', '.join(known)}, and esd-SUBSET-ETA with SUBSET one of {', '.join(SUBSETS)}, e.g. esd-u-1."
@@ -125,22 +121,9 @@ def _built_in(name: str) -> Entry | None:
     return Entry(name=name, kind=kind, preset=preset)
 
 
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.value
-
-
 def _loaded(point: EntryPoint) -> type[Settings]:
     """The class behind an entry point, which must be a method."""
-    where = f"the method {point.name!r} of the package {_package(point)} ({point.value})"
-    try:
-        kind = point.load()
-    except Exception as error:  # Its module runs here, and may fail in any way.
-        raise UserError(
-            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}. Install it again, or choose "
-            "another method (method=..., --method NAME)."
-        ) from error
-    if not (isinstance(kind, type) and issubclass(kind, Settings)):
-        raise UserError(f"{where} is no subclass of metaunlearn.settings.Settings.")
+    kind, where = GROUP.load_settings(point), GROUP.where(point)
     ways = [word for word in ("begin", "edit", "defend") if callable(getattr(kind, word, None))]
     if len(ways) != 1 or not callable(getattr(kind, "trained", None)):
         raise UserError(
@@ -189,6 +172,11 @@ class Configured:
     def stages(self) -> tuple[Configured, ...]:
         """What erases first, if anything does, and this."""
         return (self,) if self.base is None else (self.base, self)
+
+    @property
+    def packages(self) -> list[str]:
+        """Those that bring what erases here, beside our own."""
+        return [giver for stage in self.stages for giver in GROUP.givers(stage.name)]
 
     def record(self) -> dict[str, Any]:
         """As a run's request has it, beside the name: JSON values."""

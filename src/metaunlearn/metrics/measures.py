@@ -1,19 +1,15 @@
-"""The metrics by name, those of the judge's own eyes among them, and which options each reads."""
+"""The metrics of the judge's own eyes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.metrics.clip_score import DEFAULT_RULE as DEFAULT_CLIP_RULE
-from metaunlearn.metrics.clip_score import ClipRule, clip_rule_named, mean_clip_score, pair_scores, text_features
+from metaunlearn.errors import UserError
+from metaunlearn.metrics.clip_score import DEFAULT_RULE, ClipRule, mean_clip_score, pair_scores, text_features
 from metaunlearn.metrics.concept import concept_share, default_choices, label_accuracy, see, share_right
-from metaunlearn.metrics.distance import Distance, fid, kid
-from metaunlearn.metrics.interface import Metric, Pictures, Request, Row
+from metaunlearn.metrics.interface import Pictures, Request, Row
 from metaunlearn.metrics.intervals import Score
-from metaunlearn.metrics.nudity import DEFAULT_RULE, RULES, rule_named
-from metaunlearn.metrics.own_models import Nsfw, Nudity, Unsafe, column, probe
+from metaunlearn.metrics.own_models import column, probe
 from metaunlearn.metrics.unlearncanvas import (
     ACCURACIES,
     Alternatives,
@@ -21,8 +17,6 @@ from metaunlearn.metrics.unlearncanvas import (
     domain_choices,
     unlearncanvas_score,
 )
-
-AnyMetric = Metric | Distance
 
 
 class AsksTheJudge:
@@ -118,7 +112,7 @@ class ClipScore(AsksTheJudge):
     def __init__(self, rule: ClipRule) -> None:
         self.rule = rule
         # Another rule words the prompts in another way or scales what it keeps, so it keeps rows of its own.
-        self.key = "clip-score" if rule.name == DEFAULT_CLIP_RULE else f"clip-score:{rule.name}"
+        self.key = "clip-score" if rule.name == DEFAULT_RULE else f"clip-score:{rule.name}"
 
     def check(self, request: Request) -> None:
         request.judge.embed_texts([request.draws[0].text])
@@ -129,88 +123,6 @@ class ClipScore(AsksTheJudge):
 
     def score(self, rows: Sequence[Row], request: Request) -> Score:
         return mean_clip_score(column(rows), request.judge, self.rule, seed=request.seed)
-
-
-def _plain(make: Callable[[], Metric]) -> Callable[[str | None], Metric]:
-    """For metrics without a variant."""
-
-    def metric(variant: str | None) -> Metric:
-        made = make()
-        if variant is not None:
-            raise UserError(f"The metric {made.key!r} (metrics=, --metrics) has no variants, got {made.key}:{variant}.")
-        return made
-
-    return metric
-
-
-METRICS: dict[str, Callable[[str | None], AnyMetric]] = {
-    "concept": _plain(Concept),
-    "accuracy": _plain(Accuracy),
-    "clip-score": lambda rule: ClipScore(clip_rule_named(rule or DEFAULT_CLIP_RULE)),
-    "fid": fid,
-    "kid": kid,
-    "ua": _plain(lambda: RoleAccuracy("ua")),
-    "ira": _plain(lambda: RoleAccuracy("ira")),
-    "cra": _plain(lambda: RoleAccuracy("cra")),
-    "nudity": lambda rule: Nudity(rule_named(rule or DEFAULT_RULE)),
-    "unsafe": Unsafe,
-    "nsfw": Nsfw,
-}
-"""By name: the metric, from what stands behind a colon in ``NAME:VARIANT``, such as ``nudity:rece-9@0.6``."""
-
-READS = {
-    "--judge": frozenset({"concept", "accuracy", "clip-score", "fid", "kid", "ua", "ira", "cra", "nsfw"}),
-    "--concept": frozenset({"concept"}),
-    "--alternative": frozenset({"concept", "accuracy", "ua", "ira", "cra"}),
-    "--reference": frozenset({"fid", "kid"}),
-}
-"""Options of the command, and the metrics that read them; of ``fid:FILE`` and ``kid:FILE`` none reads a judge."""
-
-
-def refuse_unread(names: Sequence[str], **options: Any) -> None:
-    """UserError for an option, by its Python name, that was given and that none of the metrics ``names`` reads."""
-    metrics_named(names)
-    for name, value in options.items():
-        option = f"--{name.removesuffix('s')}"
-        # With weights of their own they do without the judge's features.
-        idle = {"fid", "kid"} - {*names} if option == "--judge" else set()
-        reading = {given.partition(":")[0] for given in names} & READS[option] - idle
-        if value and not reading:
-            raise UserError(
-                f"{option} ({name}=) would do nothing for --metrics {','.join(names)} (metrics=): it is for "
-                f"{', '.join(sorted(READS[option]))}. Leave it out."
-            )
-
-
-def metrics_named(names: Sequence[str]) -> dict[str, AnyMetric]:
-    """The metrics of ``names``, each ``NAME`` or ``NAME:VARIANT``, by the key that their score gets; at least one."""
-    known = ", ".join(METRICS)
-    if not names:
-        raise UserError(f"No metric was named (metrics=, --metrics). There are: {known}.")
-    found: dict[str, AnyMetric] = {}
-    for given in dict.fromkeys(names):
-        name, _, variant = given.partition(":")
-        if name not in METRICS:
-            raise UserError(
-                f"There is no metric {name!r} (metrics=, --metrics).{did_you_mean(name, METRICS)} There are: {known}."
-            )
-        metric = METRICS[name](variant or None)
-        # A rule changes what is counted, so it is part of the score's name; where weights lie does not.
-        key = given if variant in RULES else metric.key
-        if key in found:
-            raise UserError(f"{given!r} would take the place of another score {key!r} (metrics=, --metrics): name one.")
-        found[key] = metric
-    return found
-
-
-def measured_by(metrics: Mapping[str, AnyMetric], request: Request) -> dict[str, str]:
-    """SHA-256 of everything that the ``metrics``, once checked, measure by: an evaluation is resumed with the same."""
-    found = {"judge_weights": request.judge.fingerprint}
-    if request.reference is not None:
-        found["reference_content"] = request.reference.fingerprint
-    for metric in metrics.values():
-        found |= metric.own_weights()
-    return found
 
 
 def labels_of(request: Request, metric: str) -> list[str]:

@@ -21,7 +21,7 @@ from metaunlearn.metrics.distance import Distance
 from metaunlearn.metrics.interface import Pictures, Request
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.kept import Gathering, Kept, read_kept, write_kept
-from metaunlearn.metrics.measures import AnyMetric
+from metaunlearn.metrics.registry import AnyMetric
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RESULTS_FILE, Count
 
