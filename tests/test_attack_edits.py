@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attack_fixtures import FAST, TEXT, UNET, VAE, assert_same_run, changed, write_pictures
-from conftest import read_lines
+from conftest import TINY_SIZE, read_lines
 from metaunlearn.attacking import attack
 from metaunlearn.attacks import add_difference, from_pictures
 from metaunlearn.attacks.from_pictures import Img2Img, Inpaint, centre_mask, repainted
@@ -26,6 +26,7 @@ from metaunlearn.errors import UserError
 from metaunlearn.generation import Sampling
 from metaunlearn.models import load
 from metaunlearn.models.interface import TextToImageModel
+from tiny_models import with_unet
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +225,11 @@ def test_quantising_a_model_leaves_biases_and_norms(tiny_model: Path, tmp_path: 
 # --- Starts from real pictures ---------------------------------------------------------------------------------------
 
 
-def kept(model: Path, pictures: Path) -> torch.Tensor:
+def kept(model: Path, pictures: Path, size: int = TINY_SIZE) -> torch.Tensor:
     """The pictures as the autoencoder gives them back, in [-1, 1]."""
     adapter = load(model)
     with torch.no_grad():
-        latents = adapter.encode_images(read_imagefolder(pictures, size=32).images)[0]
+        latents = adapter.encode_images(read_imagefolder(pictures, size=size).images)[0]
         decoded: torch.Tensor = adapter.pipeline.vae.decode(latents / adapter.pipeline.vae.config.scaling_factor).sample
     return decoded.clamp(-1, 1)
 
@@ -243,7 +244,7 @@ def test_a_stronger_start_is_further_from_the_picture_as_the_autoencoder_keeps_i
     originals = kept(tiny_model, pictures)
     distances = []
     for folder in found.values():
-        made = read_imagefolder(folder, size=32)
+        made = read_imagefolder(folder, size=TINY_SIZE)
         assert made.texts == ["a knife"] * 4
         distances.append(float((made.images - originals).abs().mean()))
     assert distances[0] < distances[1]
@@ -253,16 +254,21 @@ def test_a_stronger_start_is_further_from_the_picture_as_the_autoencoder_keeps_i
     for name in ("000000.png", "000003.png"):
         assert (alone / name).read_bytes() == (found[1.0] / name).read_bytes()
     with Image.open(found[0.4] / "000000.png") as picture:
-        assert picture.size == (32, 32)
+        assert picture.size == (TINY_SIZE, TINY_SIZE)
 
 
-def test_inpainting_keeps_what_is_around_the_square(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
-    """The rim's latents are the picture's own, so the decoded rim is nearly what decoding the picture gives."""
-    settings = ["hole=0.25", "prompt=a knife"]
+def test_inpainting_keeps_what_is_around_the_square(pictures: Path, tmp_path: Path) -> None:
+    """The rim's latents are the picture's own, so the decoded rim is nearly what decoding the picture gives.
+
+    Of 32 pixels a side the square has 12 to 19."""
+    size, settings = 32, ["hole=0.25", "prompt=a knife"]
+    model = with_unet(sample_size=size // 2)
+    model.save_pretrained(tmp_path / "model")
     run = attack(
-        tiny_model, pictures, kind="inpaint", strengths=(1.0,), overrides=settings, out=tmp_path / "run"
+        tmp_path / "model", pictures, kind="inpaint", strengths=(1.0,), overrides=settings, out=tmp_path / "run"
     ).checkpoints[1.0]
-    difference = (read_imagefolder(run, size=32).images - kept(tiny_model, pictures)).abs().mean(dim=(0, 1))
+    there = kept(tmp_path / "model", pictures, size)
+    difference = (read_imagefolder(run, size=size).images - there).abs().mean(dim=(0, 1))
     # Group norms of the decoder see the whole picture, so the rim is near rather than equal.
     assert difference[:8].mean() < 0.5 * difference[12:20, 12:20].mean()
 
@@ -287,7 +293,7 @@ def test_around_the_square_there_is_as_much_noise_as_in_it(
     def noise(x: torch.Tensor, t: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
         return (x / (1 - model.schedule.alpha_bar[int(t)]).sqrt(),)
 
-    images, rim = torch.zeros(4, 3, 32, 32), centre_mask(32, 0.5, nothing.shape[-2:])[0, 0] == 0
+    images, rim = torch.zeros(4, 3, TINY_SIZE, TINY_SIZE), centre_mask(TINY_SIZE, 0.5, nothing.shape[-2:])[0, 0] == 0
     put_back = Inpaint(hole=0.5)._after_step(model, images, [0, 1, 2, 3])
     levels: list[tuple[float, float]] = []
 
@@ -314,7 +320,7 @@ def test_ddim_in_pndms_place_clips_no_latents(tiny_model: Path) -> None:
         found.append(pipeline.scheduler)
         return values
 
-    repainted(model, torch.zeros(1, 3, 32, 32), ["a knife"], 1.0, [0], looked_at)
+    repainted(model, torch.zeros(1, 3, TINY_SIZE, TINY_SIZE), ["a knife"], 1.0, [0], looked_at)
     assert isinstance(found[0], DDIMScheduler)
     assert not found[0].config.clip_sample
     assert isinstance(model.pipeline.scheduler, PNDMScheduler), "the model's own stays"

@@ -23,7 +23,7 @@ from attack_fixtures import (
     stopped_then_resumed,
     write_pictures,
 )
-from conftest import new_tiny_pipeline
+from conftest import TINY_SIZE, new_tiny_pipeline
 from forked_runs import run_and_kill
 from metaunlearn.attacking import attack
 from metaunlearn.attacks import lora, textual_inversion
@@ -214,7 +214,7 @@ def test_the_loss_of_dreambooth_is_the_instances_plus_the_weighted_prior(
 
 
 def test_the_prior_is_drawn_by_the_attacked_model_once(runs: dict[str, Path], tiny_model: Path) -> None:
-    prior = read_imagefolder(runs["dreambooth"] / "prior", size=32)
+    prior = read_imagefolder(runs["dreambooth"] / "prior", size=TINY_SIZE)
     drawn = generate_images(load(tiny_model).pipeline, ["a dog"] * 3, [0, 1, 2], steps=3, guidance_scale=2.0)
     torch.testing.assert_close((prior.images + 1) / 2, to_uint8(drawn).float() / 255, atol=1.5 / 255, rtol=0)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from attack_fixtures import FAST, UNET, write_pictures
 from colours import ColourJudge
-from conftest import Call
+from conftest import TINY_SIZE, Call
 from metaunlearn import attacking_search
 from metaunlearn.attacking import attack
 from metaunlearn.attacking_search import Search, Trial, search_attacks
@@ -156,13 +156,13 @@ def test_the_strip_shows_each_step(tiny_model: Path, pictures: Path, tmp_path: P
     out = tmp_path / "run"
     found = attack(tiny_model, pictures, steps=(0, 1, 3), strip="a knife", overrides=FAST, seed=4, out=out)
     strip = Image.open(out / "strip.png").convert("RGB")
-    assert strip.size == (3 * 32 + 2 * 4, 32 + 14)
+    assert strip.size == (3 * TINY_SIZE + 2 * 4, TINY_SIZE + 14)
     for number, (step, folder) in enumerate(found.checkpoints.items()):
         drawn = generate_images(load(folder).pipeline, ["a knife"], [4])[0]
-        tile = strip.crop((number * 36, 0, number * 36 + 32, 32))
+        tile = strip.crop((number * (TINY_SIZE + 4), 0, number * (TINY_SIZE + 4) + TINY_SIZE, TINY_SIZE))
         expected = Image.open(out / "strip" / f"{int(step):06d}.png").convert("RGB")
         assert tile.tobytes() == expected.tobytes()
-        pixels = torch.tensor(list(expected.tobytes())).view(32, 32, 3).permute(2, 0, 1)
+        pixels = torch.tensor(list(expected.tobytes())).view(TINY_SIZE, TINY_SIZE, 3).permute(2, 0, 1)
         torch.testing.assert_close(pixels / 255, drawn, rtol=0, atol=0.51 / 255)
 
 

@@ -11,7 +11,7 @@ import torch
 from architectures import ARCHITECTURES
 from torch import Tensor
 
-from conftest import Call
+from conftest import TINY_SIZE, Call
 from metaunlearn import canvas, doctor
 from metaunlearn.attacks.from_pictures import repainted
 from metaunlearn.config import EraseSettings
@@ -73,7 +73,7 @@ def test_large_pictures_are_decoded_and_encoded_one_by_one(
     vae = model.pipeline.vae
     together = generate_images(model.pipeline, PROMPTS, range(5))
     encoded = model.encode_images(together * 2 - 1)
-    monkeypatch.setattr(autoencoder, "AT_ONCE", 32 * 32)
+    monkeypatch.setattr(autoencoder, "AT_ONCE", TINY_SIZE * TINY_SIZE)
     decodes, encodes = watch(monkeypatch, vae, "_decode"), watch(monkeypatch, vae, "_encode")
     alone = generate_images(model.pipeline, PROMPTS, range(5))
     assert (decodes, vae.use_slicing) == ([1] * 5, False)
@@ -144,7 +144,7 @@ def test_dreambooth_draws_its_prior_so_many_at_once(
         *(f"--set={one}" for one in ("class_prompt=a dog", "prior_images=3", "picture_batch=2", "batch_size=2")),
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert len(read_imagefolder(tmp_path / "out/prior", size=32).images) == 3
+    assert len(read_imagefolder(tmp_path / "out/prior", size=TINY_SIZE).images) == 3
 
 
 # --- What the doctor says of it --------------------------------------------------------------------------------------

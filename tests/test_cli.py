@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 from safetensors import SafetensorError
 
-from conftest import Call, Outcome, read_lines
+from conftest import TINY_SIZE, Call, Outcome, read_lines
 from metaunlearn.cli import launching
 from metaunlearn.cli.console import print_failure
 from metaunlearn.cli.errors import RESUMABLE, Failure, failure
@@ -185,7 +185,7 @@ def test_generate(call: Call, tiny_model: Path, tmp_path: Path) -> None:
     rows = read_lines(out / "metadata.jsonl")
     assert [row["text"] for row in rows] == ["a knife", "a knife", "a dog", "a dog"]
     with Image.open(out / "sheet.png") as sheet:
-        assert sheet.size == (2 * 32 + 4, 2 * 32 + 4)
+        assert sheet.size == (2 * TINY_SIZE + 4, 2 * TINY_SIZE + 4)
     assert json.loads((out / "run.json").read_text())["status"] == "complete"
 
     # The second picture of "a knife" has seed 6, whatever is drawn beside it.

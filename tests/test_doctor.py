@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import TINY_SIZE
 from metaunlearn import doctor
 from metaunlearn.canvas.catalog import NAMES
 from metaunlearn.conditioning import Conditioning
@@ -104,7 +105,7 @@ def test_estimate_counts_parameters_and_scales_with_speed(tiny_model: Path, mode
     cross = sum(p.numel() for name, p in model.unet.named_parameters() if "attn2" in name)
     slow = doctor.estimate(tiny_model, method="esd-x-1", speed=1e9)
     fast = doctor.estimate(tiny_model, method="esd-x-1", speed=2e9)
-    assert (slow.denoiser_parameters, slow.trained_parameters, slow.image_size) == (total, cross, 32)
+    assert (slow.denoiser_parameters, slow.trained_parameters, slow.image_size) == (total, cross, TINY_SIZE)
     assert slow.recipe == "small"
     assert slow.seconds == pytest.approx(2 * fast.seconds)
     assert slow.seconds > slow.settings.steps * slow.seconds_per_step

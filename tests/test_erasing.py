@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conftest import UNET, break_at_the_fourth_step, read_lines, same_weights
+from conftest import TINY_SIZE, UNET, break_at_the_fourth_step, read_lines, same_weights
 from forked_runs import run_and_kill
 from metaunlearn.attacking import attack
 from metaunlearn.config import EraseSettings
@@ -47,7 +47,7 @@ def erased(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_result_folder_is_a_pipeline_with_a_record(erased: Path) -> None:
     pipeline = DiffusionPipeline.from_pretrained(erased, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline("a zebra", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 32, 32)
+    assert pipeline("a zebra", num_inference_steps=2, output_type="pt").images.shape == (1, 3, TINY_SIZE, TINY_SIZE)
     record = json.loads((erased / "run.json").read_text())
     assert record["status"] == "complete"
     assert record["request"]["settings"]["steps"] == 6
@@ -242,7 +242,7 @@ def test_own_pictures_have_prompts_in_turn_and_seeds_of_their_role_and_run(
         assert texts == [pool[i % len(pool)] for i in range(7)]
         assert options["guidance_scale"] == (settings.forget_guidance if role == "forget" else settings.retain_guidance)
         seen.extend(seeds)
-        return torch.zeros(len(texts), 3, 32, 32)
+        return torch.zeros(len(texts), 3, TINY_SIZE, TINY_SIZE)
 
     monkeypatch.setattr("metaunlearn.erasure.prepare.generate_images", generate)
     for seed in (0, 1):

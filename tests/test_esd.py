@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from conftest import TINY_SIZE
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import EraseSettings
 from metaunlearn.data.concepts import guide_prompts, prompts_for
@@ -148,7 +149,7 @@ def test_the_loss_of_the_teacher_is_the_distance_to_the_target(
     forget = BankedForgetLoss(bank, esd_target(bank.unconditional, bank.conditional, eta))
     batch_of = forget.batch(model.parameters(), 0, 3, torch.Generator().manual_seed(5))
     rows = torch.randint(len(bank), (3,), generator=torch.Generator().manual_seed(5))
-    kept = LatentSet.encode(model, torch.zeros(2, 3, 32, 32), ["a key", "a key"])
+    kept = LatentSet.encode(model, torch.zeros(2, 3, TINY_SIZE, TINY_SIZE), ["a key", "a key"])
     batch = kept.draw(2, torch.Generator().manual_seed(3))
     retain = RetainBatch(batch, 1)
     batches = OuterDraw(forget=batch_of, retain=retain, meta_retain=retain, direct=retain, inner=(), outer=batch)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Call
+from conftest import TINY_SIZE, Call
 from metaunlearn.data.imagefolder import read_imagefolder
 from metaunlearn.exporting import export
 from metaunlearn.generation import Sampling, generate_images, write_sampling
@@ -50,7 +50,7 @@ def test_a_grey_pixel_is_the_mean_and_comes_back_three_times(grey: Path) -> None
 def test_pictures_are_grey_and_encode_alike(grey: Path) -> None:
     model = load(grey)
     images = generate_images(model.pipeline, ["a fox"], [0])
-    assert images.shape == (1, 3, 32, 32)
+    assert images.shape == (1, 3, TINY_SIZE, TINY_SIZE)
     assert torch.equal(images[:, 0], images[:, 1])
     assert torch.equal(images[:, 0], images[:, 2])
     mean, _ = model.encode_images(images * 2 - 1)
@@ -77,7 +77,7 @@ def test_erase_attack_evaluate_report(grey: Path, pictures: Path, tmp_path: Path
     assert json.loads((runs / "evaluated/results.json").read_text())["concept"]["n"] == 1
     assert (runs / "report.html").is_file()
     for folder in (erased / "data/forget", repainted / "strength-1.00", tmp_path / "drawn"):
-        image = read_imagefolder(folder, size=32).images
+        image = read_imagefolder(folder, size=TINY_SIZE).images
         assert torch.equal(image[:, 0], image[:, 2])
     with Image.open(tmp_path / "drawn/000000.png") as opened:
         assert opened.mode == "RGB"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Call, new_tiny_pipeline
+from conftest import TINY_SIZE, Call, new_tiny_pipeline
 from metaunlearn import making
 from metaunlearn.contact_sheet import contact_sheet
 from metaunlearn.data import prompt_sets as sets
@@ -200,7 +200,7 @@ def test_what_the_generator_is_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "together"), [(None, True), (512, False)])
 def test_large_pictures_are_decoded_one_by_one(tmp_path: Path, size: int | None, together: bool) -> None:
-    """Four of 32 x 32 pixels go through the autoencoder together, of 512 x 512 not."""
+    """Four of the tiny model's size go through the autoencoder together, of 512 x 512 not."""
     pipeline, slicing = new_tiny_pipeline(), []
     whole = pipeline.vae.decode
 
@@ -261,7 +261,7 @@ def test_a_real_pipeline_on_the_command_line(call: Call, tmp_path: Path) -> None
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["images"] == 7
     with Image.open(tmp_path / "set/000006.png") as picture:
-        assert picture.size == (32, 32)
+        assert picture.size == (TINY_SIZE, TINY_SIZE)
     assert "kelly-mckernan" in call("data", "list").out
     assert call("data", "make", "hrm-m", "--generator", "canvas", "--out", tmp_path / "x").code == 2
 

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from conftest import TINY_SIZE
 from metaunlearn import doctor
 from metaunlearn.attacking import attack
 from metaunlearn.checkpoint import load_tensors, save_tensors
@@ -108,7 +109,7 @@ def test_sdxl_conditions_as_its_pipeline_does() -> None:
         assert torch.equal(time_ids, ours.time_ids)
     assert ours.tokens.shape == (2, 16, 24)
     assert ours.pooled.shape == (2, 12)
-    assert ours.time_ids[0].tolist() == [32.0, 32.0, 0.0, 0.0, 32.0, 32.0]
+    assert ours.time_ids[0].tolist() == [TINY_SIZE, TINY_SIZE, 0, 0, TINY_SIZE, TINY_SIZE]
     assert not ours.tokens[0].any()
     assert model.encode_prompts([""]).tokens.any()
 
@@ -168,7 +169,7 @@ def test_prediction_type_is_the_schedulers(kind: str) -> None:
 def test_latents_of_an_autoencoder_that_says_how_they_are_spread() -> None:
     """(z - mean) / std x scaling_factor, the inverse of what the XL pipeline does before it decodes."""
     model = StableDiffusionXL(new_sdxl())
-    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    images = torch.rand(2, 3, TINY_SIZE, TINY_SIZE) * 2 - 1
     plain_mean, plain_std = model.encode_images(images)
     model.pipeline.vae.register_to_config(latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0, 4.0, 5.0, 8.0])
     mean, std = model.encode_images(images)
@@ -182,7 +183,7 @@ def test_latents_of_an_autoencoder_that_says_how_they_are_spread() -> None:
 
 def test_the_pipeline_of_1_x_reads_no_spread_and_so_nobody_does() -> None:
     model = StableDiffusion(new_sd1())
-    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    images = torch.rand(2, 3, TINY_SIZE, TINY_SIZE) * 2 - 1
     plain = model.encode_images(images)
     model.pipeline.vae.register_to_config(latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0, 4.0, 5.0, 8.0])
     assert all(torch.equal(a, b) for a, b in zip(plain, model.encode_images(images), strict=True))
@@ -245,7 +246,7 @@ def test_a_picture_of_a_set_has_its_own_prompt() -> None:
     """Two pictures share the first text, so that neither row nor number of a prompt is that of its picture."""
     model = StableDiffusion(new_sd1())
     texts = ["a fox", "a fox", "a dog", "a cat"]
-    data = LatentSet.encode(model, torch.zeros(4, 3, 32, 32), texts)
+    data = LatentSet.encode(model, torch.zeros(4, 3, TINY_SIZE, TINY_SIZE), texts)
     rows = torch.tensor([3, 1, 2, 0])
     drawn = data.batch(rows, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.cond.tokens, model.encode_prompts([texts[row] for row in rows]).tokens)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import TINY_SIZE
 from forked_runs import run_and_kill
 from metaunlearn.checkpoint import step_generator
 from metaunlearn.config import EraseSettings
@@ -100,7 +101,7 @@ def test_no_gradient_flows_through_the_target(model: TextToImageModel, task: Era
     leaves = [theta[name] for name in leaf_names]
     batch = new_loss(task).batch(theta, 0, 4, generator())
     assert not batch.target.requires_grad
-    kept = LatentSet.encode(model, torch.zeros(2, 3, 32, 32), ["a key", "a key"]).draw(2, generator())
+    kept = LatentSet.encode(model, torch.zeros(2, 3, TINY_SIZE, TINY_SIZE), ["a key", "a key"]).draw(2, generator())
     retain = RetainBatch(kept, 1)
     draws = OuterDraw(forget=batch, retain=retain, meta_retain=retain, direct=retain, inner=(), outer=kept)
     found = torch.autograd.grad(losses_at_theta(model, theta, draws, direct=False).forget, leaves)

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from attack_fixtures import NEVER, write_pictures
-from conftest import read_lines
+from conftest import TINY_SIZE, read_lines
 from forked_runs import run_and_kill
 from metaunlearn.attacking_prompts import attack_prompts
 from metaunlearn.attacks.simplex import project_rows, sample_words
@@ -233,7 +233,7 @@ def test_the_authors_sampler_draws_with_the_models_own_schedule(model: StableDif
     assert run.pipeline.unet is model.unet
     own, theirs = model.pipeline.scheduler.alphas_cumprod, run.pipeline.scheduler.alphas_cumprod
     torch.testing.assert_close(own, theirs)
-    assert run._test(draw("a knife"), "a knife")[0].shape == (1, 3, 32, 32)
+    assert run._test(draw("a knife"), "a knife")[0].shape == (1, 3, TINY_SIZE, TINY_SIZE)
 
 
 def test_the_authors_sampler_has_betas_of_the_models_own() -> None:

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from metaunlearn.canvas.build.tokenizer import build_tokenizer
 
-SIZES = {"sd1": 32, "sd2": 24, "sdxl": 32}
+SIZES = {"sd1": 16, "sd2": 24, "sdxl": 16}
 """Pixels a side of each pipeline's pictures."""
 UNET = {
     "layers_per_block": 1,
@@ -32,7 +32,7 @@ UNET = {
 
 
 def new_sd1() -> StableDiffusionPipeline:
-    """Epsilon, DDIM, 24 tokens of width 16, 4 x 16 x 16 latents of 32 x 32 pictures."""
+    """Epsilon, DDIM, 24 tokens of width 16, 4 x 8 x 8 latents of 16 x 16 pictures."""
     tokenizer = build_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -74,7 +74,7 @@ def new_sd2(prediction_type: str = "v_prediction") -> StableDiffusionPipeline:
 
 
 def new_sdxl() -> StableDiffusionXLPipeline:
-    """Epsilon, Euler, 16 tokens of width 8 + 16, pooled width 12, two transformer layers, 32 x 32 pictures."""
+    """Epsilon, Euler, 16 tokens of width 8 + 16, pooled width 12, two transformer layers, 16 x 16 pictures."""
     tokenizer = shorter(build_tokenizer(), 16)
     with torch.random.fork_rng():
         torch.manual_seed(2)
