@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from bench_grids import keep_pictures, made_up, write_many, write_results
 from metaunlearn.cli import main
 from metaunlearn.generation import Sampling, write_sampling
 from metaunlearn.meta.train import Algorithm1
+from metaunlearn.plugins import package_hash
 from metaunlearn.report.page import build_report
 from report_fixtures import invented_summary, write_samples
 from tiny_models import NEW, SIZES, new_sd1
@@ -76,10 +78,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path for packages."""
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    return tmp_path / "site"
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path for packages; what was imported of it is forgotten afterwards."""
+    site = tmp_path / "site"
+    monkeypatch.syspath_prepend(site)
+    yield site
+    for name in [name for name, module in sys.modules.items() if str(site) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+    package_hash.cache_clear()
 
 
 @pytest.fixture(scope="session", params=["sd2", "sdxl"])

@@ -25,3 +25,24 @@ def install(
     lines = "".join(f"{name} = {target}\n" for name, target in entries.items())
     (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
     (folder / f"{package}.py").write_text(source)
+
+
+def module(name: str, source: str) -> str:
+    """A name for a module of this content: Python keeps what it has imported."""
+    return f"{name}{abs(hash(source))}"
+
+
+def brought(packages: Path, group: str, name: str, source: str, kind: str = "Theirs") -> str:
+    """The package ``source`` with the class ``kind`` as ``name``, which is made one of its own; returns that."""
+    package = module("theirs", source)
+    own = f"{name}{abs(hash(source))}"
+    install(packages, package, {own: f"{package}:{kind}"}, source, group=group)
+    return own
+
+
+def example(packages: Path, of: str, group: str) -> str:
+    """Installs CONTRIBUTING.md's example; returns its name."""
+    entries, source = template(of)
+    [(name, target)] = entries.items()
+    install(packages, target.partition(":")[0], entries, source, group=group)
+    return name

@@ -22,6 +22,7 @@ from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.results import EACH, Asked, Found, Measured, Results, _each, found_in, pooled
 from metaunlearn.bench.store import Store
 from metaunlearn.bench.tables import markdown
+from metaunlearn.errors import UserError
 from metaunlearn.metrics.intervals import wilson
 from metaunlearn.settings import resolve
 
@@ -143,7 +144,7 @@ def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     write_scores(store, first, concept=score(10.0))
     write_scores(store, second, concept=score(10.0, judge="another"))
     rows = Results(BenchRecipe("", "", "", resolve(Grid, GRID)), plan, store).found().rows
-    with pytest.raises(ValueError, match="different protocols"):
+    with pytest.raises(UserError, match="'concept' was measured by different protocols on the seeds 0, 1"):
         pooled(rows, "concept")
 
 

@@ -227,6 +227,11 @@ def test_what_compare_refuses(tmp_path: Path) -> None:
     (other / "raw.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="no pairs"):
         compare(one, other, "concept")
+    for folder in (one, other):  # As of pictures that somebody else has drawn, without a caption.
+        row = {"prompt": "", "seed": None, "guidance_scale": None, "concept": {"saw": "knife"}}
+        (folder / "raw.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    with pytest.raises(UserError, match=r"nothing says which pictures .* belong together"):
+        compare(one, other, "concept")
 
 
 def captioned(folder: Path, cosines: Sequence[float], *keys: str) -> Path:

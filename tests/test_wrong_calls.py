@@ -181,6 +181,12 @@ def test_plain_texts_are_prompts_metrics_and_judges(canvas: Any, tmp_path: Path)
     assert generate_into("canvas", "a knife", tmp_path / "drawn", steps=1)["images"] == 1
 
 
+def test_a_storys_seed_is_a_whole_number(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected a whole number.*--seed"):
+        metaunlearn.demo(tmp_path / "out", seed=1.5)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("options", [{"seed": 0.5}, {"images_per_prompt": 1.5}, {"steps": 2.0}])
 def test_numbers_of_pictures_are_whole(canvas: Any, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="expected a whole number"):

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from metaunlearn.attacks.given import checked_made, checked_training
+from metaunlearn.attacks.brought import GROUP
+from metaunlearn.attacks.given import Watched, check_components, checked_made, checked_training
 from metaunlearn.attacks.interface import AttackTask, EditKind, TrainingKind
 from metaunlearn.attacks.loop import Loop
-from metaunlearn.attacks.registry import GROUP, configure, folder_name, kind_of, known, needs, refuse_ignored
+from metaunlearn.attacks.registry import configure, folder_name, kind_of, known, needs, refuse_ignored
 from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.wording import listed
@@ -104,6 +105,7 @@ def attack(
         raise UserError(f"trackers follow a training, and the attack {kind!r} has none (trackers=, --tracker NAME).")
     base_adapter = adapt(read_only(base, device=where), where) if "base" in needs(kind) else None
     if isinstance(chosen, EditKind):
+        check_components(type(chosen).__name__, chosen.changed, adapter)
         chosen.check(adapter, base_adapter, levels)
     else:
         chosen.check(adapter)
@@ -118,8 +120,9 @@ def attack(
         "base": None if base_adapter is None else base_adapter.fingerprint(),
         "steps" if trains else "strengths": list(levels), "recipe": recipe,
         "settings": configured.kind.model_dump(mode="json"), "files": _hashes(chosen), "strip": strip, "seed": seed,
+        "packages": GROUP.code([kind]) or None,
     }  # fmt: skip
-    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True, packages=GROUP.givers(kind))
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     checkpoints = {level: out / folder_name(kind, level) for level in levels}
     if folder.complete_before:
         return _result(folder, checkpoints)
@@ -160,8 +163,9 @@ def _train(
     kind: TrainingKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path], strip: Strip | None
 ) -> Sequence[str]:
     """Run the training to each of the ``checkpoints``; return the components that it changed."""
+    watched = Watched(kind, task.model)
     begun = kind.begin(replace(task, model=task.model.in_precision(kind.settings.precision)))
-    training = checked_training(kind, begun)
+    training = checked_training(kind, begun, task.model)
     run = Loop(training, kind.settings, seed=task.seed, processes=task.processes)
     state = folder.state / "training.safetensors"
     if task.processes.on_main(state.exists):
@@ -193,6 +197,8 @@ def _train(
             with checkpointing(task.model.unet, kind.settings.gradient_checkpointing):
                 run.run_to(int(step), state, on_step)
             training.write()
+            if step:
+                watched.check_moved()
             task.processes.on_main(partial(save, int(step), path, twin))
         twin = path
     task.processes.on_main(partial(finish, twin))
@@ -202,10 +208,11 @@ def _train(
 def _edit(kind: EditKind, task: AttackTask, folder: RunFolder, checkpoints: Mapping[float, Path]) -> None:
     done = list(_there(checkpoints).values())
     folder.truncate_log(len(done))
-    twin = done[-1] if done else None
+    twin, watched = done[-1] if done else None, Watched(kind, task.model)
     for number, (strength, path) in enumerate(checkpoints.items(), start=1):
         if path not in done:
             figures = checked_made(kind, kind.make(task, strength, path, twin), path)
+            watched.check_unmoved()
             folder.log({"step": number, kind.level: strength, **figures})
             folder.describe(path, step=number)
         twin = path

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +17,13 @@ from metaunlearn.files import path_of, read_records
 from metaunlearn.metrics.intervals import Score, require_same_protocol
 from metaunlearn.metrics.nudity import DETECTIONS, from_json, rule_named
 from metaunlearn.metrics.paired import mcnemar, paired_bootstrap, sign_test
+from metaunlearn.metrics.registry import METRICS
 from metaunlearn.metrics.tables import read_results
 
 PAIRS = ("prompt", "seed", "guidance_scale")
 """What must be equal for two pictures to be a pair."""
+NOTHING_KNOWN = ("", None)
+"""The first two of them for a picture that somebody else has drawn, without a caption."""
 RATES = {"asr": "success", "asr_without_attack": "success_before"}
 """UnlearnDiffAtk's scores, and what each counts of a line of ``attacks.jsonl``."""
 COUNTED = frozenset({"concept", "accuracy", "ua", "ira", "cra", "unsafe", "nudity", *RATES})
@@ -55,7 +61,14 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
             f"{one} and {other} (one=, other=, DIR) are not on the same prompts, seeds and guidance, so their pictures "
             "make no pairs. Evaluate both with the same --prompts, --images and --seed."
         )
+    if any(pair[:2] == NOTHING_KNOWN for pair in pairs[0]):
+        raise UserError(
+            f"nothing says which pictures of {one} and {other} (one=, other=, DIR) belong together: they have neither "
+            "captions nor a known seed. Set their scores side by side: metaunlearn table."
+        )
     first, second = ([_value(metric, row.found, score) for row in part] for part, score in zip(rows, pair, strict=True))
+    if metric.partition(":")[0] not in {*METRICS, *RATES}:
+        _check_means(metric, first, pair[0])
     unit = str(pair[0].protocol.get("unit"))
     yes_or_no = metric.partition(":")[0] in COUNTED and unit.startswith("percent of ")
     scale = 100 if yes_or_no else len(first) if unit == DETECTIONS else 1
@@ -74,6 +87,15 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
         "p": p,
         "test": "McNemar, exact" if yes_or_no else "sign test, exact",
     }
+
+
+def _check_means(metric: str, numbers: Sequence[float], score: Score) -> None:
+    """UserError unless the score is the mean of what is compared."""
+    if not math.isclose(fmean(numbers), score.value, rel_tol=1e-4, abs_tol=1e-6):
+        raise UserError(
+            f"{metric!r} (metric=, --metric) is no mean of its pictures' scores: it is {score.value:g}, and they have "
+            f"{fmean(numbers):g}. It makes no pairs; set such scores side by side: metaunlearn table."
+        )
 
 
 def _rows(folder: Path, metric: str) -> list[_Seen]:

@@ -159,11 +159,9 @@ def erase(
         "retain": retain, "related": related,
         "forget_data": fingerprint(forget_data) if forget_data else None,
         "retain_data": {role: fingerprint(path) for role, path in retain_folders(retain_data).items()},
-        "recipe": recipe, "seed": seed, **chosen.record(),
+        "recipe": recipe, "seed": seed, "packages": chosen.packages or None, **chosen.record(),
     }  # fmt: skip
-    folder = None if out is None else RunFolder.open(
-        out, request, resume=resume, processes=processes, alone=True, packages=chosen.packages
-    )  # fmt: skip
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True) if out is not None else None
     if folder is not None and folder.complete_before:
         publish(folder, model, delta=delta, push=push, hub=hub)
         return EraseResult(

@@ -8,7 +8,7 @@ from typing import Any
 
 from metaunlearn.evaluation import plan
 from metaunlearn.files import read_json, sha256
-from metaunlearn.metrics.registry import measured_by, packages_behind, refuse_unread
+from metaunlearn.metrics.registry import code_behind, measured_by, refuse_unread
 from metaunlearn.models import load
 from metaunlearn.overrides import Overrides
 from metaunlearn.processes import ALONE, Processes
@@ -71,6 +71,7 @@ def evaluate_into(
         "concept": concept,
         "alternatives": list(alternatives),
         "reference": None if reference is None else str(reference),
+        "packages": code_behind(metrics) or None,
         **measured_by(evaluation.metrics, evaluation.request),
         "images": images,
         "steps": evaluation.steps,
@@ -78,9 +79,7 @@ def evaluate_into(
         "settings": evaluation.settings.model_dump(),
         "seed": seed,
     }
-    folder = RunFolder.open(
-        out, request, resume=resume, processes=processes, alone=True, packages=packages_behind(metrics)
-    )
+    folder = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     if not folder.complete_before:
         with folder.alone():
             scores = evaluation.run(

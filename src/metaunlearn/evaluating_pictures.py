@@ -39,7 +39,7 @@ from metaunlearn.metrics.measuring import (
     write_evaluation,
 )
 from metaunlearn.metrics.reference import Reference
-from metaunlearn.metrics.registry import AnyMetric, measured_by, metrics_named, packages_behind, reads, refuse_unread
+from metaunlearn.metrics.registry import AnyMetric, code_behind, measured_by, metrics_named, reads, refuse_unread
 from metaunlearn.metrics.unlearncanvas import looked_for
 from metaunlearn.processes import ALONE, Processes
 from metaunlearn.runs import RESULTS_FILE, Count, RunFolder
@@ -227,12 +227,11 @@ def evaluate_pictures_into(
         "concept": concept,
         "alternatives": list(alternatives),
         "reference": None if reference is None else str(reference),
+        "packages": code_behind(metrics) or None,
         **measured_by(evaluation.metrics, evaluation.request),
         "seed": seed,
     }
-    run = RunFolder.open(
-        out, request, resume=resume, processes=processes, alone=True, packages=packages_behind(metrics)
-    )
+    run = RunFolder.open(out, request, resume=resume, processes=processes, alone=True)
     if not run.complete_before:
         with run.alone():
             scores = evaluation.run(out=out, kept=run.state, progress=run.watched(progress), processes=processes)

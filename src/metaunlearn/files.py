@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, overload
 
@@ -70,6 +71,25 @@ def sha256(file: Path) -> str:
     """SHA-256 of a file's content, which is read piece by piece: it may have gigabytes."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def files_of(folder: Path, pattern: str = "*") -> list[Path]:
+    """Every file below ``folder`` that is called like ``pattern``, behind links to folders, too; or it, if a file."""
+    if folder.is_file():
+        return [folder]
+    # Not rglob, which leaves linked folders out.
+    below = (Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in below if fnmatchcase(path.name, pattern) and path.is_file())
+
+
+def files_hash(folder: Path, pattern: str = "*") -> str:
+    """SHA-256 of every file below ``folder`` that is called like ``pattern``: names and contents; of a single file, its
+    content."""
+    digest = hashlib.sha256()
+    for path in files_of(folder, pattern):
+        content = sha256(path)
+        digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
+    return digest.hexdigest()
 
 
 def partials_of(path: Path) -> Iterator[Path]:

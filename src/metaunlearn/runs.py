@@ -59,10 +59,10 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, ``packages`` among them."""
-    found = {name: package_version(name) or "not installed" for name in (*_PACKAGES, *packages)}
-    return {"python": platform.python_version()} | found
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    packages = {name: package_version(name) or "not installed" for name in _PACKAGES}
+    return {"python": platform.python_version()} | packages
 
 
 def named(model: Any) -> str:
@@ -98,7 +98,6 @@ class RunFolder:
         self._lock: int | None = None
         """The folder's own descriptor, locked while this run is at work; the system frees it when the process dies."""
         self._made = False
-        self._packages: tuple[str, ...] = ()
         """Whether the folder was not there before."""
         self._finished = False
 
@@ -111,12 +110,11 @@ class RunFolder:
         resume: bool,
         processes: Processes = ALONE,
         alone: bool = False,
-        packages: Sequence[str] = (),
     ) -> RunFolder:
         """Claim ``path`` for the run that ``request`` describes; of several ``processes``, the main one does.
 
         ``alone``: the run is one process's, as no shards' is, so another one's is refused with a UserError; its work is
-        done within :meth:`alone`. ``packages`` are those that it depends on beside our own.
+        done within :meth:`alone`.
 
         Raises UserError when the folder holds a run and ``resume`` is off, NotThisRunError when it holds something else
         or a run that was asked for differently.
@@ -127,7 +125,6 @@ class RunFolder:
             watched.complete_before = processes.on_main(lambda: False)
             return watched
         folder = cls(path, wanted, processes)
-        folder._packages = tuple(packages)
         processes.on_main(lambda: folder._claim(resume, alone=alone))
         return folder
 
@@ -300,8 +297,7 @@ class RunFolder:
         """Give ``part``, this run's result after ``step`` steps, a ``run.json`` and a ``log.jsonl`` of its own."""
         write_atomic(part / LOG_FILE, self._log_until(step))
         write_json(
-            part / RUN_FILE,
-            {"status": "complete", "request": self.request, "versions": versions(self._packages), "step": step},
+            part / RUN_FILE, {"status": "complete", "request": self.request, "versions": versions(), "step": step}
         )
 
     def finish(self, **results: Any) -> None:
@@ -321,7 +317,7 @@ class RunFolder:
         record = {
             "status": status,
             "request": self.request,
-            "versions": versions(self._packages),
+            "versions": versions(),
             "threads": torch.get_num_threads(),
             "seconds": round(self._noted, 3),
             "peak_memory_bytes": max(peak, self._peak_before),

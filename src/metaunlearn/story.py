@@ -32,6 +32,7 @@ from metaunlearn.report.data import SUMMARY_FILE
 from metaunlearn.report.page import build_report
 from metaunlearn.report.runs import REPORT_FILE
 from metaunlearn.runs import Progress, RunFolder, versions
+from metaunlearn.settings import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def demo(
     ``concept`` is an object or a style of Canvas; it and ``method`` are the recipe's unless they are given.
     """
     out, story, overrides = path_of(out), read_recipe(recipe).story, as_overrides(overrides)
+    seed = whole_number(seed, "seed=, --seed")
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")
     concept = story.concept if concept is None else bare(concept)

@@ -5,15 +5,13 @@ Another package brings an attack by an entry point of the group ``metaunlearn.at
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
-from typing import Any, get_args
+from typing import Any
 
 from metaunlearn.attacks import ON_PROMPTS
 from metaunlearn.attacks.add_difference import AddDifference
+from metaunlearn.attacks.brought import GROUP, attack_class
 from metaunlearn.attacks.dreambooth import DreamBooth
 from metaunlearn.attacks.finetune import Finetune
 from metaunlearn.attacks.from_pictures import Img2Img, Inpaint
@@ -24,15 +22,10 @@ from metaunlearn.attacks.lora_merge import LoraMerge
 from metaunlearn.attacks.quantize import Quantize
 from metaunlearn.attacks.textual_inversion import TextualInversion
 from metaunlearn.attacks.unlearndiffatk import UnlearnDiffAtk
-from metaunlearn.config import AttackSettings
 from metaunlearn.errors import UserError, did_you_mean
 from metaunlearn.overrides import parse_overrides
-from metaunlearn.plugins import Group
 from metaunlearn.recipe import RecipeFile
 from metaunlearn.settings import Settings, resolve
-
-GROUP = Group("metaunlearn.attacks", "attack", "kind=, --kind")
-"""Where other packages bring theirs."""
 
 KINDS: dict[str, type[Settings]] = {
     "finetune": Finetune,
@@ -52,13 +45,15 @@ KINDS: dict[str, type[Settings]] = {
 
 def kind_of(name: str) -> type[Settings]:
     """The class of the kind ``name``; UserError when there is no such attack."""
-    found = KINDS.get(name) or _brought(name)
-    if found is None:
-        kinds = [*KINDS, *GROUP.names()]
-        raise UserError(
-            f"unknown attack {name!r} (kind=, --kind).{did_you_mean(name, kinds)} Known: {', '.join(kinds)}."
-        )
-    return found
+    if name in KINDS:
+        return KINDS[name]
+    if (point := GROUP.find(name, ours=False)) is not None:
+        return attack_class(point)
+    kinds = [*KINDS, *GROUP.names()]
+    raise UserError(
+        f"unknown attack {name!r} (kind=, --kind).{did_you_mean(name, kinds)} Known: {', '.join(kinds)}; where another "
+        "package brings it, install that."
+    )
 
 
 def strengths_of(name: str) -> tuple[float, ...] | None:
@@ -137,44 +132,3 @@ def _belongs(key: str, name: str) -> None:
             f"the attack {name!r} has no setting {key!r} (--set {key}=...); {', '.join(owners)} "
             f"{'has' if len(owners) == 1 else 'have'}. Settings of {name!r}: {', '.join(own)}."
         )
-
-
-@functools.cache  # Like what was imported of it, for the whole process.
-def _brought(name: str) -> type[Settings] | None:
-    """The class of an attack of another package; None when there is none."""
-    point = GROUP.find(name, ours=False)
-    return None if point is None else _loaded(point)
-
-
-def _loaded(point: EntryPoint) -> Any:
-    """The class behind an entry point, which must be an attack."""
-    kind: Any = GROUP.load_settings(point)
-    where = GROUP.where(point)
-    ways = [word for word in ("begin", "make") if callable(getattr(kind, word, None))]
-    if len(ways) != 1 or not callable(getattr(kind, "check", None)):
-        raise UserError(
-            f"{where} must have check() and one of begin() (it trains) and make() (it does not); it has "
-            f"{' and '.join(ways) or 'neither'}."
-        )
-    if ways == ["begin"]:
-        if not issubclass(kind, AttackSettings):
-            raise UserError(f"{where} trains, and is no subclass of metaunlearn.config.AttackSettings.")
-        if not hasattr(kind, "copies"):
-            raise UserError(
-                f"{where} trains, and must have copies: the components beside the denoiser that it changes."
-            )
-        return kind
-    lacking = [name for name in ("needs", "level", "strengths", "leaves", "changed") if not hasattr(kind, name)]
-    if lacking:
-        raise UserError(f"{where} does not train, and must have {', '.join(lacking)} beside make().")
-    if not set(kind.needs) <= set(get_args(Input)) or kind.leaves not in ("pipeline", "pictures"):
-        raise UserError(
-            f"{where}: needs holds {' or '.join(get_args(Input))}, or nothing, and leaves is pipeline or pictures; "
-            f"got {kind.needs!r} and {kind.leaves!r}."
-        )
-    if not re.fullmatch(r"[a-z]+", kind.level) or not kind.strengths:
-        raise UserError(
-            f"{where}: level is a word in small letters, for folders' names, and strengths are one number or more; "
-            f"got {kind.level!r} and {kind.strengths!r}."
-        )
-    return kind

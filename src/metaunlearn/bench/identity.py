@@ -17,6 +17,7 @@ from metaunlearn.bench.recipe import CANVAS
 from metaunlearn.bench.weights import path_in, weights_of
 from metaunlearn.data.imagefolder import fingerprint
 from metaunlearn.errors import UserError
+from metaunlearn.files import files_hash, files_of
 from metaunlearn.metrics.hub import Repository
 
 
@@ -36,7 +37,7 @@ def judge_identity(judge: str) -> str | None:
 
 def files_identity(path: Path) -> str:
     """Of a file of weights, or of all files of a folder."""
-    return _read(sources.files_hash, path, _stamps(path))
+    return _read(files_hash, path, _stamps(path))
 
 
 def pictures_identity(folder: Path) -> str:
@@ -47,7 +48,7 @@ def pictures_identity(folder: Path) -> str:
 @functools.cache
 def art_hash() -> str:
     """Of the emoji from which Canvas's real pictures are drawn."""
-    return sources.files_hash(sources.ROOT / "canvas" / "art")
+    return files_hash(sources.ROOT / "canvas" / "art")
 
 
 def check_inputs(cell: Cell) -> None:
@@ -95,7 +96,7 @@ def _read(identity: Callable[[Path], str], path: Path, stamps: tuple[tuple[str, 
 
 def _stamps(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Of each file its name, its size, and when it was written and changed."""
-    found = ((str(file), file.stat()) for file in sources.files_of(path))
+    found = ((str(file), file.stat()) for file in files_of(path))
     return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
 
 

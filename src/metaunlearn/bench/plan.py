@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
+from metaunlearn.attacks.brought import GROUP as ATTACKS
 from metaunlearn.attacks.registry import folder_name, kind_of, leaves_pictures
 from metaunlearn.attacks.registry import needs as needs_of
 from metaunlearn.bench import sources
 from metaunlearn.bench.attacks import DONORS, GridAttack
 from metaunlearn.bench.cells import KEY_DIGITS, Cell, kind_of_device, make_cell
-from metaunlearn.bench.elsewhere import code_of_attack, code_of_methods
 from metaunlearn.bench.identity import art_hash
 from metaunlearn.bench.inputs import Inputs, recipe_file
 from metaunlearn.bench.recipe import (
@@ -216,11 +216,10 @@ class _Planner:
         check_objective(chosen, meta=meta)
         trains = takes_steps(chosen.method, meta=meta)
         needs = {"pictures": self._pictures(concept, seed, chosen, place)} if trains else {}
-        code = code_of_methods(chosen)
         resolved = of_erasing(chosen, meta=meta, diagnosed=self.grid.diagnosed and trains)
         spec = {
             "base": self.base.identity, "concept": concept.erased, "method": chosen.name,
-            "meta": meta, "seed": seed, **_kept(concept), **({"method_code": code} if code else {}), **resolved,
+            "meta": meta, "seed": seed, **_kept(concept), **_packages(chosen.packages), **resolved,
         }  # fmt: skip
         call = {
             "base": self.base.value, "concept": concept.erased, "method": method, "meta": meta,
@@ -256,8 +255,8 @@ class _Planner:
             needs["data"] = self._data(concept, seed, attack, labels)
         chosen = self._settings_of(attack, concept)
         levels = list(levels_of(attack, concept))
-        facts, code = {"kind": attack.kind, "levels": levels, "seed": seed}, code_of_attack(attack.kind)
-        spec = {**facts, "settings": without(chosen.settings, NO_INFLUENCE), **({"attack_code": code} if code else {})}
+        facts = {"kind": attack.kind, "levels": levels, "seed": seed}
+        spec = {**facts, "settings": without(chosen.settings, NO_INFLUENCE), **_packages(ATTACKS.code([attack.kind]))}
         call = {**facts, "recipe": self.recipe_name, "overrides": chosen.said}
         missing: tuple[str, ...] = ()
         if attack.warm_up is not None:
@@ -311,6 +310,11 @@ class _Planner:
         call = {"source": found.value, "wanted": found.identity}
         spec = {"pictures": found.identity}
         return self.cell("given", spec=spec, call=call, labels={"data": name}, size=1, missing=found.missing)
+
+
+def _packages(code: dict[str, list[str]]) -> dict[str, Any]:
+    """What other packages bring to a cell, for its key; nothing where all is ours."""
+    return {"packages": code} if code else {}
 
 
 class _AttackSettings(NamedTuple):

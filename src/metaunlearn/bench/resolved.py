@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaunlearn.attacks import ON_PROMPTS
+from metaunlearn.attacks.brought import GROUP as ATTACKS
 from metaunlearn.attacks.registry import configure as configure_attack
 from metaunlearn.bench.cells import Cell
 from metaunlearn.config import Of, settings_of
 from metaunlearn.erasure.interface import DefendedMethod, takes_steps
+from metaunlearn.erasure.registry import GROUP as METHODS
 from metaunlearn.erasure.registry import Configured, configure
 from metaunlearn.errors import UserError
+from metaunlearn.metrics.brought import GROUP as METRICS
 from metaunlearn.recipe import RecipeFile, read_recipe
 
 META_ONLY = tuple(name for name in settings_of(Of.META, Of.ATTACKER) if name != "attackers")
@@ -20,6 +23,8 @@ META_ONLY = tuple(name for name in settings_of(Of.META, Of.ATTACKER) if name != 
 it moves the run's other draws, too."""
 DRAWN_FIRST = ("inner_steps", "meta_retain")
 """Those of them that move the draws behind theirs: of what a defence, or ``lipschitz_weight``, asks about."""
+BRINGING = {"erase": METHODS, "attack": ATTACKS, "evaluate": METRICS}
+"""Where what other packages bring to cells of a kind is found."""
 NO_INFLUENCE = ("checkpoint_every", "diagnostics_", "inner_store")
 """Beginnings of settings under which the result is the same, bit for bit."""
 
@@ -74,6 +79,19 @@ def check_recipe(cell: Cell) -> None:
         raise UserError(
             f"the recipe {call['recipe']} has changed since this grid was planned ({', '.join(changes)}): put it back, "
             "or start the grid again (recipe=..., RECIPE)."
+        )
+
+
+def check_packages(cell: Cell) -> None:
+    """UserError where what another package brings to ``cell`` is not here, or is not what it was planned with."""
+    spec = cell.spec
+    planned = {name: code for part in (spec, *spec.get("sets", ())) for name, code in part.get("packages", {}).items()}
+    here = BRINGING[cell.kind].code(planned) if planned else {}
+    changes = [f"{name} is of {here.get(name)}, not {code}" for name, code in planned.items() if here.get(name) != code]
+    if changes:
+        raise UserError(
+            "another package is not the one that this grid was planned with, or not the one elsewhere "
+            f"({', '.join(changes)}): install the same everywhere, and start the grid again."
         )
 
 

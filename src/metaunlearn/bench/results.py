@@ -17,15 +17,16 @@ from typing import Any
 from metaunlearn.bench.inputs import BASE, JUDGE
 from metaunlearn.bench.plan import Plan, Row
 from metaunlearn.bench.recipe import BenchRecipe, Grid
+from metaunlearn.bench.scores_asked import PERCENTAGES
 from metaunlearn.bench.state import State
 from metaunlearn.bench.store import Store
+from metaunlearn.errors import UserError
 from metaunlearn.files import read_json
 from metaunlearn.metrics.intervals import comparable, wilson
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.runs import versions
 from metaunlearn.settings import resolve
 
-PERCENTAGES = ("concept", "related", "unrelated")
 SCORES = (*PERCENTAGES, "clip_score", "fid")
 """Those that the first tables show; a recipe may name others."""
 EACH = "each"
@@ -233,7 +234,10 @@ def pooled(rows: Sequence[Measured], score: str) -> Pooled | None:
     if not found:
         return None
     if len({one["protocol"] for one in found.values()}) > 1:
-        raise ValueError(f"{score} was measured by different protocols: {found}")
+        raise UserError(
+            f"the score {score!r} was measured by different protocols on the seeds {', '.join(map(str, found))}, and "
+            "would make no mean: a protocol holds what is the same for all pictures. Correct the metric."
+        )
     by_seed = {seed: one["value"] for seed, one in sorted(found.items())}
     cells = list({measured.cell: measured.scores[score] for measured in those}.values())
     n = sum(one["n"] for one in cells)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from metaunlearn.bench.weights import weights_of
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.metrics.nudity import DEFAULT_RULE, rule_named
-from metaunlearn.metrics.registry import known, reads
+from metaunlearn.metrics.registry import code_behind, find, known, reads
 
 if TYPE_CHECKING:
     from metaunlearn.bench.recipe import GridPrompts
 
+PERCENTAGES = ("concept", "related", "unrelated")
+"""Names of scores that count pictures."""
 LABELLED = frozenset({"accuracy"})
 """Metrics that compare with what every prompt says should be seen."""
 
@@ -30,13 +32,18 @@ def check_scores(sets: Sequence[GridPrompts]) -> None:
                 )
             of[score] = one.name
         metrics = list(one.scores.values())
+        if wrong := [score for score in PERCENTAGES if code_behind([one.scores.get(score, "")])]:
+            raise UserError(
+                f"{where}: scores of the name {wrong[0]!r} are percentages of the pictures in which a judge sees "
+                f"something; give {one.scores[wrong[0]]!r} a name of its own."
+            )
         for metric in metrics:
             name, _, variant = metric.partition(":")
             if name not in there:
                 meant = did_you_mean(name, there)
                 raise UserError(f"{where}: there is no metric {metric!r}.{meant} There are: {', '.join(there)}.")
-            if name == "nudity":
-                rule_named(variant or DEFAULT_RULE)
+            if weights_of(metric) is None:
+                find(name)(variant or None)
         if len({*metrics}) < len(metrics):
             raise UserError(f"{where}: scores hold each metric once; got {', '.join(metrics)}.")
         wanting = [metric for metric in metrics if reads(metric.partition(":")[0], "--reference")]

@@ -10,7 +10,6 @@ from typing import Any
 
 from metaunlearn.attacks.detectors import JUDGE
 from metaunlearn.bench.attacks import GridAttack
-from metaunlearn.bench.elsewhere import code_of_metrics
 from metaunlearn.bench.identity import art_hash, judge_identity
 from metaunlearn.bench.inputs import Input, Inputs, recipe_file
 from metaunlearn.bench.recipe import CANVAS, Grid, GridConcept, GridPrompts, Place
@@ -20,6 +19,7 @@ from metaunlearn.bench.weights import asks_judge, packages_of, weights_of, with_
 from metaunlearn.data.wording import said_as
 from metaunlearn.errors import UserError
 from metaunlearn.metrics.judge import has_labels
+from metaunlearn.metrics.registry import code_behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +172,14 @@ class _Asked:
         metrics = {score: with_weights(metric, weights[metric].value) for score, metric in one.scores.items()}
         facts = {"name": one.name, "shown": one.shown, "sensitive": one.sensitive}
         hashes = {name: found.identity for metric, found in weights.items() if (name := weights_of(metric))}
-        code = code_of_metrics(one.scores.values())
+        code = code_behind(one.scores.values())
         pictures = max(len(records), 1) * one.images
         first = None if one.scores or one.shown >= pictures else one.shown
         check_labels(one.name, list(one.scores.values()), records)
         return cls(
             spec={
                 **facts, "prompts": prompts.identity, "scores": one.scores, "weights": hashes,
-                "reference": reference.identity, **({"metric_code": code} if code else {}),
+                "reference": reference.identity, **({"packages": code} if code else {}),
             },
             call={
                 **facts, "drawn": f"drawn_{one.name}", "images": one.images, "prompts": records, "scores": metrics,

@@ -9,13 +9,10 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import os
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import metaunlearn
-from metaunlearn.files import sha256
 
 PACKAGE = "metaunlearn"
 ROOT = Path(metaunlearn.__file__).parent
@@ -44,25 +41,6 @@ def modules_behind(module: str) -> frozenset[str]:
             found.add(name)
             waiting += _imports(_file(name))
     return frozenset(found)
-
-
-def files_of(folder: Path, pattern: str = "*") -> list[Path]:
-    """Every file below ``folder`` that is called like ``pattern``, behind links to folders, too; or it, if a file."""
-    if folder.is_file():
-        return [folder]
-    # Not rglob, which leaves linked folders out.
-    below = (Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in below if fnmatchcase(path.name, pattern) and path.is_file())
-
-
-def files_hash(folder: Path, pattern: str = "*") -> str:
-    """SHA-256 of every file below ``folder`` that is called like ``pattern``: names and contents; of a single file, its
-    content."""
-    digest = hashlib.sha256()
-    for path in files_of(folder, pattern):
-        content = sha256(path)
-        digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
-    return digest.hexdigest()
 
 
 def _file(name: str) -> Path:

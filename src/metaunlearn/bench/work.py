@@ -11,7 +11,7 @@ from typing import Literal
 
 from metaunlearn.bench.cells import Cell, check_code, kind_of_device
 from metaunlearn.bench.identity import check_inputs
-from metaunlearn.bench.resolved import check_recipe
+from metaunlearn.bench.resolved import check_packages, check_recipe
 from metaunlearn.bench.store import Store
 from metaunlearn.errors import MetaunlearnError, UserError
 from metaunlearn.runs import NotThisRunError, Progress
@@ -65,6 +65,7 @@ def _try(store: Store, cell: Cell, device: str, progress: Progress | None) -> Ou
 
     try:
         check_code(cell)
+        check_packages(cell)
         check_recipe(cell)
         check_inputs(cell)
         _fill(store, cell, device, watched)

@@ -174,9 +174,9 @@ class Configured:
         return (self,) if self.base is None else (self.base, self)
 
     @property
-    def packages(self) -> list[str]:
-        """Those that bring what erases here, beside our own."""
-        return [giver for stage in self.stages for giver in GROUP.givers(stage.name)]
+    def packages(self) -> dict[str, list[str]]:
+        """The code of packages that bring what erases here, by method; none of ours."""
+        return GROUP.code(stage.name for stage in self.stages if _built_in(stage.name) is None)
 
     def record(self) -> dict[str, Any]:
         """As a run's request has it, beside the name: JSON values."""

@@ -5,7 +5,6 @@ N pictures of each model, picture i of both from the same prompt and seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -62,7 +61,10 @@ def paired_bootstrap(
 def _two_sided(b: int, c: int) -> float:
     """2 P(X ≤ min(b, c)) with X binomial of b + c trials and probability 1/2, at most 1."""
     n = b + c
-    tail = sum(math.comb(n, k) for k in range(min(b, c) + 1))
+    tail = term = 1
+    for k in range(min(b, c)):
+        term = term * (n - k) // (k + 1)  # C(n, k + 1), exactly.
+        tail += term
     return min(1.0, 2 * tail / 2**n)
 
 

@@ -5,7 +5,7 @@ Another package brings a metric by an entry point of the group ``metaunlearn.met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from metaunlearn.errors import UserError, did_you_mean
@@ -89,9 +89,9 @@ def brought_class(name: str) -> Any:
     return None if point is None else metric_class(point)
 
 
-def packages_behind(names: Sequence[str]) -> list[str]:
-    """Those that bring metrics of ``names``, beside our own; each once."""
-    return list(dict.fromkeys(giver for given in names for giver in GROUP.givers(given.partition(":")[0])))
+def code_behind(names: Iterable[str]) -> dict[str, list[str]]:
+    """The code of packages that bring metrics of ``names``, each ``NAME`` or ``NAME:VARIANT``, by metric."""
+    return GROUP.code(name for name in (given.partition(":")[0] for given in names) if name not in METRICS)
 
 
 def refuse_unread(names: Sequence[str], **options: Any) -> None:

@@ -12,8 +12,14 @@ import pytest
 
 from bench_grids import changed, plan_of
 from installing import install, template
-from metaunlearn.bench import cells, elsewhere
+from metaunlearn import plugins
+from metaunlearn.bench import cells
 from metaunlearn.bench.cells import Cell
+from metaunlearn.bench.recipe import Grid
+from metaunlearn.bench.resolved import check_packages
+from metaunlearn.bench.scores_asked import check_scores
+from metaunlearn.errors import UserError
+from metaunlearn.settings import resolve
 
 PLAIN = changed("models", to=["unlearn"])
 THEIRS = changed("methods", to=["mine"], of=PLAIN)
@@ -49,11 +55,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in {"__init__": "", "method": METHOD, "deep/losses": "x = 1\n"}.items():
         (tmp_path / "theirs" / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    elsewhere.package_hash.cache_clear()
+    plugins.package_hash.cache_clear()
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
         del sys.modules[name]
-    elsewhere.package_hash.cache_clear()
+    plugins.package_hash.cache_clear()
 
 
 @pytest.mark.parametrize("grid", [THEIRS, BELOW])
@@ -63,12 +69,12 @@ def test_another_packages_method_is_all_of_its_package(grid: dict[str, Any], sit
     assert erased(grid).name == before.name
     (site / "theirs" / "notes.txt").write_text("no code")
     (site / "theirs" / "deep" / "losses.py").write_text("x = 2\n")
-    elsewhere.package_hash.cache_clear()
+    plugins.package_hash.cache_clear()
     after = erased(grid)
     assert after.name != before.name
-    assert after.spec["method_code"]["mine"][1:] == ["theirs 1.0"]
+    assert after.spec["packages"]["mine"][1:] == ["theirs 1.0"]
     (site / "theirs" / "deep" / "losses.py").write_text("x = 1\n")
-    elsewhere.package_hash.cache_clear()
+    plugins.package_hash.cache_clear()
     assert erased(grid).name == before.name
 
 
@@ -85,7 +91,7 @@ def test_a_module_by_itself_is_a_package(site: Path) -> None:
     (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text("[metaunlearn.methods]\nmine = alone:Mine\n")
     before = erased(THEIRS)
     (site / "alone.py").write_text(METHOD + "x = 2\n")
-    elsewhere.package_hash.cache_clear()
+    plugins.package_hash.cache_clear()
     assert erased(THEIRS).name != before.name
     del sys.modules["alone"]
 
@@ -93,8 +99,8 @@ def test_a_module_by_itself_is_a_package(site: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "of", "kind", "read"),
     [
-        (ATTACKED, "An attack", "attack", lambda spec: spec["attack_code"]),
-        (MEASURED, "A metric", "evaluate", lambda spec: spec["sets"][0]["metric_code"]["colourfulness"]),
+        (ATTACKED, "An attack", "attack", lambda spec: spec["packages"]["shaken"]),
+        (MEASURED, "A metric", "evaluate", lambda spec: spec["sets"][0]["packages"]["colourfulness"]),
     ],
 )
 def test_another_packages_attack_and_metric_are_their_packages(
@@ -105,12 +111,17 @@ def test_another_packages_attack_and_metric_are_their_packages(
     [(_, target)] = entries.items()
     package = target.partition(":")[0]
     install(packages, package, entries, source, group=f"metaunlearn.{of.split()[1]}s")
-    elsewhere.package_hash.cache_clear()
+    plugins.package_hash.cache_clear()
     before = plan_of(grid).cells
     (packages / f"{package}.py").write_text(source + "x = 1\n")
-    elsewhere.package_hash.cache_clear()
+    plugins.package_hash.cache_clear()
     after = plan_of(grid).cells
-    elsewhere.package_hash.cache_clear()
+    [cell, *_] = [cell for name, cell in after.items() if cell.kind == kind and name not in before]
+    check_packages(cell)
+    (packages / f"{package}.py").write_text(source)
+    plugins.package_hash.cache_clear()
+    with pytest.raises(UserError, match=rf"{next(iter(entries))} is of \['.*', '{package} 1.0'\], not "):
+        check_packages(cell)
     told = [read(cell.spec) for cell in after.values() if cell.kind == kind and cell.labels.get("attack") != "before"]
     assert told
     assert all(code[1:] == [f"{package} 1.0"] for code in told)
@@ -118,8 +129,28 @@ def test_another_packages_attack_and_metric_are_their_packages(
     assert changed_kinds == {kind} | ({"measure"} if kind == "attack" else set())
 
 
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ({"concept": "colourfulness"}, "percentages of the pictures .* give 'colourfulness' a name of its own"),
+        ({"colour": "colourfulness:fine"}, "'colourfulness' .* has no variants"),
+        ({"concept": "concept:fine"}, "'concept' .* has no variants"),
+        ({"clip": "clip-score:nonsense"}, "nonsense"),
+        ({"colour": "colourfullness"}, "no metric 'colourfullness'.*mean 'colourfulness'"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused_before_anything_is_trained(
+    scores: dict[str, str], says: str, packages: Path
+) -> None:
+    entries, source = template("A metric")
+    install(packages, "my_metric", entries, source, group="metaunlearn.metrics")
+    prompts = [{"name": "concept", "texts": ["a knife"], "scores": scores}]
+    with pytest.raises(UserError, match=says):
+        check_scores(resolve(Grid, {**MEASURED, "prompts": prompts}).prompts)
+
+
 def test_of_our_own_methods_the_code_is_in_the_key_already() -> None:
-    assert "method_code" not in erased(PLAIN).spec
+    assert "packages" not in erased(PLAIN).spec
 
 
 @pytest.mark.parametrize(
