@@ -58,8 +58,8 @@ def section(found: Found, cells: Path, page: Path) -> Iterator[str]:
     """The Markdown of one grid, its drawing beside ``page``; ``cells``: ``--out`` of bench."""
     yield f"## {found.bench}"
     yield (
-        f"{found.description} Settings of the recipe `{found.grid.recipe}`. "
-        f"`metaunlearn bench {found.bench} --out runs/table1`"
+        f"{found.description} Settings of the recipe `{found.grid.recipe}`, but for what `metaunlearn recipes show "
+        f"{found.bench}` says. `metaunlearn bench {found.bench} --out runs/table1`"
     )
     blocks = [(f"{concept}: {grid.title}", grid) for concept, grids in concept_pictures(found, cells) for grid in grids]
     name = f"{page.stem}-{Path(found.bench).stem}"

@@ -60,8 +60,8 @@ def make_set(
     """Draw the data set ``name`` of ``data.recipes.RECIPES`` into ``out``, with a contact sheet and ``run.json``.
 
     ``generator`` is a pipeline, a diffusers folder, a ``.safetensors`` checkpoint of Stable Diffusion, a hub id in the
-    cache, or ``canvas``; ``prompts`` go before the recipe's; ``overrides`` are keys of ``MakeSettings``. Each of
-    several shards draws its share; the one that finds the set complete leaves out duplicates and writes
+    cache, or ``canvas``; ``prompts`` take the place of the recipe's; ``overrides`` are keys of ``MakeSettings``. Each
+    of several shards draws its share; the one that finds the set complete leaves out duplicates and writes
     ``metadata.jsonl``.
     Returns the summary; its ``pending`` counts the pictures that other shards have still to draw.
     """

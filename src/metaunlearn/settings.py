@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.overrides import as_list, parse_overrides
+from metaunlearn.overrides import as_list, as_text, parse_overrides
 
 
 class Settings(BaseModel):
@@ -41,6 +42,29 @@ def whole_number(number: Any, option: str) -> int:
         return operator.index(number)
     except TypeError:
         raise UserError(f"expected a whole number ({option}), got {number!r}.") from None
+
+
+class Key(NamedTuple):
+    """One key of a recipe and of ``--set``."""
+
+    name: str
+    default: str
+    """As ``--set`` has it; nothing where a recipe must say it."""
+    says: str
+    """What it is for, in plain text."""
+
+
+def keys_of(kind: type[Settings]) -> list[Key]:
+    """The fields of ``kind``, in their order."""
+    found = []
+    for name, field in kind.model_fields.items():
+        default = "" if field.is_required() else as_text(field.get_default(call_default_factory=True))
+        found.append(Key(name, default, " ".join(ROLE.sub(r"\1", field.description or "").replace("``", "").split())))
+    return found
+
+
+ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
+"""What a docstring links to, of which the last name is enough in a terminal."""
 
 
 Listed = BeforeValidator(as_list)

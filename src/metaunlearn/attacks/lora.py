@@ -32,7 +32,7 @@ class Lora(AttackSettings):
     learning_rate: float = Field(default=1e-4, gt=0)
     """Of the attacker's optimiser."""
     rank: int = Field(default=4, gt=0)
-    """r."""
+    """r, of the change."""
     alpha: float | None = Field(default=None, gt=0)
     """The change is scaled by alpha / r; without it alpha is r."""
     targets: Annotated[tuple[str, ...], Listed] = Field(default=ATTENTION, min_length=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +66,32 @@ def copy(
         check_new_file(target)
         write_atomic(target, text)
     console.result({"name": name, "file": str(target)}, f"copied to {target}")
+
+
+@recipes.command()
+def keys(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="A method of erasing (by default esd-u-1), or a kind of attack.")
+    ] = "esd-u-1",
+    as_json: o.Json = False,
+) -> None:
+    """List what --set can change, with defaults where a recipe says nothing."""
+    with working(as_json=as_json) as console:
+        from metaunlearn.keys import keys_by_name
+
+        found = keys_by_name(name)
+    lines = []
+    for title, group in found.items():
+        lines += ["", f"{title}:"]
+        for key in group:
+            lines += [f"  {key.name} = {key.default or '(the recipe says it)'}", *_hanging(key.says)]
+    facts = {title: [key._asdict() for key in group] for title, group in found.items()}
+    console.result({"name": name, "keys": facts}, *lines[1:])
+
+
+def _hanging(text: str) -> list[str]:
+    width = max(40, shutil.get_terminal_size().columns - 6)
+    return [f"      {line}" for line in textwrap.wrap(text, width)]
 
 
 def _shipped(name: str) -> str:
