@@ -123,7 +123,7 @@ def relearning_chart(
         "type": "quantitative",
         "title": None if small else "finetuning steps",
         "scale": {"domain": [0, steps[-1]], "nice": False},
-        "axis": {"values": _ticks(steps, 0.24 if small else 0.13), "grid": False, "labelFlush": False},
+        "axis": {"values": _ticks(steps, 0.24 if small else 0.13), "grid": False, "labelFlush": False, "format": "d"},
     }
     y = {
         "type": "quantitative",
