@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from metaunlearn.bench.plan import Plan, Row, make_plan, states
 from metaunlearn.bench.recipe import BenchRecipe, Grid
 from metaunlearn.bench.results import Found, Measured, Results
+from metaunlearn.bench.state import State
 from metaunlearn.bench.store import Store
 from metaunlearn.metrics.scores_file import SCORES_FILE
 from metaunlearn.overrides import as_toml
@@ -113,6 +115,25 @@ def found_with(given: list[tuple[str, str, str, int, float]], **change: Any) -> 
         "protocols": {}, "versions": {}, **change,
     }  # fmt: skip
     return Found(**facts)
+
+
+def found_by(grid: dict[str, Any], scored: Callable[[State], Mapping[str, float] | None]) -> Found:
+    """States of ``grid`` with the percentages of ten pictures that ``scored`` gives; None: not measured."""
+    resolved, rows = resolve(Grid, grid), []
+    every = list(states(resolved))
+    for number, state in enumerate(every):
+        scores = scored(state)
+        if scores is not None:
+            more = {"n": 10, "protocol": "p"}
+            made = {
+                name: {"value": value, "low": value, "high": value, "hits": round(value / 10), **more}
+                for name, value in scores.items()
+            }
+            rows.append(Measured(state, f"measure-{number}", made))
+    return Found(
+        bench="tiny", description="", overrides=(), grid=resolved, rows_in_all=len(every), rows=rows, protocols={},
+        versions={},
+    )  # fmt: skip
 
 
 def write_results(out: Path, results: Results, **change: Any) -> dict[str, Any]:

@@ -10,18 +10,20 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
-from bench_grids import GRID, changed, found_with, keep_pictures, made_up, write_results
+from bench_grids import GRID, changed, found_by, found_with, keep_pictures, made_up, write_results
 from browser import chromium, in_frames, needs_chromium
 from conftest import Call
 from metaunlearn.bench.plan import states
 from metaunlearn.bench.recipe import Grid
 from metaunlearn.bench.results import Measured, found_in
+from metaunlearn.bench.state import State
 from metaunlearn.errors import UserError
 from metaunlearn.report.grid.headline import headline
 from metaunlearn.report.grid.missing import missing_table
@@ -87,9 +89,15 @@ def test_headline_is_honest(plain: float | None, meta: float, title: str, caveat
 
 @pytest.mark.parametrize(
     ("meta", "often"),
-    [(90.0, "0.90 times as often"), (100.0, "as often"), (40.0, "0.40 times as often"), (50.0, "half as often")],
+    [
+        (92.0, "0.92 times as often"),
+        (96.0, "as often"),
+        (100.0, "as often"),
+        (42.0, "0.42 times as often"),
+        (46.0, "half as often"),
+    ],
 )
-def test_a_tenth_less_is_a_difference(meta: float, often: str) -> None:
+def test_eight_percent_less_is_a_difference_and_four_is_none(meta: float, often: str) -> None:
     rows = [("esd-x-1", "unlearn", "HRM-m", step, 100.0) for step in (1, 2)]
     rows += [("esd-x-1", "meta-unlearn", "HRM-m", step, meta) for step in (1, 2)]
     assert f"show the concept {often} as plain ones" in headline(found_with(rows)).title
@@ -101,6 +109,18 @@ def test_a_comparison_without_its_last_checkpoint_does_not_count() -> None:
     head = headline(found_with([*rows, ("esd-x-1", "meta-unlearn", "HRM-m", 1, 10.0)]))
     assert head.ratio is None
     assert "Comparisons that lack checkpoints yet: 1; the mean leaves them out." in head.caveats
+
+
+def test_a_comparison_that_is_not_whole_is_not_counted_as_no_better() -> None:
+    """Seed 0 has both checkpoints: 10 of 50. Seed 1 has the first only: 40 of 10."""
+    seen = {("unlearn", 0): 50.0, ("meta-unlearn", 0): 10.0, ("unlearn", 1): 10.0, ("meta-unlearn", 1): 40.0}
+
+    def scored(state: State) -> dict[str, float] | None:
+        return {"concept": seen[state.model, state.seed]} if (state.seed, state.step) != (1, 2) else None
+
+    head = headline(found_by(GRID, scored))
+    assert (head.ratio, head.count) == (0.2, 1)
+    assert not [sentence for sentence in head.caveats if "no better" in sentence]
 
 
 def test_what_is_missing_is_counted() -> None:
@@ -183,6 +203,13 @@ def test_variants_have_charts_of_their_own(tmp_path: Path) -> None:
     assert re.findall("<h5>(.*?)</h5>", page) == [f"esd-x-1, {name}" for name in names]
     assert page.count("Unlearned: 50 → 50 %; Meta-unlearned: 50 → 50 %.") == 2
     assert "as often as plain ones (one method)" in page
+    assert headline(found).lines == [(f"esd-x-1, {name}", 1.0) for name in names]
+    table = missing_table(replace(found, rows=rows[:-1]))
+    assert [[str(entry) for entry in row] for row in table.rows] == [
+        ["esd-x-1", "plain", "unlearn", "3 of 3"],
+        ["esd-x-1", "M = 2", "meta-unlearn", "3 of 3"],
+        ["esd-x-1", "M = 3", "meta-unlearn", "2 of 3"],
+    ]
 
 
 def test_a_grid_in_progress_without_its_cells(tmp_path: Path) -> None:

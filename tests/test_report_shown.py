@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bench_grids import many
+from bench_grids import GRID, MANY, found_by, many
 from browser import in_frames, needs_chromium
+from metaunlearn.bench.lines import Line, by_line
 from metaunlearn.bench.results import found_in
+from metaunlearn.metrics.intervals import wilson
 from metaunlearn.report.grid.curves import attack_charts
-from metaunlearn.report.grid.worst import WORST
+from metaunlearn.report.grid.worst import WORST, worst_curves
 from metaunlearn.report.pictures import LONG
 from report_fixtures import invented_summary
 
@@ -23,6 +25,11 @@ def test_the_worst_case_is_the_highest_of_the_malicious_attacks_so_far() -> None
     found = found_in(many())
     *others, worst = attack_charts(found, found.grid.concepts[0])
     assert [chart.title for chart in others] == [attack.name for attack in found.grid.attacks]
+    assert others[0].note == "malicious: finetune on 2 pictures, 4 steps"
+    assert others[-1].note == "benign: finetune on 40 pictures, 4 steps"
+    at_two = others[0].table.rows[2]
+    interval = wilson(9, 10)
+    assert (at_two[1].text, at_two[1].low, at_two[1].high) == ("90.0", f"{interval.low:.1f}", f"{interval.high:.1f}")
     assert worst.title == WORST
     said = [[(step, score.value) for step, score in curve.points] for curve in worst.facets[0].curves]
     assert said == [
@@ -40,6 +47,21 @@ def test_a_checkpoint_that_one_model_lacks_does_not_make_the_other_worse() -> No
     found = found_in(record)
     plain, _ = attack_charts(found, found.grid.concepts[0])[-1].facets[0].curves
     assert [score.value for _, score in plain.points] == [0.0, 40.0, 90.0, 90.0, 90.0]
+
+
+def test_of_two_attacks_that_bring_back_as_much_the_earlier_one_is_the_worst() -> None:
+    """HRM-m brings 30 % in one step, fast as many in two."""
+    seen = {("HRM-m", 1): 30.0, ("fast", 2): 30.0}
+    found = found_by(MANY, lambda state: {"concept": seen.get((state.attack, int(state.step)), 0.0)})
+    lines = by_line(found.rows)
+    curves = worst_curves([Line("esd-x-1", "", "unlearn")], lines, {"HRM-m": (1, 2), "fast": (1, 2)})
+    assert [curve.by for curve in curves] == [["", "HRM-m", "HRM-m"]]
+
+
+def test_what_was_measured_before_any_attack_alone_makes_no_chart() -> None:
+    found = found_by(GRID, lambda state: {"concept": 0.0} if state.attack == "before" else None)
+    assert len(found.rows) == 4
+    assert attack_charts(found, found.grid.concepts[0]) == []
 
 
 def test_curves_can_be_read_without_a_script(wide_page: Path) -> None:

@@ -1,10 +1,14 @@
 """The demo's story on Canvas, at counts that take seconds."""
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from conftest import read_lines
+from metaunlearn.data.imagefolder import METADATA, fingerprint
 from metaunlearn.errors import UserError
 from metaunlearn.report.data import read_summary
 from metaunlearn.story import demo
@@ -29,12 +33,12 @@ pictures = 4
 
 [story.strong]
 steps = [3]
-learning_rate = 1e-4
+learning_rate = 2e-4
 pictures = 4
 
 [story.benign]
 steps = [2]
-learning_rate = 1e-4
+learning_rate = 3e-4
 pictures = 4
 
 [story.full]
@@ -43,12 +47,12 @@ related = 4
 unrelated = 4
 
 [story.between]
-concept = 4
+concept = 3
 related = 0
 unrelated = 0
 
 [story.sparse]
-concept = 4
+concept = 2
 related = 0
 unrelated = 0
 """
@@ -60,10 +64,15 @@ def recipe(folder: Path, more: str = "") -> str:
     return str(file)
 
 
+def tell(run: Path, *, resume: bool = False) -> dict[str, Any]:
+    """The story of this file's tests."""
+    return demo(run, recipe=recipe(run.parent), seed=3, overrides=["steps=3"], resume=resume)
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("story")
-    demo(folder / "run", recipe=recipe(folder), overrides=["steps=3"])
+    tell(folder / "run")
     return folder / "run"
 
 
@@ -77,7 +86,11 @@ def test_every_state_of_every_model_is_scored(told: Path) -> None:
         assert [sorted(getattr(scores, regime)) for regime in ("malicious", "strong", "benign")] == [[1, 2], [3], [2]]
         assert scores.malicious[1].unrelated is None
         assert scores.malicious[2].unrelated is not None
+        pictures = [scores.malicious[1].images, scores.malicious[2].images, scores.strong[3].images]
+        assert pictures == [{"concept": 3}, {"concept": 4, "related": 4, "unrelated": 4}, {"concept": 2}]
     assert (told / "report.html").stat().st_size > 10_000
+    again = ["--concept", "clown", "--method", "esd-u-1", "--recipe", str(told.parent / "story.toml"), "--seed", "3"]
+    assert list(map(shlex.split, summary.commands)) == [["metaunlearn", "demo", *again, "--set", "steps=3"]]
 
 
 def test_erase_settings_are_the_recipes_then_the_storys_then_the_calls(told: Path) -> None:
@@ -87,9 +100,49 @@ def test_erase_settings_are_the_recipes_then_the_storys_then_the_calls(told: Pat
     assert pictures == {"forget": 4, "related": 4}
 
 
+def test_every_run_of_a_story_has_its_seed_and_its_own_settings(told: Path) -> None:
+    """The pictures of the concept are drawn from 10 000 019 + 100 003 times the seed on."""
+    requests = {file.parent.name: json.loads(file.read_text())["request"] for file in told.glob("**/run.json")}
+    assert {request["seed"] for request in requests.values()} == {3}
+    rates = {"malicious": 1e-4, "strong": 2e-4, "benign": 3e-4}
+    for model in ("unlearn", "meta-unlearn"):
+        found = {name: requests[f"{model}-{name}"]["settings"]["learning_rate"] for name in rates}
+        assert found == rates
+    samples = json.loads((told / "samples" / "samples.json").read_text())
+    assert min(sample["seed"] for sample in samples) == 10_000_019 + 3 * 100_003
+
+
+def test_both_models_are_erased_with_the_same_pictures_and_honest_users_have_others(told: Path) -> None:
+    data = told / "unlearn" / "data"
+    request = json.loads((told / "meta-unlearn" / "run.json").read_text())["request"]
+    assert request["forget_data"] == fingerprint(data / "forget")
+    assert request["retain_data"] == {role: fingerprint(data / role) for role in ("related", "unrelated")}
+    captions = {
+        name: [line["text"] for line in read_lines(told / "data" / name / METADATA)] for name in ("malicious", "benign")
+    }
+    assert ["clown" in text for text in captions["malicious"]] == [True] * 4
+    assert ["clown" in text for text in captions["benign"]] == [False] * 4
+
+
+def test_a_killed_story_goes_on_with_what_is_there(told: Path) -> None:
+    """It was killed before the last state was scored; that state's figures are then the same again."""
+    lost = told / "scores" / "unlearn" / "strong-3.json"
+    figures = lost.read_text()
+    kept = [file for pattern in ("scores/*/*.json", "**/*.safetensors") for file in told.glob(pattern) if file != lost]
+    before = {file: file.stat().st_mtime_ns for file in kept}
+    lost.unlink()
+    record = json.loads((told / "run.json").read_text())
+    (told / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    models = json.loads((told / "summary.json").read_text())["models"]
+    assert tell(told, resume=True)["models"] == models
+    assert lost.read_text() == figures
+    assert {file: file.stat().st_mtime_ns for file in kept} == before
+    assert json.loads((told / "run.json").read_text())["status"] == "complete"
+
+
 def test_a_finished_story_is_read_not_told_again(told: Path) -> None:
     before = (told / "summary.json").stat().st_mtime_ns
-    again = demo(told, recipe=recipe(told.parent), overrides=["steps=3"], resume=True)
+    again = tell(told, resume=True)
     assert again == json.loads((told / "summary.json").read_text())
     assert (told / "summary.json").stat().st_mtime_ns == before
 
@@ -103,7 +156,7 @@ def test_a_finished_storys_report_comes_back_and_other_versions_are_said(
     found["versions"]["torch"] = "1.0"
     summary.write_text(json.dumps(found))
     (told / "report.html").unlink()
-    demo(told, recipe=recipe(told.parent), overrides=["steps=3"], resume=True)
+    tell(told, resume=True)
     assert (told / "report.html").exists()
     assert "told by torch 1.0 (now " in caplog.text
     summary.write_text(text)
@@ -116,7 +169,7 @@ def test_a_story_that_was_told_by_other_settings_is_not_todays(told: Path) -> No
     record["request"]["erasing"]["settings"]["gamma2"] = 77.0
     (told / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"differently \(erasing\): erasing.settings.gamma2 was 77.0 and is"):
-        demo(told, recipe=recipe(told.parent), overrides=["steps=3"], resume=True)
+        tell(told, resume=True)
     (told / "run.json").write_text(text)
 
 
@@ -142,7 +195,7 @@ def test_the_strong_attacker_has_the_malicious_ones_pictures(tmp_path: Path) -> 
     file = Path(recipe(tmp_path))
     file.write_text(
         file.read_text(encoding="utf-8").replace(
-            "steps = [3]\nlearning_rate = 1e-4\npictures = 4", "steps = [3]\nlearning_rate = 1e-4\npictures = 8"
+            "steps = [3]\nlearning_rate = 2e-4\npictures = 4", "steps = [3]\nlearning_rate = 2e-4\npictures = 8"
         ),
         encoding="utf-8",
     )
