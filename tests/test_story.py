@@ -134,7 +134,9 @@ def test_a_killed_story_goes_on_with_what_is_there(told: Path) -> None:
     record = json.loads((told / "run.json").read_text())
     (told / "run.json").write_text(json.dumps({**record, "status": "running"}))
     models = json.loads((told / "summary.json").read_text())["models"]
-    assert tell(told, resume=True)["models"] == models
+    again = tell(told, resume=True)
+    assert again["models"] == models
+    assert again == json.loads((told / "summary.json").read_text())
     assert lost.read_text() == figures
     assert {file: file.stat().st_mtime_ns for file in kept} == before
     assert json.loads((told / "run.json").read_text())["status"] == "complete"
