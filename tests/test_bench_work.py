@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench_grids import TINY, changed, plan_of
+from metaunlearn import files
 from metaunlearn.bench import cells, sources
 from metaunlearn.bench.cells import Cell
 from metaunlearn.bench.identity import check_inputs
@@ -390,12 +391,10 @@ def test_what_changes_under_a_grid_gives_no_cell_of_the_old_key(
 
 
 def test_files_are_read_again_only_where_they_changed(lying: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaunlearn.bench import sources
-
-    cell, read = cell_of("evaluate", plan_with(lying)), sources.sha256
-    monkeypatch.setattr(sources, "sha256", lambda file: pytest.fail(f"{file} was read"))
+    cell, read = cell_of("evaluate", plan_with(lying)), files.sha256
+    monkeypatch.setattr(files, "sha256", lambda file: pytest.fail(f"{file} was read"))
     check_inputs(cell)
-    monkeypatch.setattr(sources, "sha256", read)
+    monkeypatch.setattr(files, "sha256", read)
     (lying["base"] / "weights").touch()
     check_inputs(cell)
     (lying["judge"] / "weights").unlink()
