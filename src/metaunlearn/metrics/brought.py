@@ -18,8 +18,6 @@ GROUP = Group("metaunlearn.metrics", "metric", "metrics=, --metrics")
 
 MAY_READ = ("judge", "concept", "alternative", "prompts")
 """What a class may name in ``reads``: options of the command, and what each picture should show."""
-
-
 RESERVED = ("file_name", "prompt", "seed", "guidance_scale")
 """Keys of ``raw.jsonl`` that are no metric's."""
 
