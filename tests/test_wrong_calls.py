@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import metaunlearn
+from attack_fixtures import NEVER
 from conftest import Call
 from metaunlearn.bench.run import dry_run, run_grid
 from metaunlearn.canvas import load_pipeline
@@ -185,6 +187,84 @@ def test_a_storys_seed_is_a_whole_number(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a whole number.*--seed"):
         metaunlearn.demo(tmp_path / "out", seed=1.5)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+CALLS: list[tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] = [
+    (metaunlearn.erase, {"model": "canvas", "concepts": ["knife"]}, ("concepts", "method", "out", "overrides")),
+    (
+        metaunlearn.attack,
+        {"model": "canvas", "data": "data", "out": "o"},
+        ("kind", "out", "overrides", "trackers", "data"),
+    ),
+    (
+        metaunlearn.attack_prompts,
+        {"model": "canvas", "prompts": ["a"], "success": NEVER, "out": "o"},
+        ("prompts", "shard"),
+    ),
+    (
+        metaunlearn.search_attacks,
+        {
+            "model": "canvas", "data": "data", "steps": 1, "prompts": ["a"], "judge": "canvas", "concept": "knife",
+            "out": "o",
+        },
+        ("data", "out", "steps", "prompts", "alternatives"),
+    ),
+    (
+        metaunlearn.evaluate,
+        {"pipeline": "canvas", "prompts": ["a"], "metrics": ["concept"], "concept": "knife"},
+        ("prompts", "metrics", "alternatives", "overrides", "judge"),
+    ),
+    (metaunlearn.evaluate_pictures, {"pictures": "p", "metrics": ["concept"]}, ("pictures", "metrics", "prompts")),
+    (metaunlearn.make_set, {"name": "clean", "out": "o", "generator": "canvas"}, ("name", "out", "overrides", "shard")),
+    (metaunlearn.make_delta, {"base": "canvas", "model": "canvas", "out": "o.safetensors"}, ("out",)),
+    (metaunlearn.apply_delta, {"base": "canvas", "delta": "d.safetensors", "out": "o"}, ("delta", "out")),
+    (metaunlearn.export, {"model": "canvas", "out": "o.safetensors"}, ("out",)),
+    (metaunlearn.build_report, {"folder": "f"}, ("folder",)),
+    (metaunlearn.compare, {"one": "a", "other": "b", "metric": "concept"}, ("one", "other")),
+    (metaunlearn.demo, {"out": "o"}, ("out", "overrides")),
+    (load_judge, {"spec": "canvas", "labels": ["a"]}, ("spec", "labels")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "sound", "name"),
+    [(call, sound, name) for call, sound, names in CALLS for name in names],
+    ids=[f"{call.__name__}-{name}" for call, _, names in CALLS for name in names],
+)
+def test_an_argument_of_another_kind_is_a_mistake_that_is_told(
+    call: Callable[..., Any], sound: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number or an object where a path, a name or a list belongs."""
+    monkeypatch.chdir(tmp_path)
+    for wrong in (3.5, object()):
+        with pytest.raises(UserError):
+            call(**{**sound, name: wrong})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "sound", "name"),
+    [
+        (call, sound, name)
+        for call, sound, names in CALLS
+        for name in ("data", "out", "delta", "folder", "one", "other", "pictures")
+        if name in names and (call, name) not in {(metaunlearn.erase, "out"), (metaunlearn.attack, "data")}
+    ],
+)
+def test_a_path_that_is_needed_is_asked_for(
+    call: Callable[..., Any], sound: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"a path is needed \({name}=.*\); got None"):
+        call(**{**sound, name: None})
+
+
+def test_none_is_nothing_where_lists_may_be_empty(canvas: Any) -> None:
+    for options in ({"alternatives": None}, {"overrides": None}):
+        found = metaunlearn.evaluate(canvas, "a knife", metrics="concept", concept="knife", steps=1, **options)
+        assert found["concept"].n == 1
+    with pytest.raises(UserError, match="at least one prompt"):
+        metaunlearn.evaluate(canvas, None, metrics="concept")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{"seed": 0.5}, {"images_per_prompt": 1.5}, {"steps": 2.0}])

@@ -22,7 +22,7 @@ from metaunlearn.attacks.strip import Strip
 from metaunlearn.data.imagefolder import fingerprint, read_imagefolder
 from metaunlearn.data.wording import listed
 from metaunlearn.errors import UserError
-from metaunlearn.files import path_of, sha256
+from metaunlearn.files import needed_path, path_of, sha256
 from metaunlearn.models import adapt, device_for, own_pipeline, read_only
 from metaunlearn.models.memory import checkpointing
 from metaunlearn.overrides import Overrides, as_overrides
@@ -82,7 +82,7 @@ def attack(
     ``device`` is as for :func:`~metaunlearn.erasing.erase`.
     Raises UserError before any work when the call is wrong, RunError when training breaks down.
     """
-    data, out, seed = path_of(data), path_of(out), whole_number(seed, "seed=, --seed")
+    data, out, seed = path_of(data), needed_path(out, "out=, --out DIR"), whole_number(seed, "seed=, --seed")
     overrides, trackers = as_overrides(overrides), listed(trackers)
     known(kind)
     check_trackers(trackers)

@@ -27,7 +27,7 @@ from metaunlearn.data.wording import listed
 from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.evaluation import Evaluation, plan
-from metaunlearn.files import path_of, read_json, write_json
+from metaunlearn.files import needed_path, read_json, write_json
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.intervals import Score
 from metaunlearn.metrics.judge import Judge
@@ -101,13 +101,15 @@ def search_attacks(
     the attack) and ``concept_worst_case`` (the strongest trial, on fresh seeds). ``device`` is as for
     :func:`~metaunlearn.erasing.erase`.
     """
-    data, out, device = path_of(data), path_of(out), check_device(device_for(model, device))
+    data, out = needed_path(data, "data=, --data DIR"), needed_path(out, "out=, --out DIR")
+    device = check_device(device_for(model, device))
     pipeline = read_only(model, device=device)
     adapter = adapt(pipeline, device)
     prompts, alternatives, seed = prompts_of(prompts), listed(alternatives), whole_number(seed, "seed=, --seed")
     judge = judge_for(adapter.pipeline, judge, labels=looked_for(concept, alternatives), device=device)
     recipe = str(recipe or recipe_for(adapter))
     grid, rest, finetune = _settings(read_recipe(recipe), as_overrides(overrides))
+    steps = whole_number(steps, "steps=, --steps N")
     if steps < 1:
         raise UserError(f"a search needs a budget of at least 1 step (steps=, --steps N); got {steps}.")
     for which in grid.subsets:

@@ -13,7 +13,7 @@ import torch
 from metaunlearn.attacking_prompts import ROWS
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import RAW
-from metaunlearn.files import path_of, read_records
+from metaunlearn.files import needed_path, read_records
 from metaunlearn.metrics.intervals import Score, require_same_protocol
 from metaunlearn.metrics.nudity import DETECTIONS, from_json, rule_named
 from metaunlearn.metrics.paired import mcnemar, paired_bootstrap, sign_test
@@ -46,6 +46,7 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
     exact test, means and sums by the exact sign test; the interval of the difference is a bootstrap over pairs, of seed
     ``seed``. UserError when the protocols, prompts or seeds differ.
     """
+    one, other = needed_path(one, "one=, DIR"), needed_path(other, "other=, DIR")
     scores = {folder: read_results(folder) for folder in (one, other)}
     for folder, found in scores.items():
         if metric not in found:
@@ -54,7 +55,7 @@ def compare(one: Path | str, other: Path | str, metric: str, *, seed: int = 0) -
             )
     pair = [scores[one][metric], scores[other][metric]]
     require_same_protocol(pair)
-    rows = [_rows(path_of(folder), metric) for folder in (one, other)]
+    rows = [_rows(folder, metric) for folder in (one, other)]
     pairs = [[row.pair for row in part] for part in rows]
     if pairs[0] != pairs[1]:
         raise UserError(

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metaunlearn.errors import RunError, UserError
-from metaunlearn.files import check_new_file, path_of, sha256, whole_or_absent
+from metaunlearn.files import check_new_file, needed_path, sha256, whole_or_absent
 from metaunlearn.models import adapt, in_float32, load_pipeline
 from metaunlearn.models.checks import FAMILIES, TOKENIZERS, check_pipeline
 from metaunlearn.models.trained_schedule import trained_with
@@ -56,7 +56,7 @@ def make_delta(base: Any, model: Any, out: Path | str) -> dict[str, Any]:
 
     Returns what the command line prints with ``--json``. Raises UserError before any work.
     """
-    out = path_of(out)
+    out = needed_path(out, "out=, --out FILE")
     check_new_file(out, ".safetensors")
     one, other = (in_float32(load_pipeline(given)) for given in (base, model))
     before, after = _modules(one), _modules(other)
@@ -95,7 +95,7 @@ def apply_delta(base: Any, delta: Path | str, out: Path | str) -> dict[str, Any]
     anything is written when ``base`` is not what the delta was made from, and RunError should the result not be what it
     was made to.
     """
-    delta, out = path_of(delta), path_of(out)
+    delta, out = needed_path(delta, "delta=, DELTA"), needed_path(out, "out=, --out DIR")
     if not delta.is_file():
         raise UserError(f"there is no delta {delta}; expected a file that erase --delta or metaunlearn delta wrote.")
     try:

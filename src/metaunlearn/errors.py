@@ -27,6 +27,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     When more than ``OFFERED`` names begin with ``word``, the closest of them is offered alone.
     """
+    if not isinstance(word, str):  # A call may name anything.
+        return ""
     names = list(dict.fromkeys(known))
     begun = [name for name in names if word and name.casefold().startswith(word.casefold())]
     if len(begun) > OFFERED:

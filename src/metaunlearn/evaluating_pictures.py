@@ -22,7 +22,7 @@ from metaunlearn.devices import check_device
 from metaunlearn.draws import Depicted
 from metaunlearn.errors import UserError
 from metaunlearn.evaluation import sampling_facts
-from metaunlearn.files import path_of, read_json
+from metaunlearn.files import needed_path, path_of, read_json
 from metaunlearn.generation import BATCH
 from metaunlearn.metrics.default_judge import judge_for
 from metaunlearn.metrics.distance import Distance
@@ -120,7 +120,11 @@ def plan_pictures(
     device: str = "cpu",
 ) -> PictureEvaluation:
     """Check the call; the arguments are those of :func:`evaluate_pictures`. Every picture is decoded once."""
-    named, folder, prompts = metrics_named(listed(metrics)), path_of(pictures), prompts_of(prompts)
+    named, folder, prompts = (
+        metrics_named(listed(metrics)),
+        needed_path(pictures, "pictures=, --pictures DIR"),
+        prompts_of(prompts),
+    )
     alternatives, device = listed(alternatives), check_device(device)
     texts_matter = bool(prompts) or any(reads(metric.key.partition(":")[0], "--prompts") for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")

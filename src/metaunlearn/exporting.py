@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metaunlearn.errors import UserError
-from metaunlearn.files import check_new_file, path_of
+from metaunlearn.files import check_new_file, needed_path, path_of
 from metaunlearn.models import adapt, load_pipeline
 from metaunlearn.models.checks import check_pipeline
 from metaunlearn.models.singlefile import DTYPES, load_single_file, save_single_file
@@ -30,7 +30,7 @@ def export(model: Any, out: Path | str, *, precision: str = "float32") -> dict[s
     precision = long(precision)
     if precision not in DTYPES:
         raise UserError(f"expected a precision of {', '.join(DTYPES)} (precision=..., --precision), got {precision!r}.")
-    out = path_of(out)
+    out = needed_path(out, "out=, --out FILE")
     check_new_file(out, ".safetensors")
     pipeline = load_pipeline(model)
     check_pipeline(pipeline)

@@ -28,7 +28,17 @@ def path_of(given: Path | str) -> Path: ...
 def path_of(given: Path | str | None) -> Path | None: ...
 def path_of(given: Path | str | None) -> Path | None:
     """A path that a user gave, as text or not, if at all; ``~`` is the home folder."""
+    if not isinstance(given, str | os.PathLike | None):
+        raise UserError(f"expected a path, as text or as a Path; got {given!r}.")
     return None if given is None else Path(given).expanduser()
+
+
+def needed_path(given: Path | str, option: str) -> Path:
+    """The same of what must be given; UserError names the ``option`` when it is not."""
+    path: Path | None = path_of(given)
+    if path is None:
+        raise UserError(f"a path is needed ({option}); got None.")
+    return path
 
 
 def check_new_file(out: Path, ending: str = "") -> None:

@@ -25,7 +25,7 @@ from metaunlearn.data.prompts import PromptsGiven, prompts_of
 from metaunlearn.data.recipes import MakeSettings, SetRecipe, recipe_named
 from metaunlearn.devices import check_device
 from metaunlearn.errors import RunError, UserError, first_line
-from metaunlearn.files import write_atomic, write_json
+from metaunlearn.files import needed_path, write_atomic, write_json
 from metaunlearn.generation import Sampling, default_sampling, picture_size
 from metaunlearn.locks import Locks
 from metaunlearn.models import load_pipeline
@@ -33,7 +33,7 @@ from metaunlearn.models.autoencoder import as_rgb, decoding
 from metaunlearn.models.unfiltered import unfiltered, without_bar
 from metaunlearn.overrides import Overrides, as_overrides
 from metaunlearn.runs import Count, RunFolder, named
-from metaunlearn.settings import resolve
+from metaunlearn.settings import resolve, whole_number
 from metaunlearn.sharing import Shard
 
 CHOSEN = "chosen.json"
@@ -46,7 +46,7 @@ SHEET_SIDE = 256
 
 def make_set(
     name: str,
-    out: Path,
+    out: Path | str,
     *,
     generator: Any,
     prompts: PromptsGiven | None = None,
@@ -65,6 +65,7 @@ def make_set(
     ``metadata.jsonl``.
     Returns the summary; its ``pending`` counts the pictures that other shards have still to draw.
     """
+    out, seed = needed_path(out, "out=, --out DIR"), whole_number(seed, "seed=, --seed")
     device = check_device(device)
     texts = _texts(name, recipe_named(name), prompts)
     settings = resolve(MakeSettings, {}, as_overrides(overrides))

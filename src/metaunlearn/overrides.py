@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from metaunlearn.errors import UserError
@@ -24,7 +24,9 @@ def as_overrides(said: Overrides) -> list[str]:
         return [said]
     if isinstance(said, Mapping):
         return [f"{key}={as_text(value)}" for key, value in said.items()]
-    return list(said)
+    if not isinstance(said, Iterable | None):
+        raise UserError(f"expected settings (overrides=, --set), as {{key: value}} or key=value; got {said!r}.")
+    return list(said or ())
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:

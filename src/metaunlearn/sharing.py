@@ -18,7 +18,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """``"2/4"``: the second of four."""
-        number, _, count = text.partition("/")
+        number, _, count = text.partition("/") if isinstance(text, str) else ("", "", "")
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise UserError(f"Expected a shard as K/N with 1 <= K <= N, e.g. 2/4 (shard=, --shard), got {text!r}.")
         return cls(int(number), int(count))

@@ -22,7 +22,7 @@ from metaunlearn.data.wording import bare
 from metaunlearn.erasing import erase
 from metaunlearn.erasure.registry import check_objective, configure, has_defence
 from metaunlearn.errors import UserError, did_you_mean
-from metaunlearn.files import path_of, read_json, write_json
+from metaunlearn.files import needed_path, read_json, write_json
 from metaunlearn.generation import default_sampling
 from metaunlearn.metrics.judge import Judge, load_judge
 from metaunlearn.models import load_pipeline
@@ -79,7 +79,7 @@ def demo(
 
     ``concept`` is an object or a style of Canvas; it and ``method`` are the recipe's unless they are given.
     """
-    out, story, overrides = path_of(out), read_recipe(recipe).story, as_overrides(overrides)
+    out, story, overrides = needed_path(out, "out=, --out DIR"), read_recipe(recipe).story, as_overrides(overrides)
     seed = whole_number(seed, "seed=, --seed")
     if story is None:
         raise UserError(f"recipe {recipe} has no [story] section; 'demo' has one (recipe=, --recipe).")

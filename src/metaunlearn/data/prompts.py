@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ def prompts_of(given: PromptsGiven) -> list[Prompt]:
         return read_prompts(given)
     if isinstance(given, str) and given.endswith(tuple(READERS)) and path_of(given).is_file():
         raise UserError(f"{given!r} is a file; for the prompts in it give prompts=Path({given!r}).")
-    prompts = [given] if isinstance(given, Prompt | str) else list(given)
+    if not isinstance(given, Prompt | Iterable | None):
+        raise UserError(f"expected prompts (prompts=...), as a list or a Path; got {given!r}.")
+    prompts = [given] if isinstance(given, Prompt | str) else list(given or ())
     for prompt in prompts:
         if not isinstance(prompt, Prompt | str):
             raise UserError(f"a prompt is a text, or a Prompt (prompts=...), not {prompt!r}.")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from metaunlearn.errors import UserError
 
 
-def listed(texts: Sequence[str]) -> list[str]:
-    """Texts as a list; a single one may stand for a list of one."""
-    return [texts] if isinstance(texts, str) else list(texts)
+def listed(texts: Iterable[str] | None) -> list[str]:
+    """Texts as a list; a single one may stand for a list of one, and None for none."""
+    if not isinstance(texts, Iterable | None):
+        raise UserError(f"expected texts, as a list; got {texts!r}.")
+    return [texts] if isinstance(texts, str) else list(texts or ())
 
 
-def texts_of(given: Sequence[str] | str) -> list[str]:
+def texts_of(given: Iterable[str] | None) -> list[str]:
     """The same; UserError when something in it is no text."""
     texts = listed(given)
     for text in texts:
@@ -24,8 +26,8 @@ def texts_of(given: Sequence[str] | str) -> list[str]:
 
 def synonyms(concept: str) -> list[str]:
     """``"a knife|a blade"`` → its texts; UserError when one is empty."""
-    texts = [text.strip() for text in concept.split("|")]
-    if not all(texts):
+    texts = [text.strip() for text in concept.split("|")] if isinstance(concept, str) else []
+    if not texts or not all(texts):
         raise UserError(
             f"expected a text, or several separated by |, got {concept!r} "
             "(concepts=[...], --concept TEXT, --retain TEXT, --related TEXT, --alternative TEXT)."

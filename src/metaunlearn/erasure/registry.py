@@ -112,6 +112,8 @@ def heard_by(name: str, recipe: RecipeFile, overrides: Sequence[str]) -> list[st
 
 
 def _built_in(name: str) -> Entry | None:
+    if not isinstance(name, str):
+        return None
     match, name = ESD_NAME.fullmatch(name), one_name(name)
     if match:
         return Entry(name=name, kind=Esd, preset={"subset": match[1], "eta": float(match[2])}, fixed=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metaunlearn.data.wording import bare, has_article, synonyms
+from metaunlearn.data.wording import bare, has_article, listed, synonyms
 from metaunlearn.errors import UserError, did_you_mean, first_line
 from metaunlearn.files import read_json
 from metaunlearn.metrics.hub import judge_files
@@ -212,7 +212,7 @@ def load_judge(spec: str, *, labels: Sequence[str] = (), device: str | torch.dev
 
     ``labels``, synonyms ``a|b`` among them, that the judge does not know are refused at once.
     """
-    judge = _load(spec, device)
+    judge, labels = _load(spec, device), listed(labels)
     if labels:
         words = [word for label in labels for word in synonyms(label)]
         judge.classify(torch.zeros(1, 3, 64, 64), words)
@@ -220,6 +220,8 @@ def load_judge(spec: str, *, labels: Sequence[str] = (), device: str | torch.dev
 
 
 def _load(spec: str, device: str | torch.device) -> Judge:
+    if not isinstance(spec, str):
+        raise UserError(f"expected a judge's name (judge=, --judge), such as canvas or a hub id; got {spec!r}.")
     if spec == "canvas":
         return _canvas_judge(device)
     if spec.partition(":")[0] in DETECTORS and not Path(spec).is_dir():

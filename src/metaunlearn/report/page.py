@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaunlearn.errors import UserError
-from metaunlearn.files import path_of, write_atomic
+from metaunlearn.files import needed_path, write_atomic
 from metaunlearn.records import RUN_FILE
 from metaunlearn.report.data import SAMPLES_FILE, SUMMARY_FILE, Sample, Summary, read_samples, read_summary
 from metaunlearn.report.images import Picture, inline
@@ -50,7 +50,7 @@ def build_report(folder: Path | str) -> Path:
 
     Raises UserError when the folder holds nothing to report, or a file that cannot be what its name says.
     """
-    folder = path_of(folder)
+    folder = needed_path(folder, "folder=, DIR")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one that holds results (folder=..., metaunlearn report DIR).")
     if is_bench(folder):

@@ -21,6 +21,7 @@ from metaunlearn.errors import MetaunlearnError, RunError, UserError
 from metaunlearn.files import path_of, read_json, write_json
 from metaunlearn.records import FRONTIER_FILE, TRIALS_FOLDER, TUNE_FILE
 from metaunlearn.runs import Progress, versions
+from metaunlearn.settings import whole_number
 from metaunlearn.tuning.figure import figure
 from metaunlearn.tuning.recipe import Tune, TuneRecipe, read_tune
 from metaunlearn.tuning.records import BASELINES, Record, frontier, read_records
@@ -74,6 +75,7 @@ def tune(
     Raises UserError before any work when the call is wrong. A trial whose training breaks down is kept as failed.
     """
     device = check_device(device)
+    workers = whole_number(workers, "workers=, --workers")
     if workers < 1:
         raise UserError(f"a search needs at least 1 worker (workers=, --workers); got {workers}.")
     out, read = path_of(out), read_checked(str(recipe))
