@@ -50,7 +50,7 @@ def judge_for(
     which nobody says what drew them (``pipeline`` None).
     """
     if not isinstance(spec, str | Path | None):
-        if not hasattr(spec, "vocabularies"):
+        if not any(hasattr(type(spec), function) for function in ("classify", "embed_images")):
             raise UserError(f"expected a judge (judge=, --judge): its name, or what load_judge() gives; got {spec!r}.")
         return spec
     if spec is None and (pipeline is None or not is_canvas(pipeline)):
