@@ -120,11 +120,8 @@ def plan_pictures(
     device: str = "cpu",
 ) -> PictureEvaluation:
     """Check the call; the arguments are those of :func:`evaluate_pictures`. Every picture is decoded once."""
-    named, folder, prompts = (
-        metrics_named(listed(metrics)),
-        needed_path(pictures, "pictures=, --pictures DIR"),
-        prompts_of(prompts),
-    )
+    named, prompts = metrics_named(listed(metrics)), prompts_of(prompts)
+    folder = needed_path(pictures, "pictures=, --pictures DIR")
     alternatives, device = listed(alternatives), check_device(device)
     texts_matter = bool(prompts) or any(reads(metric.key.partition(":")[0], "--prompts") for metric in named.values())
     entries = list_entries(folder, default_text=None if texts_matter else "")

@@ -79,6 +79,11 @@ class Group:
         return _points(self.name, tuple((place, _changed(place)) for place in sys.path))
 
 
+def is_ours(thing: object) -> bool:
+    """Whether the class of ``thing`` is of this package, and not of another one."""
+    return type(thing).__module__.startswith("metaunlearn.")
+
+
 def package_of(point: EntryPoint) -> str:
     """Which package brings ``point``, in a word."""
     return point.dist.name if point.dist is not None else point.value

@@ -16,6 +16,7 @@ from metaunlearn.data.imagefolder import METADATA
 from metaunlearn.errors import RunError, UserError
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import digest
+from metaunlearn.plugins import is_ours
 
 INDEX = {"pipeline": "model_index.json", "pictures": METADATA}
 """What a folder of each has at least."""
@@ -80,7 +81,7 @@ class Watched:
 
     def __init__(self, kind: TrainingKind | EditKind, model: TextToImageModel) -> None:
         self._who, self._model = type(kind).__name__, model
-        self._own = type(kind).__module__.startswith("metaunlearn.")
+        self._own = is_ours(kind)
         self._before = "" if self._own else self._digest()
 
     def check_unmoved(self) -> None:

@@ -18,6 +18,7 @@ from metaunlearn.erasure.interface import Edit, ForgetBatch, ForgetLoss
 from metaunlearn.errors import UserError, some_of
 from metaunlearn.models.interface import TextToImageModel
 from metaunlearn.parameters import digest
+from metaunlearn.plugins import is_ours
 from metaunlearn.shards import are_pieces
 
 SHOWN = 3
@@ -102,7 +103,7 @@ class Untouched:
 
     def __init__(self, method: Any, model: TextToImageModel, trained: Collection[str]) -> None:
         self._who, self._trained = type(method).__name__, trained
-        self._own = type(method).__module__.startswith("metaunlearn.")
+        self._own = is_ours(method)
         self._before = "" if self._own else self._digest(dict(model.unet.named_parameters()))
 
     def check(self, theta: dict[str, Tensor]) -> None:
